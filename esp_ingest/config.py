@@ -1,0 +1,349 @@
+"""Every knob: its default, unit, bounds and cross-checks.
+
+Order of precedence, last wins: defaults here, the TOML file, environment variables ``ESP_INGEST_SECTION__KEY``.
+A secret may also be a file: ``…_FILE`` beside its key (``ESP_INGEST_DATABASE__PASSWORD_FILE``).
+"""
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
+
+from esp_ingest.telemetry.model import SIGNAL_NAMES
+
+ENV_PREFIX = "ESP_INGEST_"
+WELL_ID_PATTERN = r"[A-Za-z0-9._-]{1,64}"
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used. The message is one sentence that names the key and says what to do."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _read_secret_files(self) -> Self:
+        for name in type(self).model_fields:
+            path = getattr(self, name) if name.endswith("_file") else None
+            secret = name.removesuffix("_file")
+            if path and isinstance(getattr(self, secret, None), SecretStr):
+                try:
+                    text = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+                except (OSError, UnicodeDecodeError) as error:
+                    raise ValueError(f"{name} cannot be read: {error}") from None
+                object.__setattr__(self, secret, SecretStr(text))
+        return self
+
+
+def _is_topic_level(text: str) -> str:
+    if not text or any(c in text for c in "+#/\0"):
+        raise ValueError("must be one topic level without +, # or /")
+    return text
+
+
+TopicLevel = Annotated[str, AfterValidator(_is_topic_level)]
+
+
+class MqttSettings(_Section):
+    """The broker and the session on it."""
+
+    host: str = Field("127.0.0.1", min_length=1, description="host name or address of the broker")
+    port: int = Field(1883, ge=1, le=65535, description="TCP port of the broker")
+    transport: Literal["tcp", "websockets"] = Field("tcp", description="tcp or websockets")
+    protocol: Literal["auto", "5", "3.1.1"] = Field(
+        "auto", description="MQTT version; auto is 5, and 3.1.1 with a warning where the broker refuses 5"
+    )
+    client_id: str = Field(
+        "esp-ingest",
+        min_length=1,
+        max_length=128,
+        description="fixed: the session on the broker hangs on it",
+    )
+    username: str = Field("", description="user name at the broker, empty for none")
+    password: SecretStr = Field(SecretStr(""), description="password at the broker")
+    password_file: str = Field("", description="a file that holds the password, in place of password")
+    tls: bool = Field(False, description="encrypt with TLS")
+    ca_file: str = Field("", description="CA certificates to trust, empty for the system's")
+    cert_file: str = Field("", description="client certificate, empty for none")
+    key_file: str = Field("", description="key of the client certificate")
+    topic_root: TopicLevel = Field("esp", description="first level of the topics: {topic_root}/{well_id}/telemetry")
+    share_group: str = Field(
+        "", pattern=r"^[^+#/\x00]*$", description="several daemons share the work under $share/{share_group}/… (MQTT 5)"
+    )
+    keepalive_seconds: int = Field(30, ge=5, le=3600, description="MQTT keep alive")
+    session_expiry_seconds: int = Field(
+        604_800, ge=60, le=0xFFFFFFFF, description="how long the broker keeps the session of an absent daemon"
+    )
+    receive_maximum: int = Field(
+        20_000, ge=1, le=65_535, description="window: messages that the broker may send ahead of acknowledgements"
+    )
+    buffer_max_bytes: int = Field(
+        67_108_864, ge=1_048_576, description="payload bytes held in memory before reading from the broker pauses"
+    )
+    connect_timeout_seconds: float = Field(5.0, gt=0, le=60, description="time to wait for the broker to answer")
+    reconnect_min_seconds: float = Field(0.5, gt=0, le=60, description="shortest pause before connecting again")
+    reconnect_max_seconds: float = Field(30.0, gt=0, le=3600, description="longest pause before connecting again")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.reconnect_min_seconds > self.reconnect_max_seconds:
+            raise ValueError("reconnect_min_seconds must not exceed reconnect_max_seconds")
+        if self.share_group and self.protocol == "3.1.1":
+            raise ValueError("share_group needs MQTT 5: set protocol to auto or 5, or clear share_group")
+        if bool(self.cert_file) != bool(self.key_file):
+            raise ValueError("cert_file and key_file belong together: set both or neither")
+        return self
+
+
+class DatabaseSettings(_Section):
+    """PostgreSQL or TimescaleDB."""
+
+    dsn: SecretStr = Field(
+        SecretStr(""), description="libpq connection string or URL; empty means libpq's own PG* variables"
+    )
+    dsn_file: str = Field("", description="a file that holds the connection string, in place of dsn")
+    password: SecretStr = Field(SecretStr(""), description="password, added to the connection string")
+    password_file: str = Field("", description="a file that holds the password, in place of password")
+    skip_init: bool = Field(False, description="start without checking the schema")
+    connect_timeout_seconds: int = Field(5, ge=2, le=120, description="time to wait for a connection")
+    statement_timeout_seconds: float = Field(60.0, gt=0, description="longest time for one statement of a batch")
+    lock_timeout_seconds: float = Field(30.0, gt=0, description="longest wait for a lock on the tables")
+    retry_min_seconds: float = Field(0.1, gt=0, le=60, description="first pause before a batch is written again")
+    retry_max_seconds: float = Field(15.0, gt=0, le=3600, description="longest pause before a batch is written again")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.retry_min_seconds > self.retry_max_seconds:
+            raise ValueError("retry_min_seconds must not exceed retry_max_seconds")
+        return self
+
+
+class BatchSettings(_Section):
+    """When a batch is cut: whichever bound is reached first."""
+
+    max_rows: int = Field(5_000, ge=1, le=1_000_000, description="readings in a batch")
+    max_bytes: int = Field(8_388_608, ge=1_024, description="payload bytes in a batch")
+    max_age_seconds: float = Field(0.25, gt=0, le=60, description="age of the oldest message in a batch")
+
+
+class Limits(_Section):
+    """Hard limits of a signal; a bound left out keeps the default."""
+
+    low: float | None = None
+    high: float | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.low is not None and self.high is not None and self.low >= self.high:
+            raise ValueError("low must be below high")
+        return self
+
+
+class ExtraSignal(_Section):
+    """A further numeric signal: kept in ``extra``, checked against its limits like the built-in ones."""
+
+    unit: str = ""
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError("low must be below high")
+        return self
+
+
+class TelemetrySettings(_Section):
+    """What counts as a reading."""
+
+    max_ahead_seconds: float = Field(300.0, ge=0, description="how far a timestamp may lie in the future")
+    max_age_days: float = Field(30.0, ge=0, description="how old a timestamp may be, 0 for any age")
+    max_payload_bytes: int = Field(4_194_304, ge=1_024, le=268_435_455, description="largest payload taken apart")
+    max_depth: int = Field(32, ge=2, le=256, description="deepest nesting of a payload")
+    limits: dict[str, Limits] = Field(default_factory=dict, description="hard limits by signal")
+    wells: dict[str, dict[str, Limits]] = Field(default_factory=dict, description="hard limits by well and signal")
+    extra_signals: dict[str, ExtraSignal] = Field(default_factory=dict, description="further signals by name")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for where, limits in [("limits", self.limits), *((f"wells.{well}", by) for well, by in self.wells.items())]:
+            for signal in limits:
+                if signal not in SIGNAL_NAMES:
+                    raise ValueError(f"{where}.{signal} is no signal{_nearest(signal, SIGNAL_NAMES)}")
+        for well in self.wells:
+            if not re.fullmatch(WELL_ID_PATTERN, well):
+                raise ValueError(f"wells.{well!r} is no well id (letters, digits, . _ -, at most 64)")
+        for name in self.extra_signals:
+            if name in (*SIGNAL_NAMES, "timestamp", "well_id"):
+                raise ValueError(f"extra_signals.{name} is built in already: use limits.{name}")
+        return self
+
+
+class SpoolSettings(_Section):
+    """The on-disk spool that takes over while the database is away."""
+
+    enabled: bool = Field(True, description="spool to disk in an outage; without it the broker's queue has to hold it")
+    path: str = Field(
+        "", description="folder; empty means $STATE_DIRECTORY/spool, else ~/.local/state/esp-ingest/spool"
+    )
+    after_seconds: float = Field(10.0, ge=0, description="how long the database may be away before spooling")
+    max_bytes: int = Field(1_073_741_824, ge=1_048_576, description="size at which the spool is full")
+    segment_bytes: int = Field(33_554_432, ge=65_536, description="size of one file, which is removed when drained")
+
+    def folder(self) -> Path:
+        """Where the spool lives, with the default resolved."""
+        if self.path:
+            return Path(self.path)
+        state = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
+        return Path(state) / "spool" if state else Path.home() / ".local" / "state" / "esp-ingest" / "spool"
+
+
+class HttpSettings(_Section):
+    """Health and metrics."""
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8080, ge=0, le=65535, description="port to listen on, 0 for any free one")
+
+
+class LogSettings(_Section):
+    """Logs on stdout."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is written")
+    format: Literal["json", "console"] = Field("json", description="json lines, or console for a terminal")
+
+
+class DiagnosticsSettings(_Section):
+    """The rules that run on each batch."""
+
+    enabled: bool = Field(True, description="run the diagnostic rules")
+    rules_file: str = Field("", description="rules to use in place of those that ship, read again on SIGHUP")
+    publish: bool = Field(True, description="publish occurrences to {topic_root}/{well_id}/diagnostics")
+
+
+class ServiceSettings(_Section):
+    """The process itself."""
+
+    drain_seconds: float = Field(20.0, gt=0, le=600, description="time to write what is held after SIGTERM")
+    stuck_after_seconds: float = Field(
+        120.0, ge=5, description="a loop that has not moved, or a message unacknowledged, for so long turns health red"
+    )
+    reject_alarm_ratio: float = Field(
+        0.5, gt=0, le=1, description="share of rejects in the last minute that raises the alarm metric"
+    )
+    reject_alarm_consecutive: int = Field(1_000, ge=1, description="rejects in a row that raise the alarm metric")
+
+
+class Settings(BaseSettings):
+    """All settings, immutable. Build with :func:`load`."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, env_prefix=ENV_PREFIX, env_nested_delimiter="__", env_ignore_empty=False
+    )
+
+    mqtt: MqttSettings = MqttSettings()
+    database: DatabaseSettings = DatabaseSettings()
+    batch: BatchSettings = BatchSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
+    spool: SpoolSettings = SpoolSettings()
+    http: HttpSettings = HttpSettings()
+    log: LogSettings = LogSettings()
+    diagnostics: DiagnosticsSettings = DiagnosticsSettings()
+    service: ServiceSettings = ServiceSettings()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.mqtt.receive_maximum < 2 * self.batch.max_rows:
+            raise ValueError(
+                f"mqtt.receive_maximum ({self.mqtt.receive_maximum}) must be at least twice batch.max_rows "
+                f"({self.batch.max_rows}), or a batch never fills while another is written"
+            )
+        return self
+
+
+def load(file: str | Path | None = None, **overrides: Any) -> Settings:
+    """Read the settings from ``file`` (None: defaults alone) and the environment.
+
+    ``overrides`` are partial sections that win over both, for the demo and for tests. Raises ConfigError."""
+    path = Path(file) if file is not None else None
+    if path is not None and not path.is_file():
+        raise ConfigError(f"The configuration file {path} does not exist: give the path of a TOML file with --config.")
+    _refuse_unknown_environment()
+
+    class Loaded(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the signature is the library's
+            file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            if path is None:
+                return init_settings, env_settings
+            return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, path)
+
+    try:
+        return Loaded(**overrides)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+    except SettingsError as error:
+        raise ConfigError(f"An environment variable cannot be used: {error}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The configuration file {path} is not valid TOML: {error}.") from None
+    except OSError as error:
+        raise ConfigError(f"The configuration file {path} cannot be read: {error.strerror}.") from None
+
+
+def _refuse_unknown_environment() -> None:
+    """pydantic-settings passes over variables of no known section; a typing error must not. Variables without the
+    double underscore are left alone: Kubernetes sets ESP_INGEST_PORT and the like by itself."""
+    for name in os.environ:
+        if name.upper().startswith(ENV_PREFIX) and "__" in name[len(ENV_PREFIX) :]:
+            section = name[len(ENV_PREFIX) :].split("__")[0].lower()
+            if section not in Settings.model_fields:
+                raise ConfigError(
+                    f"Unknown section in the environment variable {name}{_nearest(section, Settings.model_fields)}"
+                )
+
+
+def _explain(error: ValidationError) -> str:
+    """One sentence on the first thing wrong. The value is not repeated: it may be a secret."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    location = [str(part) for part in first["loc"]]
+    key = ".".join(location)
+    if first["type"] == "extra_forbidden":
+        siblings = _fields_at(location[:-1])
+        return f"Unknown setting {key}{_nearest(location[-1], siblings, '.'.join(location[:-1]))}"
+    message = first["msg"].removeprefix("Value error, ").rstrip(".?")
+    return f"Setting {key}: {message}." if key else f"Configuration: {message}."
+
+
+def _fields_at(location: list[str]) -> list[str]:
+    model: Any = Settings
+    for part in location:
+        annotation = model.model_fields[part].annotation if part in getattr(model, "model_fields", {}) else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return ["low", "high", "unit"]
+        model = annotation
+    return list(model.model_fields)
+
+
+def _nearest(wrong: str, known: Iterable[str], prefix: str = "") -> str:
+    close = difflib.get_close_matches(wrong, list(known), n=1, cutoff=0.4)
+    if not close:
+        return f": known are {', '.join(known)}."
+    return f": did you mean {f'{prefix}.' if prefix else ''}{close[0]}?"

@@ -1,0 +1,1 @@
+"""Demo: a simulated fleet, and broker and database embedded in pip packages."""

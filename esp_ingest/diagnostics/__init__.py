@@ -1,0 +1,1 @@
+"""Diagnostics: rules over columns, and the life of an alarm."""

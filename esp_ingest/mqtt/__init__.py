@@ -1,0 +1,1 @@
+"""MQTT: the client with bulk reads, and the source of deliveries built on it."""

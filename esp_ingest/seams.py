@@ -1,0 +1,75 @@
+"""The four seams of the house. Each has one real implementation, and a fake in tests/support that passes the same
+contract suite (tests/…/contract_*.py): Clock (service/clock.py), Source (mqtt/source.py), Store (store/writer.py) and
+Metrics (service/metrics.py, whose fake is the same class on a private registry)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from esp_ingest.telemetry.model import Delivery, DiagnosticRow, Readings, Reject
+
+
+class Clock(Protocol):
+    """Monotonic time for durations, wall time for timestamps."""
+
+    def monotonic(self) -> float: ...
+    def now_us(self) -> int:
+        """Wall time, microseconds since the Unix epoch."""
+        ...
+
+    def sleep(self, seconds: float) -> None: ...
+
+
+class Source(Protocol):
+    """Where deliveries come from. All methods are called from the pipeline's thread."""
+
+    def take(self, max_messages: int, max_bytes: int, timeout_seconds: float) -> list[Delivery]:
+        """Deliveries in the order received, oldest first; waits up to ``timeout_seconds`` for the first one, and
+        returns at once with what is there when anything is."""
+        ...
+
+    def settle(self, deliveries: Sequence[Delivery]) -> int:
+        """These are safe: acknowledge them to the broker, in the order given. Deliveries of an earlier connection are
+        skipped (the broker sends them again). Returns how many acknowledgements were queued to the socket. Every
+        delivery that ``take`` returned is settled exactly once, QoS 0 included, so that its window slot comes back."""
+        ...
+
+    def buffered(self) -> tuple[int, int]:
+        """(messages, bytes) received and not yet taken."""
+        ...
+
+
+class StoreUnavailable(Exception):
+    """The database cannot take this now; the same batch may be written again later, as often as needed.
+
+    ``reason`` is a short fixed phrase for logs and health. Also raised when the outcome of a commit is unknown:
+    writing again is harmless."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class WriteResult:
+    """What became of the items of a batch: written + duplicates + rejected == readings + rejects handed in.
+
+    ``refused`` are the readings that the database itself refused and that were stored as rejects instead."""
+
+    written: int
+    duplicates: int
+    rejected: int
+    refused: tuple[Reject, ...] = ()
+
+
+class Store(Protocol):
+    """The database. Called from one thread at a time."""
+
+    def write(self, readings: Readings, rejects: Sequence[Reject], diagnostics: Sequence[DiagnosticRow]) -> WriteResult:
+        """Store all of it in one transaction, or nothing. Writing the same again stores nothing twice.
+
+        Raises StoreUnavailable where it makes sense to try again; never raises for bad data."""
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,1 @@
+"""Service: clock, logs, metrics, health and the HTTP port."""

@@ -1,0 +1,1 @@
+"""Store: migrations, the COPY ladder, the on-disk spool and named queries."""

@@ -1,0 +1,1 @@
+"""Telemetry: signals, units and limits, and the decoding of payloads."""

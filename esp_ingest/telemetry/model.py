@@ -1,0 +1,195 @@
+"""The vocabulary of the house: signals, deliveries, readings in columns, rejects.
+
+Everything above imports from here and nothing here imports from above. Times are integers, microseconds since the
+Unix epoch in UTC (``*_us``): exact, and the unit of PostgreSQL's timestamptz.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+
+class Signal(NamedTuple):
+    """One measured quantity; outside ``low`` … ``high`` the instrument is wrong, not the well."""
+
+    name: str
+    unit: str
+    low: float
+    high: float
+    description: str
+
+
+# In the order of the table's columns. Limits: CONTRACT.md; configuration may change them, for all wells or for one.
+SIGNALS: tuple[Signal, ...] = (
+    Signal("flow_rate", "bbl/d", 0, 30_000, "liquid rate at surface"),
+    Signal("pip", "psi", 0, 6_000, "pump intake pressure"),
+    Signal("motor_current", "A", 0, 500, "motor current"),
+    Signal("motor_temp", "°F", 32, 572, "motor winding temperature"),
+    Signal("vibration", "in/s", 0, 10, "pump vibration, velocity"),
+    Signal("vsd_frequency", "Hz", 0, 90, "output frequency of the variable speed drive"),
+    Signal("gor", "scf/bbl", 0, 50_000, "gas-oil ratio"),
+    Signal("discharge_pressure", "psi", 0, 10_000, "pump discharge pressure"),
+    Signal("wellhead_pressure", "psi", 0, 10_000, "tubing pressure at the wellhead"),
+    Signal("casing_pressure", "psi", 0, 10_000, "casing pressure at the wellhead"),
+    Signal("intake_temp", "°F", 32, 572, "fluid temperature at the pump intake"),
+    Signal("leakage_current", "mA", 0, 100, "leakage current to earth"),
+    Signal("drive_voltage", "V", 0, 6_000, "output voltage of the drive"),
+)
+SIGNAL_NAMES: tuple[str, ...] = tuple(signal.name for signal in SIGNALS)
+SIGNAL_ROW: dict[str, int] = {name: row for row, name in enumerate(SIGNAL_NAMES)}
+
+
+class RejectReason(StrEnum):
+    """Why something cannot be a reading: a closed list, so that it can be a metric's label and an operator's filter."""
+
+    INVALID_TOPIC = "invalid_topic"
+    PAYLOAD_TOO_LARGE = "payload_too_large"
+    EMPTY_PAYLOAD = "empty_payload"
+    INVALID_UTF8 = "invalid_utf8"
+    INVALID_JSON = "invalid_json"
+    TOO_DEEP = "too_deep"
+    NOT_AN_OBJECT = "not_an_object"
+    MISSING_TIMESTAMP = "missing_timestamp"
+    INVALID_TIMESTAMP = "invalid_timestamp"
+    TIMESTAMP_AHEAD = "timestamp_ahead"
+    TIMESTAMP_TOO_OLD = "timestamp_too_old"
+    WELL_ID_MISMATCH = "well_id_mismatch"
+    WRONG_TYPE = "wrong_type"
+    NO_SIGNAL = "no_signal"
+    UNSTORABLE_TEXT = "unstorable_text"
+    REFUSED_BY_DATABASE = "refused_by_database"
+
+
+class Delivery(NamedTuple):
+    """One message as it arrived. ``topic`` is raw bytes: a topic need not be valid UTF-8 to be stored as a reject.
+
+    ``epoch`` numbers the connection that delivered it and ``mid`` is the packet id within that epoch (0 at QoS 0): an
+    acknowledgement is only ever sent to the epoch it belongs to. ``redelivered`` is MQTT's DUP flag, or true for what a
+    restart may have stored already.
+    """
+
+    topic: bytes
+    payload: bytes
+    qos: int
+    mid: int
+    epoch: int
+    received_us: int
+    redelivered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Something received that cannot be a reading, kept byte for byte. ``item`` is its place in an array, else 0.
+
+    ``payload`` is the whole message for a message-level reject; for one bad item of an array it is that item's bytes
+    where they can be told apart, else the item re-encoded.
+    """
+
+    received_us: int
+    topic: bytes
+    reason: RejectReason
+    detail: str
+    payload: bytes
+    item: int = 0
+    redelivered: bool = False
+
+
+@dataclass(slots=True)
+class Readings:
+    """n readings as columns, in the order received.
+
+    Shapes: ``well_index`` (n,) indexes ``wells``; ``timestamp_us`` and ``received_us`` (n,) int64;
+    ``values`` (len(SIGNALS), n) float64, one contiguous row a signal, NaN where there is no value (stored as NULL).
+    ``extra`` and ``quality`` map a reading's index to a JSON object as text, only where there is one.
+    """
+
+    wells: list[str]
+    well_index: npt.NDArray[np.int32]
+    timestamp_us: IntArray
+    received_us: IntArray
+    values: FloatArray
+    extra: dict[int, str] = field(default_factory=dict)
+    quality: dict[int, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return int(self.timestamp_us.shape[0])
+
+    def well_of(self, row: int) -> str:
+        return self.wells[int(self.well_index[row])]
+
+    def select(self, rows: npt.NDArray[np.intp]) -> "Readings":
+        """The readings at ``rows``, in that order. ``wells`` is shared, not compacted."""
+        place = {int(row): at for at, row in enumerate(rows)} if self.extra or self.quality else {}
+        return Readings(
+            wells=self.wells,
+            well_index=self.well_index[rows],
+            timestamp_us=self.timestamp_us[rows],
+            received_us=self.received_us[rows],
+            values=np.ascontiguousarray(self.values[:, rows]),
+            extra={place[row]: text for row, text in self.extra.items() if row in place},
+            quality={place[row]: text for row, text in self.quality.items() if row in place},
+        )
+
+    @staticmethod
+    def empty() -> "Readings":
+        return Readings(
+            wells=[],
+            well_index=np.empty(0, np.int32),
+            timestamp_us=np.empty(0, np.int64),
+            received_us=np.empty(0, np.int64),
+            values=np.empty((len(SIGNALS), 0), np.float64),
+        )
+
+
+@dataclass(slots=True)
+class Decoded:
+    """What a list of deliveries turned into. Every item received is a reading or a reject: ``items`` is their sum.
+
+    ``out_of_range`` counts values outside their hard limits by signal, for the metric.
+    """
+
+    readings: Readings
+    rejects: list[Reject]
+    out_of_range: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def items(self) -> int:
+        return len(self.readings) + len(self.rejects)
+
+
+class Severity(StrEnum):
+    CRITICAL = "critical"
+    HIGH = "high"
+    MEDIUM = "medium"
+    LOW = "low"
+    INFO = "info"
+
+
+@dataclass(frozen=True, slots=True)
+class DiagnosticRow:
+    """The present state of one occurrence, keyed by (well_id, diagnosis, raised_us): a row of diagnostic_results.
+
+    Written with INSERT … ON CONFLICT (key) DO UPDATE, so that writing it again changes nothing.
+    ``actions_json`` and ``snapshot_json`` are JSON texts; ``cleared_us`` is None while the occurrence is open.
+    """
+
+    well_id: str
+    diagnosis: str
+    raised_us: int
+    severity: Severity
+    state: str
+    cleared_us: int | None
+    value: float | None
+    threshold: float | None
+    peak: float | None
+    occurrences: int
+    confidence: float | None
+    message: str
+    actions_json: str
+    snapshot_json: str
