@@ -1,0 +1,183 @@
+"""Wiring and lifetime of the daemon: start order, signals, drain order.
+
+The health port answers first, before anything heavy is loaded; broker and database may come whenever they like.
+"""
+
+import logging
+import os
+import signal
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from esp_ingest.config import Settings
+from esp_ingest.seams import Clock
+from esp_ingest.service import log as logs
+from esp_ingest.service import systemd
+from esp_ingest.service.clock import SystemClock
+from esp_ingest.service.health import Health
+from esp_ingest.service.http import HttpServer
+from esp_ingest.service.metrics import Metrics
+
+if TYPE_CHECKING:
+    from esp_ingest.mqtt.source import MqttSource
+    from esp_ingest.stage import Stage, ThreadedStage
+
+log = logging.getLogger(__name__)
+
+_OBSERVE_SECONDS = 0.5  # how often gauges, health and the watchdog are brought up to date
+
+
+def run(settings: Settings) -> int:
+    """Run until SIGTERM or SIGINT. Returns the exit code: 0 when all that was held is safe, 1 otherwise."""
+    logs.configure(settings.log)
+    clock = SystemClock()
+    signals = Signals()
+    signals.install()
+    metrics = Metrics()
+    health = Health(clock, settings.service)
+    http = HttpServer(settings.http, health, metrics)
+    http.start()
+    log.info("started", extra={"http_port": http.port, "pid": os.getpid()})
+    try:
+        return Daemon(settings, clock, metrics, health, signals).run()
+    finally:
+        http.stop()
+
+
+class Signals:
+    """First signal asks, second one kills. SIGHUP asks for the rules to be read again."""
+
+    def __init__(self) -> None:
+        self.stopping = False
+        self.reload = False
+
+    def install(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        signal.signal(signal.SIGHUP, self._reload)
+
+    def _stop(self, number: int, _frame: FrameType | None) -> None:
+        if self.stopping:
+            os._exit(1)  # nothing is lost: what is not acknowledged comes again
+        self.stopping = True
+        log.info("stopping", extra={"signal": signal.Signals(number).name})
+
+    def _reload(self, _number: int, _frame: FrameType | None) -> None:
+        self.reload = True
+
+
+class Daemon:
+    """The parts of a running daemon and the order in which they start and end."""
+
+    def __init__(self, settings: Settings, clock: Clock, metrics: Metrics, health: Health, signals: Signals) -> None:
+        # Loaded here, after the health port answers: together they take a third of a second.
+        from esp_ingest.mqtt.source import MqttSource
+        from esp_ingest.pipeline import Pipeline
+        from esp_ingest.stage import Stage, ThreadedStage
+        from esp_ingest.store.spool import Spool
+        from esp_ingest.store.writer import PostgresStore
+        from esp_ingest.telemetry.decode import Decoder
+
+        self._settings = settings
+        self._clock = clock
+        self._metrics = metrics
+        self._health = health
+        self._signals = signals
+        spool_settings = settings.spool
+        self._spool = (
+            Spool(spool_settings.folder(), spool_settings.max_bytes, spool_settings.segment_bytes, self._note_set_aside)
+            if spool_settings.enabled
+            else None
+        )
+        self._store = PostgresStore(settings.database)
+        self._source: MqttSource = MqttSource(settings.mqtt, clock, metrics)
+        # A decoder a thread: its caches are not shared.
+        self._stage: Stage = Stage(
+            settings,
+            self._store,
+            self._spool,
+            None,
+            Decoder(settings.telemetry, settings.mqtt.topic_root).decode,
+            clock,
+            metrics,
+            beat=lambda: health.beat("writer"),
+        )
+        self._writer: ThreadedStage = ThreadedStage(self._stage)
+        self._pipeline = Pipeline(
+            self._source,
+            Decoder(settings.telemetry, settings.mqtt.topic_root).decode,
+            self._writer,
+            clock,
+            metrics,
+            settings.batch,
+            settings.service,
+            beat=self._beat,
+        )
+        self._next_observation = 0.0
+        self._notify = systemd.Notifier()
+
+    def run(self) -> int:
+        """Start, run the pipeline in this thread, and drain."""
+        self._writer.start()
+        self._source.start()
+        try:
+            self._pipeline.run(lambda: self._signals.stopping)
+            return 0 if self._drain() else 1
+        except Exception:
+            log.exception("the pipeline ended")
+            return 1
+
+    def _drain(self) -> bool:
+        """Refuse new work, make safe what is held, acknowledge it, leave the session on the broker."""
+        deadline = self._clock.monotonic() + self._settings.service.drain_seconds
+        self._notify.stopping()
+        self._source.stop_receiving()
+        drained = self._pipeline.drain(lambda: self._clock.monotonic() >= deadline)
+        left = max(deadline - self._clock.monotonic(), 0.5)
+        ended = self._writer.close(left)
+        self._source.close()
+        if ended:
+            self._store.close()
+            if self._spool is not None:
+                self._spool.close()
+        if not drained:
+            log.error("drain deadline passed; what is unacknowledged comes again after the next start")
+            return False
+        log.info("stopped")
+        return ended
+
+    def _beat(self) -> None:
+        """Called by the pipeline at every turn."""
+        self._health.beat("pipeline")
+        now = self._clock.monotonic()
+        if now >= self._next_observation:
+            self._next_observation = now + _OBSERVE_SECONDS
+            self._observe()
+
+    def _observe(self) -> None:
+        """Bring gauges, health conditions and the watchdog up to date."""
+        source, metrics, health = self._source, self._metrics, self._health
+        messages, size = source.buffered()
+        oldest = source.oldest_unacked_seconds()
+        metrics.buffer_messages.set(messages)
+        metrics.buffer_bytes.set(size)
+        metrics.unacked_messages.set(source.unacked())
+        metrics.oldest_unacked_seconds.set(oldest)
+        stuck_after = self._settings.service.stuck_after_seconds
+        health.set("mqtt", source.subscribed, "subscribed" if source.subscribed else source.last_error or "connecting")
+        health.set("mqtt_thread", source.network_thread_alive(), "network thread")
+        health.set("unacked", oldest < stuck_after, f"oldest unacknowledged message is {oldest:.1f} s old")
+        trouble = self._stage.database_detail
+        health.set("database", trouble is None, trouble or "reachable")
+        full = self._stage.spool_detail
+        health.set("spool", full is None, full or "takes messages")
+        health.set("writer_thread", self._writer.alive, "writer thread")
+        if health.live()[0]:
+            self._notify.watchdog()
+        self._notify.ready_once(health.ready()[0])
+
+    def _note_set_aside(self, report: object) -> None:
+        self._metrics.spool_set_aside.inc()
+        log.error("spool damage set aside", extra={"report": report})
+
+

@@ -1,0 +1,498 @@
+"""The writer stage: diagnose and write one batch, retry what is transient, spool what has to wait too long.
+
+One batch is in the stage at a time. It comes back when it is safe: committed, or fsynced in the spool. While the spool
+holds anything, batches go through it (first in, first out), and the stage drains it between them.
+
+`Stage` is the logic and needs no thread; `InlineStage` and `ThreadedStage` are two ways to run it.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
+
+from esp_ingest.config import Settings
+from esp_ingest.seams import Clock, Store, StoreUnavailable
+from esp_ingest.service.log import Repeated
+from esp_ingest.service.metrics import Metrics
+from esp_ingest.store.spool import Spool, SpoolError, SpoolFull
+from esp_ingest.telemetry.model import Decoded, Delivery, DiagnosticRow, Readings, Reject, RejectReason
+
+log = logging.getLogger(__name__)
+
+_DRAIN_STEPS = 2  # pieces of the spool drained for each batch that arrives: the backlog shrinks even at full load
+_PING_SECONDS = 5.0  # an idle stage asks this often whether the database is still there
+
+
+@dataclass(slots=True)
+class Batch:
+    """Deliveries on their way to safety. ``decoded`` is None where decoding is left to the stage."""
+
+    deliveries: list[Delivery]
+    decoded: Decoded | None = None
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a batch. ``committed`` are the readings of each transaction; a spooled batch has none yet."""
+
+    written: int = 0
+    duplicates: int = 0
+    rejected: int = 0
+    spooled: int = 0
+    committed: list[Readings] = field(default_factory=list)
+
+    def __iadd__(self, other: "Outcome") -> "Outcome":
+        self.written += other.written
+        self.duplicates += other.duplicates
+        self.rejected += other.rejected
+        self.spooled += other.spooled
+        self.committed += other.committed
+        return self
+
+
+class Evaluation(Protocol):
+    @property
+    def rows(self) -> Sequence[DiagnosticRow]: ...
+
+
+class Diagnostics(Protocol):
+    """The part of diagnostics/engine.py that the stage drives. ``prepare`` may raise StoreUnavailable."""
+
+    def prepare(self) -> None: ...
+    def evaluate(self, readings: Readings) -> Evaluation: ...
+    def accept(self, evaluation: Evaluation) -> None: ...
+    def discard(self, evaluation: Evaluation) -> None: ...
+
+
+class Stage:
+    """All waiting for the database is in here; ``pause`` is how it waits (it returns early when a batch arrives)."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        spool: Spool | None,
+        diagnostics: Diagnostics | None,
+        decode: Callable[[list[Delivery]], Decoded],
+        clock: Clock,
+        metrics: Metrics,
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._spool = spool
+        self._diagnostics = diagnostics
+        self._decode = decode
+        self._clock = clock
+        self._metrics = metrics
+        self._beat = beat
+        self.pause: Callable[[float], None] = clock.sleep
+        self.hurrying = False
+        self._wait = wait_random_exponential(
+            multiplier=settings.database.retry_min_seconds,
+            min=settings.database.retry_min_seconds / 2,
+            max=settings.database.retry_max_seconds,
+        )
+        self._outage = _Outage(self._wait, clock, metrics)
+        self._spool_log = Repeated(log, "spool takes nothing, acknowledgements stop", "spool takes messages again")
+        self.spool_detail: str | None = None  # why the spool takes nothing just now
+        self._next_ping = 0.0
+        if spool is not None and spool.messages:
+            log.info("spool holds messages of an earlier run", extra={"messages": spool.messages, "bytes": spool.bytes})
+
+    @property
+    def spooling(self) -> bool:
+        """The spool holds something: first in, first out, so everything goes through it."""
+        return self._spool is not None and self._spool.messages > 0
+
+    @property
+    def database_detail(self) -> str | None:
+        """Why the database cannot be used just now; None where it can."""
+        return self._outage.reason
+
+    def process(self, batch: Batch) -> Outcome:
+        """Make the batch safe. Returns when it is, however long that takes."""
+        while True:
+            self._beat()
+            if not self.spooling and not self._outage.lasting(self._patience_seconds()):
+                try:
+                    return self._write_patiently(batch)
+                except StoreUnavailable:
+                    pass  # the patience is over: to the spool
+            spooled = self._append(batch.deliveries)
+            if spooled is not None:
+                if batch.decoded is not None:
+                    self._metrics.readings_spooled.inc(batch.decoded.items)
+                return spooled
+            self._drain_or_pause()
+
+    def idle(self) -> float:
+        """Between batches: drain a piece of the spool, or see whether the database is there. Returns how long the next
+        call may wait, in seconds."""
+        self._beat()
+        if self.spooling:
+            self.drain_step()
+            return 0.0 if self.spooling and self._outage.reason is None else self._outage.seconds_to_next()
+        now = self._clock.monotonic()
+        if now >= self._next_ping and self._outage.due():
+            self._next_ping = now + _PING_SECONDS
+            self._ping()
+        return min(max(self._next_ping - now, 0.05), 1.0)
+
+    def drain_step(self) -> None:
+        """Write the oldest piece of the spool, if the database is due for another try."""
+        if self._spool is None or not self._outage.due():
+            return
+        bounds = self._settings.batch
+        try:
+            piece = self._spool.peek(bounds.max_rows, bounds.max_bytes)
+            if piece.deliveries:
+                self._store_isolating(piece.deliveries, None)
+            self._spool.discard(piece)
+            self._metrics.spool_drained.inc(len(piece))
+        except StoreUnavailable as error:
+            self._outage.failed(error)
+        except SpoolError as error:
+            self._metrics.spool_failures.inc()
+            self._outage.failed(StoreUnavailable("the spool cannot be read", str(error)))
+        self._note_spool()
+        if not self.spooling:
+            log.info("spool drained")
+
+    def _patience_seconds(self) -> float:
+        """How long a batch may wait for the database before it is spooled."""
+        if self._spool is None:
+            return float("inf")
+        return 0.0 if self.hurrying else self._settings.spool.after_seconds
+
+    def _write_patiently(self, batch: Batch) -> Outcome:
+        """Write, again and again while the database is away. Raises StoreUnavailable when the patience is over."""
+
+        def give_up(_state: RetryCallState) -> bool:
+            return self._outage.lasting(self._patience_seconds())
+
+        for attempt in Retrying(
+            retry=retry_if_exception_type(StoreUnavailable),
+            wait=self._wait,
+            stop=give_up,
+            sleep=self._pause_alive,
+            reraise=True,
+        ):
+            with attempt:
+                try:
+                    return self._store_isolating(batch.deliveries, batch.decoded)
+                except StoreUnavailable as error:
+                    self._outage.failed(error)
+                    raise
+        raise AssertionError("tenacity returns or raises")
+
+    def _pause_alive(self, seconds: float) -> None:
+        self._beat()
+        self.pause(seconds)
+
+    def _append(self, deliveries: list[Delivery]) -> Outcome | None:
+        """Spool the messages; None where the spool cannot take them now."""
+        assert self._spool is not None
+        was_empty = not self.spooling
+        try:
+            self._spool.append(deliveries)
+        except SpoolError as error:
+            self._metrics.spool_full.set(1)
+            if not isinstance(error, SpoolFull):
+                self._metrics.spool_failures.inc()
+            self.spool_detail = str(error)
+            self._spool_log.failed(self._clock.monotonic(), "spool takes nothing", detail=str(error))
+            return None
+        self._metrics.spool_full.set(0)
+        self._metrics.spool_written.inc(len(deliveries))
+        self.spool_detail = None
+        self._spool_log.ended(self._clock.monotonic())
+        self._note_spool()
+        if was_empty:
+            log.warning("database away, spooling to disk", extra={"reason": self._outage.reason})
+        return Outcome(spooled=len(deliveries))
+
+    def _drain_or_pause(self) -> None:
+        """The spool takes nothing more: only the database can make room."""
+        if self.spooling:
+            self.drain_step()
+        else:
+            self._ping()
+        if self._outage.reason is not None:
+            self._pause_alive(min(self._outage.seconds_to_next(), 1.0))
+
+    def _store_isolating(self, deliveries: Sequence[Delivery], decoded: Decoded | None) -> Outcome:
+        """Store; where our own code fails on a batch, halve it until the one message at fault is a reject.
+
+        ``decoded`` was counted as received where it was decoded; what is decoded here is counted here."""
+        try:
+            if decoded is None:
+                decoded = self._decode(list(deliveries))
+                self._metrics.readings_received.inc(decoded.items)
+            return self._store_once(decoded)
+        except StoreUnavailable:
+            raise
+        except Exception as error:
+            log.exception("batch failed in our own code", extra={"messages": len(deliveries)})
+            if decoded is not None:
+                self._metrics.readings_spooled.inc(decoded.items)  # they leave this count and are received again below
+            if len(deliveries) == 1:
+                self._metrics.readings_received.inc()
+                return self._store_once(Decoded(Readings.empty(), [_internal_error(deliveries[0], error)]))
+        half = len(deliveries) // 2
+        outcome = self._store_isolating(deliveries[:half], None)
+        outcome += self._store_isolating(deliveries[half:], None)
+        return outcome
+
+    def _store_once(self, decoded: Decoded) -> Outcome:
+        """One transaction: readings, rejects and what the rules made of the readings."""
+        started = self._clock.monotonic()
+        evaluation = self._evaluate(decoded.readings)
+        try:
+            result = self._store.write(
+                decoded.readings, decoded.rejects, evaluation.rows if evaluation is not None else ()
+            )
+        except BaseException:
+            if self._diagnostics is not None and evaluation is not None:
+                self._diagnostics.discard(evaluation)
+            raise
+        if self._diagnostics is not None and evaluation is not None:
+            self._diagnostics.accept(evaluation)
+        self._outage.ended()
+        settled = result.written + result.duplicates + result.rejected
+        if settled != decoded.items:
+            self._metrics.reconciliation_failures.inc()
+            log.error("items do not add up", extra={"items": decoded.items, "accounted": settled})
+        self._count(decoded, result.written, result.duplicates, result.refused, self._clock.monotonic() - started)
+        return Outcome(result.written, result.duplicates, result.rejected, 0, [decoded.readings])
+
+    def _evaluate(self, readings: Readings) -> Evaluation | None:
+        if self._diagnostics is None:
+            return None
+        self._diagnostics.prepare()
+        try:
+            return self._diagnostics.evaluate(readings)
+        except StoreUnavailable:
+            raise
+        except Exception:  # diagnostics advise; they never hold back a reading
+            log.exception("diagnostics failed on a batch, its readings are stored without")
+            self._metrics.diagnostics_rule_failures.labels(diagnosis="engine").inc()
+            return None
+
+    def _count(
+        self, decoded: Decoded, written: int, duplicates: int, refused: Iterable[Reject], seconds: float
+    ) -> None:
+        metrics = self._metrics
+        metrics.readings_written.inc(written)
+        metrics.readings_duplicate.inc(duplicates)
+        for reject in (*decoded.rejects, *refused):
+            metrics.readings_rejected.labels(reason=reject.reason.value).inc()
+        for signal, count in decoded.out_of_range.items():
+            metrics.values_out_of_range.labels(signal=signal).inc(count)
+        metrics.batch_rows.observe(decoded.items)
+        metrics.batch_write_seconds.observe(seconds)
+
+    def _ping(self) -> None:
+        try:
+            self._store.ping()
+            if self._diagnostics is not None:
+                self._diagnostics.prepare()
+        except StoreUnavailable as error:
+            self._outage.failed(error)
+        else:
+            self._outage.ended()
+
+    def _note_spool(self) -> None:
+        assert self._spool is not None
+        self._metrics.spool_messages.set(self._spool.messages)
+        self._metrics.spool_bytes.set(self._spool.bytes)
+        oldest_us = self._spool.oldest_us
+        age_us = 0 if oldest_us is None else self._clock.now_us() - oldest_us
+        self._metrics.spool_oldest_seconds.set(max(age_us, 0) / 1e6)
+
+
+class _Outage:
+    """When the database went away, why, and when to try again. Logs the start, growing intervals and the end."""
+
+    def __init__(self, wait: wait_random_exponential, clock: Clock, metrics: Metrics) -> None:
+        self._wait = wait
+        self._clock = clock
+        self._metrics = metrics
+        self._log = Repeated(log, "database unavailable", "database available")
+        self._since: float | None = None
+        self._next = 0.0
+        self._state = RetryCallState(Retrying(), None, (), {})
+        self.reason: str | None = "not reached yet"
+
+    def failed(self, error: StoreUnavailable) -> None:
+        now = self._clock.monotonic()
+        if self._since is None:
+            self._since = now
+            self._state.attempt_number = 0
+        self._state.attempt_number += 1
+        self._next = now + self._wait(self._state)
+        self.reason = str(error)
+        self._metrics.database_up.set(0)
+        self._metrics.database_retries.inc()
+        self._log.failed(now, error.reason, detail=error.detail)
+
+    def ended(self) -> None:
+        self.reason = None
+        self._since = None
+        self._next = 0.0
+        self._metrics.database_up.set(1)
+        self._log.ended(self._clock.monotonic())
+
+    def lasting(self, seconds: float) -> bool:
+        """The database has been away for at least ``seconds``."""
+        return self._since is not None and self._clock.monotonic() - self._since >= seconds
+
+    def due(self) -> bool:
+        return self._clock.monotonic() >= self._next
+
+    def seconds_to_next(self) -> float:
+        return max(self._next - self._clock.monotonic(), 0.01)
+
+
+def _internal_error(delivery: Delivery, error: Exception) -> Reject:
+    return Reject(
+        received_us=delivery.received_us,
+        topic=delivery.topic,
+        reason=RejectReason.INTERNAL_ERROR,
+        detail=f"esp-ingest failed on this message ({type(error).__name__}): replay it after an upgrade",
+        payload=delivery.payload,
+        redelivered=delivery.redelivered,
+    )
+
+
+class InlineStage:
+    """The stage without a thread: a batch is processed where it is submitted. For tests and for run_once()."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._finished: tuple[Batch, Outcome] | None = None
+
+    @property
+    def busy(self) -> bool:
+        return self._finished is not None
+
+    @property
+    def spooling(self) -> bool:
+        return self._stage.spooling
+
+    def submit(self, batch: Batch) -> None:
+        assert self._finished is None, "one batch at a time"
+        self._finished = (batch, self._stage.process(batch))
+
+    def poll(self, timeout_seconds: float) -> tuple[Batch, Outcome] | None:
+        del timeout_seconds
+        finished, self._finished = self._finished, None
+        return finished
+
+    def hurry(self) -> None:
+        self._stage.hurrying = True
+
+
+class ThreadedStage:
+    """The stage in a thread of its own. An error in it is raised again in the caller of `poll`."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        stage.pause = self._pause
+        self._changed = threading.Condition()
+        self._waiting: Batch | None = None
+        self._finished: tuple[Batch, Outcome] | None = None
+        self._error: BaseException | None = None
+        self._busy = False
+        self._closing = False
+        self._thread = threading.Thread(target=self._loop, name="writer", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def busy(self) -> bool:
+        return self._busy
+
+    @property
+    def spooling(self) -> bool:
+        return self._stage.spooling
+
+    def submit(self, batch: Batch) -> None:
+        with self._changed:
+            assert not self._busy, "one batch at a time"
+            self._busy = True
+            self._waiting = batch
+            self._changed.notify_all()
+
+    def poll(self, timeout_seconds: float) -> tuple[Batch, Outcome] | None:
+        """The batch that is safe now, or None after ``timeout_seconds``. Raises what ended the thread."""
+        with self._changed:
+            if self._finished is None and self._error is None and timeout_seconds > 0:
+                self._changed.wait(timeout_seconds)
+            if self._error is not None:
+                raise self._error
+            finished, self._finished = self._finished, None
+            if finished is not None:
+                self._busy = False
+            return finished
+
+    def hurry(self) -> None:
+        with self._changed:
+            self._stage.hurrying = True
+            self._changed.notify_all()
+
+    def close(self, timeout_seconds: float) -> bool:
+        """End the thread after its batch. False when it did not end in time."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join(timeout_seconds)
+        return not self._thread.is_alive()
+
+    def _loop(self) -> None:
+        try:
+            while True:
+                batch = self._next_batch()
+                if batch is None:
+                    return
+                outcome = self._stage.process(batch)
+                with self._changed:
+                    self._finished = (batch, outcome)
+                    self._changed.notify_all()
+                for _ in range(_DRAIN_STEPS):
+                    if self._stage.spooling:
+                        self._stage.drain_step()
+        except BaseException as error:
+            with self._changed:
+                self._error = error
+                self._changed.notify_all()
+
+    def _next_batch(self) -> Batch | None:
+        wait_seconds = 0.0
+        while True:
+            with self._changed:
+                if self._waiting is None and not self._closing and wait_seconds > 0:
+                    self._changed.wait(wait_seconds)
+                if self._waiting is not None:
+                    batch, self._waiting = self._waiting, None
+                    return batch
+                if self._closing:
+                    return None
+            wait_seconds = self._stage.idle()
+
+    def _pause(self, seconds: float) -> None:
+        """Wait for another try; cut short when the process wants to end."""
+        with self._changed:
+            if not self._stage.hurrying:
+                self._changed.wait_for(lambda: self._stage.hurrying or self._closing, seconds)
+            else:
+                self._changed.wait(min(seconds, 0.2))
