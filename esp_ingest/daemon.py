@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 from types import FrameType
-from typing import TYPE_CHECKING
+
 
 from esp_ingest.config import Settings
 from esp_ingest.seams import Clock
@@ -19,8 +19,7 @@ from esp_ingest.service.http import HttpServer
 from esp_ingest.service.metrics import Metrics
 
 if TYPE_CHECKING:
-    from esp_ingest.mqtt.source import MqttSource
-    from esp_ingest.stage import Stage, ThreadedStage
+    pass
 
 log = logging.getLogger(__name__)
 
@@ -179,5 +178,3 @@ class Daemon:
     def _note_set_aside(self, report: object) -> None:
         self._metrics.spool_set_aside.inc()
         log.error("spool damage set aside", extra={"report": report})
-
-

@@ -1,0 +1,5 @@
+"""`python -m esp_ingest` is `esp-ingest`."""
+
+from esp_ingest.cli import main
+
+raise SystemExit(main())
