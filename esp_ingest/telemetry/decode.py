@@ -1,0 +1,376 @@
+"""Deliveries → readings in columns, and rejects. Pure: no clock, no I/O; it never raises for what was received.
+
+Each payload is parsed by itself, in one of three ways that agree on every outcome:
+
+1. Clean messages (known keys, values in range) by msgspec into a struct without a Python object a key; all checks are
+   numpy expressions over the batch.
+2. With keys that nobody declared: their raw text goes to ``extra`` as it was sent.
+3. Whatever is left, by exact.py: it alone writes rejects, ``quality``, and decides what is doubtful.
+
+How 1 knows that it has seen everything: the quotes in a payload are counted, and those of the keys and strings that it
+read must account for all of them. An unknown key, a key that stands twice, an escaped quote or a null leaves a
+difference, and the message takes the next way. So no key is dropped, and of two ``pip`` in one object none wins in
+silence. Why msgspec and not pydantic: docs/decisions/0005-dependencies.md.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from itertools import repeat
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from esp_ingest.config import WELL_ID_PATTERN, TelemetrySettings
+from esp_ingest.telemetry.exact import KNOWN_KEYS, LONGEST_NUMBER, ExactReader, ExactReading, Item, Refused
+from esp_ingest.telemetry.limits import HardLimits
+from esp_ingest.telemetry.model import (
+    SIGNAL_NAMES,
+    Decoded,
+    Delivery,
+    IntArray,
+    Readings,
+    Reject,
+    RejectReason,
+)
+from esp_ingest.telemetry.timestamps import NO_TIME, parse_column
+
+_ABSENT = float("nan")
+# No well can be called so; a payload that says so all the same does not pass the count of quotes.
+_NO_WELL = "\0"
+
+_Message = msgspec.defstruct(
+    "_Message",
+    [
+        ("timestamp", str | int | float | None, None),
+        ("well_id", str, _NO_WELL),
+        *((name, float | None, _ABSENT) for name in SIGNAL_NAMES),
+    ],
+    gc=False,
+)
+_BLANK = _Message()
+
+_MAX_CACHED_TOPICS = 100_000
+_LARGE_EXPONENT = re.compile(rb"[eE][+-]?\d{4}")
+_LONG_NUMBER = re.compile(rb"[0-9.eE+-]{%d}" % (LONGEST_NUMBER + 1))
+
+Bools = npt.NDArray[np.bool_]
+Places = npt.NDArray[np.intp]
+
+
+class Decoder:
+    """Decodes batches. It holds compiled decoders and a bounded cache of topics; not for two threads at once."""
+
+    def __init__(self, settings: TelemetrySettings, topic_root: str) -> None:
+        self._max_payload_bytes = settings.max_payload_bytes
+        self._max_depth = settings.max_depth
+        self._max_ahead_us = round(settings.max_ahead_seconds * 1e6)
+        self._max_age_us = round(settings.max_age_days * 86_400e6)
+        self._limits = HardLimits(settings)
+        self._exact = ExactReader(settings, self._limits)
+        self._struct_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_Message | list[_Message])  # type: ignore[valid-type]  # made at run time
+        self._raw_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(
+            dict[str, msgspec.Raw] | list[dict[str, msgspec.Raw]]
+        )
+        self._encode = msgspec.json.Encoder().encode
+        self._topic = re.compile(rb"%s/(%s)/telemetry" % (re.escape(topic_root.encode()), WELL_ID_PATTERN.encode()))
+        self._topic_shape = f"{topic_root}/{{well_id}}/telemetry"
+        self._wells: dict[bytes, str | None] = {}
+
+    def decode(self, deliveries: Sequence[Delivery], now_us: int) -> Decoded:
+        """Every item of every delivery becomes a reading or a reject, in the order received; each delivery yields at
+        least one of them. ``now_us`` (wall time) decides what is too far ahead or too old."""
+        if not deliveries:
+            return Decoded(Readings.empty(), [])
+        batch = _Batch(deliveries)
+        self._name_wells(batch)
+        self._read_structs(batch)
+        self._tabulate(batch, now_us)
+        self._account_for_strings(batch)
+        return self._settle(batch, now_us)
+
+    def _name_wells(self, batch: "_Batch") -> None:
+        topics = list(dict.fromkeys(batch.topics))
+        wells = [self._well_of(topic) for topic in topics]
+        if None in wells:
+            topics = sorted(topics, key=lambda topic: self._well_of(topic) is None)  # stable: impossible ones last
+            wells = [self._well_of(topic) for topic in topics]
+        place = {topic: at for at, topic in enumerate(topics)}
+        batch.wells = [well or "" for well in wells]
+        batch.valid_wells = len(wells) - wells.count(None)
+        batch.delivery_well = np.fromiter(map(place.__getitem__, batch.topics), np.int32, len(batch.topics))
+        if batch.valid_wells < len(wells):
+            batch.doubt |= batch.delivery_well >= batch.valid_wells
+
+    def _well_of(self, topic: bytes) -> str | None:
+        try:
+            return self._wells[topic]
+        except KeyError:
+            if len(self._wells) >= _MAX_CACHED_TOPICS:
+                self._wells.clear()
+            match = self._topic.fullmatch(topic)
+            well = match.group(1).decode("ascii") if match else None
+            self._wells[topic] = well
+            return well
+
+    def _read_structs(self, batch: "_Batch") -> None:
+        """Fills ``rows`` with a struct an item and ``source`` with each row's delivery; doubts what msgspec refuses."""
+        payloads: Iterable[bytes] = batch.payloads
+        if max(map(len, batch.payloads)) > self._max_payload_bytes:  # not to be parsed at all
+            payloads = [p if len(p) <= self._max_payload_bytes else b"" for p in batch.payloads]
+        messages: list[Any] = []
+        # One `map` over the batch and one `try` a refusal: no Python code of ours runs for a clean message.
+        decoding = map(self._struct_decoder.decode, payloads)
+        while len(messages) < len(batch.payloads):
+            try:
+                for message in decoding:
+                    messages.append(message)  # not extend(): what was read before a refusal must stay
+            except Exception:  # msgspec's errors, RecursionError and UnicodeDecodeError alike
+                batch.doubt[len(messages)] = True
+                messages.append(_BLANK)
+        batch.rows = messages
+        batch.source = np.arange(len(messages))
+        if list in set(map(type, messages)):
+            batch.one_each = False
+            self._flatten(batch, messages)
+
+    @staticmethod
+    def _flatten(batch: "_Batch", messages: list[Any]) -> None:
+        rows: list[Any] = []
+        counts: list[int] = []
+        for at, message in enumerate(messages):
+            if type(message) is not list:
+                rows.append(message)
+                counts.append(1)
+            else:
+                if not message:
+                    batch.doubt[at] = True
+                rows += message
+                counts.append(len(message))
+        batch.rows = rows
+        batch.source = np.repeat(np.arange(len(messages)), counts)
+
+    def _tabulate(self, batch: "_Batch", now_us: int) -> None:
+        """Structs → columns. Whatever fails a check puts its delivery in doubt, and doubt is settled by exact.py."""
+        n = len(batch.rows)
+        batch.well_index = batch.delivery_well[batch.source]
+        if not n:
+            return
+        timestamps, sent_wells, *signals = zip(*map(msgspec.structs.astuple, batch.rows), strict=True)
+        batch.values = np.empty((len(SIGNAL_NAMES), n), np.float64)
+        for row, column in enumerate(signals):
+            if column[0] is _ABSENT and column.count(_ABSENT) == n:  # by identity: half of the signals are never sent
+                batch.values[row] = np.nan
+            else:
+                batch.values[row] = column
+        batch.timestamp_us = parse_column(timestamps)
+        present = ~np.isnan(batch.values)
+        wrong = batch.timestamp_us == NO_TIME
+        wrong |= batch.timestamp_us > now_us + self._max_ahead_us
+        if self._max_age_us:
+            wrong |= batch.timestamp_us < now_us - self._max_age_us
+        wrong |= ~present.any(axis=0)
+        wrong |= self._limits.rows_outside(batch.values, batch.well_index, batch.wells)
+        named = self._compare_wells(batch, sent_wells, wrong)
+        batch.doubt[batch.source[wrong]] = True
+        texts = np.fromiter((type(t) is str for t in timestamps), np.bool_, n)
+        batch.quotes_read = 2 * present.sum(axis=0) + 2 + 2 * texts + 4 * named
+
+    @staticmethod
+    def _compare_wells(batch: "_Batch", sent: tuple[str, ...], wrong: Bools) -> Bools:
+        """Which rows name a well; marks those that name another one as wrong."""
+        if sent[0] == _NO_WELL and sent.count(_NO_WELL) == len(sent):
+            return np.zeros(len(sent), np.bool_)
+        wells = batch.wells
+        expected = tuple([wells[at] for at in batch.well_index.tolist()])
+        if sent == expected:
+            return np.ones(len(sent), np.bool_)
+        named = np.fromiter((well != _NO_WELL for well in sent), np.bool_, len(sent))
+        wrong |= named & np.fromiter(map(str.__ne__, sent, expected), np.bool_, len(sent))
+        return named
+
+    def _account_for_strings(self, batch: "_Batch") -> None:
+        """Deliveries with more quotes than were read hold something else: nulls, keys for ``extra``, or a doubt."""
+        n = len(batch.payloads)
+        sent = np.fromiter(map(bytes.count, batch.payloads, repeat(b'"')), np.int64, n)
+        read = batch.quotes_read
+        if not batch.one_each:
+            read = np.bincount(batch.source, batch.quotes_read, n).astype(np.int64)
+        unsettled = np.flatnonzero((sent != read) & ~batch.doubt)
+        if not len(unsettled):
+            return
+        starts = np.searchsorted(batch.source, unsettled)
+        ends = np.searchsorted(batch.source, unsettled, "right")
+        missing = (sent - read)[unsettled]
+        for at, start, end, quotes in zip(
+            unsettled.tolist(), starts.tolist(), ends.tolist(), missing.tolist(), strict=True
+        ):
+            if not self._read_extras(batch, batch.payloads[at], start, end, quotes):
+                batch.doubt[at] = True
+
+    def _read_extras(self, batch: "_Batch", payload: bytes, start: int, end: int, quotes: int) -> bool:
+        """Keeps the unknown keys of rows ``start`` … ``end`` as text. False where exact.py has to look: the ``quotes``
+        not accounted for are not all theirs, or their text needs a closer look."""
+        for row in range(start, end):
+            quotes -= 2 * msgspec.structs.astuple(batch.rows[row]).count(None)  # the keys of nulls
+        if not quotes:
+            return True
+        # Escapes may hide a NUL or half a surrogate pair, inner objects a key that stands twice, brackets depth.
+        if b"\\" in payload or payload.count(b"{") != end - start or payload.count(b"[") >= self._max_depth:
+            return False
+        try:
+            objects = self._raw_decoder.decode(payload)
+            if end - start == 1 and type(objects) is dict:
+                objects = [objects]
+            texts: dict[int, str] = {}
+            for row, tree in enumerate(objects, start):
+                extra = {key: raw for key, raw in tree.items() if key not in KNOWN_KEYS}
+                if not extra:
+                    continue
+                if self._limits.extra and not self._extra_in_range(extra):
+                    return False
+                text = self._encode(extra)
+                if _LARGE_EXPONENT.search(text) or (len(text) > LONGEST_NUMBER and _LONG_NUMBER.search(text)):
+                    return False
+                quotes -= text.count(b'"')
+                texts[row] = text.decode("utf-8")
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return False
+        batch.extra.update(texts)
+        return quotes == 0
+
+    def _extra_in_range(self, extra: dict[str, msgspec.Raw]) -> bool:
+        for name, (low, high) in self._limits.extra.items():
+            raw = extra.get(name)
+            if raw is not None:
+                try:
+                    if not low <= float(bytes(raw)) <= high:
+                        return False
+                except ValueError:
+                    return False
+        return True
+
+    def _settle(self, batch: "_Batch", now_us: int) -> Decoded:
+        received = np.array(batch.received, np.int64)
+        doubted = np.flatnonzero(batch.doubt).tolist()
+        if not doubted:
+            return Decoded(batch.readings(received), [])
+        places = np.flatnonzero(~batch.doubt[batch.source])
+        readings = batch.readings(received).select(places)
+        return self._settle_doubts(batch, doubted, readings, batch.source[places], received, now_us)
+
+    def _settle_doubts(
+        self,
+        batch: "_Batch",
+        doubted: list[int],
+        clean: Readings,
+        clean_source: Places,
+        received: IntArray,
+        now_us: int,
+    ) -> Decoded:
+        """Reads the doubtful deliveries exactly and merges them with the clean ones, in the order received."""
+        found: list[ExactReading] = []
+        source: list[int] = []
+        decoded = Decoded(clean, [])
+        for at in doubted:
+            for outcome in self._judge(batch, at, now_us):
+                if isinstance(outcome, Reject):
+                    decoded.rejects.append(outcome)
+                    continue
+                found.append(outcome)
+                source.append(at)
+                for name in outcome.out_of_range:
+                    decoded.out_of_range[name] = decoded.out_of_range.get(name, 0) + 1
+        if found:
+            at_delivery = np.array(source, np.intp)
+            exact = Readings(
+                wells=clean.wells,
+                well_index=batch.delivery_well[at_delivery],
+                timestamp_us=np.array([reading.timestamp_us for reading in found], np.int64),
+                received_us=received[at_delivery],
+                values=np.array([reading.values for reading in found], np.float64).T,
+                extra={row: reading.extra for row, reading in enumerate(found) if reading.extra is not None},
+                quality={row: reading.quality for row, reading in enumerate(found) if reading.quality is not None},
+            )
+            decoded.readings = _merge(clean, clean_source, exact, at_delivery)
+        return decoded
+
+    def _judge(self, batch: "_Batch", at: int, now_us: int) -> list[ExactReading | Reject]:
+        delivery = batch.deliveries[at]
+        well = batch.wells[batch.delivery_well[at]]
+        if not well:
+            detail = f"The topic is not {self._topic_shape} with a well id of [A-Za-z0-9._-], 1 to 64 of them."
+            return [_reject(delivery, Refused(RejectReason.INVALID_TOPIC, detail), delivery.payload)]
+        try:
+            items = self._exact.items(delivery.payload)
+        except Refused as refused:
+            return [_reject(delivery, refused, delivery.payload)]
+        return [self._judge_item(delivery, item, place, well, now_us) for place, item in enumerate(items)]
+
+    def _judge_item(self, delivery: Delivery, item: Item, place: int, well: str, now_us: int) -> ExactReading | Reject:
+        try:
+            return self._exact.read(item.tree, well, now_us)
+        except Refused as refused:
+            return _reject(delivery, refused, item.payload, place)
+
+
+class _Batch:
+    """What is known of a batch while it is decoded: m deliveries, n rows (items)."""
+
+    def __init__(self, deliveries: Sequence[Delivery]) -> None:
+        self.deliveries = deliveries
+        topics, payloads, _, _, _, received, _ = zip(*deliveries, strict=True)
+        self.topics: tuple[bytes, ...] = topics
+        self.payloads: tuple[bytes, ...] = payloads
+        self.received: tuple[int, ...] = received
+        self.doubt: Bools = np.zeros(len(deliveries), np.bool_)  # (m,) to be read exactly
+        self.wells: list[str] = []  # "" stands for an impossible topic
+        self.delivery_well: npt.NDArray[np.int32] = np.empty(0, np.int32)  # (m,)
+        self.valid_wells = 0  # impossible topics come last in wells
+        self.rows: list[Any] = []  # (n,) structs
+        self.one_each = True  # no arrays: row k is delivery k
+        self.source: Places = np.empty(0, np.intp)  # (n,) the delivery of each row, ascending
+        self.well_index: npt.NDArray[np.int32] = np.empty(0, np.int32)  # (n,)
+        self.timestamp_us: IntArray = np.empty(0, np.int64)  # (n,)
+        self.values = np.empty((len(SIGNAL_NAMES), 0), np.float64)  # (signals, n)
+        self.quotes_read: IntArray = np.empty(0, np.int64)  # (n,)
+        self.extra: dict[int, str] = {}  # by row
+
+    def readings(self, received: IntArray) -> Readings:
+        return Readings(
+            wells=self.wells[: self.valid_wells],
+            well_index=self.well_index,
+            timestamp_us=self.timestamp_us,
+            received_us=received if self.one_each else received[self.source],
+            values=self.values,
+            extra=self.extra,
+        )
+
+
+def _merge(first: Readings, first_source: Places, second: Readings, second_source: Places) -> Readings:
+    """Both, in the order of their deliveries. They share ``wells``, and no delivery is in both."""
+    order = np.argsort(np.concatenate([first_source, second_source]), kind="stable")
+    offset = len(first)
+    both = Readings(
+        wells=first.wells,
+        well_index=np.concatenate([first.well_index, second.well_index]),
+        timestamp_us=np.concatenate([first.timestamp_us, second.timestamp_us]),
+        received_us=np.concatenate([first.received_us, second.received_us]),
+        values=np.concatenate([first.values, second.values], axis=1),
+        extra=first.extra | {offset + row: text for row, text in second.extra.items()},
+        quality=first.quality | {offset + row: text for row, text in second.quality.items()},
+    )
+    return both.select(order)
+
+
+def _reject(delivery: Delivery, refused: Refused, payload: bytes, item: int = 0) -> Reject:
+    return Reject(
+        received_us=delivery.received_us,
+        topic=delivery.topic,
+        reason=refused.reason,
+        detail=refused.detail,
+        payload=payload,
+        item=item,
+        redelivered=delivery.redelivered,
+    )

@@ -1,0 +1,185 @@
+"""Timestamps as controllers send them → microseconds since the Unix epoch (UTC), or not at all.
+
+Two forms, from CONTRACT.md: RFC 3339 with an offset, and epoch milliseconds as a number. Nothing is guessed: a text
+without an offset, a date that does not exist or an instant outside the years 1 … 9999 (UTC) is none.
+
+- Digits beyond microseconds are cut off, as the unit of timestamptz is the microsecond.
+- A number with a fraction is rounded to the nearest microsecond: the double nearest to 1370044800000.123 lies a little
+  below it, and cutting would turn 123 µs into 122.
+- Second 60 (a leap second) is refused. timestamptz has no place for it, and moving it onto the next second would make
+  the real reading of that second a duplicate.
+
+There are two implementations of the same grammar: :func:`parse_rfc3339` for one text, and a numpy one that takes texts
+of one length at a time. A property test holds them together.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from esp_ingest.telemetry.model import IntArray
+
+NO_TIME = -(2**63)
+"""What stands for "no timestamp" in an int64 array; no instant of the years 1 … 9999 has this value."""
+
+MIN_US = -62_135_596_800_000_000  # 0001-01-01T00:00:00Z
+MAX_US = 253_402_300_799_999_999  # 9999-12-31T23:59:59.999999Z
+_MIN_MS, _MAX_MS = MIN_US // 1000, MAX_US // 1000
+
+# Below this many texts of one length the numpy calls cost more than parsing each.
+_VECTOR_FROM = 24
+_LONGEST_VECTOR = 35  # 2026-11-24T21:00:00.123456789+01:00
+
+_RFC3339 = re.compile(
+    r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d+))?(?:[Zz]|([+-])(\d\d):(\d\d))", re.ASCII
+)
+_MONTH_DAYS = np.array([0, 31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31])
+
+
+def from_number(number: float) -> int:
+    """Epoch milliseconds (int or float, not bool) → µs, or NO_TIME outside the years 1 … 9999 (NaN too)."""
+    if not _MIN_MS <= number <= _MAX_MS:
+        return NO_TIME
+    return number * 1000 if isinstance(number, int) else round(number * 1000.0)
+
+
+def parse_rfc3339(text: str) -> int:
+    """RFC 3339 with offset → µs, or NO_TIME if it is anything else."""
+    match = _RFC3339.fullmatch(text)
+    if match is None:
+        return NO_TIME
+    year, month, day, hour, minute, second = map(int, match.group(1, 2, 3, 4, 5, 6))
+    fraction, sign, offset_hour, offset_minute = match.group(7, 8, 9, 10)
+    if not (1 <= month <= 12 and 1 <= day <= _days_in_month(year, month) and hour < 24 and minute < 60 and second < 60):
+        return NO_TIME
+    seconds = _days_since_epoch(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second
+    if sign is not None:
+        if int(offset_hour) > 23 or int(offset_minute) > 59:
+            return NO_TIME
+        offset_seconds = int(offset_hour) * 3600 + int(offset_minute) * 60
+        seconds += offset_seconds if sign == "-" else -offset_seconds
+    micros = seconds * 1_000_000 + (int(fraction[:6].ljust(6, "0")) if fraction else 0)
+    return micros if MIN_US <= micros <= MAX_US else NO_TIME
+
+
+def lacks_offset(text: str) -> bool:
+    """Whether an offset is all that is missing: the likeliest mistake, and worth a sentence of its own."""
+    return parse_rfc3339(text) == NO_TIME and parse_rfc3339(text + "Z") != NO_TIME
+
+
+def parse_column(column: Sequence[Any]) -> IntArray:
+    """A column of str, int, float or anything else → µs (n,), NO_TIME wherever there is no valid timestamp."""
+    kinds = set(map(type, column))
+    if kinds == {str}:
+        return _parse_texts(column)
+    if kinds == {int} and min(column) >= _MIN_MS and max(column) <= _MAX_MS:
+        return np.array(column, np.int64) * 1000
+    out = np.full(len(column), NO_TIME, np.int64)
+    texts: list[int] = []
+    for at, value in enumerate(column):
+        kind = type(value)
+        if kind is str:
+            texts.append(at)
+        elif kind is int or kind is float:
+            out[at] = from_number(value)
+    if texts:
+        out[texts] = _parse_texts([column[at] for at in texts])
+    return out
+
+
+def _parse_texts(texts: Sequence[str]) -> IntArray:
+    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+    first = int(lengths[0])
+    if len(texts) >= _VECTOR_FROM and first <= _LONGEST_VECTOR and bool((lengths == first).all()):
+        joined = "".join(texts)
+        if joined.isascii():
+            return _parse_block(joined, first)
+    out = np.empty(len(texts), np.int64)
+    for length in np.unique(lengths).tolist():
+        rows = np.flatnonzero(lengths == length).tolist()
+        joined = "".join(texts[row] for row in rows)
+        if len(rows) >= _VECTOR_FROM and length <= _LONGEST_VECTOR and joined.isascii():
+            out[rows] = _parse_block(joined, length)
+        else:
+            out[rows] = [parse_rfc3339(texts[row]) for row in rows]
+    return out
+
+
+def _parse_block(joined: str, length: int) -> IntArray:
+    """Texts of one length, end to end, ASCII. Those that end in Z and those that end in ±hh:mm are laid out alike."""
+    chars = np.frombuffer(joined.encode("ascii"), np.uint8).reshape(-1, length)
+    if length < len("2026-11-24T21:00:00Z"):
+        return np.full(len(chars), NO_TIME, np.int64)
+    zulu = (chars[:, -1] | 0x20) == ord("z")
+    if zulu.all():
+        return _parse_layout(chars, length - 20, zulu=True)
+    out = np.full(len(chars), NO_TIME, np.int64)
+    out[zulu] = _parse_layout(chars[zulu], length - 20, zulu=True)
+    if length >= len("2026-11-24T21:00:00+00:00"):
+        out[~zulu] = _parse_layout(chars[~zulu], length - 25, zulu=False)
+    return out
+
+
+def _parse_layout(chars: npt.NDArray[np.uint8], fraction_width: int, *, zulu: bool) -> IntArray:
+    """Rows of characters (n, length) whose fraction, with its point, takes ``fraction_width`` characters."""
+    if fraction_width == 1:  # a point without a digit
+        return np.full(len(chars), NO_TIME, np.int64)
+    columns = np.ascontiguousarray(chars.T)
+    digits = columns - np.uint8(48)  # wraps: anything but a digit is > 9
+    date_separator, time_separator = columns[10] | 0x20, ord(":")
+    valid = (columns[4] == ord("-")) & (columns[7] == ord("-"))
+    valid &= (date_separator == ord("t")) | (columns[10] == ord(" "))
+    valid &= (columns[13] == time_separator) & (columns[16] == time_separator)
+    places = [0, 1, 2, 3, 5, 6, 8, 9, 11, 12, 14, 15, 17, 18, *range(20, 19 + fraction_width)]
+    if fraction_width:
+        valid &= columns[19] == ord(".")
+    if not zulu:
+        places += [-5, -4, -2, -1]
+    valid &= (digits[places] <= 9).all(axis=0)
+
+    wide = digits.astype(np.int64)
+    year = wide[0] * 1000 + wide[1] * 100 + wide[2] * 10 + wide[3]
+    month, day = wide[5] * 10 + wide[6], wide[8] * 10 + wide[9]
+    hour, minute, second = wide[11] * 10 + wide[12], wide[14] * 10 + wide[15], wide[17] * 10 + wide[18]
+    valid &= (month >= 1) & (month <= 12) & (hour < 24) & (minute < 60) & (second < 60)
+    safe_month = np.where(valid, month, 1)
+    leap = (safe_month == 2) & (year % 4 == 0) & ((year % 100 != 0) | (year % 400 == 0))
+    valid &= (day >= 1) & (day <= _MONTH_DAYS[safe_month] + leap)
+    seconds = _days_since_epoch(year, safe_month, day) * 86_400 + hour * 3600 + minute * 60 + second
+    if not zulu:
+        seconds -= _offset_seconds(columns, wide, valid)
+    micros = seconds * 1_000_000
+    scale = 100_000
+    for place in range(20, min(26, 19 + fraction_width)):
+        micros += wide[place] * scale
+        scale //= 10
+    valid &= (micros >= MIN_US) & (micros <= MAX_US)
+    return np.where(valid, micros, NO_TIME)
+
+
+def _offset_seconds(columns: npt.NDArray[np.uint8], wide: IntArray, valid: npt.NDArray[np.bool_]) -> IntArray:
+    """The last six characters, ±hh:mm, as seconds; clears ``valid`` where they are anything else."""
+    hour, minute = wide[-5] * 10 + wide[-4], wide[-2] * 10 + wide[-1]
+    sign, colon = columns[-6], columns[-3]
+    valid &= (colon == ord(":")) & ((sign == ord("+")) | (sign == ord("-"))) & (hour < 24) & (minute < 60)
+    seconds: IntArray = (hour * 60 + minute) * 60
+    return np.where(sign == ord("-"), -seconds, seconds)
+
+
+def _days_in_month(year: int, month: int) -> int:
+    leap = month == 2 and year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
+    return int(_MONTH_DAYS[month]) + leap
+
+
+def _days_since_epoch(year: Any, month: Any, day: Any) -> Any:
+    """Days from 1970-01-01 in the proleptic Gregorian calendar; ints or int arrays.
+
+    Source: H. Hinnant, "chrono-Compatible Low-Level Date Algorithms", days_from_civil."""
+    year = year - (month <= 2)
+    era_year = year % 400
+    day_of_year = (153 * ((month + 9) % 12) + 2) // 5 + day - 1
+    day_of_era = era_year * 365 + era_year // 4 - era_year // 100 + day_of_year
+    return (year // 400) * 146_097 + day_of_era - 719_468
