@@ -1,0 +1,25 @@
+"""Named queries out of sql/queries.sql."""
+
+import re
+from functools import cache
+
+from esp_ingest.resources import sql_folder
+
+_NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
+
+
+@cache
+def all_queries() -> dict[str, str]:
+    """name → SQL, its description included as comments."""
+    text = (sql_folder() / "queries.sql").read_text(encoding="utf-8")
+    parts = _NAME.split(text)[1:]
+    names, bodies = parts[::2], parts[1::2]
+    assert len(set(names)) == len(names), "a query's name is taken twice"
+    return {name: body.strip() for name, body in zip(names, bodies, strict=True)}
+
+
+@cache
+def query(name: str) -> bytes:
+    """The statement called ``name``, without its comments, ready for psycopg. Raises KeyError."""
+    lines = [line for line in all_queries()[name].splitlines() if not line.lstrip().startswith("--")]
+    return "\n".join(lines).strip().removesuffix(";").encode()

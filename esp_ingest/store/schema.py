@@ -1,0 +1,376 @@
+"""The schema of the database: what is there, what this database can do, and bringing it to the newest version."""
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+import psycopg
+
+from esp_ingest.config import DatabaseSettings
+from esp_ingest.resources import sql_folder
+from esp_ingest.seams import StoreUnavailable
+from esp_ingest.store import sqlstate
+from esp_ingest.store.connection import Connection, connect
+from esp_ingest.store.queries import query
+
+OLDEST_POSTGRESQL = 15_00_00
+OLDEST_TIMESCALEDB = (2, 13, 0)  # by_range
+OLDEST_COLUMNSTORE = (2, 18, 1)  # timescaledb#7672: ON CONFLICT DO NOTHING stopped at the first conflict before
+
+Feature = Literal["timescaledb", "community", "columnstore"]
+FEATURES: tuple[Feature, ...] = ("timescaledb", "community", "columnstore")
+_FILE_NAME = re.compile(r"(?P<number>\d{4})_(?P<name>\w+?)(?:\.(?P<feature>\w+))?\.sql")
+
+
+class SchemaError(Exception):
+    """The schema cannot be used or brought up to date. The message is one sentence that says what to do."""
+
+
+# --------------------------------------------------------------------------------------------------- what is there
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """Which database this is. ``timescaledb`` is the version of the installed extension, "" for none."""
+
+    postgresql: int
+    timescaledb: str
+    license: str
+
+    @property
+    def features(self) -> frozenset[str]:
+        """What migrations may ask for: the FEATURE of their file names (sql/README.md)."""
+        present: set[str] = set()
+        if _numbers(self.timescaledb) >= OLDEST_TIMESCALEDB:
+            present.add("timescaledb")
+            if self.license == "timescale":
+                present.add("community")
+                if _numbers(self.timescaledb) >= OLDEST_COLUMNSTORE:
+                    present.add("columnstore")
+        return frozenset(present)
+
+    @property
+    def kind(self) -> str:
+        number = f"PostgreSQL {self.postgresql // 10_000}.{self.postgresql % 10_000}"
+        if not self.timescaledb:
+            return number
+        edition = "community" if self.license == "timescale" else "Apache"
+        return f"{number} with TimescaleDB {self.timescaledb}, {edition} edition"
+
+    def lines(self) -> list[str]:
+        """For the terminal, a line each: the database, then what it can and cannot do."""
+        have = self.features
+        return [
+            self.kind,
+            _line(
+                "timescaledb" in have,
+                "hypertables",
+                f"TimescaleDB {_dotted(OLDEST_TIMESCALEDB)} or newer is not installed: plain tables, for trying out",
+            ),
+            _line(
+                "columnstore" in have,
+                "columnstore",
+                f"needs TimescaleDB {_dotted(OLDEST_COLUMNSTORE)} or newer, community edition: data stays uncompressed",
+            ),
+            _line(
+                "community" in have,
+                "retention by policy",
+                "needs TimescaleDB community edition: old data stays until something else drops it",
+            ),
+        ]
+
+
+def _line(able: bool, what: str, why_not: str) -> str:
+    return f"can:    {what}" if able else f"cannot: {what} ({why_not})"
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """ "2.23.0-dev" → (2, 23, 0)."""
+    match = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", text)
+    return tuple(int(part or 0) for part in match.groups()) if match else (0, 0, 0)
+
+
+def _dotted(numbers: tuple[int, ...]) -> str:
+    return ".".join(map(str, numbers))
+
+
+def capabilities(connection: Connection) -> Capabilities:
+    """Ask the database what it is. Raises SchemaError where it is too old."""
+    row = connection.execute(query("capabilities")).fetchone()
+    assert row is not None
+    found = Capabilities(postgresql=row[0], timescaledb=row[1], license=row[2])
+    if found.postgresql < OLDEST_POSTGRESQL:
+        raise SchemaError(f"{found.kind} is too old: use PostgreSQL {OLDEST_POSTGRESQL // 10_000} or newer.")
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------- migrations
+
+
+@dataclass(frozen=True, order=True)
+class Migration:
+    """One file of sql/migrations. ``feature`` is "" for every database."""
+
+    number: int
+    feature: str
+    name: str
+    sql: str
+
+    @property
+    def checksum(self) -> str:
+        return hashlib.sha256(self.sql.encode()).hexdigest()[:32]
+
+    @property
+    def key(self) -> tuple[int, str]:
+        return self.number, self.feature
+
+    @property
+    def label(self) -> str:
+        return f"{self.number:04d}_{self.name}" + (f".{self.feature}" if self.feature else "")
+
+
+@cache
+def migrations(folder: Path | None = None) -> tuple[Migration, ...]:
+    """Every migration that came with the program, in order."""
+    found = []
+    for path in (folder or sql_folder() / "migrations").iterdir():
+        match = _FILE_NAME.fullmatch(path.name)
+        if match is None or (match["feature"] or "timescaledb") not in FEATURES:
+            raise SchemaError(f"{path.name} is no name of a migration: see sql/README.md.")
+        sql = path.read_text(encoding="utf-8")
+        found.append(Migration(int(match["number"]), match["feature"] or "", match["name"], sql))
+    return tuple(sorted(found))
+
+
+Ledger = dict[tuple[int, str], str]
+"""(number, feature) → checksum, as recorded in the database."""
+
+
+@dataclass(frozen=True)
+class MigrationReport:
+    """What ``migrate`` did. ``notes`` are sentences for the operator."""
+
+    capabilities: Capabilities
+    applied: tuple[str, ...]
+    version: int
+    notes: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        done = [f"applied {label}" for label in self.applied] or ["nothing to do"]
+        return [*self.capabilities.lines(), *done, f"schema is at version {self.version}", *self.notes]
+
+
+def migrate(
+    settings: DatabaseSettings,
+    *,
+    adopt: bool = False,
+    target: int | None = None,
+    known: tuple[Migration, ...] | None = None,
+) -> MigrationReport:
+    """Bring the database to the newest schema (or to ``target``). Safe twice, and from two places at once.
+
+    ``adopt`` also runs what was left out because the database lacked a feature that it has by now, which rewrites
+    tables and locks them meanwhile. ``known`` stands in for :func:`migrations` in tests.
+
+    Raises SchemaError where the database is newer than the program, where a recorded migration has another content, or
+    where a step fails; StoreUnavailable where the database cannot be reached."""
+    known = migrations() if known is None else known
+    note = _create_extension(settings)
+    with connect(settings) as connection:
+        try:
+            return _migrate(connection, known, adopt, target, [note] if note else [])
+        except psycopg.Error as error:
+            connection.rollback()
+            raise sqlstate.unavailable(error) from None
+
+
+def _create_extension(settings: DatabaseSettings) -> str:
+    """Install TimescaleDB where the server brings it. Returns a sentence where it does, but refuses.
+
+    On a connection of its own: a library that is not preloaded ends the session."""
+    with connect(settings, autocommit=True) as connection:
+        try:
+            row = connection.execute(query("extension_available")).fetchone()
+            if row is not None:
+                connection.execute("SET client_min_messages = error")  # its welcome banner
+                connection.execute(query("create_extension"))
+        except psycopg.Error as error:
+            reason = str(error).strip().splitlines()[0].rstrip(".")
+            return (
+                f"TimescaleDB comes with this server but could not be installed ({reason}): "
+                "let a superuser run CREATE EXTENSION timescaledb, then esp-ingest migrate."
+            )
+    return ""
+
+
+def _migrate(
+    connection: Connection, known: tuple[Migration, ...], adopt: bool, target: int | None, notes: list[str]
+) -> MigrationReport:
+    applied: list[str] = []
+    have = capabilities(connection)
+    connection.commit()
+    last = target if target is not None else max((m.number for m in known), default=0)
+    while True:
+        step = _one_step(connection, lambda ledger: _next(known, ledger, have, adopt, last))
+        if step is None:
+            break
+        applied.append(step.label)
+    ledger = _read_ledger(connection)
+    connection.commit()
+    notes += _changed_kind(known, ledger, have)
+    return MigrationReport(have, tuple(applied), max((number for number, _ in ledger), default=0), tuple(notes))
+
+
+def _one_step(connection: Connection, choose: Callable[[Ledger], Migration | None]) -> Migration | None:
+    """One migration in one transaction. The advisory lock lasts as long, so that a pooler in transaction mode will do;
+    whoever waited for it reads the ledger afresh."""
+    with connection.transaction():
+        connection.execute(query("migration_lock"))
+        connection.execute(query("create_ledger"))
+        step = choose(_read_ledger(connection))
+        if step is None:
+            return None
+        connection.execute("SET LOCAL statement_timeout = 0")  # an index on a full table takes its time
+        try:
+            connection.execute(step.sql.encode())
+        except psycopg.Error as error:
+            reason = str(error).strip().splitlines()[0].rstrip(".")
+            raise SchemaError(f"Migration {step.label} failed and was rolled back: {reason}.") from None
+        record = (step.number, step.feature, step.name, step.checksum, _program_version())
+        connection.execute(query("record_migration"), record)
+    return step
+
+
+def _next(known: tuple[Migration, ...], ledger: Ledger, have: Capabilities, adopt: bool, last: int) -> Migration | None:
+    _refuse_strangers(known, ledger)
+    for step in known:
+        if step.number > last or step.key in ledger:
+            continue
+        if step.feature and step.feature not in have.features:
+            continue
+        if _left_out(step, known, ledger) and not adopt:
+            continue
+        return step
+    return None
+
+
+def _left_out(step: Migration, known: tuple[Migration, ...], ledger: Ledger) -> bool:
+    """A feature's file that an earlier run passed over because the database lacked the feature, or one that builds on
+    such a file: everything builds on the hypertables."""
+    newest = max((number for number, _ in ledger), default=0)
+    return bool(step.feature) and any(
+        other.feature in (step.feature, "timescaledb") and other.number < newest and other.key not in ledger
+        for other in known
+        if other.number <= step.number
+    )
+
+
+def _refuse_strangers(known: tuple[Migration, ...], ledger: Ledger) -> None:
+    by_key = {step.key: step for step in known}
+    for (number, feature), checksum in sorted(ledger.items()):
+        step = by_key.get((number, feature))
+        if step is None:
+            raise SchemaError(
+                f"The database is newer than this program (it has migration {number}): install a newer esp-ingest."
+            )
+        if step.checksum != checksum:
+            raise SchemaError(
+                f"Migration {step.label} differs from the one this database was made with: "
+                "install the esp-ingest that made it, or an official release."
+            )
+
+
+def _changed_kind(known: tuple[Migration, ...], ledger: Ledger, have: Capabilities) -> list[str]:
+    """The database is of another kind than when it was migrated: say so rather than differ in silence."""
+    gained = [
+        step.label
+        for step in known
+        if step.feature in have.features and step.key not in ledger and _left_out(step, known, ledger)
+    ]
+    lost = sorted({feature for _, feature in ledger if feature and feature not in have.features})
+    notes = []
+    if gained:
+        notes.append(
+            f"This database can do more than when it was migrated: run esp-ingest migrate --adopt to apply "
+            f"{', '.join(gained)} (it locks the tables while it rewrites them)."
+        )
+    if lost:
+        notes.append(
+            f"This database was migrated with {', '.join(lost)}, which it lacks now ({have.kind}): "
+            "restore that edition of TimescaleDB, or compression and retention stand still."
+        )
+    return notes
+
+
+def _read_ledger(connection: Connection) -> Ledger:
+    rows = connection.execute(query("read_ledger")).fetchall()
+    return {(number, feature): checksum for number, feature, checksum in rows}
+
+
+def _program_version() -> str:
+    try:
+        return version("esp-ingest")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+# ------------------------------------------------------------------------------------------------------------ checks
+
+
+@dataclass(frozen=True)
+class SchemaCheck:
+    """Is the schema the one that this program writes? ``detail`` is a sentence that says what to do where it is not."""
+
+    status: Literal["ok", "needs migrate", "unusable", "unreachable"]
+    detail: str
+
+    @property
+    def ok(self) -> bool:
+        return self.status == "ok"
+
+
+def check_schema(connection: Connection) -> SchemaCheck:
+    """One small query. Raises psycopg.Error where the connection fails; an open transaction is left as it is found,
+    except that a missing ledger aborts it."""
+    try:
+        ledger = _read_ledger(connection)
+    except psycopg.errors.UndefinedTable:
+        return SchemaCheck("needs migrate", "The database has no schema yet: run esp-ingest migrate.")
+    except psycopg.errors.InsufficientPrivilege:
+        return SchemaCheck("unusable", "The database user may not read the tables of esp-ingest: grant it its rights.")
+    try:
+        _refuse_strangers(migrations(), ledger)
+    except SchemaError as error:
+        return SchemaCheck("unusable", str(error))
+    newest = max((number for number, _ in ledger), default=0)
+    missing = [s for s in migrations() if s.key not in ledger and not _left_out(s, migrations(), ledger)]
+    # A feature's file is missing only if this database would run it.
+    if any(not step.feature for step in missing) or (missing and _would_run(connection, missing)):
+        wanted = max(step.number for step in missing)
+        return SchemaCheck(
+            "needs migrate", f"The schema is at version {newest} and {wanted} is needed: run esp-ingest migrate."
+        )
+    return SchemaCheck("ok", f"The schema is at version {newest}.")
+
+
+def _would_run(connection: Connection, missing: list[Migration]) -> bool:
+    have = capabilities(connection).features
+    return any(step.feature in have for step in missing)
+
+
+def check_database(settings: DatabaseSettings) -> tuple[SchemaCheck, Capabilities | None]:
+    """For ``esp-ingest check`` and the start: connect, look, disconnect. Never raises for a database in trouble."""
+    try:
+        with connect(settings, autocommit=True) as connection:
+            return check_schema(connection), capabilities(connection)
+    except StoreUnavailable as error:
+        return SchemaCheck("unreachable", f"The database cannot be used: {error}."), None
+    except psycopg.Error as error:
+        return SchemaCheck("unreachable", f"The database cannot be used: {sqlstate.unavailable(error)}."), None
+    except SchemaError as error:
+        return SchemaCheck("unusable", str(error)), None

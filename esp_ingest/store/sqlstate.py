@@ -1,0 +1,128 @@
+"""Is it the row, the moment, or the set-up? Decided in one place, by SQLSTATE.
+
+The codes are PostgreSQL's (appendix A of its manual). What is not named here is retried and never dropped: a batch that
+waits can be seen and mended, a row thrown away cannot.
+"""
+
+from enum import Enum
+from typing import NamedTuple
+
+import psycopg
+
+from esp_ingest.seams import StoreUnavailable
+
+
+class Verdict(Enum):
+    """What to do with a batch after an error."""
+
+    DUPLICATE = "a key is there already: through the staging table"
+    DATA = "a row at fault: find it and store it as a reject"
+    TRANSIENT = "passes by itself: the same batch again"
+    OPERATOR = "someone has to do something; the same batch again meanwhile"
+
+
+class Decision(NamedTuple):
+    """``reason`` is a short fixed phrase, fit for logs and health."""
+
+    verdict: Verdict
+    reason: str
+
+
+_D, _T, _O = Verdict.DATA, Verdict.TRANSIENT, Verdict.OPERATOR
+
+# The longest prefix wins: whole codes before classes.
+RULES: dict[str, Decision] = {
+    # whole codes
+    "23505": Decision(Verdict.DUPLICATE, "duplicate key"),
+    "22P03": Decision(
+        _O, "the table's column types are not those this program writes"
+    ),  # invalid_binary_representation
+    "22P04": Decision(_O, "the table's columns are not those this program writes"),  # bad_copy_file_format
+    "25006": Decision(_T, "the database is read-only"),  # a standby, or a failover under way
+    "42501": Decision(_O, "the database user lacks a permission"),
+    "42P01": Decision(_O, "a table is missing: run esp-ingest migrate"),
+    "42703": Decision(_O, "a column is missing: run esp-ingest migrate"),
+    "53100": Decision(_T, "the database's disk is full"),
+    "53200": Decision(_T, "the database is out of memory"),
+    "53300": Decision(_T, "the database has no connection left"),
+    # TimescaleDB's limit on decompression in one statement; the writer lifts it where it can.
+    "53400": Decision(_O, "a limit of the database's configuration is reached"),
+    "55P03": Decision(_T, "a lock on the tables is held by someone else"),
+    # statement_timeout, pg_cancel_backend, and also what the server answers when the client itself aborts a COPY
+    "57014": Decision(_T, "a statement was cancelled or took longer than database.statement_timeout_seconds"),
+    "57P01": Decision(_T, "the database is shutting down"),
+    "57P02": Decision(_T, "the database crashed and restarts"),
+    "57P03": Decision(_T, "the database is starting up"),
+    "57P04": Decision(_O, "the database was dropped"),
+    "25P03": Decision(_T, "the database ended an idle transaction"),
+    # classes
+    "03": Decision(_T, "the database was interrupted"),
+    "08": Decision(_T, "the connection to the database was lost"),
+    "0A": Decision(_O, "this database cannot do what is asked"),  # feature_not_supported: by edition or version
+    "22": Decision(_D, "the database cannot hold a value"),
+    "23": Decision(_D, "a constraint of the table refuses a row"),
+    "25": Decision(_T, "the transaction is in a state that does not allow this"),
+    "28": Decision(_O, "the database refuses this user or password"),
+    "3D": Decision(_O, "there is no such database"),
+    "3F": Decision(_O, "there is no such schema"),
+    "40": Decision(_T, "the transaction collided with another"),  # serialization failure, deadlock
+    "42": Decision(_O, "the database does not understand a statement: run esp-ingest migrate"),
+    "44": Decision(_D, "a view's check refuses a row"),
+    "53": Decision(_T, "the database lacks a resource"),
+    "54": Decision(_D, "a row is too large or too complex"),  # 54000 index row size, 54001 nesting of a JSON value
+    "55": Decision(_T, "an object of the database is in use or not ready"),
+    "57": Decision(_T, "the database was interrupted by an operator"),
+    "58": Decision(_T, "the database's machine reports an input/output error"),
+    "F0": Decision(_O, "the database's configuration file is in error"),
+    # A trigger's RAISE EXCEPTION: it may mean the row or the moment, so nothing is dropped.
+    "P0": Decision(_O, "a trigger or function of the database raised an error"),
+    "XX": Decision(_O, "the database reports damage or an internal error"),
+}
+NO_ANSWER = Decision(_T, "the database does not answer")
+UNKNOWN = Decision(_T, "an error of a kind not known here")
+CLIENT_DATA = Decision(_D, "the client library cannot encode a value")
+
+
+def decide_code(code: str) -> Decision:
+    """The decision for one SQLSTATE, five characters."""
+    return RULES.get(code) or RULES.get(code[:2]) or UNKNOWN
+
+
+def decide(error: BaseException) -> Decision:
+    """The decision for an error of psycopg, server side or client side.
+
+    Without a SQLSTATE: an OperationalError or InterfaceError is a connection that failed or was lost; a DataError or a
+    UnicodeError is a value that the client cannot send (a NUL in a text, a lone surrogate)."""
+    if isinstance(error, psycopg.Error) and error.sqlstate:
+        return decide_code(error.sqlstate)
+    if isinstance(error, psycopg.DataError | UnicodeError):
+        return CLIENT_DATA
+    if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
+        return _from_text(str(error))
+    return UNKNOWN
+
+
+# libpq gives no SQLSTATE when the server refuses the connection itself, only its text, in the server's language. These
+# are hints for the reason that is shown; the verdict stays "try again".
+_CONNECT_HINTS = (
+    ("password authentication failed", RULES["28"]),
+    ("no password supplied", RULES["28"]),
+    ("no pg_hba.conf entry", RULES["28"]),
+    ("does not exist", RULES["3D"]),
+    ("too many clients", RULES["53300"]),
+    ("remaining connection slots", RULES["53300"]),
+    ("starting up", RULES["57P03"]),
+    ("shutting down", RULES["57P01"]),
+    ("could not translate host name", Decision(_T, "the database's host name does not resolve")),
+    ("refused", Decision(_T, "the database does not answer at its address")),
+)
+
+
+def _from_text(text: str) -> Decision:
+    return next((decision for hint, decision in _CONNECT_HINTS if hint in text), NO_ANSWER)
+
+
+def unavailable(error: BaseException) -> StoreUnavailable:
+    """``error`` as the seam's exception: the fixed reason, and the first line of the database's own words."""
+    lines = str(error).strip().splitlines()
+    return StoreUnavailable(decide(error).reason, lines[0] if lines else type(error).__name__)
