@@ -11,6 +11,7 @@ and the message in memory until PUBREL, was refused: it loses the message when t
 """
 
 import logging
+import select
 import socket
 import threading
 from collections.abc import Callable, Sequence
@@ -36,22 +37,26 @@ _CONNACK = 0x20
 # An acknowledgement is four bytes: type, remaining length 2, packet id. By QoS: none, PUBACK, PUBREC.
 _ACKNOWLEDGEMENT = (0, 0x4002_0000, 0x5002_0000)
 _MAX_LENGTH_BYTES = 4
+_DISCONNECT = b"\xe0\x00"  # normal, in MQTT 3.1.1 and 5: the session stays as long as CONNECT said
+_DEPART_TURNS = 40
+_DEPART_MILLISECONDS = 50
 
-OnDeliveries = Callable[[list[Delivery], int], None]
+OnDeliveries = Callable[[list[Delivery], int, int], None]
 
 
 def walk(
     data: bytes, at: int, deliveries: list[Delivery], epoch: int, received_us: int, has_properties: bool
-) -> tuple[int, int]:
+) -> tuple[int, int, int]:
     """Append the PUBLISH packets of ``data`` from ``at`` on, up to the first packet that is another or is not whole.
 
-    Returns (where it stopped, payload bytes appended). ``has_properties`` is MQTT 5. Raises MalformedPacket; what came
-    before the malformed packet is appended. The hottest loop of the product: 0.8 µs a message, so no calls but one.
+    Returns (where it stopped, payload bytes appended, messages that are not plain new QoS 1). ``has_properties`` is
+    MQTT 5. Raises MalformedPacket; what came before the malformed packet is appended. The hottest loop of the product:
+    0.8 µs a message, so no calls but one.
     """
     append, new, of, qos1 = deliveries.append, tuple.__new__, Delivery, _PUBLISH_QOS1
     end = len(data)
     last = end - 1
-    size = 0
+    size = unusual = 0
     try:
         while at < last:
             first = data[at]
@@ -78,6 +83,7 @@ def walk(
                 mid = data[start] << 8 | data[start + 1]
                 start += 2
             else:
+                unusual += 1
                 qos = first >> 1 & 3
                 mid = 1
                 if qos:
@@ -96,7 +102,7 @@ def walk(
             at = stop
     except IndexError:
         raise MalformedPacket("PUBLISH is too short") from None
-    return at, size
+    return at, size, unusual
 
 
 def _length(data: bytes, at: int) -> tuple[int, int]:
@@ -127,7 +133,8 @@ class BulkClient(paho.Client):
     calls (``reconnect``, ``loop_read``, ``loop_write``, ``loop_misc``); only ``acknowledge`` and ``publish`` may be
     called from others, which then wake that thread by themselves.
 
-    ``on_deliveries(deliveries, payload_bytes)`` is called in the network thread, about once a recv.
+    ``on_deliveries(deliveries, payload_bytes, unusual)`` is called in the network thread, about once a recv;
+    ``unusual`` of them are not plain new QoS 1.
     """
 
     def __init__(
@@ -139,12 +146,13 @@ class BulkClient(paho.Client):
         *,
         transport: Literal["tcp", "websockets"] = "tcp",
         first_epoch: int = 1,
+        keep_session: bool = True,
     ) -> None:
         is_mqtt5 = protocol == MQTTProtocolVersion.MQTTv5
         super().__init__(
             CallbackAPIVersion.VERSION2,
             client_id=client_id,
-            clean_session=None if is_mqtt5 else False,
+            clean_session=None if is_mqtt5 else not keep_session,
             protocol=protocol,
             transport=transport,
             reconnect_on_failure=False,
@@ -200,6 +208,40 @@ class BulkClient(paho.Client):
         """Close the socket without a word."""
         self._sock_close()
 
+    def depart(self) -> None:
+        """DISCONNECT after all that is queued, and close. Network thread only; takes 2 s at most.
+
+        Not paho's ``disconnect``: it closes at once, and closing with unread messages in the socket makes the kernel
+        reset the connection, so that the broker may never read the last acknowledgements. Here the broker closes."""
+        try:
+            turns = _DEPART_TURNS
+            while turns and self.want_write() and self.loop_write() == MQTTErrorCode.MQTT_ERR_SUCCESS:
+                turns -= 1
+                self._wait_for(select.POLLOUT)
+            if self._sock is not None and not self.want_write():
+                self._sock_send(_DISCONNECT)
+                while turns and self._discard_input():
+                    turns -= 1
+        except OSError as error:
+            logger.debug("mqtt departure cut short", extra={"error": str(error)})
+        self._sock_close()
+
+    def _wait_for(self, events: int) -> None:
+        if self._sock is not None:
+            poll = select.poll()
+            poll.register(self._sock.fileno(), events)
+            poll.poll(_DEPART_MILLISECONDS)
+
+    def _discard_input(self) -> bool:
+        """Wait for input, read it and forget it: unacknowledged, the broker delivers it again. False when it closed."""
+        self._wait_for(select.POLLIN)
+        try:
+            while self._sock_recv(RECV_BYTES):
+                pass
+        except BlockingIOError:
+            return True
+        return False
+
     # -- paho's inside from here on: network thread only.
 
     def _packet_read(self) -> MQTTErrorCode:
@@ -232,14 +274,14 @@ class BulkClient(paho.Client):
             data = b"".join(self._parts)
             self._forget_partial_packet()
         deliveries: list[Delivery] = []
-        size = 0
-        at = 0
+        at = size = unusual = 0
         outcome = MQTTErrorCode.MQTT_ERR_SUCCESS
         received_us = self._clock.now_us()
         try:
             while outcome == MQTTErrorCode.MQTT_ERR_SUCCESS:
-                at, more = walk(data, at, deliveries, self.epoch, received_us, self._is_mqtt5)
+                at, more, odd = walk(data, at, deliveries, self.epoch, received_us, self._is_mqtt5)
                 size += more
+                unusual += odd
                 if deliveries and not self._accepted:
                     raise MalformedPacket("PUBLISH before CONNACK")
                 if at >= len(data):
@@ -256,7 +298,7 @@ class BulkClient(paho.Client):
             logger.warning("mqtt packet malformed", extra={"error": str(error), "epoch": self.epoch})
             outcome = MQTTErrorCode.MQTT_ERR_PROTOCOL
         if deliveries and self._accepted:
-            self._on_deliveries(deliveries, size)
+            self._on_deliveries(deliveries, size, unusual)
         return outcome
 
     def _hand_to_paho(self, command: int, body: bytes) -> MQTTErrorCode:

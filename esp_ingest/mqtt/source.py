@@ -1,0 +1,571 @@
+"""The session on the broker: seams.Source over BulkClient.
+
+One network thread of ours drives paho's external-loop calls. paho's own thread was refused: its reconnect delay is
+reset by every CONNACK and has no jitter, and it cannot stop reading without losing the keep alive.
+
+Rules that this file keeps:
+- a delivery is acknowledged on the connection that brought it, or not at all;
+- the subscription counts from SUBACK on, with its reason code read;
+- nothing here waits for the pipeline: a full buffer pauses reading, the broker's window does the rest;
+- what was received stays in memory over a lost connection. The broker delivers it again as a rule, but a broker that
+  came back from an old snapshot would not; stored twice it counts as a duplicate, lost it is lost.
+"""
+
+import contextlib
+import logging
+import select
+import socket
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import inf
+from pathlib import Path
+
+from paho.mqtt import client as paho
+from paho.mqtt.enums import MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from esp_ingest.config import MqttSettings
+from esp_ingest.mqtt.backoff import Backoff
+from esp_ingest.mqtt.buffer import Buffer
+from esp_ingest.mqtt.client import BulkClient
+from esp_ingest.mqtt.publication import Publication, Publications
+from esp_ingest.mqtt.session import FilterRecord, Topics, new_client
+from esp_ingest.seams import Clock
+from esp_ingest.service.log import Repeated
+from esp_ingest.service.metrics import Metrics
+from esp_ingest.telemetry.model import Delivery
+
+logger = logging.getLogger(__name__)
+
+QOS = 1
+TURN_SECONDS = 1.0
+MAX_PUBLICATIONS = 20  # paho's own inflight limit; the broker may set a lower one
+CLOSE_SECONDS = 4.0
+SILENT_CLOSES_BEFORE_FALLBACK = 2
+FLAPPING_CONNECTIONS = 2  # so many short-lived ones in a row
+
+_UNSUPPORTED_PROTOCOL, _BAD_LOGIN, _NOT_AUTHORIZED, _SESSION_TAKEN_OVER = 0x84, 0x86, 0x87, 0x8E
+_GRANTED_QOS0 = 0x00
+_REFUSED_PROTOCOL = "The broker does not speak MQTT"
+
+
+@dataclass(slots=True)
+class _Link:
+    """One connection, from the attempt to its end."""
+
+    opened_at: float
+    deadline: float  # for CONNACK, then for SUBACK
+    is_accepted: bool = False
+    session_present: bool = False
+    is_answered: bool = False  # SUBACK is here, whatever it says
+    subscribe_mid: int = 0
+    subscribe_at: float = inf  # next attempt, after a refusal
+    unsubscribing: dict[int, set[str]] = field(default_factory=dict)
+    tried_strays: set[str] = field(default_factory=set)
+    has_left: bool = False
+    is_contested: bool = False
+    end: str = ""  # why it ended, one sentence
+
+
+class MqttSource:
+    """Deliveries from the broker. ``take``, ``settle``, ``buffered`` and the lifetime calls belong to the pipeline's
+    thread; what health reads may be read from any.
+
+    ``state_folder`` (None: nowhere) holds the record of what the session is subscribed to, see session.py. The
+    constructor raises ConfigError when the TLS files cannot be used; no broker is needed until deliveries are wanted.
+    """
+
+    def __init__(
+        self, settings: MqttSettings, clock: Clock, metrics: Metrics, state_folder: Path | None = None
+    ) -> None:
+        self._settings, self._clock, self._metrics = settings, clock, metrics
+        self._topics = Topics(settings)
+        self._record = FilterRecord(settings, state_folder)
+        self._buffer = Buffer(settings.receive_maximum, settings.buffer_max_bytes)
+        self._publications = Publications()
+        self._send_quota = MAX_PUBLICATIONS
+        self._received = {str(qos): metrics.messages_received.labels(str(qos)) for qos in range(3)}
+        self._dropped = metrics.messages_dropped.labels("0")
+
+        self._backoff = Backoff(settings.reconnect_min_seconds, settings.reconnect_max_seconds)
+        self._subscribe_backoff = Backoff(settings.reconnect_min_seconds, settings.reconnect_max_seconds)
+        self._outage = Repeated(logger, "mqtt connection failed", "mqtt connection restored")
+        self._refusal = Repeated(logger, "mqtt subscription refused", "mqtt subscription accepted", level=logging.ERROR)
+        self._drops = Repeated(logger, "mqtt messages dropped", "mqtt messages no longer dropped")
+
+        is_311 = settings.protocol == "3.1.1"
+        self._client = self._new_client(MQTTProtocolVersion.MQTTv311 if is_311 else MQTTProtocolVersion.MQTTv5, 1)
+        self._silent_closes = 0
+        self._has_warned_of_fallback = False
+        self._connections = 0
+        self._short_lived = 0
+        self._had_session = False
+        self._link = _Link(0.0, inf)
+        self._last_turn = clock.monotonic()
+
+        self._thread: threading.Thread | None = None
+        self._ending = threading.Event()
+        self._is_discarding = False
+        self._is_leaving = False
+        self._wake_reader: socket.socket | None = None
+        self._wake_writer: socket.socket | None = None
+        self.connected = False
+        self.subscribed = False
+        self.last_error = ""
+        metrics.window_messages.set(settings.receive_maximum)
+
+    # -- The seam.
+
+    def take(self, max_messages: int, max_bytes: int, timeout_seconds: float) -> list[Delivery]:
+        was_full = self._buffer.is_full()
+        taken = self._buffer.take(max_messages, max_bytes, timeout_seconds)
+        if was_full and not self._buffer.is_full():
+            self._wake()
+        return taken
+
+    def settle(self, deliveries: Sequence[Delivery]) -> int:
+        if not deliveries:
+            return 0
+        queued = self._client.acknowledge(deliveries)
+        self._buffer.settle(len(deliveries))
+        if queued:
+            self._wake()
+            self._metrics.messages_acked.inc(queued)
+        if queued < len(deliveries):
+            stale = sum(1 for delivery in deliveries if delivery.qos) - queued
+            if stale:
+                self._metrics.messages_stale.inc(stale)
+        return queued
+
+    def buffered(self) -> tuple[int, int]:
+        return self._buffer.size()
+
+    # -- Lifetime.
+
+    def start(self) -> None:
+        """Connect in the background; returns at once, with or without a broker."""
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        self._wake_reader.setblocking(False)
+        self._wake_writer.setblocking(False)
+        self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
+        self._thread.start()
+
+    def stop_receiving(self) -> None:
+        """No new work: what arrives from now on is not taken in and not acknowledged, so the broker delivers it again
+        to the next daemon of this session. Acknowledgements and publications still go out."""
+        self._is_discarding = True
+        self._buffer.wake()
+
+    def close(self) -> None:
+        """Send what is queued, leave with a clean DISCONNECT that keeps the session, end the thread. Takes up to
+        ``connect_timeout_seconds`` when a connection is just being attempted. May be called twice."""
+        self._ending.set()
+        self._buffer.wake()
+        self._wake()
+        if self._thread is not None:
+            self._thread.join(CLOSE_SECONDS + self._settings.connect_timeout_seconds)
+            if self._thread.is_alive():
+                logger.warning("mqtt thread did not end")
+                return
+        self._client.abort()
+        self._publications.fail("closed before the broker confirmed")
+        for end in (self._wake_reader, self._wake_writer):
+            if end is not None:
+                end.close()
+        self._wake_reader = self._wake_writer = None
+
+    def stop_subscribing(self) -> None:
+        """First step of leaving a share group for good: the broker deals nothing new to this session, what it has
+        queued still comes. Then go on taking and settling until nothing has come for a while, then
+        :meth:`forget_session`."""
+        self._is_leaving = True
+        self._wake()
+
+    def forget_session(self) -> bool:
+        """Close, and end the session on the broker with all that it holds: its subscriptions and its queue. For a
+        member that leaves a share group for good, to which the broker would deal messages for as long as the session
+        lasts. Returns whether the broker agreed. Takes up to ``connect_timeout_seconds``."""
+        self.close()
+        client = new_client(
+            self._settings, self._protocol, self._clock, lambda *_: None, self._client.epoch + 1, keep_session=False
+        )
+        try:
+            client.reconnect()
+            for _ in range(int(self._settings.connect_timeout_seconds * 10)):
+                if client.is_connected() or client.socket() is None:
+                    break
+                client.loop(0.1)
+            is_gone = client.is_connected()
+            client.depart()
+        except OSError as error:
+            logger.warning("mqtt session not ended", extra={"error": str(error)})
+            return False
+        if is_gone:
+            self._record.keep(set())
+        return is_gone
+
+    # -- Out.
+
+    def publish(self, topic: str, payload: bytes, qos: int = 1, retain: bool = False) -> Publication:
+        """Send a message; never blocks. The publication tells when the broker has confirmed it; QoS 1 is sent again
+        after a lost connection. Fails at once while there is no connection, or when as many are under way as the broker
+        takes: try again later. Raises ValueError for a topic with wildcards."""
+        publication = Publication(qos)
+        if not self.connected or self._ending.is_set():
+            publication.finish("not connected to the broker")
+        elif len(self._publications) >= self._send_quota:
+            publication.finish("too many publications are waiting for the broker")
+        else:
+            info = self._client.publish(topic, payload, qos, retain)
+            if qos == 0 and info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
+                publication.finish("not connected to the broker")
+            else:
+                self._publications.opened(info.mid, publication)
+                self._wake()
+        return publication
+
+    # -- Health.
+
+    def unacked(self) -> int:
+        """Messages received and not yet settled."""
+        return self._buffer.unsettled()
+
+    def oldest_unacked_seconds(self) -> float:
+        return self._buffer.oldest_seconds(self._clock.monotonic())
+
+    def network_thread_alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def network_idle_seconds(self) -> float:
+        """Since the network thread last moved: about a second at most, while connecting the connect timeout."""
+        return max(0.0, self._clock.monotonic() - self._last_turn)
+
+    @property
+    def protocol(self) -> str:
+        """MQTT version in use: "5" or "3.1.1"."""
+        return "5" if self._protocol == MQTTProtocolVersion.MQTTv5 else "3.1.1"
+
+    # -- The network thread.
+
+    def _run(self) -> None:
+        while not self._ending.is_set():
+            if self._buffer.is_full():
+                # Each connection would bring the same messages again. Memory stays bounded, the broker holds the rest.
+                self.last_error = "Not connecting: the buffer is full and nothing is being stored."
+                self._rest(TURN_SECONDS)
+                continue
+            lasted = self._connect_and_serve()
+            if not self._ending.is_set():
+                self._rest(self._backoff.next_seconds(lasted, is_contested=self._link.is_contested))
+
+    def _connect_and_serve(self) -> float:
+        """One connection, from the attempt to its end. Returns for how many seconds it was connected."""
+        client = self._client
+        now = self._clock.monotonic()
+        link = self._link = _Link(now, now + self._settings.connect_timeout_seconds)
+        try:
+            self._last_turn = now
+            client.reconnect()
+            self._serve(client, link)
+        except OSError as error:
+            link.end = f"The broker at {self._address} cannot be reached: {error.strerror or error}."
+        except Exception as error:
+            logger.exception("mqtt network thread failed, and goes on")
+            link.end = f"The MQTT client failed: {error}."
+        finally:
+            client.abort()
+        self._after(link)
+        if not link.is_accepted:
+            return 0.0
+        lasted = self._clock.monotonic() - link.opened_at
+        self._short_lived = self._short_lived + 1 if lasted < self._settings.reconnect_max_seconds else 0
+        return lasted
+
+    def _serve(self, client: BulkClient, link: _Link) -> None:
+        opened = client.socket()
+        wake = self._wake_reader
+        if opened is None or wake is None:
+            return
+        poll = select.poll()
+        fd, wake_fd = opened.fileno(), wake.fileno()
+        poll.register(wake_fd, select.POLLIN)
+        while client.socket() is not None:
+            is_paused = link.is_answered and self._buffer.is_full()
+            reading = 0 if is_paused else select.POLLIN
+            poll.register(fd, reading | (select.POLLOUT if client.want_write() else 0))
+            has_pending = not is_paused and client.pending() > 0
+            events = dict(poll.poll(0 if has_pending else TURN_SECONDS * 1_000))
+            if events.get(wake_fd):
+                _drain(wake)
+            if self._ending.is_set():
+                client.depart()
+                return
+            if is_paused:
+                client.excuse_silence()
+            if has_pending or events.get(fd, 0) & ~select.POLLOUT:
+                client.loop_read()
+            if client.want_write():
+                client.loop_write()
+            client.loop_misc()
+            self._keep_house(client, link)
+
+    def _keep_house(self, client: BulkClient, link: _Link) -> None:
+        """Deadlines, and what is due. Once a turn."""
+        now = self._last_turn = self._clock.monotonic()
+        if now >= link.deadline:
+            waited_for = "SUBSCRIBE" if link.is_accepted else "CONNECT"
+            link.end = f"The broker at {self._address} did not answer {waited_for} in time."
+            client.abort()
+        if now >= link.subscribe_at:
+            self._subscribe(link)
+        if self._is_leaving and link.is_answered and not link.has_left:
+            link.has_left = True
+            self.subscribed = False
+            self._metrics.mqtt_subscribed.set(0)
+            self._unsubscribe(link, self._record.filters | {self._topics.wanted})
+        if self._outage.active and self.subscribed and self._is_settled(link, now):
+            self._outage.ended(now, epoch=client.epoch)
+        if self._drops.active and self._buffer.has_room_for_qos0():
+            self._drops.ended(now)
+
+    def _is_settled(self, link: _Link, now: float) -> bool:
+        """A connection that comes and goes has not been restored: the log would tell it each time."""
+        return self._short_lived < FLAPPING_CONNECTIONS or now - link.opened_at >= self._settings.reconnect_max_seconds
+
+    def _after(self, link: _Link) -> None:
+        """The connection is over: say why, once in a while, and choose what the next attempt speaks."""
+        self._set_connected(False)
+        self._publications.fail("the connection was lost", qos0_only=True)
+        if self._ending.is_set():
+            logger.info("mqtt disconnected", extra={"epoch": self._client.epoch})
+            return
+        self.last_error = link.end or self._unexplained_end(link)
+        self._outage.failed(self._clock.monotonic(), self.last_error, broker=self._address, epoch=self._client.epoch)
+        self._choose_protocol(link)
+
+    def _unexplained_end(self, link: _Link) -> str:
+        if link.is_accepted:
+            return f"The connection to the broker at {self._address} was lost."
+        return f"The broker at {self._address} closed the connection without an answer to CONNECT."
+
+    def _choose_protocol(self, link: _Link) -> None:
+        """MQTT 5 first. 3.1.1 where the broker says that it knows no 5, or keeps hanging up on CONNECT, as some do."""
+        hung_up = not link.is_accepted and not link.end
+        self._silent_closes = self._silent_closes + 1 if hung_up else 0
+        if self._settings.protocol != "auto" or self._settings.share_group:
+            return
+        is_refused = link.end.startswith(_REFUSED_PROTOCOL)
+        if is_refused or self._silent_closes >= SILENT_CLOSES_BEFORE_FALLBACK:
+            self._silent_closes = 0
+            other = MQTTProtocolVersion.MQTTv311 if self.protocol == "5" else MQTTProtocolVersion.MQTTv5
+            self._publications.fail("the connection was lost")
+            self._client = self._new_client(other, self._client.epoch + 1)
+
+    def _rest(self, seconds: float) -> None:
+        until = self._clock.monotonic() + seconds
+        while (left := until - self._clock.monotonic()) > 0 and not self._ending.wait(min(left, TURN_SECONDS)):
+            self._last_turn = self._clock.monotonic()
+
+    # -- What the broker says. paho calls these in the network thread.
+
+    def _on_connect(self, flags: paho.ConnectFlags, reason: ReasonCode, properties: Properties | None) -> None:
+        link = self._link
+        if reason.is_failure:
+            link.end = self._refusal_sentence(reason)
+            return
+        link.is_accepted = True
+        link.session_present = flags.session_present
+        self._connections += 1
+        if self._connections > 1:
+            self._metrics.mqtt_reconnects.inc()
+        self._send_quota = min(MAX_PUBLICATIONS, getattr(properties, "ReceiveMaximum", MAX_PUBLICATIONS))
+        self._set_connected(True)
+        self._tell_of_session(link, properties)
+        if not self._outage.active:
+            self._log_connected(link)
+        if self._is_leaving:
+            link.is_answered, link.deadline = True, inf
+        else:
+            self._subscribe(link)
+
+    def _tell_of_session(self, link: _Link, properties: Properties | None) -> None:
+        if self.protocol == "3.1.1" and self._settings.protocol == "auto" and not self._has_warned_of_fallback:
+            self._has_warned_of_fallback = True
+            logger.warning("mqtt 3.1.1 in use, the broker refuses 5", extra={"broker": self._address})
+        if not link.session_present:
+            if self._had_session or self._record.filters:
+                self._metrics.mqtt_sessions_lost.inc()
+                logger.warning("mqtt session lost on the broker", extra={"client_id": self._settings.client_id})
+            self._record.keep(set())
+        granted = getattr(properties, "SessionExpiryInterval", self._settings.session_expiry_seconds)
+        if granted < self._settings.session_expiry_seconds:
+            logger.warning(
+                "mqtt session expires early",
+                extra={"asked_seconds": self._settings.session_expiry_seconds, "granted_seconds": granted},
+            )
+
+    def _log_connected(self, link: _Link) -> None:
+        fields = {"broker": self._address, "protocol": self.protocol, "epoch": self._client.epoch}
+        logger.info("mqtt connected", extra=fields | {"session_present": link.session_present})
+
+    def _refusal_sentence(self, reason: ReasonCode) -> str:
+        if reason.value == _UNSUPPORTED_PROTOCOL:
+            return f"{_REFUSED_PROTOCOL} {self.protocol}: set mqtt.protocol to one that it speaks."
+        if reason.value in (_BAD_LOGIN, _NOT_AUTHORIZED):
+            user = self._settings.username or "(none)"
+            return (
+                f"The broker at {self._address} refused the login of user {user} ({reason}): "
+                "check mqtt.username and mqtt.password."
+            )
+        return f"The broker at {self._address} refused the connection: {reason}."
+
+    def _on_disconnect(self, flags: paho.DisconnectFlags, reason: ReasonCode) -> None:
+        link = self._link
+        if not flags.is_disconnect_packet_from_server or link.end:
+            return
+        if reason.value == _SESSION_TAKEN_OVER:
+            link.is_contested = True
+            link.end = (
+                f"Another client with the id {self._settings.client_id} took over the session: "
+                "stop it, or give each daemon its own mqtt.client_id (with mqtt.share_group to share the work)."
+            )
+        else:
+            link.end = f"The broker at {self._address} ended the connection: {reason}."
+
+    def _subscribe(self, link: _Link) -> None:
+        # Recorded before it is asked for: a crash in between must not leave a filter that nobody knows of.
+        self._record.keep(self._record.filters | {self._topics.wanted})
+        link.subscribe_at = inf
+        link.deadline = self._clock.monotonic() + self._settings.connect_timeout_seconds
+        if self.protocol == "5":
+            # Retained messages would come again at each connection: ask for none (retain handling 2).
+            options = SubscribeOptions(qos=QOS, retainHandling=SubscribeOptions.RETAIN_DO_NOT_SEND)
+            _, mid = self._client.subscribe(self._topics.wanted, options=options)
+        else:
+            _, mid = self._client.subscribe(self._topics.wanted, qos=QOS)
+        link.subscribe_mid = mid or 0
+
+    def _on_subscribe(self, mid: int, reasons: list[ReasonCode]) -> None:
+        link = self._link
+        if mid != link.subscribe_mid or not reasons:
+            return
+        link.is_answered = True
+        link.deadline = inf
+        now = self._clock.monotonic()
+        reason = reasons[0]
+        if reason.is_failure or reason.value == _GRANTED_QOS0:
+            self._subscription_refused(link, reason, now)
+            return
+        self.subscribed, self._had_session = True, True
+        self.last_error = ""
+        self._subscribe_backoff.attempts = 0
+        self._metrics.mqtt_subscribed.set(1)
+        self._refusal.ended(now, topic_filter=self._topics.wanted)
+        if link.session_present:
+            self._unsubscribe(link, (self._record.filters | self._topics.superseded) - {self._topics.wanted})
+
+    def _subscription_refused(self, link: _Link, reason: ReasonCode, now: float) -> None:
+        granted = "granted QoS 0 only" if reason.value == _GRANTED_QOS0 else f"refused ({reason})"
+        self.subscribed = False
+        self.last_error = (
+            f"The subscription to {self._topics.wanted} was {granted}: "
+            f"let user {self._settings.username or '(none)'} read it at QoS 1 in the broker's access list."
+        )
+        self._metrics.mqtt_subscribed.set(0)
+        self._refusal.failed(now, self.last_error)
+        link.subscribe_at = now + self._subscribe_backoff.next_seconds()
+
+    def _unsubscribe(self, link: _Link, filters: set[str]) -> None:
+        if filters:
+            _, mid = self._client.unsubscribe(sorted(filters))
+            link.unsubscribing[mid or 0] = filters
+
+    def _on_unsubscribe(self, mid: int, reasons: list[ReasonCode]) -> None:
+        filters = self._link.unsubscribing.pop(mid, set())
+        if any(reason.is_failure for reason in reasons):
+            logger.warning("mqtt unsubscribe refused", extra={"filters": sorted(filters)})
+            return
+        known = self._record.filters & filters
+        if known:
+            logger.info("mqtt old subscriptions ended", extra={"filters": sorted(known)})
+        self._record.keep(self._record.filters - filters)
+
+    def _on_publish(self, mid: int, reason: ReasonCode) -> None:
+        self._publications.answered(mid, f"the broker refused it: {reason}" if reason.is_failure else "")
+
+    def _on_deliveries(self, deliveries: list[Delivery], size: int, unusual: int) -> None:
+        if self._is_discarding:
+            lost = sum(1 for delivery in deliveries if delivery.qos == 0)
+            self._received["0"].inc(lost)
+            self._dropped.inc(lost)
+            return
+        if unusual:
+            self._count_unusual(deliveries)
+        else:
+            self._received["1"].inc(len(deliveries))
+        for delivery in (deliveries[0], deliveries[-1]):
+            if not self._topics.is_ours(delivery.topic):
+                self._end_stray(delivery.topic)
+        now = self._clock.monotonic()
+        dropped = self._buffer.put(deliveries, size, now)
+        if dropped:
+            self._dropped.inc(dropped)
+            self._drops.failed(now, "the buffer is full, and QoS 0 has no second delivery", messages=dropped)
+
+    def _count_unusual(self, deliveries: list[Delivery]) -> None:
+        counts = [0, 0, 0]
+        redelivered = 0
+        for delivery in deliveries:
+            counts[delivery.qos] += 1
+            redelivered += delivery.redelivered
+        for qos, count in enumerate(counts):
+            if count:
+                self._received[str(qos)].inc(count)
+        if redelivered:
+            self._metrics.messages_redelivered.inc(redelivered)
+
+    def _end_stray(self, topic: bytes) -> None:
+        """A subscription of an earlier configuration is still there. Its messages become rejects and are settled."""
+        stray = self._topics.stray_filter(topic)
+        if stray is not None and stray not in self._link.tried_strays:
+            self._link.tried_strays.add(stray)
+            logger.warning("mqtt subscription from an earlier configuration", extra={"filter": stray})
+            self._unsubscribe(self._link, {stray})
+
+    # -- Parts.
+
+    def _new_client(self, protocol: MQTTProtocolVersion, first_epoch: int) -> BulkClient:
+        client = new_client(self._settings, protocol, self._clock, self._on_deliveries, first_epoch)
+        client.max_inflight_messages_set(MAX_PUBLICATIONS)
+        client.on_connect = lambda _, __, flags, reason, properties: self._on_connect(flags, reason, properties)
+        client.on_disconnect = lambda _, __, flags, reason, ___: self._on_disconnect(flags, reason)
+        client.on_subscribe = lambda _, __, mid, reasons, ___: self._on_subscribe(mid, reasons)
+        client.on_unsubscribe = lambda _, __, mid, reasons, ___: self._on_unsubscribe(mid, reasons)
+        client.on_publish = lambda _, __, mid, reason, ___: self._on_publish(mid, reason)
+        self._protocol = protocol
+        return client
+
+    def _set_connected(self, connected: bool) -> None:
+        self.connected = connected
+        self._metrics.mqtt_connected.set(int(connected))
+        if not connected:
+            self.subscribed = False
+            self._metrics.mqtt_subscribed.set(0)
+
+    def _wake(self) -> None:
+        writer = self._wake_writer
+        if writer is not None:
+            with contextlib.suppress(OSError):  # full: it is awake; closed: it has ended
+                writer.send(b"\0")
+
+    @property
+    def _address(self) -> str:
+        return f"{self._settings.host}:{self._settings.port}"
+
+
+def _drain(reader: socket.socket) -> None:
+    with contextlib.suppress(BlockingIOError):
+        reader.recv(4_096)
