@@ -1,0 +1,213 @@
+"""Every metric, once. docs/metrics.md is made from this list (``python -m esp_ingest.service.docs``).
+
+Names: ``esp_ingest_`` + attribute (+ ``_total`` on counters, which prometheus_client adds). Units end the name. Labels
+come from closed lists and their series exist at 0 from the start, so that ``rate()`` sees the first event; no well_id
+on counters. Update once a batch, not once a reading: an increment takes a lock and about 0.5 µs.
+"""
+
+import itertools
+import platform
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.metrics import MetricWrapperBase
+
+from esp_ingest import __version__
+from esp_ingest.telemetry.model import SIGNAL_NAMES, RejectReason
+
+PREFIX = "esp_ingest"
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+QOS = ("0", "1", "2")
+WRITE_PATHS = ("direct", "staging", "bisect")
+OUTCOMES = ("ok", "failed")
+
+BATCH_ROWS = (1, 10, 50, 100, 250, 500, 1_000, 2_000, 3_000, 4_000, 5_000, 10_000, 50_000)
+SHORT_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+# From a fresh reading to a controller's backlog of days.
+AGE_SECONDS = (0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 900, 3_600, 21_600, 86_400, 604_800, 2_592_000)
+
+# Without this each counter and histogram gets a second series, …_created, that nobody here reads.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+class MetricInfo(NamedTuple):
+    """A metric as the documentation shows it."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    help: str
+    buckets: tuple[float, ...] = ()
+
+
+class Metrics:
+    """All metrics of a process, on one registry (None: a registry of their own, as tests want it).
+
+    Update them from any thread. ``catalogue`` lists what there is, ``render`` makes the page for Prometheus.
+    """
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry if registry is not None else CollectorRegistry()
+        self.catalogue: list[MetricInfo] = []
+        counter, gauge, histogram = self._counter, self._gauge, self._histogram
+
+        # -- Messages: what the broker handed over. received = acked + unacked + stale, at QoS 1 and 2.
+        self.messages_received = counter("messages_received", "MQTT messages received", qos=QOS)
+        self.messages_redelivered = counter("messages_redelivered", "received messages that carried MQTT's DUP flag")
+        self.messages_acked = counter("messages_acked", "messages acknowledged to the broker, after they were safe")
+        self.messages_stale = counter(
+            "messages_stale", "messages safe after their connection had ended: the broker delivers them again"
+        )
+        self.messages_dropped = counter(
+            "messages_dropped", "messages that a full buffer had to drop: QoS 0 only, which has no redelivery", qos=QOS
+        )
+
+        # -- Readings: received = written + duplicate + rejected + spooled + held. A difference is a bug, and counted.
+        self.readings_received = counter("readings_received", "readings and rejects taken out of messages")
+        self.readings_written = counter("readings_written", "readings committed to esp_telemetry")
+        self.readings_duplicate = counter("readings_duplicate", "readings that were stored already")
+        self.readings_rejected = counter(
+            "readings_rejected", "items stored in ingest_rejects", reason=[reason.value for reason in RejectReason]
+        )
+        self.readings_spooled = counter(
+            "readings_spooled", "readings and rejects that left memory for the spool; received again when drained"
+        )
+        self.readings_held = gauge("readings_held", "readings and rejects in memory, not yet stored")
+        self.reconciliation_failures = counter(
+            "reconciliation_failures", "batches whose items did not add up: received, but neither stored nor held"
+        )
+        self.values_out_of_range = counter(
+            "values_out_of_range", "values outside the signal's hard limits, stored as NULL", signal=SIGNAL_NAMES
+        )
+        self.reject_alarm = gauge("reject_alarm", "1 while too many items are rejected (service.reject_alarm_*)")
+
+        # -- Writing.
+        self.batch_rows = histogram("batch_rows", "readings and rejects in a committed batch", BATCH_ROWS)
+        self.batch_write_seconds = histogram("batch_write_seconds", "time to write and commit a batch", SHORT_SECONDS)
+        self.batches_written = counter(
+            "batches_written",
+            "batches committed by the way they went: direct COPY, staging table, bisected",
+            path=WRITE_PATHS,
+        )
+        self.ingest_latency_seconds = histogram(
+            "ingest_latency_seconds", "received to committed, a reading", SHORT_SECONDS
+        )
+        self.reading_age_seconds = histogram("reading_age_seconds", "event time to committed, a reading", AGE_SECONDS)
+
+        # -- What is on its way: bounded by the window.
+        self.buffer_messages = gauge("buffer_messages", "messages received and not yet taken by the pipeline")
+        self.buffer_bytes = gauge("buffer_bytes", "payload bytes of these messages")
+        self.unacked_messages = gauge("unacked_messages", "messages received and not yet acknowledged")
+        self.oldest_unacked_seconds = gauge("oldest_unacked_seconds", "age of the oldest of them, 0 with none")
+        self.window_messages = gauge("window_messages", "messages the broker may send ahead of acknowledgements")
+
+        # -- The broker.
+        self.mqtt_connected = gauge("mqtt_connected", "1 while connected to the broker")
+        self.mqtt_subscribed = gauge("mqtt_subscribed", "1 while the broker has acknowledged the subscription")
+        self.mqtt_reconnects = counter("mqtt_reconnects", "connections after the first")
+        self.mqtt_sessions_lost = counter(
+            "mqtt_sessions_lost", "reconnects on which the broker no longer had the session, nor what it queued"
+        )
+
+        # -- The database.
+        self.database_up = gauge("database_up", "1 while the database takes batches")
+        self.database_retries = counter("database_retries", "batches written again after a transient error")
+
+        # -- The spool on disk.
+        self.spool_messages = gauge("spool_messages", "messages in the spool")
+        self.spool_bytes = gauge("spool_bytes", "bytes of the spool on disk")
+        self.spool_oldest_seconds = gauge("spool_oldest_seconds", "time since the oldest of them was received")
+        self.spool_full = gauge("spool_full", "1 while the spool takes no more: messages stay unacknowledged")
+        self.spool_written = counter("spool_written", "messages made safe in the spool")
+        self.spool_drained = counter("spool_drained", "spooled messages stored in the database and removed")
+        self.spool_set_aside = counter("spool_set_aside", "torn or corrupt spool records kept in a file beside it")
+        self.spool_failures = counter("spool_failures", "attempts to write or read the spool that the disk refused")
+
+        # -- Diagnostics. The engine makes the series of its rules exist at start.
+        self.diagnostics_raised = counter("diagnostics_raised", "occurrences raised", diagnosis=(), severity=())
+        self.diagnostics_active = gauge(
+            "diagnostics_active", "occurrences that have not cleared", diagnosis=(), severity=()
+        )
+        self.diagnostics_evaluate_seconds = histogram(
+            "diagnostics_evaluate_seconds", "time to run the rules over a batch", SHORT_SECONDS
+        )
+        self.diagnostics_rule_failures = counter(
+            "diagnostics_rule_failures", "run-time failures of a rule, which is then disabled", diagnosis=()
+        )
+        self.diagnostics_rules_disabled = gauge("diagnostics_rules_disabled", "rules switched off by a failure")
+        self.diagnostics_reloads = counter("diagnostics_reloads", "rules read again on SIGHUP", outcome=OUTCOMES)
+        self.diagnostics_late_readings = counter(
+            "diagnostics_late_readings", "readings not newer than their well's state: stored, and raise nothing"
+        )
+        self.diagnostics_stale = gauge("diagnostics_stale", "occurrences open for more than 24 hours (ISA-18.2)")
+        self.diagnostics_shelved = gauge("diagnostics_shelved", "diagnoses that an operator has shelved")
+        self.diagnostics_unacknowledged = gauge("diagnostics_unacknowledged", "open occurrences nobody acknowledged")
+        self.diagnostics_publish_backlog = gauge(
+            "diagnostics_publish_backlog", "committed occurrences not yet published to the broker"
+        )
+        self.diagnostics_published = counter("diagnostics_published", "occurrences the broker has acknowledged")
+
+        # -- The process.
+        self.ready = gauge("ready", "1 while /health/ready answers 200")
+        self.loop_idle_seconds = gauge("loop_idle_seconds", "time since a loop last moved", loop=())
+        self.build_info = Info(f"{PREFIX}_build", "version of esp-ingest and of Python", registry=self.registry)
+        self.build_info.info({"version": __version__, "python": platform.python_version()})
+        self.catalogue.append(MetricInfo(f"{PREFIX}_build_info", "info", ("version", "python"), "versions; always 1"))
+        ProcessCollector(registry=self.registry)
+
+    def render(self) -> bytes:
+        """The page for Prometheus, text format 0.0.4: about 1 ms of CPU for 300 lines, measured with 0.26."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, help_text: str, **labels: Sequence[str]) -> Counter:
+        made = Counter(f"{PREFIX}_{name}", help_text, tuple(labels), registry=self.registry)
+        self._list(made, MetricInfo(f"{PREFIX}_{name}_total", "counter", tuple(labels), help_text), labels)
+        return made
+
+    def _gauge(self, name: str, help_text: str, **labels: Sequence[str]) -> Gauge:
+        made = Gauge(f"{PREFIX}_{name}", help_text, tuple(labels), registry=self.registry)
+        self._list(made, MetricInfo(f"{PREFIX}_{name}", "gauge", tuple(labels), help_text), labels)
+        return made
+
+    def _histogram(self, name: str, help_text: str, buckets: tuple[float, ...]) -> Histogram:
+        made = Histogram(f"{PREFIX}_{name}", help_text, buckets=buckets, registry=self.registry)
+        self._list(made, MetricInfo(f"{PREFIX}_{name}", "histogram", (), help_text, buckets), {})
+        return made
+
+    def _list(self, metric: MetricWrapperBase, info: MetricInfo, labels: Mapping[str, Sequence[str]]) -> None:
+        """Enter it in the catalogue and make its series exist; a label without values is filled by its owner."""
+        self.catalogue.append(info)
+        if labels:
+            for values in itertools.product(*labels.values()):
+                metric.labels(*values)
+
+
+def observe_many(histogram: Histogram, values: npt.NDArray[np.floating] | npt.NDArray[np.integer]) -> None:
+    """Observe each of ``values`` (n,), 45 µs for 5 000 of them where ``observe`` takes 5.5 ms.
+
+    Same bucket counts as n calls of ``observe``, and the same sum but for the order of addition. NaN is left out: it
+    fits no bucket and would turn the sum into NaN for ever. Reaches into prometheus_client, whose class has no such
+    method; a test compares the two, so a release that moves these fails there.
+    """
+    amounts = np.asarray(values, np.float64)
+    amounts = amounts[~np.isnan(amounts)]
+    if amounts.size == 0:
+        return
+    bounds = histogram._upper_bounds
+    counts = np.bincount(np.searchsorted(bounds, amounts, side="left"), minlength=len(bounds))
+    for bucket in np.flatnonzero(counts):
+        histogram._buckets[bucket].inc(int(counts[bucket]))
+    histogram._sum.inc(float(amounts.sum()))
