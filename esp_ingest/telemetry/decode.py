@@ -14,7 +14,7 @@ silence. Why msgspec and not pydantic: docs/decisions/0005-dependencies.md.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 from typing import Any
 
@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from esp_ingest.config import WELL_ID_PATTERN, TelemetrySettings
-from esp_ingest.telemetry.exact import KNOWN_KEYS, LONGEST_NUMBER, ExactReader, ExactReading, Item, Refused
+from esp_ingest.telemetry.exact import KNOWN_KEYS, LONGEST_NUMBER, ExactReader, ExactReading, Refused
 from esp_ingest.telemetry.limits import HardLimits
 from esp_ingest.telemetry.model import (
     SIGNAL_NAMES,
@@ -43,7 +43,7 @@ _NO_WELL = "\0"
 _Message = msgspec.defstruct(
     "_Message",
     [
-        ("timestamp", str | int | float | None, None),
+        ("timestamp", str | int | float | None, _ABSENT),
         ("well_id", str, _NO_WELL),
         *((name, float | None, _ABSENT) for name in SIGNAL_NAMES),
     ],
@@ -60,7 +60,10 @@ Places = npt.NDArray[np.intp]
 
 
 class Decoder:
-    """Decodes batches. It holds compiled decoders and a bounded cache of topics; not for two threads at once."""
+    """Decodes batches. It holds compiled decoders and a bounded cache of topics; not for two threads at once.
+
+    ``fallbacks`` counts batches that the bulk way could not read and that were read exactly throughout: 0, or there
+    is a fault in this program, worth a warning."""
 
     def __init__(self, settings: TelemetrySettings, topic_root: str) -> None:
         self._max_payload_bytes = settings.max_payload_bytes
@@ -77,6 +80,7 @@ class Decoder:
         self._topic = re.compile(rb"%s/(%s)/telemetry" % (re.escape(topic_root.encode()), WELL_ID_PATTERN.encode()))
         self._topic_shape = f"{topic_root}/{{well_id}}/telemetry"
         self._wells: dict[bytes, str | None] = {}
+        self.fallbacks = 0
 
     def decode(self, deliveries: Sequence[Delivery], now_us: int) -> Decoded:
         """Every item of every delivery becomes a reading or a reject, in the order received; each delivery yields at
@@ -85,9 +89,13 @@ class Decoder:
             return Decoded(Readings.empty(), [])
         batch = _Batch(deliveries)
         self._name_wells(batch)
-        self._read_structs(batch)
-        self._tabulate(batch, now_us)
-        self._account_for_strings(batch)
+        try:
+            self._read_structs(batch)
+            self._tabulate(batch, now_us)
+            self._account_for_strings(batch)
+        except Exception:  # a fault of ours must not become a message that stops the daemon again and again
+            self.fallbacks += 1
+            batch.doubt_everything()
         return self._settle(batch, now_us)
 
     def _name_wells(self, batch: "_Batch") -> None:
@@ -152,7 +160,7 @@ class Decoder:
         batch.source = np.repeat(np.arange(len(messages)), counts)
 
     def _tabulate(self, batch: "_Batch", now_us: int) -> None:
-        """Structs → columns. Whatever fails a check puts its delivery in doubt, and doubt is settled by exact.py."""
+        """Structs → columns. A row that fails a check is wrong here; what it really is, exact.py finds out."""
         n = len(batch.rows)
         batch.well_index = batch.delivery_well[batch.source]
         if not n:
@@ -173,9 +181,8 @@ class Decoder:
         wrong |= ~present.any(axis=0)
         wrong |= self._limits.rows_outside(batch.values, batch.well_index, batch.wells)
         named = self._compare_wells(batch, sent_wells, wrong)
-        batch.doubt[batch.source[wrong]] = True
-        texts = np.fromiter((type(t) is str for t in timestamps), np.bool_, n)
-        batch.quotes_read = 2 * present.sum(axis=0) + 2 + 2 * texts + 4 * named
+        batch.wrong = wrong
+        batch.quotes_read = 2 * present.sum(axis=0) + 4 * named + _quotes_of(timestamps)
 
     @staticmethod
     def _compare_wells(batch: "_Batch", sent: tuple[str, ...], wrong: Bools) -> Bools:
@@ -253,39 +260,39 @@ class Decoder:
 
     def _settle(self, batch: "_Batch", now_us: int) -> Decoded:
         received = np.array(batch.received, np.int64)
-        doubted = np.flatnonzero(batch.doubt).tolist()
-        if not doubted:
-            return Decoded(batch.readings(received), [])
-        places = np.flatnonzero(~batch.doubt[batch.source])
-        readings = batch.readings(received).select(places)
-        return self._settle_doubts(batch, doubted, readings, batch.source[places], received, now_us)
+        clean = ~(batch.wrong | batch.doubt[batch.source])
+        to_judge = batch.doubt.copy()
+        to_judge[batch.source[~clean]] = True
+        deliveries = np.flatnonzero(to_judge).tolist()
+        readings = batch.readings(received)
+        if not deliveries:
+            return Decoded(readings, [])
+        return self._settle_doubts(batch, deliveries, readings, np.flatnonzero(clean), received, now_us)
 
     def _settle_doubts(
-        self,
-        batch: "_Batch",
-        doubted: list[int],
-        clean: Readings,
-        clean_source: Places,
-        received: IntArray,
-        now_us: int,
+        self, batch: "_Batch", deliveries: list[int], rows: Readings, clean: Places, received: IntArray, now_us: int
     ) -> Decoded:
-        """Reads the doubtful deliveries exactly and merges them with the clean ones, in the order received."""
+        """Reads the doubtful items exactly and merges them with the clean rows, in the order received."""
         found: list[ExactReading] = []
         source: list[int] = []
-        decoded = Decoded(clean, [])
-        for at in doubted:
-            for outcome in self._judge(batch, at, now_us):
+        order: list[int] = []
+        decoded = Decoded(rows.select(clean), [])
+        starts = np.searchsorted(batch.source, deliveries).tolist()
+        for at, start in zip(deliveries, starts, strict=True):
+            for place, outcome in self._judge(batch, at, start, now_us):
                 if isinstance(outcome, Reject):
                     decoded.rejects.append(outcome)
                     continue
                 found.append(outcome)
                 source.append(at)
+                # A delivery that is doubtful as a whole has no clean rows; where it starts is order enough.
+                order.append(start if batch.doubt[at] else start + place)
                 for name in outcome.out_of_range:
                     decoded.out_of_range[name] = decoded.out_of_range.get(name, 0) + 1
         if found:
             at_delivery = np.array(source, np.intp)
             exact = Readings(
-                wells=clean.wells,
+                wells=rows.wells,
                 well_index=batch.delivery_well[at_delivery],
                 timestamp_us=np.array([reading.timestamp_us for reading in found], np.int64),
                 received_us=received[at_delivery],
@@ -293,26 +300,31 @@ class Decoder:
                 extra={row: reading.extra for row, reading in enumerate(found) if reading.extra is not None},
                 quality={row: reading.quality for row, reading in enumerate(found) if reading.quality is not None},
             )
-            decoded.readings = _merge(clean, clean_source, exact, at_delivery)
+            decoded.readings = _merge(decoded.readings, clean, exact, np.array(order, np.intp))
         return decoded
 
-    def _judge(self, batch: "_Batch", at: int, now_us: int) -> list[ExactReading | Reject]:
+    def _judge(self, batch: "_Batch", at: int, start: int, now_us: int) -> Iterator[tuple[int, ExactReading | Reject]]:
+        """Outcomes of a delivery's items, or, if it is in order as a whole, only of those that are wrong."""
         delivery = batch.deliveries[at]
         well = batch.wells[batch.delivery_well[at]]
+        only: list[int] | None = None
+        if not batch.doubt[at]:
+            end = int(np.searchsorted(batch.source, at, "right"))
+            only = np.flatnonzero(batch.wrong[start:end]).tolist()
         if not well:
             detail = f"The topic is not {self._topic_shape} with a well id of [A-Za-z0-9._-], 1 to 64 of them."
-            return [_reject(delivery, Refused(RejectReason.INVALID_TOPIC, detail), delivery.payload)]
+            yield 0, _reject(delivery, Refused(RejectReason.INVALID_TOPIC, detail), delivery.payload)
+            return
         try:
-            items = self._exact.items(delivery.payload)
+            items = self._exact.items(delivery.payload, only)
         except Refused as refused:
-            return [_reject(delivery, refused, delivery.payload)]
-        return [self._judge_item(delivery, item, place, well, now_us) for place, item in enumerate(items)]
-
-    def _judge_item(self, delivery: Delivery, item: Item, place: int, well: str, now_us: int) -> ExactReading | Reject:
-        try:
-            return self._exact.read(item.tree, well, now_us)
-        except Refused as refused:
-            return _reject(delivery, refused, item.payload, place)
+            yield 0, _reject(delivery, refused, delivery.payload)
+            return
+        for item in items:
+            try:
+                yield item.place, self._exact.read(item.tree, well, now_us)
+            except Refused as refused:
+                yield item.place, _reject(delivery, refused, item.payload, item.place)
 
 
 class _Batch:
@@ -324,7 +336,7 @@ class _Batch:
         self.topics: tuple[bytes, ...] = topics
         self.payloads: tuple[bytes, ...] = payloads
         self.received: tuple[int, ...] = received
-        self.doubt: Bools = np.zeros(len(deliveries), np.bool_)  # (m,) to be read exactly
+        self.doubt: Bools = np.zeros(len(deliveries), np.bool_)  # (m,) deliveries to be read exactly, as a whole
         self.wells: list[str] = []  # "" stands for an impossible topic
         self.delivery_well: npt.NDArray[np.int32] = np.empty(0, np.int32)  # (m,)
         self.valid_wells = 0  # impossible topics come last in wells
@@ -334,8 +346,17 @@ class _Batch:
         self.well_index: npt.NDArray[np.int32] = np.empty(0, np.int32)  # (n,)
         self.timestamp_us: IntArray = np.empty(0, np.int64)  # (n,)
         self.values = np.empty((len(SIGNAL_NAMES), 0), np.float64)  # (signals, n)
+        self.wrong: Bools = np.empty(0, np.bool_)  # (n,) rows to be read exactly
         self.quotes_read: IntArray = np.empty(0, np.int64)  # (n,)
         self.extra: dict[int, str] = {}  # by row
+
+    def doubt_everything(self) -> None:
+        """As if nothing had been read in bulk: no rows, and every delivery in doubt."""
+        self.doubt[:] = True
+        self.rows, self.one_each, self.extra = [], False, {}
+        self.source, self.wrong = np.empty(0, np.intp), np.empty(0, np.bool_)
+        self.well_index, self.timestamp_us = np.empty(0, np.int32), np.empty(0, np.int64)
+        self.values = np.empty((len(SIGNAL_NAMES), 0), np.float64)
 
     def readings(self, received: IntArray) -> Readings:
         return Readings(
@@ -348,9 +369,17 @@ class _Batch:
         )
 
 
-def _merge(first: Readings, first_source: Places, second: Readings, second_source: Places) -> Readings:
-    """Both, in the order of their deliveries. They share ``wells``, and no delivery is in both."""
-    order = np.argsort(np.concatenate([first_source, second_source]), kind="stable")
+def _quotes_of(timestamps: Sequence[Any]) -> IntArray:
+    """Quotes (n,) that a timestamp takes, its key included. The keys of nulls are counted elsewhere."""
+    if set(map(type, timestamps)) == {str}:
+        return np.full(len(timestamps), 4)
+    counts = (4 if type(t) is str else 0 if t is None or t is _ABSENT else 2 for t in timestamps)
+    return np.fromiter(counts, np.int64, len(timestamps))
+
+
+def _merge(first: Readings, first_place: Places, second: Readings, second_place: Places) -> Readings:
+    """Both, in the order of their places; at one place those of ``second`` stay in their order."""
+    order = np.argsort(np.concatenate([first_place, second_place]), kind="stable")
     offset = len(first)
     both = Readings(
         wells=first.wells,

@@ -10,9 +10,11 @@ keep their spelling in ``quality`` and ``extra``.
 import json
 import math
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from esp_ingest.config import TelemetrySettings
 from esp_ingest.telemetry.limits import HardLimits
@@ -59,8 +61,10 @@ class ExactReading(NamedTuple):
 
 
 class Item(NamedTuple):
-    """One item of a message: its bytes as sent, and its JSON tree or what stands against it."""
+    """One item of a message: its place in the array (else 0), its bytes as sent, and its JSON tree or what stands
+    against it."""
 
+    place: int
     payload: bytes
     tree: Any
 
@@ -98,8 +102,10 @@ class ExactReader:
         self._max_age_us = round(settings.max_age_days * 86_400e6)
         self._limits = limits
 
-    def items(self, payload: bytes) -> list[Item]:
-        """The items of a message, at least one. Raises Refused for what concerns the message as a whole."""
+    def items(self, payload: bytes, only: Sequence[int] | None = None) -> list[Item]:
+        """The items of a message, at least one; of a message known to be JSON, those at ``only`` suffice.
+
+        Raises Refused for what concerns the message as a whole."""
         if len(payload) > self._max_payload_bytes:
             raise Refused(
                 RejectReason.PAYLOAD_TOO_LARGE,
@@ -115,29 +121,32 @@ class ExactReader:
             raise Refused(RejectReason.INVALID_UTF8, f"Byte {at} is not valid UTF-8.") from None
         suspicious = body.count(b"[") + body.count(b"{") > self._max_depth
         if body[:1] == b"[":
-            return self._array(body)
+            return self._array(body, only)
         if suspicious:
-            self._refuse_depth(int(_depth(body).max()))
-        return [Item(payload, _parse(body, ""))]
+            self._refuse_depth(int(_depth(_without_strings(body)).max()))
+        return [Item(0, payload, _parse(body, ""))]
 
-    def _array(self, body: bytes) -> list[Item]:
+    def _array(self, body: bytes, only: Sequence[int] | None) -> list[Item]:
         """Taken apart by its own commas, so that each item keeps its bytes and a bad one is refused alone."""
-        depth = _depth(body)
+        structure = _without_strings(body)
+        depth = _depth(structure)
         if not (body[-1:] == b"]" and depth[-1] == 0 and bool((depth[:-1] > 0).all())):
             self._refuse_depth(int(depth.max()))
             _parse(body, "")  # says what is wrong
             raise Refused(RejectReason.INVALID_JSON, "Not JSON: the brackets do not match.")
         if not body[1:-1].strip(_SPACE):
             raise Refused(RejectReason.NOT_AN_OBJECT, "An empty array holds no reading.")
-        commas = np.flatnonzero((_without_strings(body) == ord(",")) & (depth == 1)).tolist()
+        commas = np.flatnonzero((structure == ord(",")) & (depth == 1)).tolist()
+        starts, ends = [0, *commas], [*commas, len(body) - 1]
         items: list[Item] = []
-        for place, (start, end) in enumerate(zip([0, *commas], [*commas, len(body) - 1], strict=True)):
+        for place in range(len(starts)) if only is None else only:
+            start, end = starts[place], ends[place]
             text = body[start + 1 : end].strip(_SPACE)
             deepest = int(depth[start : end + 1].max())
             if deepest > self._max_depth:
-                items.append(Item(text, self._too_deep(deepest)))
+                items.append(Item(place, text, self._too_deep(deepest)))
             else:
-                items.append(Item(text, _parse(text, f" in item {place}")))
+                items.append(Item(place, text, _parse(text, f" in item {place}")))
         return items
 
     def _refuse_depth(self, deepest: int) -> None:
@@ -217,16 +226,15 @@ def _parse(text: bytes, where: str) -> Any:
         raise Refused(RejectReason.TOO_DEEP, "Nested too deeply to be read.") from None
 
 
-def _without_strings(body: bytes) -> Any:
+def _without_strings(body: bytes) -> npt.NDArray[np.uint8]:
     """The bytes (n,) with each string, quotes included, blanked out: brackets and commas left are structure."""
     return np.frombuffer(_STRING.sub(lambda match: b'"' * len(match.group()), body), np.uint8)
 
 
-def _depth(body: bytes) -> IntArray:
+def _depth(structure: npt.NDArray[np.uint8]) -> IntArray:
     """How many brackets are open after each byte (n,)."""
-    chars = _without_strings(body)
-    opening = (chars == ord("[")) | (chars == ord("{"))
-    closing = (chars == ord("]")) | (chars == ord("}"))
+    opening = (structure == ord("[")) | (structure == ord("{"))
+    closing = (structure == ord("]")) | (structure == ord("}"))
     return np.cumsum(opening.astype(np.int64) - closing)
 
 

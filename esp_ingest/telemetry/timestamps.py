@@ -31,7 +31,7 @@ _MIN_MS, _MAX_MS = MIN_US // 1000, MAX_US // 1000
 
 # Below this many texts of one length the numpy calls cost more than parsing each.
 _VECTOR_FROM = 24
-_LONGEST_VECTOR = 35  # 2026-11-24T21:00:00.123456789+01:00
+_VECTOR_LENGTHS = range(len("2026-11-24T21:00:00Z"), len("2026-11-24T21:00:00.123456789+01:00") + 1)
 
 _RFC3339 = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d+))?(?:[Zz]|([+-])(\d\d):(\d\d))", re.ASCII
@@ -93,7 +93,7 @@ def parse_column(column: Sequence[Any]) -> IntArray:
 def _parse_texts(texts: Sequence[str]) -> IntArray:
     lengths = np.fromiter(map(len, texts), np.int64, len(texts))
     first = int(lengths[0])
-    if len(texts) >= _VECTOR_FROM and first <= _LONGEST_VECTOR and bool((lengths == first).all()):
+    if len(texts) >= _VECTOR_FROM and first in _VECTOR_LENGTHS and bool((lengths == first).all()):
         joined = "".join(texts)
         if joined.isascii():
             return _parse_block(joined, first)
@@ -101,7 +101,7 @@ def _parse_texts(texts: Sequence[str]) -> IntArray:
     for length in np.unique(lengths).tolist():
         rows = np.flatnonzero(lengths == length).tolist()
         joined = "".join(texts[row] for row in rows)
-        if len(rows) >= _VECTOR_FROM and length <= _LONGEST_VECTOR and joined.isascii():
+        if len(rows) >= _VECTOR_FROM and length in _VECTOR_LENGTHS and joined.isascii():
             out[rows] = _parse_block(joined, length)
         else:
             out[rows] = [parse_rfc3339(texts[row]) for row in rows]
@@ -111,8 +111,6 @@ def _parse_texts(texts: Sequence[str]) -> IntArray:
 def _parse_block(joined: str, length: int) -> IntArray:
     """Texts of one length, end to end, ASCII. Those that end in Z and those that end in ±hh:mm are laid out alike."""
     chars = np.frombuffer(joined.encode("ascii"), np.uint8).reshape(-1, length)
-    if length < len("2026-11-24T21:00:00Z"):
-        return np.full(len(chars), NO_TIME, np.int64)
     zulu = (chars[:, -1] | 0x20) == ord("z")
     if zulu.all():
         return _parse_layout(chars, length - 20, zulu=True)

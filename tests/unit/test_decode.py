@@ -1,0 +1,263 @@
+"""Decoding, case by case, with the outcome written out. What holds in general: tests/property/test_decode.py."""
+
+import json
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from esp_ingest.config import TelemetrySettings
+from esp_ingest.telemetry.decode import Decoder
+from esp_ingest.telemetry.model import SIGNAL_NAMES, SIGNAL_ROW, Decoded, Delivery, RejectReason
+from esp_ingest.telemetry.timestamps import NO_TIME, lacks_offset, parse_column, parse_rfc3339
+
+NOW_US = 1_795_554_000_000_000  # 2026-11-24T21:00:00Z
+TIME = b'"timestamp":"2026-11-24T20:59:59.5Z"'
+TOPIC = b"esp/w1/telemetry"
+
+
+def delivery(payload: bytes, topic: bytes = TOPIC, mid: int = 1) -> Delivery:
+    return Delivery(topic, payload, 1, mid, 1, NOW_US + mid)
+
+
+def decode(*payloads: bytes, topic: bytes = TOPIC, **config: Any) -> Decoded:
+    decoder = Decoder(TelemetrySettings.model_validate(config), "esp")
+    decoded = decoder.decode([delivery(payload, topic, mid) for mid, payload in enumerate(payloads)], NOW_US)
+    assert decoder.fallbacks == 0
+    return decoded
+
+
+def values(decoded: Decoded, row: int = 0) -> dict[str, float]:
+    column = decoded.readings.values[:, row]
+    return {name: float(column[at]) for at, name in enumerate(SIGNAL_NAMES) if not np.isnan(column[at])}
+
+
+def test_a_full_message() -> None:
+    sent = {name: 100.0 + at / 7 if name not in ("vibration", "vsd_frequency", "leakage_current") else at / 7
+            for at, name in enumerate(SIGNAL_NAMES)}  # fmt: skip
+    payload = json.dumps({"timestamp": 1_795_553_999_500, "well_id": "w1", **sent}).encode()
+    decoded = decode(payload)
+    assert values(decoded) == sent
+    assert decoded.readings.timestamp_us.tolist() == [NOW_US - 500_000]
+    assert decoded.readings.received_us.tolist() == [NOW_US]
+    assert decoded.readings.well_of(0) == "w1"
+    assert (decoded.rejects, decoded.readings.extra, decoded.readings.quality) == ([], {}, {})
+
+
+def test_no_deliveries() -> None:
+    decoded = decode()
+    assert decoded.items == 0
+    assert decoded.readings.values.shape == (len(SIGNAL_NAMES), 0)
+
+
+def test_null_is_absent() -> None:
+    assert values(decode(b'{%s,"pip":5,"gor":null,"x":null}' % TIME)) == {"pip": 5}
+    assert json.loads(decode(b'{%s,"pip":5,"x":null}' % TIME).readings.extra[0]) == {"x": None}
+
+
+def test_unknown_keys_are_kept_as_sent() -> None:
+    decoded = decode(
+        b'{%s,"pip":5,"id":123456789012345678901234567890,"f":1.10,"s":"\xc3\xa9","o":{"a":[1e400]}}' % TIME
+    )
+    assert json.loads(decoded.readings.extra[0], parse_float=str, parse_int=str) == {
+        "id": "123456789012345678901234567890",
+        "f": "1.10",
+        "s": "é",
+        "o": {"a": ["1e400"]},
+    }
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        (b"7000", "7000"),
+        (b"6000.0000000001", "6000.0000000001"),
+        (b"-1E0", "-1E0"),
+        (b"NaN", '"NaN"'),
+        (b"-Infinity", '"-Infinity"'),
+        (b"1e400", '"1e400"'),
+        (b"123456789012345678901234567890", "123456789012345678901234567890"),
+    ],
+)
+def test_out_of_range_costs_only_its_own_signal(sent: bytes, kept: str) -> None:
+    decoded = decode(b'{%s,"pip":%s,"motor_temp":200.5}' % (TIME, sent))
+    assert values(decoded) == {"motor_temp": 200.5}
+    assert decoded.readings.quality == {0: '{"pip": ' + kept + "}"}
+    assert decoded.out_of_range == {"pip": 1}
+
+
+def test_a_limit_is_inside_and_wells_have_their_own() -> None:
+    config = {"limits": {"pip": {"high": 500}}, "wells": {"w2": {"pip": {"low": 10, "high": 9000}}}}
+    payload = b'{%s,"pip":500,"flow_rate":0}' % TIME
+    assert values(decode(payload, **config)) == {"pip": 500, "flow_rate": 0}
+    over = b'{%s,"pip":8999,"flow_rate":1}' % TIME
+    assert values(decode(over, **config)) == {"flow_rate": 1}
+    assert values(decode(over, topic=b"esp/w2/telemetry", **config)) == {"pip": 8999, "flow_rate": 1}
+    under = b'{%s,"pip":9,"flow_rate":1}' % TIME
+    assert values(decode(under, topic=b"esp/w2/telemetry", **config)) == {"flow_rate": 1}
+
+
+def test_extra_signals_are_signals() -> None:
+    config = {"extra_signals": {"torque": {"low": 0, "high": 50}}}
+    assert json.loads(decode(b'{%s,"torque":50}' % TIME, **config).readings.extra[0]) == {"torque": 50}
+    over = decode(b'{%s,"torque":51,"pip":5,"n":1}' % TIME, **config)
+    assert (over.readings.extra, over.readings.quality) == ({0: '{"n": 1}'}, {0: '{"torque": 51}'})
+    assert over.out_of_range == {"torque": 1}
+    assert decode(b'{%s,"torque":"9","pip":5}' % TIME, **config).rejects[0].reason == RejectReason.WRONG_TYPE
+
+
+@pytest.mark.parametrize(
+    ("payload", "reason"),
+    [
+        (b"", "empty_payload"),
+        (b" \n", "empty_payload"),
+        (b"not json", "invalid_json"),
+        (b'{"pip":1}{"pip":2}', "invalid_json"),
+        (b'\xef\xbb\xbf{"pip":1}', "invalid_json"),
+        (b'{"\xff":1}', "invalid_utf8"),
+        (b"[" * 1_000_000, "too_deep"),
+        (b"[]", "not_an_object"),
+        (b"[ ]", "not_an_object"),
+        (b"3", "not_an_object"),
+        (b'{"pip":1}', "missing_timestamp"),
+        (b'{"pip":1,"timestamp":null}', "missing_timestamp"),
+        (b'{"pip":1,"timestamp":true}', "wrong_type"),
+        (b'{"pip":1,"timestamp":"2026-11-24T20:59:59"}', "invalid_timestamp"),
+        (b'{"pip":1,"timestamp":"1795553999500"}', "invalid_timestamp"),
+        (b'{"pip":1,"timestamp":1e400}', "invalid_timestamp"),
+        (b'{"pip":1,"timestamp":"9999-12-31T23:59:59Z"}', "timestamp_ahead"),
+        (b'{"pip":1,"timestamp":"2026-11-24T21:05:00.000001Z"}', "timestamp_ahead"),
+        (b'{"pip":1,"timestamp":"2026-10-25T20:59:59Z"}', "timestamp_too_old"),
+        (b'{"pip":1,"timestamp":"0001-01-01T00:00:00Z"}', "timestamp_too_old"),
+        (b'{%s,"pip":1,"well_id":"w2"}' % TIME, "well_id_mismatch"),
+        (b'{%s,"pip":1,"well_id":null}' % TIME, "wrong_type"),
+        (b'{%s,"pip":"1"}' % TIME, "wrong_type"),
+        (b'{%s,"pip":true}' % TIME, "wrong_type"),
+        (b'{%s,"pip":[1]}' % TIME, "wrong_type"),
+        (b"{%s}" % TIME, "no_signal"),
+        (b'{%s,"pip":null,"x":1}' % TIME, "no_signal"),
+        (b'{%s,"pip":1,"pip":2}' % TIME, "invalid_json"),
+        (b'{%s,"pip":1,"x":{"a":1,"a":2}}' % TIME, "invalid_json"),
+        (b'{%s,"pip":1,"x":"\\u0000"}' % TIME, "unstorable_text"),
+        (b'{%s,"pip":1,"x\\udc00":1}' % TIME, "unstorable_text"),
+        (b'{"x":"' + b"a" * 4_194_304 + b'"}', "payload_too_large"),
+    ],
+)
+def test_rejects_keep_the_payload(payload: bytes, reason: str) -> None:
+    decoded = decode(payload)
+    assert [(reject.reason, reject.payload, reject.item) for reject in decoded.rejects] == [(reason, payload, 0)]
+    assert decoded.rejects[0].topic == TOPIC
+    assert len(decoded.readings) == 0
+
+
+@pytest.mark.parametrize(
+    "topic",
+    [
+        b"esp/w1",
+        b"esp//telemetry",
+        b"esp/w 1/telemetry",
+        b"esp/\xff/telemetry",
+        b"",
+        b"esp/w1/telemetry\n",
+        b"x/esp/w1/telemetry",
+        b"esp/" + b"a" * 65 + b"/telemetry",
+    ],
+)
+def test_impossible_topics(topic: bytes) -> None:
+    good = b'{%s,"pip":1}' % TIME
+    decoder = Decoder(TelemetrySettings(), "esp")
+    decoded = decoder.decode(
+        [delivery(good, topic), delivery(good, b"esp/w9/telemetry"), delivery(good, topic)], NOW_US
+    )
+    assert [(r.reason, r.topic, r.payload) for r in decoded.rejects] == [("invalid_topic", topic, good)] * 2
+    assert decoded.readings.wells == ["w9"]
+
+
+def test_the_bad_items_of_an_array_alone_are_rejected() -> None:
+    items = [b'{%s,"pip":1}' % TIME, b'{%s,"pip":"2"}' % TIME, b' {%s,"pip":7000,"gor":3} ' % TIME, b"4",
+             b'{"x":' + b"[" * 40 + b"]" * 40 + b"}", b'{%s,"pip":6,"n":"},{"}' % TIME]  # fmt: skip
+    decoded = decode(b'{%s,"pip":0}' % TIME, b"[" + b",".join(items) + b"]", b'{%s,"pip":9}' % TIME)
+    assert [(r.reason, r.item, r.payload) for r in decoded.rejects] == [
+        ("wrong_type", 1, items[1]),
+        ("not_an_object", 3, b"4"),
+        ("too_deep", 4, items[4]),
+    ]
+    assert [values(decoded, row) for row in range(5)] == [{"pip": 0}, {"pip": 1}, {"gor": 3}, {"pip": 6}, {"pip": 9}]
+    assert decoded.readings.quality == {2: '{"pip": 7000}'}
+    assert {row: json.loads(text) for row, text in decoded.readings.extra.items()} == {3: {"n": "},{"}}
+    assert (decoded.readings.received_us - NOW_US).tolist() == [0, 1, 1, 1, 2]
+
+
+def test_one_late_item_does_not_disturb_a_clean_array() -> None:
+    old = b'{"timestamp":"2020-01-01T00:00:00Z","pip":2}'
+    decoded = decode(b"[" + b",".join([b'{%s,"pip":1}' % TIME, old, b'{%s,"pip":3,"n":1}' % TIME]) + b"]")
+    assert [(r.reason, r.item, r.payload) for r in decoded.rejects] == [("timestamp_too_old", 1, old)]
+    assert decoded.readings.values[SIGNAL_ROW["pip"]].tolist() == [1, 3]
+    assert decoded.readings.extra == {1: '{"n":1}'}
+
+
+def test_any_age_where_the_limit_is_zero() -> None:
+    decoded = decode(b'{"timestamp":"0001-01-01T00:00:00Z","pip":2}', max_age_days=0)
+    assert decoded.readings.timestamp_us.tolist() == [-62_135_596_800_000_000]
+
+
+def test_payloads_cannot_be_glued_together() -> None:
+    """Parsed as one array these three would be a reading of w2 with someone else's pip."""
+    decoded = decode(b'{"x":[0', b'{%s,"pip":1}' % TIME, b"0]}")
+    assert [reject.payload for reject in decoded.rejects] == [b'{"x":[0', b"0]}"]
+    assert values(decoded) == {"pip": 1}
+
+
+@pytest.mark.parametrize("filler", [b'\\"', b'"', b"[", b'["', b"{", b'"\\', b"[{", b"1,", b"\\"])
+def test_four_megabytes_of_anything_take_no_more_than_a_moment(filler: bytes) -> None:
+    payload = (b'[{"x":"' + filler * 4_000_000)[:4_000_000]
+    started = time.process_time()
+    assert len(decode(payload).rejects) == 1
+    assert time.process_time() - started < 3
+
+
+def test_a_fault_of_the_bulk_way_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = Decoder(TelemetrySettings(), "esp")
+
+    def fault(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(decoder, "_account_for_strings", fault)
+    payloads = [b'{%s,"pip":1}' % TIME, b"x", b'[{%s,"pip":2},{%s,"pip":3,"n":1}]' % (TIME, TIME)]
+    decoded = decoder.decode([delivery(payload) for payload in payloads], NOW_US)
+    assert decoder.fallbacks == 1
+    assert decoded.readings.values[SIGNAL_ROW["pip"]].tolist() == [1, 2, 3]
+    assert decoded.readings.extra == {2: '{"n": 1}'}
+    assert [reject.payload for reject in decoded.rejects] == [b"x"]
+
+
+@pytest.mark.parametrize(
+    ("text", "micros"),
+    [
+        ("1970-01-01T00:00:00Z", 0),
+        ("1970-01-01 00:00:00.000001z", 1),
+        ("1969-12-31T23:59:59.9999999Z", -1),
+        ("2000-02-29T12:00:00+12:30", 951_780_600_000_000),
+        ("2026-11-24T21:00:00-00:00", NOW_US),
+        ("9999-12-31T23:59:59.999999Z", 253_402_300_799_999_999),
+        ("1900-02-29T00:00:00Z", NO_TIME),
+        ("2026-11-24T23:59:60Z", NO_TIME),
+        ("9999-12-31T23:59:59-00:01", NO_TIME),
+        ("0001-01-01T00:00:00+00:01", NO_TIME),
+        ("2026-11-24T21:00Z", NO_TIME),
+        ("2026-11-24T21:00:00,5Z", NO_TIME),
+        ("2026-11-24_21:00:00Z", NO_TIME),
+        ("", NO_TIME),
+    ],
+)
+def test_timestamps(text: str, micros: int) -> None:
+    assert parse_rfc3339(text) == micros
+    assert parse_column([text] * 50).tolist() == [micros] * 50
+    assert parse_column([text, 1, 2.5, None, True]).tolist() == [micros, 1000, 2500, NO_TIME, NO_TIME]
+
+
+def test_a_missing_offset_is_named() -> None:
+    assert lacks_offset("2026-11-24T21:00:00")
+    assert not lacks_offset("2026-11-24")
+    assert "no offset" in decode(b'{"pip":1,"timestamp":"2026-11-24T21:00:00"}').rejects[0].detail
