@@ -36,3 +36,132 @@ SELECT number, feature, checksum FROM esp_ingest_migrations;
 
 -- name: record_migration
 INSERT INTO esp_ingest_migrations (number, feature, name, checksum, applied_by) VALUES (%s, %s, %s, %s, %s);
+
+-- name: lift_decompression_limit
+-- Backfill into compressed chunks trips this limit (SQLSTATE 53400); it exists only in some editions and versions.
+SELECT set_config(name, '0', false)
+FROM pg_settings
+WHERE name = 'timescaledb.max_tuples_decompressed_per_dml_transaction';
+
+-- name: ping
+SELECT 1;
+
+-- name: copy_telemetry
+-- Fresh readings, straight into the table. The columns are TELEMETRY_COLUMNS of esp_ingest/store/copy.py.
+COPY esp_telemetry ("timestamp", received_at, flow_rate, pip, motor_current, motor_temp, vibration, vsd_frequency, gor,
+                    discharge_pressure, wellhead_pressure, casing_pressure, intake_temp, leakage_current, drive_voltage,
+                    well_id, extra, quality)
+FROM STDIN (FORMAT binary);
+
+-- name: create_staging
+-- Where suspect rows wait for ON CONFLICT, which COPY does not know. Kept for the life of the connection: creating it in
+-- every transaction would bloat the catalogs.
+CREATE TEMPORARY TABLE IF NOT EXISTS esp_ingest_staging (LIKE esp_telemetry) ON COMMIT DELETE ROWS;
+
+-- name: copy_staging
+COPY esp_ingest_staging ("timestamp", received_at, flow_rate, pip, motor_current, motor_temp, vibration, vsd_frequency,
+                         gor, discharge_pressure, wellhead_pressure, casing_pressure, intake_temp, leakage_current,
+                         drive_voltage, well_id, extra, quality)
+FROM STDIN (FORMAT binary);
+
+-- name: insert_staged
+-- The first one stored stays. Without a conflict target: an index that an operator added counts as well.
+INSERT INTO esp_telemetry ("timestamp", received_at, flow_rate, pip, motor_current, motor_temp, vibration,
+                           vsd_frequency, gor, discharge_pressure, wellhead_pressure, casing_pressure, intake_temp,
+                           leakage_current, drive_voltage, well_id, extra, quality)
+SELECT "timestamp", received_at, flow_rate, pip, motor_current, motor_temp, vibration, vsd_frequency, gor,
+       discharge_pressure, wellhead_pressure, casing_pressure, intake_temp, leakage_current, drive_voltage, well_id,
+       extra, quality
+FROM esp_ingest_staging
+ON CONFLICT DO NOTHING;
+
+-- name: empty_staging
+TRUNCATE esp_ingest_staging;
+
+-- name: newest_of_wells
+-- The newest stored timestamp of each well, one probe of the primary key each.
+SELECT w.well_id, (extract(epoch FROM t."timestamp") * 1000000)::bigint
+FROM unnest(%s::text[]) AS w (well_id)
+CROSS JOIN LATERAL (
+    SELECT "timestamp" FROM esp_telemetry e WHERE e.well_id = w.well_id ORDER BY e."timestamp" DESC LIMIT 1
+) AS t;
+
+-- name: copy_rejects
+-- Rejects that were not delivered before. The columns are REJECT_COLUMNS of esp_ingest/store/copy.py.
+COPY ingest_rejects (received_at, digest, item, topic, topic_bytes, reason, detail, payload, redelivered)
+FROM STDIN (FORMAT binary);
+
+-- name: create_staging_rejects
+CREATE TEMPORARY TABLE IF NOT EXISTS esp_ingest_staging_rejects (LIKE ingest_rejects) ON COMMIT DELETE ROWS;
+
+-- name: copy_staging_rejects
+COPY esp_ingest_staging_rejects (received_at, digest, item, topic, topic_bytes, reason, detail, payload, redelivered)
+FROM STDIN (FORMAT binary);
+
+-- name: insert_staged_rejects
+-- A redelivered one whose content is there already is not stored again; ON CONFLICT is for a batch written again.
+INSERT INTO ingest_rejects (received_at, digest, item, topic, topic_bytes, reason, detail, payload, redelivered)
+SELECT received_at, digest, item, topic, topic_bytes, reason, detail, payload, redelivered
+FROM esp_ingest_staging_rejects s
+WHERE NOT s.redelivered OR NOT EXISTS (SELECT FROM ingest_rejects r WHERE r.digest = s.digest)
+ON CONFLICT DO NOTHING;
+
+-- name: empty_staging_rejects
+TRUNCATE esp_ingest_staging_rejects;
+
+-- name: upsert_diagnostic
+-- The present state of an occurrence. Writing the same again touches nothing.
+INSERT INTO diagnostic_results AS d
+    (well_id, diagnosis, "timestamp", severity, state, cleared_at, value, threshold, peak, occurrences, confidence,
+     message, actions, telemetry_snapshot)
+VALUES
+    (%(well_id)s, %(diagnosis)s, %(raised_at)s, %(severity)s, %(state)s, %(cleared_at)s, %(value)s, %(threshold)s,
+     %(peak)s, %(occurrences)s, %(confidence)s, %(message)s, %(actions)s::text::jsonb, %(snapshot)s::text::jsonb)
+ON CONFLICT (well_id, diagnosis, "timestamp") DO UPDATE SET
+    severity = excluded.severity, state = excluded.state, cleared_at = excluded.cleared_at, value = excluded.value,
+    threshold = excluded.threshold, peak = excluded.peak, occurrences = excluded.occurrences,
+    confidence = excluded.confidence, message = excluded.message, actions = excluded.actions,
+    telemetry_snapshot = excluded.telemetry_snapshot
+WHERE (d.severity, d.state, d.cleared_at, d.value, d.threshold, d.peak, d.occurrences, d.confidence, d.message,
+       d.actions, d.telemetry_snapshot)
+   IS DISTINCT FROM
+      (excluded.severity, excluded.state, excluded.cleared_at, excluded.value, excluded.threshold, excluded.peak,
+       excluded.occurrences, excluded.confidence, excluded.message, excluded.actions, excluded.telemetry_snapshot);
+
+-- name: list_rejects
+-- Newest first. Every filter may be NULL; the topic is an MQTT-free LIKE pattern.
+SELECT received_at, digest, item, topic, topic_bytes, reason, detail, payload, redelivered, replayed_at, replay_outcome
+FROM ingest_rejects
+WHERE (%(reason)s::text IS NULL OR reason = %(reason)s)
+  AND (%(topic)s::text IS NULL OR topic LIKE %(topic)s)
+  AND (%(since)s::timestamptz IS NULL OR received_at >= %(since)s)
+  AND (%(until)s::timestamptz IS NULL OR received_at < %(until)s)
+  AND (NOT %(pending)s OR replayed_at IS NULL)
+ORDER BY received_at DESC, digest
+LIMIT %(limit)s;
+
+-- name: rejects_after
+-- Oldest first, a page at a time, those not replayed yet: for replay.
+SELECT received_at, digest, item, topic, topic_bytes, reason, detail, payload, redelivered, replayed_at, replay_outcome
+FROM ingest_rejects
+WHERE (%(reason)s::text IS NULL OR reason = %(reason)s)
+  AND (%(topic)s::text IS NULL OR topic LIKE %(topic)s)
+  AND (%(since)s::timestamptz IS NULL OR received_at >= %(since)s)
+  AND (%(until)s::timestamptz IS NULL OR received_at < %(until)s)
+  AND replayed_at IS NULL
+  AND (received_at, digest) > (%(after_at)s, %(after_digest)s)
+ORDER BY received_at, digest
+LIMIT %(limit)s;
+
+-- name: show_reject
+SELECT received_at, digest, item, topic, topic_bytes, reason, detail, payload, redelivered, replayed_at, replay_outcome
+FROM ingest_rejects
+WHERE digest = %(digest)s AND (%(received_at)s::timestamptz IS NULL OR received_at = %(received_at)s)
+ORDER BY received_at DESC
+LIMIT 1;
+
+-- name: claim_reject
+-- Exactly once: of two replays at the same time, the second waits for the first and then finds nothing to claim.
+UPDATE ingest_rejects
+SET replayed_at = %(now)s, replay_outcome = %(outcome)s
+WHERE digest = %(digest)s AND received_at = %(received_at)s AND replayed_at IS NULL;

@@ -1,0 +1,435 @@
+"""Readings, rejects and diagnostics of a batch in one transaction: the write ladder.
+
+The first rung is what happens all day: binary COPY of what is newer than anything known of its well, the rest through a
+staging table with ON CONFLICT DO NOTHING. When a key turns out to be there already (a restart, another daemon),
+everything goes through the staging table. When the database refuses a row, the batch is halved until the rows at fault
+are found, and they become rejects. Each rung is a transaction of its own, so that nothing of a failed one stays.
+
+Nothing here relies on memory for correctness: whatever was committed without our knowing is found by its key.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import psycopg
+
+from esp_ingest.config import DatabaseSettings
+from esp_ingest.seams import StoreUnavailable, WriteResult
+from esp_ingest.store import schema, sqlstate
+from esp_ingest.store.connection import Connection, connect
+from esp_ingest.store.copy import Buffer, digest_of, rejects_stream, storable, telemetry_stream
+from esp_ingest.store.marks import Marks, first_of_each
+from esp_ingest.store.queries import query
+from esp_ingest.store.sqlstate import Verdict
+from esp_ingest.telemetry.model import SIGNAL_NAMES, DiagnosticRow, Readings, Reject, RejectReason
+
+log = logging.getLogger(__name__)
+
+_Rows = npt.NDArray[np.intp]
+_Cursor = psycopg.Cursor[tuple[Any, ...]]
+
+
+class Rung(IntEnum):
+    """How a batch is written, from fast to careful."""
+
+    DIRECT = 0
+    STAGED = 1
+    ROW_BY_ROW = 2
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What became of the items of one transaction."""
+
+    written: int = 0
+    duplicates: int = 0
+    rejected: int = 0
+    refused: list[Reject] = field(default_factory=list)  # stored in place of readings
+
+
+class PostgresStore:
+    """seams.Store on one connection of its own, opened when it is needed and opened again after it was lost.
+
+    ``topic_root`` is the first level of the topic that is put down for a reading which the database refused."""
+
+    def __init__(
+        self,
+        settings: DatabaseSettings,
+        topic_root: str = "esp",
+        connect: Callable[[DatabaseSettings], Connection] = connect,
+    ) -> None:
+        self._settings = settings
+        self._topic_root = topic_root
+        self._connect = connect
+        self._connection: Connection | None = None
+        self._schema_ok = False
+        self._marks = Marks()
+        self._doubt = False  # a commit's outcome is unknown: the next batch is probably there already
+
+    def write(self, readings: Readings, rejects: Sequence[Reject], diagnostics: Sequence[DiagnosticRow]) -> WriteResult:
+        """Store all of it in one transaction, or nothing. See seams.Store."""
+        if not (len(readings) or rejects or diagnostics):
+            return WriteResult(0, 0, 0)
+        rung = Rung.STAGED if self._doubt else Rung.DIRECT
+        while True:
+            try:
+                tally = self._transaction(rung, readings, rejects, diagnostics)
+            except _NextRung as step:
+                rung = step.rung
+                continue
+            self._doubt = False
+            self._marks.committed(readings)
+            return WriteResult(tally.written, tally.duplicates, tally.rejected, tuple(tally.refused))
+
+    def ping(self) -> None:
+        """See seams.Store. The schema is looked at once a connection, unless ``database.skip_init`` says not to."""
+        connection = self._connected()
+        try:
+            if self._schema_ok or self._settings.skip_init:
+                connection.execute(query("ping"))
+            else:
+                self._check_schema(connection)
+            connection.rollback()
+        except psycopg.Error as error:
+            self._give_back()
+            raise sqlstate.unavailable(error) from None
+        except (StoreUnavailable, schema.SchemaError):
+            self._give_back()
+            raise
+
+    def close(self) -> None:
+        """Close the connection; a later write opens another."""
+        connection, self._connection = self._connection, None
+        self._schema_ok = False
+        if connection is not None:
+            connection.close()
+
+    # ------------------------------------------------------------------------------------------------ connection
+
+    def _connected(self) -> Connection:
+        if self._connection is not None and (self._connection.closed or self._connection.broken):
+            self.close()
+        if self._connection is None:
+            connection = self._connect(self._settings)
+            try:
+                connection.execute(query("lift_decompression_limit"))
+                connection.commit()
+            except psycopg.Error as error:
+                connection.close()
+                raise sqlstate.unavailable(error) from None
+            self._connection = connection
+        return self._connection
+
+    def _check_schema(self, connection: Connection) -> None:
+        try:
+            check = schema.check_schema(connection)
+        except schema.SchemaError as error:
+            raise StoreUnavailable("the database cannot be used", str(error)) from None
+        if not check.ok:
+            raise StoreUnavailable("the schema is not the one this program writes", check.detail)
+        self._schema_ok = True
+
+    def _give_back(self) -> None:
+        """After an error: back to a clean connection, or to none."""
+        if self._connection is None:
+            return
+        try:
+            self._connection.rollback()
+        except psycopg.Error:
+            self.close()
+        else:
+            if self._connection.closed or self._connection.broken:
+                self.close()
+
+    # ----------------------------------------------------------------------------------------------- transaction
+
+    def _transaction(
+        self, rung: Rung, readings: Readings, rejects: Sequence[Reject], diagnostics: Sequence[DiagnosticRow]
+    ) -> _Tally:
+        """One try on one rung. Raises _NextRung or StoreUnavailable with nothing of it stored, except that a lost
+        connection during the commit leaves that open."""
+        connection = self._connected()
+        committing = False
+        try:
+            with connection.cursor() as cursor:
+                tally = _Attempt(cursor, rung, self._marks, self._topic_root).run(readings, rejects, diagnostics)
+                if rung is Rung.STAGED and len(readings):
+                    self._learn(cursor, readings)
+            _reconcile(tally, len(readings) + len(rejects))
+            committing = True
+            connection.commit()
+        except (psycopg.Error, UnicodeError) as error:
+            lost = connection.closed or connection.broken
+            self._give_back()
+            if committing and lost:
+                self._doubt = True
+                raise StoreUnavailable("the connection was lost during a commit", str(error).strip()) from None
+            raise _climb(rung, error) from None
+        except BaseException:
+            # Not an error of the database: whatever it was, the transaction must not stay open.
+            self._give_back()
+            raise
+        return tally
+
+    def _learn(self, cursor: _Cursor, readings: Readings) -> None:
+        """On the staging rung rows are known to be stored that we had no mark of: ask how far, once, so that the
+        batches to come do not each find out by a failed COPY."""
+        wells = [readings.wells[at] for at in np.unique(readings.well_index).tolist()]
+        self._marks.raise_to(cursor.execute(query("newest_of_wells"), (wells,)).fetchall())
+
+
+class _NextRung(Exception):
+    """The batch has to be written again, more carefully."""
+
+    def __init__(self, rung: Rung) -> None:
+        super().__init__(rung.name)
+        self.rung = rung
+
+
+def _climb(rung: Rung, error: BaseException) -> Exception:
+    """What an error on ``rung`` leads to."""
+    verdict = sqlstate.decide(error).verdict
+    if verdict is Verdict.DUPLICATE and rung is Rung.DIRECT:
+        return _NextRung(Rung.STAGED)
+    if verdict in (Verdict.DUPLICATE, Verdict.DATA) and rung < Rung.ROW_BY_ROW:
+        return _NextRung(Rung.ROW_BY_ROW)
+    return sqlstate.unavailable(error)
+
+
+def _reconcile(tally: _Tally, items: int) -> None:
+    """Every item handed in is written, a duplicate or a reject. Checked before the commit, so that a difference (a
+    trigger that swallows rows, a rule) keeps the batch and does not lose it."""
+    accounted = tally.written + tally.duplicates + tally.rejected
+    if accounted != items:
+        raise StoreUnavailable(
+            "the database took another number of rows than were sent",
+            f"{accounted} of {items}: look for triggers and rules on esp_telemetry and ingest_rejects",
+        )
+
+
+class _Attempt:
+    """The statements of one transaction on one rung; the caller commits."""
+
+    def __init__(self, cursor: _Cursor, rung: Rung, marks: Marks, topic_root: str) -> None:
+        self._cursor = cursor
+        self._rung = rung
+        self._marks = marks
+        self._topic_root = topic_root
+        self._tally = _Tally()
+        self._refused_diagnostics: list[Reject] = []
+
+    def run(self, readings: Readings, rejects: Sequence[Reject], diagnostics: Sequence[DiagnosticRow]) -> _Tally:
+        if len(readings):
+            if self._rung is Rung.DIRECT:
+                self._direct(readings)
+            elif self._rung is Rung.STAGED:
+                self._count(self._staged(readings, None), len(readings))
+            else:
+                self._row_by_row(readings)
+        if diagnostics:
+            self._diagnostics(diagnostics)
+        self._rejects([*rejects, *self._tally.refused])
+        if self._refused_diagnostics:
+            self._store_rejects(self._refused_diagnostics)  # beside the items that are counted
+        return self._tally
+
+    # -------------------------------------------------------------------------------------------------- readings
+
+    def _direct(self, readings: Readings) -> None:
+        """What no mark speaks against goes straight into the table; an error ends the transaction."""
+        first, fresh = first_of_each(readings), self._marks.fresh(readings)
+        if first is None and fresh.all():
+            self._count(self._copied("copy_telemetry", telemetry_stream(readings), len(readings)), len(readings))
+            return
+        if first is not None:
+            self._tally.duplicates += len(readings) - int(first.sum())
+        else:
+            first = np.ones(len(readings), np.bool_)
+        direct, suspect = np.flatnonzero(first & fresh), np.flatnonzero(first & ~fresh)
+        if len(direct):
+            stream = telemetry_stream(readings, direct)
+            self._count(self._copied("copy_telemetry", stream, len(direct)), len(direct))
+        if len(suspect):
+            self._count(self._staged(readings, suspect), len(suspect))
+
+    def _staged(self, readings: Readings, rows: _Rows | None) -> int:
+        """Through the staging table, in order. Returns how many were new."""
+        count = len(readings) if rows is None else len(rows)
+        self._cursor.execute(query("create_staging"))
+        self._copied("copy_staging", telemetry_stream(readings, rows), count)
+        self._cursor.execute(query("insert_staged"))
+        return self._cursor.rowcount
+
+    def _row_by_row(self, readings: Readings) -> None:
+        """Halve until the rows at fault stand alone; those become rejects. The order received is kept, so the first
+        storable one of each key is the one that stays."""
+        todo = [np.arange(len(readings))]
+        while todo:
+            rows = todo.pop()
+            try:
+                with self._cursor.connection.transaction():
+                    new = self._staged(readings, rows)
+                    self._cursor.execute(query("empty_staging"))
+            except psycopg.Error as error:
+                if not _is_a_row(error):
+                    raise
+                if len(rows) == 1:
+                    reject = refused_reading(readings, int(rows[0]), error, self._topic_root)
+                    self._tally.refused.append(reject)
+                else:
+                    half = len(rows) // 2
+                    todo += [rows[half:], rows[:half]]
+            else:
+                self._count(new, len(rows))
+
+    def _count(self, new: int, sent: int) -> None:
+        self._tally.written += new
+        self._tally.duplicates += sent - new
+
+    def _copied(self, name: str, stream: Iterable[Buffer], count: int) -> int:
+        """Run a COPY. Returns how many rows the database took, which has to be ``count``."""
+        with self._cursor.copy(query(name)) as copy:
+            for piece in stream:
+                copy.write(piece)
+        taken = self._cursor.rowcount
+        if taken != count:
+            raise StoreUnavailable(
+                "the database took another number of rows than were sent",
+                f"{taken} of {count}: look for triggers and rules on the tables of esp-ingest",
+            )
+        return taken
+
+    # --------------------------------------------------------------------------------------------------- rejects
+
+    def _rejects(self, rejects: Sequence[Reject]) -> None:
+        """Store and count rejects; one that is there already counts as a duplicate."""
+        if rejects:
+            stored = self._store_rejects(rejects)
+            self._tally.rejected += stored
+            self._tally.duplicates += len(rejects) - stored
+
+    def _store_rejects(self, rejects: Sequence[Reject]) -> int:
+        """Returns how many were new."""
+        once = _distinct(rejects)
+        redelivered = any(reject.redelivered for reject, _ in once)
+        if self._rung is Rung.DIRECT and not redelivered:
+            return self._copied("copy_rejects", rejects_stream(once), len(once))
+        self._cursor.execute(query("create_staging_rejects"))
+        self._copied("copy_staging_rejects", rejects_stream(once), len(once))
+        self._cursor.execute(query("insert_staged_rejects"))
+        stored = self._cursor.rowcount
+        self._cursor.execute(query("empty_staging_rejects"))
+        return stored
+
+    # ----------------------------------------------------------------------------------------------- diagnostics
+
+    def _diagnostics(self, diagnostics: Sequence[DiagnosticRow]) -> None:
+        if self._rung is not Rung.ROW_BY_ROW:
+            self._cursor.executemany(query("upsert_diagnostic"), [_parameters(row) for row in diagnostics])
+            return
+        for row in diagnostics:
+            try:
+                with self._cursor.connection.transaction():
+                    self._cursor.execute(query("upsert_diagnostic"), _parameters(row))
+            except (psycopg.Error, UnicodeError) as error:
+                if not _is_a_row(error):
+                    raise
+                log.error("diagnosis refused by the database", extra={"diagnosis": row.diagnosis, "error": str(error)})
+                self._refused_diagnostics.append(_refused_diagnostic(row, error, self._topic_root))
+
+
+def _is_a_row(error: BaseException) -> bool:
+    """The row itself is at fault, not the moment or the set-up."""
+    return sqlstate.decide(error).verdict in (Verdict.DATA, Verdict.DUPLICATE)
+
+
+def _distinct(rejects: Sequence[Reject]) -> list[tuple[Reject, bytes]]:
+    """Each with its digest, without those that stand in the batch already: the same content at the same microsecond,
+    or a redelivery of it."""
+    once: list[tuple[Reject, bytes]] = []
+    keys: set[tuple[int, bytes]] = set()
+    contents: set[bytes] = set()
+    for reject in rejects:
+        digest = digest_of(reject)
+        key = (reject.received_us, digest)
+        if key in keys or (reject.redelivered and digest in contents):
+            continue
+        keys.add(key)
+        contents.add(digest)
+        once.append((reject, digest))
+    return once
+
+
+def _parameters(row: DiagnosticRow) -> dict[str, Any]:
+    return {
+        "well_id": row.well_id,
+        "diagnosis": row.diagnosis,
+        "raised_at": at_us(row.raised_us),
+        "severity": row.severity.value,
+        "state": row.state,
+        "cleared_at": None if row.cleared_us is None else at_us(row.cleared_us),
+        "value": row.value,
+        "threshold": row.threshold,
+        "peak": row.peak,
+        "occurrences": row.occurrences,
+        "confidence": row.confidence,
+        "message": storable(row.message),
+        "actions": row.actions_json,
+        "snapshot": row.snapshot_json,
+    }
+
+
+def at_us(us: int) -> datetime:
+    """Microseconds since the epoch as an exact datetime in UTC."""
+    return _EPOCH + timedelta(microseconds=us)
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def refused_reading(readings: Readings, row: int, error: BaseException, topic_root: str) -> Reject:
+    """A reading that the database refused, as a reject whose payload is a message with the same content.
+
+    Marked as redelivered: its content alone tells whether it is stored already, since a reading does not know whether
+    it came before."""
+    well = readings.well_of(row)
+    members: dict[str, Any] = {"timestamp": at_us(int(readings.timestamp_us[row])).isoformat(), "well_id": well}
+    for name, value in zip(SIGNAL_NAMES, readings.values[:, row].tolist(), strict=True):
+        if not math.isnan(value):
+            members[name] = value
+    # What was refused may be no JSON at all, so the texts are joined as texts: nothing of them is changed.
+    texts = [json.dumps(members, ensure_ascii=False)[1:-1]]
+    texts += [text.strip()[1:-1] for text in (readings.extra.get(row), readings.quality.get(row)) if text is not None]
+    payload = "{" + ", ".join(text for text in texts if text.strip()) + "}"
+    return Reject(
+        received_us=int(readings.received_us[row]),
+        topic=f"{topic_root}/{well}/telemetry".encode("utf-8", "surrogatepass"),
+        reason=RejectReason.REFUSED_BY_DATABASE,
+        detail=_say(error),
+        payload=payload.encode("utf-8", "surrogatepass"),
+        redelivered=True,
+    )
+
+
+def _refused_diagnostic(row: DiagnosticRow, error: BaseException, topic_root: str) -> Reject:
+    return Reject(
+        received_us=row.raised_us,
+        topic=f"{topic_root}/{row.well_id}/diagnostics".encode("utf-8", "surrogatepass"),
+        reason=RejectReason.REFUSED_BY_DATABASE,
+        detail=_say(error),
+        payload=repr(row).encode("utf-8", "backslashreplace"),
+        redelivered=True,
+    )
+
+
+def _say(error: BaseException) -> str:
+    decision = sqlstate.decide(error)
+    return f"{decision.reason}: {sqlstate.unavailable(error).detail}"
