@@ -539,7 +539,6 @@ class MqttSource:
 
     def _new_client(self, protocol: MQTTProtocolVersion, first_epoch: int) -> BulkClient:
         client = new_client(self._settings, protocol, self._clock, self._on_deliveries, first_epoch)
-        client.max_inflight_messages_set(MAX_PUBLICATIONS)
         client.on_connect = lambda _, __, flags, reason, properties: self._on_connect(flags, reason, properties)
         client.on_disconnect = lambda _, __, flags, reason, ___: self._on_disconnect(flags, reason)
         client.on_subscribe = lambda _, __, mid, reasons, ___: self._on_subscribe(mid, reasons)
