@@ -48,7 +48,7 @@ class Mosquitto:
     ``esp-ingest``, a controller has its well id as name.
     """
 
-    def __init__(self, folder: Path, *, extra: str = "", users: tuple[str, ...] = WELLS, with_acl: bool = True) -> None:
+    def __init__(self, folder: Path, *, extra: str = "", users: tuple[str, ...] = WELLS) -> None:
         self.folder = folder
         self.port = free_port()
         self.host = "127.0.0.1"
@@ -59,17 +59,14 @@ class Mosquitto:
         (folder / "passwords").chmod(0o600)
         shutil.copy(ROOT / "config" / "mosquitto" / "acl", folder / "acl")
         self.config = folder / "mosquitto.conf"
-        self.config.write_text(self._shipped(with_acl) + extra, encoding="utf-8")
+        self.config.write_text(self._shipped() + extra, encoding="utf-8")
 
-    def _shipped(self, with_acl: bool) -> str:
+    def _shipped(self) -> str:
         text = (ROOT / "mosquitto.conf").read_text(encoding="utf-8")
         for old, new in [
             (r"^listener 1883 127\.0\.0\.1$", f"listener {self.port} 127.0.0.1"),
             (r"^password_file /mosquitto/config/", f"password_file {self.folder}/"),
-            (
-                r"^acl_file /mosquitto/config/" if with_acl else r"^acl_file .*$",
-                f"acl_file {self.folder}/" if with_acl else "",
-            ),
+            (r"^acl_file /mosquitto/config/", f"acl_file {self.folder}/"),
             (r"^persistence_location /mosquitto/data/", f"persistence_location {self.folder}/data/"),
         ]:
             text, count = re.subn(old, new, text, flags=re.MULTILINE)
