@@ -3,17 +3,77 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+DURATION ?= 60
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+.NOTPARALLEL:
 
 .PHONY: help
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 36
 
 $(VENV)/.stamp: requirements.lock pyproject.toml
-	@echo "== setting up $(VENV) (about a minute the first time)"
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "esp-ingest needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "   setting up $(VENV) (half a minute the first time)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) --require-hashes -r requirements.lock
+	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
 .PHONY: setup
 setup: $(VENV)/.stamp  ## virtual environment with everything pinned
+
+.PHONY: demo
+demo: setup  ## all of it on this machine, a minute (DURATION=seconds, ARGS="--csv FILE --json …")
+	@$(BIN)/esp-ingest demo --duration $(DURATION) $(ARGS)
+
+.PHONY: test
+test:  ## set up what is missing, then lint, types and every test
+	@.ci/test.sh $(ARGS)
+
+.PHONY: test-machine
+test-machine:  ## install brokers, databases and linters that the tests need (root)
+	@.ci/parts.sh
+
+.PHONY: lint
+lint: setup  ## ruff
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet . || { echo "run: $(BIN)/ruff format ."; exit 1; }
+
+.PHONY: types
+types: setup  ## mypy --strict
+	@$(BIN)/mypy --no-error-summary
+
+.PHONY: unit property integration fault
+unit property integration fault: setup  ## one folder of tests (ARGS="-k …")
+	@$(BIN)/python -m pytest -m "not soak" tests/$@ $(ARGS)
+
+.PHONY: soak
+soak: setup  ## the long fault runs
+	@$(BIN)/python -m pytest -m soak tests $(ARGS)
+
+.PHONY: bench
+bench: setup test-machine  ## throughput and cost beside the peers, as a table
+	@$(BIN)/python -m tests.bench $(ARGS)
+
+.PHONY: evaluate
+evaluate: setup  ## diagnostics on recorded wells (DATA=folder)
+	@$(BIN)/python -m tests.evaluate $(ARGS)
+
+.PHONY: floor
+floor: setup  ## unit tests with the oldest dependencies that pyproject.toml allows
+	@.ci/floor.sh $(ARGS)
+
+.PHONY: lock
+lock: setup  ## pin the newest versions that pyproject.toml allows (ARGS=--upgrade)
+	@$(BIN)/uv pip compile pyproject.toml --all-extras --group dev --group bench --universal --generate-hashes \
+	  --no-header --no-annotate --quiet -o requirements.lock $(ARGS)
+
+.PHONY: docs
+docs: setup  ## write the pages that are made from code
+	@$(BIN)/python -m esp_ingest.service.docs
+
+.PHONY: clean
+clean:  ## remove what make made
+	rm -rf $(VENV) dist build *.egg-info .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

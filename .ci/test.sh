@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Everything that `make test` does, in order, with the time of each step. pytest runs last, so that its summary is the
+# last thing on the screen, and its exit status is ours (5, no tests collected, is a failure too).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bin=.venv/bin
+started=$SECONDS
+
+step() {
+  local name=$1 from=$SECONDS
+  shift
+  echo "== $name"
+  "$@" || { echo "== $name FAILED after $((SECONDS - from)) s"; exit 1; }
+  echo "== $name: $((SECONDS - from)) s"
+}
+
+step "virtual environment" make --no-print-directory setup
+step "brokers, databases, linters" .ci/parts.sh
+step "lint" make --no-print-directory lint
+step "types" make --no-print-directory types
+
+echo "== tests: unit, property, integration, fault ($((SECONDS - started)) s so far)"
+status=0
+$bin/python -m pytest -m "not soak" tests/unit tests/property tests/integration tests/fault "$@" || status=$?
+[ "${CI:-}" = true ] || echo "== total: $((SECONDS - started)) s"
+exit "$status"
