@@ -129,14 +129,14 @@ WHERE (d.severity, d.state, d.cleared_at, d.value, d.threshold, d.peak, d.occurr
        excluded.occurrences, excluded.confidence, excluded.message, excluded.actions, excluded.telemetry_snapshot);
 
 -- name: list_rejects
--- Newest first. Every filter may be NULL; the topic is an MQTT-free LIKE pattern.
+-- Newest first. Every filter may be NULL; the topic is a LIKE pattern.
 SELECT received_at, digest, item, topic, topic_bytes, reason, detail, payload, redelivered, replayed_at, replay_outcome
 FROM ingest_rejects
 WHERE (%(reason)s::text IS NULL OR reason = %(reason)s)
   AND (%(topic)s::text IS NULL OR topic LIKE %(topic)s)
   AND (%(since)s::timestamptz IS NULL OR received_at >= %(since)s)
   AND (%(until)s::timestamptz IS NULL OR received_at < %(until)s)
-  AND (NOT %(pending)s OR replayed_at IS NULL)
+  AND (NOT %(pending)s::boolean OR replayed_at IS NULL)
 ORDER BY received_at DESC, digest
 LIMIT %(limit)s;
 
@@ -149,7 +149,7 @@ WHERE (%(reason)s::text IS NULL OR reason = %(reason)s)
   AND (%(since)s::timestamptz IS NULL OR received_at >= %(since)s)
   AND (%(until)s::timestamptz IS NULL OR received_at < %(until)s)
   AND replayed_at IS NULL
-  AND (received_at, digest) > (%(after_at)s, %(after_digest)s)
+  AND (received_at, digest) > (%(after_at)s::timestamptz, %(after_digest)s::uuid)
 ORDER BY received_at, digest
 LIMIT %(limit)s;
 

@@ -1,3 +1,4 @@
 """Fixtures of the whole suite live in tests/support, a module a part; this file only names them."""
 
-pytest_plugins = ["tests.support.brokers", "tests.support.databases", "tests.support.proxy"]
+# databases first: pytest wants to see a plugin before another imports it.
+pytest_plugins = ["tests.support.databases", "tests.support.brokers", "tests.support.proxy"]

@@ -1,0 +1,36 @@
+"""The real store on real databases keeps the contract; so do all its ways to write."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from esp_ingest.seams import Store
+from esp_ingest.store.schema import migrate
+from esp_ingest.store.writer import PostgresStore
+from tests.support.databases import Database
+from tests.unit.contract_store import Rows, StoreContract
+
+
+class TestPostgresStore(StoreContract):
+    @pytest.fixture
+    def store(self, native_database: Database) -> Iterator[PostgresStore]:
+        migrate(native_database.settings)
+        self.database = native_database
+        store = PostgresStore(native_database.settings)
+        yield store
+        store.close()
+
+    def flow_rates(self, store: Store) -> Rows:
+        rows = self.database.all(
+            'SELECT well_id, (extract(epoch FROM "timestamp") * 1000000)::bigint, flow_rate FROM esp_telemetry'
+        )
+        return {(well, at): flow for well, at, flow in rows}
+
+    def reject_payloads(self, store: Store) -> list[bytes]:
+        return sorted(bytes(row[0]) for row in self.database.all("SELECT payload FROM ingest_rejects"))
+
+    def diagnosis_states(self, store: Store) -> list[tuple[str, str]]:
+        return self.database.all("SELECT diagnosis, state FROM diagnostic_results")
+
+    def poison(self, store: Store) -> str:
+        return '{"text": "\\u0000"}'

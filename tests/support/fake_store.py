@@ -1,0 +1,76 @@
+"""A Store in memory. Passes the same contract suite as PostgresStore (tests/unit/contract_store.py), and can be told to
+fail the way a database does."""
+
+from collections.abc import Sequence
+
+from esp_ingest.seams import StoreUnavailable, WriteResult
+from esp_ingest.store.copy import digest_of
+from esp_ingest.store.writer import refused_reading
+from esp_ingest.telemetry.model import DiagnosticRow, Readings, Reject
+
+
+class FakeStore:
+    """Tables as dictionaries under the keys of the real ones.
+
+    ``failures`` is a script, an entry a write: None is success; "before" fails and stores nothing; "after" stores
+    everything and then fails, as when the connection breaks during the commit. ``poison_texts`` are what the database
+    would refuse in ``extra`` and ``quality``."""
+
+    def __init__(self) -> None:
+        self.telemetry: dict[tuple[str, int], tuple[tuple[float, ...], str | None, str | None, int]] = {}
+        self.rejects: dict[tuple[int, bytes], Reject] = {}
+        self.diagnostics: dict[tuple[str, str, int], DiagnosticRow] = {}
+        self.failures: list[str | None] = []
+        self.away = False
+        self.poison_texts: set[str] = set()
+        self.writes = 0
+        self.closed = False
+
+    def write(self, readings: Readings, rejects: Sequence[Reject], diagnostics: Sequence[DiagnosticRow]) -> WriteResult:
+        self.ping()
+        failure = self.failures.pop(0) if self.failures else None
+        if failure == "before":
+            raise StoreUnavailable("told to fail", "before the commit")
+        self.writes += 1
+        written = duplicates = 0
+        refused: list[Reject] = []
+        for row in range(len(readings)):
+            if self._poisoned(readings, row):
+                refused.append(refused_reading(readings, row, UnicodeError("told to refuse"), "esp"))
+                continue
+            key = (readings.well_of(row), int(readings.timestamp_us[row]))
+            if key in self.telemetry:
+                duplicates += 1
+            else:
+                self.telemetry[key] = (
+                    tuple(readings.values[:, row].tolist()),
+                    readings.extra.get(row),
+                    readings.quality.get(row),
+                    int(readings.received_us[row]),
+                )
+                written += 1
+        stored = sum(self._store_reject(reject) for reject in (*rejects, *refused))
+        duplicates += len(rejects) + len(refused) - stored
+        self.diagnostics |= {(row.well_id, row.diagnosis, row.raised_us): row for row in diagnostics}
+        if failure == "after":
+            raise StoreUnavailable("told to fail", "after the commit")
+        return WriteResult(written, duplicates, stored, tuple(refused))
+
+    def ping(self) -> None:
+        if self.away:
+            raise StoreUnavailable("told to be away")
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _poisoned(self, readings: Readings, row: int) -> bool:
+        return bool({readings.extra.get(row), readings.quality.get(row)} & self.poison_texts)
+
+    def _store_reject(self, reject: Reject) -> bool:
+        digest = digest_of(reject)
+        known = (reject.received_us, digest) in self.rejects
+        if reject.redelivered:
+            known = known or any(content == digest for _, content in self.rejects)
+        if not known:
+            self.rejects[(reject.received_us, digest)] = reject
+        return not known

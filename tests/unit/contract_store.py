@@ -1,0 +1,130 @@
+"""What every Store must do: run by test_store_fake.py on the fake and by test_writer_contract.py on real databases."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+
+from esp_ingest.seams import Store
+from esp_ingest.telemetry.model import Readings
+from tests.support.store_data import DIAGNOSIS, START_US, cleared, readings, reject
+
+Rows = Mapping[tuple[str, int], float]
+
+
+class StoreContract:
+    """Subclasses give ``store``, and look into what it stored."""
+
+    @abstractmethod
+    def flow_rates(self, store: Store) -> Rows:
+        """(well, timestamp_us) → flow_rate of all that is stored."""
+
+    @abstractmethod
+    def reject_payloads(self, store: Store) -> list[bytes]:
+        """Payloads of the stored rejects, sorted."""
+
+    @abstractmethod
+    def diagnosis_states(self, store: Store) -> list[tuple[str, str]]:
+        """(diagnosis, state) of the stored occurrences."""
+
+    @abstractmethod
+    def poison(self, store: Store) -> str:
+        """A text that ``store`` refuses in ``extra``."""
+
+    def test_stores_what_it_is_handed(self, store: Store) -> None:
+        result = store.write(readings([("w1", 0), ("w2", 0), ("w1", 1)], [10, 20, 30]), [reject()], [DIAGNOSIS])
+        assert (result.written, result.duplicates, result.rejected, result.refused) == (3, 0, 1, ())
+        assert self.flow_rates(store) == {
+            ("w1", START_US): 10,
+            ("w2", START_US): 20,
+            ("w1", START_US + 1_000_000): 30,
+        }
+        assert self.reject_payloads(store) == [reject().payload]
+        assert self.diagnosis_states(store) == [("gas_lock", "active")]
+
+    def test_nothing_is_nothing(self, store: Store) -> None:
+        result = store.write(Readings.empty(), [], [])
+        assert (result.written, result.duplicates, result.rejected) == (0, 0, 0)
+
+    def test_writing_again_is_harmless(self, store: Store) -> None:
+        batch = readings([("w1", 0), ("w1", 1)], [1, 2])
+        store.write(batch, [reject()], [DIAGNOSIS])
+        result = store.write(batch, [reject()], [DIAGNOSIS])
+        assert (result.written, result.duplicates, result.rejected) == (0, 3, 0)
+        assert len(self.flow_rates(store)) == 2
+        assert len(self.reject_payloads(store)) == 1
+        assert len(self.diagnosis_states(store)) == 1
+
+    def test_the_first_reading_of_a_key_stays(self, store: Store) -> None:
+        result = store.write(readings([("w1", 0), ("w1", 0), ("w1", 1)], [1, 2, 3]), [], [])
+        assert (result.written, result.duplicates) == (2, 1)
+        result = store.write(readings([("w1", 1), ("w1", 2)], [4, 5]), [], [])
+        assert (result.written, result.duplicates) == (1, 1)
+        assert sorted(self.flow_rates(store).values()) == [1, 3, 5]
+
+    def test_late_readings_are_stored(self, store: Store) -> None:
+        store.write(readings([("w1", 100)], [1]), [], [])
+        result = store.write(readings([("w1", 50), ("w1", 101), ("w1", 100)], [2, 3, 4]), [], [])
+        assert (result.written, result.duplicates) == (2, 1)
+        assert sorted(self.flow_rates(store).values()) == [1, 2, 3]
+
+    def test_a_row_that_is_refused_becomes_a_reject_and_costs_no_other(self, store: Store) -> None:
+        batch = readings([("w1", at) for at in range(20)], extra={7: self.poison(store)})
+        result = store.write(batch, [reject()], [DIAGNOSIS])
+        assert (result.written, result.duplicates, result.rejected) == (19, 0, 2)
+        assert len(result.refused) == 1
+        assert result.refused[0].payload in self.reject_payloads(store)
+        assert len(self.flow_rates(store)) == 19
+        assert self.diagnosis_states(store) == [("gas_lock", "active")]
+
+    def test_a_refused_row_is_stored_once_however_often_it_comes(self, store: Store) -> None:
+        batch = readings([("w1", 0), ("w1", 1)], extra={1: self.poison(store)})
+        store.write(batch, [], [])
+        again = replace(batch, received_us=batch.received_us + 5)
+        result = store.write(again, [], [])
+        assert (result.written, result.duplicates, result.rejected) == (0, 2, 0)
+        assert len(self.reject_payloads(store)) == 1
+
+    def test_a_second_reading_takes_the_place_of_a_refused_first(self, store: Store) -> None:
+        result = store.write(readings([("w1", 0), ("w1", 0)], [1, 2], extra={0: self.poison(store)}), [], [])
+        assert (result.written, result.duplicates, result.rejected) == (1, 0, 1)
+        assert list(self.flow_rates(store).values()) == [2]
+
+    def test_a_redelivered_reject_is_stored_once(self, store: Store) -> None:
+        store.write(Readings.empty(), [reject(1)], [])
+        later = replace(reject(1, redelivered=True), received_us=START_US + 999)
+        result = store.write(Readings.empty(), [later, reject(2)], [])
+        assert (result.duplicates, result.rejected) == (1, 1)
+        assert self.reject_payloads(store) == [reject(1).payload, reject(2).payload]
+
+    def test_a_redelivered_reject_that_was_never_stored_is_stored(self, store: Store) -> None:
+        result = store.write(Readings.empty(), [reject(3, redelivered=True)], [])
+        assert (result.duplicates, result.rejected) == (0, 1)
+
+    def test_a_reject_and_its_redelivery_in_one_batch_are_one(self, store: Store) -> None:
+        later = replace(reject(1, redelivered=True), received_us=START_US + 999)
+        result = store.write(Readings.empty(), [reject(1), later], [])
+        assert (result.duplicates, result.rejected) == (1, 1)
+
+    def test_the_same_rubbish_at_another_time_is_another_reject(self, store: Store) -> None:
+        store.write(Readings.empty(), [reject(1)], [])
+        result = store.write(Readings.empty(), [reject(1, received_us=START_US + 60_000_000)], [])
+        assert (result.duplicates, result.rejected) == (0, 1)
+
+    def test_the_last_state_of_an_occurrence_stays(self, store: Store) -> None:
+        store.write(Readings.empty(), [], [DIAGNOSIS])
+        store.write(Readings.empty(), [], [DIAGNOSIS, cleared(DIAGNOSIS, 5)])
+        assert self.diagnosis_states(store) == [("gas_lock", "cleared")]
+
+    def test_ping_is_quiet_when_all_is_well(self, store: Store) -> None:
+        store.ping()
+
+    @pytest.mark.parametrize("count", [1, 2, 1000])
+    def test_every_item_is_accounted_for(self, store: Store, count: int) -> None:
+        keys = [(f"w{at % 3}", at % max(count // 2, 1)) for at in range(count)]
+        rejects = [reject(number % 5) for number in range(count)]
+        result = store.write(readings(keys), rejects, [])
+        assert result.written + result.duplicates + result.rejected == 2 * count
+        assert result.written == len(set(keys)) == len(self.flow_rates(store))
+        assert result.rejected == min(count, 5) == len(self.reject_payloads(store))
