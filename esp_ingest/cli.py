@@ -121,7 +121,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument(
         "--config", type=Path, metavar="FILE", help="TOML file with settings (default: built-in defaults)"
     )
@@ -174,7 +174,7 @@ def _add_demo(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--json", action="store_true", help="print a last line of totals as JSON")
 
 
-def _add_rejects(sub: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
+def _add_rejects(sub: argparse.ArgumentParser, common: _Parser) -> None:
     actions = sub.add_subparsers(metavar="ACTION", required=True, dest="action", parser_class=_Parser)
     for name, text in (("list", "a line a reject, newest first"), ("replay", "put them through the pipeline again")):
         action = actions.add_parser(name, help=text, description=text, parents=[common])
@@ -190,7 +190,7 @@ def _add_rejects(sub: argparse.ArgumentParser, common: argparse.ArgumentParser) 
     show.add_argument("id", help="as printed by list")
 
 
-def _add_rules(sub: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
+def _add_rules(sub: argparse.ArgumentParser, common: _Parser) -> None:
     actions = sub.add_subparsers(metavar="ACTION", required=True, dest="action", parser_class=_Parser)
     check_text = "read the rules and say what is wrong or odd in them"
     check_action = actions.add_parser("check", help=check_text, description=check_text, parents=[common])
@@ -208,7 +208,7 @@ def _add_rules(sub: argparse.ArgumentParser, common: argparse.ArgumentParser) ->
     test.add_argument("--json", action="store_true", help="an occurrence a line as JSON")
 
 
-def _add_alarms(sub: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
+def _add_alarms(sub: argparse.ArgumentParser, common: _Parser) -> None:
     actions = sub.add_subparsers(metavar="ACTION", required=True, dest="action", parser_class=_Parser)
     listing = actions.add_parser("list", help="open alarms, the gravest first", parents=[common])
     listing.add_argument("--well")

@@ -6,20 +6,23 @@ The health port answers first, before anything heavy is loaded; broker and datab
 import logging
 import os
 import signal
+from collections.abc import Callable
 from types import FrameType
-
+from typing import TYPE_CHECKING
 
 from esp_ingest.config import Settings
 from esp_ingest.seams import Clock
+from esp_ingest.service import health as conditions
 from esp_ingest.service import log as logs
 from esp_ingest.service import systemd
 from esp_ingest.service.clock import SystemClock
 from esp_ingest.service.health import Health
 from esp_ingest.service.http import HttpServer
 from esp_ingest.service.metrics import Metrics
+from esp_ingest.telemetry.model import Decoded, Delivery
 
 if TYPE_CHECKING:
-    pass
+    from esp_ingest.telemetry.decode import Decoder
 
 log = logging.getLogger(__name__)
 
@@ -88,15 +91,16 @@ class Daemon:
             if spool_settings.enabled
             else None
         )
-        self._store = PostgresStore(settings.database)
-        self._source: MqttSource = MqttSource(settings.mqtt, clock, metrics)
+        self._store = PostgresStore(settings.database, settings.mqtt.topic_root)
+        state_folder = spool_settings.folder() if spool_settings.enabled else None
+        self._source: MqttSource = MqttSource(settings.mqtt, clock, metrics, state_folder)
         # A decoder a thread: its caches are not shared.
         self._stage: Stage = Stage(
             settings,
             self._store,
             self._spool,
             None,
-            Decoder(settings.telemetry, settings.mqtt.topic_root).decode,
+            _decode_with(Decoder(settings.telemetry, settings.mqtt.topic_root)),
             clock,
             metrics,
             beat=lambda: health.beat("writer"),
@@ -104,7 +108,7 @@ class Daemon:
         self._writer: ThreadedStage = ThreadedStage(self._stage)
         self._pipeline = Pipeline(
             self._source,
-            Decoder(settings.telemetry, settings.mqtt.topic_root).decode,
+            _decode_with(Decoder(settings.telemetry, settings.mqtt.topic_root)),
             self._writer,
             clock,
             metrics,
@@ -163,18 +167,35 @@ class Daemon:
         metrics.unacked_messages.set(source.unacked())
         metrics.oldest_unacked_seconds.set(oldest)
         stuck_after = self._settings.service.stuck_after_seconds
-        health.set("mqtt", source.subscribed, "subscribed" if source.subscribed else source.last_error or "connecting")
-        health.set("mqtt_thread", source.network_thread_alive(), "network thread")
-        health.set("unacked", oldest < stuck_after, f"oldest unacknowledged message is {oldest:.1f} s old")
+        subscribed = "subscribed" if source.subscribed else source.last_error or "connecting"
+        health.set(conditions.MQTT, source.subscribed, subscribed)
+        moves = source.network_thread_alive() and source.network_idle_seconds() < stuck_after
+        health.set("mqtt_thread", moves, "moving" if moves else "the network thread has ended or does not move")
+        health.set(conditions.UNACKED, oldest < stuck_after, f"oldest unacknowledged message is {oldest:.1f} s old")
         trouble = self._stage.database_detail
-        health.set("database", trouble is None, trouble or "reachable")
+        health.set(conditions.DATABASE, trouble is None, trouble or "reachable")
+        if self._settings.database.skip_init:
+            health.set(conditions.SCHEMA, True, "not checked, as database.skip_init says")
+        elif trouble is None:
+            health.set(conditions.SCHEMA, True, "checked")
         full = self._stage.spool_detail
-        health.set("spool", full is None, full or "takes messages")
-        health.set("writer_thread", self._writer.alive, "writer thread")
+        health.set(conditions.SPOOL, full is None, full or "takes messages")
+        health.set(
+            "writer_thread", self._writer.alive, "there" if self._writer.alive else "the writer thread has ended"
+        )
+        is_ready, checks = health.ready()
+        metrics.ready.set(is_ready)
+        for loop, seconds in health.idle_seconds().items():
+            metrics.loop_idle_seconds.labels(loop=loop).set(seconds)
         if health.live()[0]:
             self._notify.watchdog()
-        self._notify.ready_once(health.ready()[0])
+        why = "; ".join(str(check["detail"]) for check in checks.values() if not check["ok"])
+        self._notify.ready_once(is_ready, why)
 
     def _note_set_aside(self, report: object) -> None:
         self._metrics.spool_set_aside.inc()
         log.error("spool damage set aside", extra={"report": report})
+
+
+def _decode_with(decoder: "Decoder") -> Callable[[list[Delivery]], Decoded]:
+    return lambda deliveries: decoder.decode(deliveries, deliveries[-1].received_us)

@@ -1,0 +1,95 @@
+"""`esp-ingest check`: configuration, broker, database, schema and what this database can do, a line each."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from esp_ingest.config import Settings
+from esp_ingest.seams import Clock
+from esp_ingest.service.clock import SystemClock
+from esp_ingest.service.metrics import Metrics
+
+_POLL_SECONDS = 0.05
+
+
+class Line(NamedTuple):
+    """What was looked at, whether it is well, and why."""
+
+    subject: str
+    ok: bool
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.subject:<14} {'ok  ' if self.ok else 'FAIL'}  {self.detail}"
+
+
+def run(settings: Settings) -> Iterator[Line]:
+    """Look at everything, even where something before it failed. Reads only."""
+    yield Line("configuration", True, "valid")
+    yield _rules(settings)
+    yield _spool(settings)
+    yield _broker(settings, SystemClock())
+    yield from _database(settings)
+
+
+def _rules(settings: Settings) -> Line:
+    if not settings.diagnostics.enabled:
+        return Line("rules", True, "diagnostics are switched off")
+    from esp_ingest.diagnostics import rules
+
+    try:
+        loaded = rules.load(settings.diagnostics.rules_file or None)
+    except rules.RulesError as error:
+        return Line("rules", False, str(error))
+    return Line("rules", True, f"{len(loaded.rules)} rules")
+
+
+def _spool(settings: Settings) -> Line:
+    if not settings.spool.enabled:
+        return Line("spool", True, "switched off: the broker's queue has to hold an outage of the database")
+    folder = settings.spool.folder()
+    where = folder
+    while not where.exists():
+        where = where.parent
+    try:
+        probe = where / ".esp-ingest-check"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        return Line(
+            "spool", False, f"{folder} cannot be written ({error.strerror}): set spool.path to a folder of ours."
+        )
+    return Line("spool", True, str(folder))
+
+
+def _broker(settings: Settings, clock: Clock) -> Line:
+    """Connect and subscribe as the daemon would, under another client id, so that its session is left alone."""
+    from esp_ingest.mqtt.source import MqttSource
+
+    mqtt = settings.mqtt
+    address = f"{mqtt.host}:{mqtt.port}"
+    probe = mqtt.model_copy(update={"client_id": f"{mqtt.client_id[:100]}-check", "share_group": ""})
+    source = MqttSource(probe, clock, Metrics())
+    source.start()
+    try:
+        deadline = clock.monotonic() + mqtt.connect_timeout_seconds
+        while not source.subscribed and clock.monotonic() < deadline:
+            clock.sleep(_POLL_SECONDS)
+        if source.subscribed:
+            return Line("broker", True, f"{address}, subscription granted")
+        return Line("broker", False, f"{address}: {source.last_error or 'no answer: check mqtt.host and mqtt.port'}")
+    finally:
+        source.forget_session()
+
+
+def _database(settings: Settings) -> Iterator[Line]:
+    from esp_ingest.store.schema import check_database
+
+    schema, capabilities = check_database(settings.database)
+    if capabilities is None:
+        yield Line("database", False, schema.detail)
+        yield Line("schema", False, "not looked at, since the database cannot be used")
+        return
+    yield Line("database", True, "reachable")
+    yield Line("schema", schema.ok, schema.detail)
+    for text in capabilities.lines():
+        yield Line("capability", True, text)
