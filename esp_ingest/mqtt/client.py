@@ -134,7 +134,7 @@ class BulkClient(paho.Client):
     called from others, which then wake that thread by themselves.
 
     ``on_deliveries(deliveries, payload_bytes, unusual)`` is called in the network thread, about once a recv;
-    ``unusual`` of them are not plain new QoS 1.
+    ``unusual`` of them, at most, are not plain new QoS 1.
     """
 
     def __init__(
@@ -297,6 +297,8 @@ class BulkClient(paho.Client):
         except MalformedPacket as error:
             logger.warning("mqtt packet malformed", extra={"error": str(error), "epoch": self.epoch})
             outcome = MQTTErrorCode.MQTT_ERR_PROTOCOL
+            # The walk was cut short, and with it its sums.
+            size, unusual = sum(len(delivery.payload) for delivery in deliveries), len(deliveries)
         if deliveries and self._accepted:
             self._on_deliveries(deliveries, size, unusual)
         return outcome
