@@ -65,6 +65,31 @@ def parse_rfc3339(text: str) -> int:
     return micros if MIN_US <= micros <= MAX_US else NO_TIME
 
 
+_AGE = re.compile(r"(\d{1,6}(?:\.\d{1,6})?)([smhdw])", re.ASCII)
+_AGE_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+
+
+def parse_duration(text: str) -> float:
+    """A duration as an operator types it, such as 90s, 2h or 7d, in seconds. Raises ValueError."""
+    match = _AGE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is no duration: write a number and s, m, h, d or w, such as 2h")
+    return float(match[1]) * _AGE_SECONDS[match[2]]
+
+
+def parse_moment(text: str, now_us: int) -> int:
+    """A time as an operator types it: RFC 3339 with an offset, or an age such as 2h, → µs. Raises ValueError."""
+    found = parse_rfc3339(text.strip())
+    if found != NO_TIME:
+        return found
+    try:
+        return now_us - round(parse_duration(text) * 1e6)
+    except ValueError:
+        raise ValueError(
+            f"{text!r} is no time: write RFC 3339 with an offset, such as 2026-11-24T06:00:00Z, or an age such as 2h"
+        ) from None
+
+
 def lacks_offset(text: str) -> bool:
     """Whether an offset is all that is missing: the likeliest mistake, and worth a sentence of its own."""
     return parse_rfc3339(text) == NO_TIME and parse_rfc3339(text + "Z") != NO_TIME
