@@ -13,6 +13,7 @@ SELECT current_setting('server_version_num')::int,
 SELECT 1 FROM pg_available_extensions WHERE name = 'timescaledb' AND installed_version IS NULL;
 
 -- name: create_extension
+-- Where the server brings it and this user may.
 CREATE EXTENSION IF NOT EXISTS timescaledb;
 
 -- name: migration_lock
@@ -32,9 +33,11 @@ CREATE TABLE IF NOT EXISTS esp_ingest_migrations (
 );
 
 -- name: read_ledger
+-- Which migrations this database has.
 SELECT number, feature, checksum FROM esp_ingest_migrations;
 
 -- name: record_migration
+-- In the transaction of the migration itself.
 INSERT INTO esp_ingest_migrations (number, feature, name, checksum, applied_by) VALUES (%s, %s, %s, %s, %s);
 
 -- name: lift_decompression_limit
@@ -44,6 +47,7 @@ FROM pg_settings
 WHERE name = 'timescaledb.max_tuples_decompressed_per_dml_transaction';
 
 -- name: ping
+-- Is the connection alive?
 SELECT 1;
 
 -- name: copy_telemetry
@@ -59,6 +63,7 @@ FROM STDIN (FORMAT binary);
 CREATE TEMPORARY TABLE IF NOT EXISTS esp_ingest_staging (LIKE esp_telemetry) ON COMMIT DELETE ROWS;
 
 -- name: copy_staging
+-- Suspect readings; the same columns as copy_telemetry.
 COPY esp_ingest_staging ("timestamp", received_at, flow_rate, pip, motor_current, motor_temp, vibration, vsd_frequency,
                          gor, discharge_pressure, wellhead_pressure, casing_pressure, intake_temp, leakage_current,
                          drive_voltage, well_id, extra, quality)
@@ -76,6 +81,7 @@ FROM esp_ingest_staging
 ON CONFLICT DO NOTHING;
 
 -- name: empty_staging
+-- Between the pieces of a batch that is being halved.
 TRUNCATE esp_ingest_staging;
 
 -- name: newest_of_wells
@@ -92,9 +98,11 @@ COPY ingest_rejects (received_at, digest, item, topic, topic_bytes, reason, deta
 FROM STDIN (FORMAT binary);
 
 -- name: create_staging_rejects
+-- As create_staging, for rejects that may be stored already.
 CREATE TEMPORARY TABLE IF NOT EXISTS esp_ingest_staging_rejects (LIKE ingest_rejects) ON COMMIT DELETE ROWS;
 
 -- name: copy_staging_rejects
+-- The same columns as copy_rejects.
 COPY esp_ingest_staging_rejects (received_at, digest, item, topic, topic_bytes, reason, detail, payload, redelivered)
 FROM STDIN (FORMAT binary);
 
@@ -107,6 +115,7 @@ WHERE NOT s.redelivered OR NOT EXISTS (SELECT FROM ingest_rejects r WHERE r.dige
 ON CONFLICT DO NOTHING;
 
 -- name: empty_staging_rejects
+-- It is used twice in a transaction where a diagnosis was refused.
 TRUNCATE esp_ingest_staging_rejects;
 
 -- name: upsert_diagnostic
@@ -154,6 +163,7 @@ ORDER BY received_at, digest
 LIMIT %(limit)s;
 
 -- name: show_reject
+-- One by its key, or the newest with a digest.
 SELECT received_at, digest, item, topic, topic_bytes, reason, detail, payload, redelivered, replayed_at, replay_outcome
 FROM ingest_rejects
 WHERE digest = %(digest)s AND (%(received_at)s::timestamptz IS NULL OR received_at = %(received_at)s)

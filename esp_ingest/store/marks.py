@@ -67,6 +67,8 @@ def first_of_each(readings: Readings) -> npt.NDArray[np.bool_] | None:
         order = np.lexsort((readings.timestamp_us, readings.well_index))
         at, well = readings.timestamp_us[order], readings.well_index[order]
         same = (at[1:] == at[:-1]) & (well[1:] == well[:-1])
+        if not same.any():
+            return None
     first = np.ones(count, np.bool_)
     first[order[1:][same]] = False
     return first
