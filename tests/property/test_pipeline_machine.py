@@ -1,0 +1,271 @@
+"""The promise of the product as a state machine: whatever happens in whatever order, after healing every QoS 1 message
+is stored exactly once, or stands in the rejects once, and is acknowledged.
+
+The pipeline, the stage and the spool are the real ones; broker, database and clock keep their contracts as models.
+"""
+
+import json
+import shutil
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from esp_ingest.config import load
+from esp_ingest.pipeline import Pipeline
+from esp_ingest.service.metrics import Metrics
+from esp_ingest.stage import InlineStage, Stage
+from esp_ingest.store.spool import Spool
+from esp_ingest.telemetry.decode import Decoder
+from tests.support.broker_model import BrokerModel
+from tests.support.fake_clock import FakeClock
+from tests.support.fake_store import FakeStore
+
+WINDOW = 12
+BATCH = 4
+SPOOL_BYTES = 1_048_576
+POISON = '{"poison":true}'
+
+
+class Crash(BaseException):
+    """The process dies here: nothing after this line runs, memory is gone, disk and database stay."""
+
+
+class CrashingStore(FakeStore):
+    """Dies at a write when told to: before the transaction, or after its commit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.crash = "none"
+
+    def write(self, readings, rejects, diagnostics):  # type: ignore[no-untyped-def]
+        crash, self.crash = self.crash, "none"
+        if crash == "before":
+            raise Crash
+        result = super().write(readings, rejects, diagnostics)
+        if crash == "after":
+            raise Crash
+        return result
+
+
+class GivesUp(BaseException):
+    """The inline stage would wait for the database for ever: the test goes on as if the process were killed."""
+
+
+class PipelineMachine(RuleBasedStateMachine):
+    @initialize(with_spool=st.booleans(), after_seconds=st.sampled_from([0.0, 5.0]))
+    def begin(self, with_spool: bool, after_seconds: float) -> None:
+        self.folder = Path(tempfile.mkdtemp())
+        self.settings = load(
+            batch={"max_rows": BATCH, "max_age_seconds": 0.5},
+            mqtt={"receive_maximum": WINDOW},
+            spool={"after_seconds": after_seconds, "max_bytes": SPOOL_BYTES, "segment_bytes": 65_536},
+        )
+        self.with_spool = with_spool
+        self.clock = FakeClock()
+        self.store = CrashingStore()
+        self.store.poison_texts = {POISON}
+        self.broker = BrokerModel(self.clock, WINDOW)
+        self.number = 0
+        self.published: list[tuple[bytes, bytes]] = []
+        self.lost_with_session: Counter[bytes] = Counter()
+        self.start_process()
+
+    def teardown(self) -> None:
+        if hasattr(self, "folder"):
+            self.heal_and_compare()
+            self.close_spool()
+            shutil.rmtree(self.folder)
+
+    # -- The process.
+
+    def start_process(self) -> None:
+        decoder = Decoder(self.settings.telemetry, "esp")
+
+        def decode(deliveries):  # type: ignore[no-untyped-def]
+            return decoder.decode(deliveries, deliveries[-1].received_us)
+
+        self.metrics = Metrics()
+        self.spool = Spool(self.folder / "spool", SPOOL_BYTES, 65_536) if self.with_spool else None
+        self.stage = Stage(self.settings, self.store, self.spool, None, decode, self.clock, self.metrics)
+        self.stage.pause = self.wait_for_database
+        self.pipeline = Pipeline(
+            self.broker,
+            decode,
+            InlineStage(self.stage),
+            self.clock,
+            self.metrics,
+            self.settings.batch,
+            self.settings.service,
+        )
+        self.waits = 0
+
+    def wait_for_database(self, seconds: float) -> None:
+        self.clock.sleep(seconds)
+        self.waits += 1
+        if self.waits > 30:
+            raise GivesUp
+
+    def close_spool(self) -> None:
+        if self.spool is not None:
+            self.spool.close()
+
+    def restart_process(self, *, session_kept: bool = True) -> None:
+        """kill -9 and a start: the connection is gone, disk and database stay."""
+        self.drop_connection(session_kept)
+        self.close_spool()
+        self.broker.forget_client()
+        self.broker.reconnect()
+        self.start_process()
+
+    def drop_connection(self, session_kept: bool) -> None:
+        if not session_kept:
+            self.lost_with_session.update(message.payload for message in self.broker.session)
+        self.broker.drop(session_kept=session_kept)
+
+    def guarded(self, step) -> None:  # type: ignore[no-untyped-def]
+        self.waits = 0
+        try:
+            step()
+        except (Crash, GivesUp):
+            self.restart_process()
+
+    # -- What the world does.
+
+    @rule(count=st.integers(1, 6), kind=st.sampled_from(["reading", "poison", "malformed", "array"]))
+    def publish(self, count: int, kind: str) -> None:
+        for _ in range(count):
+            self.number += 1
+            now_ms = self.clock.now_us() // 1000
+            payload: bytes
+            if kind == "malformed":
+                payload = b"not json %d" % self.number
+            elif kind == "array":
+                items = [{"timestamp": now_ms - self.number * 10 - k, "pip": self.number + k / 4} for k in range(3)]
+                payload = json.dumps([*items, {"pip": self.number}]).encode()
+            else:
+                reading = {"timestamp": now_ms - self.number * 10, "pip": float(self.number)}
+                payload = json.dumps(reading | ({"poison": True} if kind == "poison" else {})).encode()
+            topic = b"esp/W%d/telemetry" % self.number  # a well a message: every item has a key of its own
+            self.published.append((topic, payload))
+            self.broker.publish(topic, payload)
+
+    @rule()
+    def deliver(self) -> None:
+        self.broker.deliver()
+
+    @rule(turns=st.integers(1, 4))
+    def turn(self, turns: int) -> None:
+        for _ in range(turns):
+            self.guarded(lambda: self.pipeline.run_once(0.2))
+
+    @rule()
+    def idle(self) -> None:
+        self.guarded(lambda: self.stage.idle())
+
+    @rule(seconds=st.floats(0.1, 20))
+    def tick(self, seconds: float) -> None:
+        self.clock.sleep(seconds)
+
+    @rule(session_kept=st.sampled_from([True, True, True, False]))
+    def broker_drops(self, session_kept: bool) -> None:
+        self.drop_connection(session_kept)
+
+    @precondition(lambda self: not self.broker.connected)
+    @rule()
+    def broker_returns(self) -> None:
+        self.broker.reconnect()
+
+    @rule(failures=st.lists(st.sampled_from([None, "before", "after"]), min_size=1, max_size=4))
+    def database_stumbles(self, failures: list[str | None]) -> None:
+        self.store.failures = failures
+
+    @rule(away=st.booleans())
+    def database_away(self, away: bool) -> None:
+        self.store.away = away
+
+    @rule(when=st.sampled_from(["before", "after"]))
+    def process_will_die(self, when: str) -> None:
+        self.store.crash = when
+
+    @rule()
+    def process_dies(self) -> None:
+        self.restart_process()
+
+    @rule()
+    def process_drains(self) -> None:
+        """SIGTERM and a new start."""
+        turns = iter(range(200))
+        self.guarded(lambda: self.pipeline.drain(lambda: next(turns, None) is None))
+        self.restart_process()
+
+    # -- What must be true at every moment.
+
+    @invariant()
+    def acknowledged_is_safe(self) -> None:
+        if not hasattr(self, "folder"):
+            return
+        safe = self.stored_wells() | self.rejected_topics() | self.spooled_topics()
+        for message in self.broker.acknowledged:
+            assert message.topic in safe, f"{message.topic!r} was acknowledged and is nowhere"
+
+    @invariant()
+    def memory_is_bounded(self) -> None:
+        if hasattr(self, "folder"):
+            assert self.broker.held() <= WINDOW * 2, "more held than one window of each of two connections"
+
+    # -- After healing.
+
+    def heal_and_compare(self) -> None:
+        self.store.away, self.store.failures, self.store.crash = False, [], "none"
+        if not self.broker.connected:
+            self.broker.reconnect()
+        for _ in range(1_000):
+            if not self.broker.session and not self.pipeline.held and not self.stage.spooling:
+                break
+            self.broker.deliver()
+            self.guarded(lambda: self.pipeline.run_once(0.6))
+            self.guarded(lambda: self.stage.idle())
+            self.clock.sleep(1.0)
+        assert not self.broker.session, "a message was never acknowledged"
+        assert not self.pipeline.held
+        assert not self.stage.spooling
+        self.compare()
+
+    def compare(self) -> None:
+        stored = Counter(well for well, _ in self.store.telemetry)
+        rejected = Counter(reject.topic for reject in self.store.rejects.values())
+        for topic, payload in self.published:
+            if self.lost_with_session[payload] and not stored[self.well(topic)] and not rejected[topic]:
+                continue  # the broker lost the session with it, before we had it
+            if payload.startswith(b"["):
+                assert (stored[self.well(topic)], rejected[topic]) == (3, 1), topic
+            elif payload.startswith(b"not") or b"poison" in payload:
+                assert (stored[self.well(topic)], rejected[topic]) == (0, 1), topic
+            else:
+                assert (stored[self.well(topic)], rejected[topic]) == (1, 0), topic
+        assert self.metrics.registry.get_sample_value("esp_ingest_reconciliation_failures_total") == 0
+
+    def stored_wells(self) -> set[bytes]:
+        return {f"esp/{well}/telemetry".encode() for well, _ in self.store.telemetry}
+
+    def rejected_topics(self) -> set[bytes]:
+        return {reject.topic for reject in self.store.rejects.values()}
+
+    def spooled_topics(self) -> set[bytes]:
+        if self.spool is None or not self.spool.messages:
+            return set()
+        return {delivery.topic for delivery in self.spool.peek(10_000, 10_000_000).deliveries}
+
+    @staticmethod
+    def well(topic: bytes) -> str:
+        return topic.split(b"/")[1].decode()
+
+
+PipelineMachine.TestCase.settings = settings(
+    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestPipelineMachine = PipelineMachine.TestCase
