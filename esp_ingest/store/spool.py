@@ -17,13 +17,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from esp_ingest.store.spool_segment import Segment, SegmentDamaged, Torn, disk_bytes, fsync_folder
+from esp_ingest.store.spool_segment import Segment, SegmentDamaged, Torn, disk_bytes, errors, fsync_folder
 from esp_ingest.telemetry.model import Delivery
-
-if TYPE_CHECKING:
-    import sqlite3
 
 _FOLDER_MODE = 0o700
 _REPORTS_KEPT = 100
@@ -106,8 +102,6 @@ class Spool:
         May block for the disk. Raises SpoolFull or SpoolError with nothing kept."""
         if not deliveries:
             return
-        import sqlite3
-
         size = disk_bytes(deliveries)
         if self.bytes + 2 * size > self.max_bytes:  # twice: the log holds a copy until it is checkpointed
             raise SpoolFull(
@@ -115,10 +109,11 @@ class Spool:
                 "bring the database back, or raise spool.max_bytes."
             )
         segment: Segment | None = None
+        failures: tuple[type[Exception], ...] = (OSError, *errors())
         try:
             segment = self._newest_with_room(size)
             segment.append(deliveries)
-        except (sqlite3.Error, OSError) as error:
+        except failures as error:
             self._after_failed_append(segment, error)
             raise _failed_append(self.folder, error) from error
         self._next = segment.last + 1
@@ -155,7 +150,7 @@ class Spool:
         elif segment.last == batch.last:
             segment.drained = batch.last  # the file goes: no need to write it down
         else:
-            self._mark_drained(segment, batch.last)
+            segment.mark_drained(batch.last)
         if segment.left == 0:
             self._retire(segment)
         self._count()
@@ -265,14 +260,6 @@ class Spool:
                 self._count()
         return _peek_salvaged(segment, max_messages, max_bytes)
 
-    def _mark_drained(self, segment: Segment, last: int) -> None:
-        try:
-            segment.mark_drained(last)
-        except SegmentDamaged as error:
-            if _is_full(error.__cause__):
-                return  # after a restart it drains again from the last mark: harmless
-            self._salvage(segment, error, exact=True)
-
     def _salvage(self, segment: Segment, error: SegmentDamaged, exact: bool) -> None:
         lost = segment.salvage()
         self._report(SetAside(segment.path.name, str(error), lost, exact, segment.left))
@@ -329,7 +316,7 @@ def _peek_salvaged(segment: Segment, max_messages: int, max_bytes: int) -> Spool
     return SpoolBatch(deliveries, segment.first, last)
 
 
-def _is_full(error: BaseException | None) -> bool:
+def _is_full(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno in _FULL_ERRNOS
     import sqlite3
@@ -337,7 +324,7 @@ def _is_full(error: BaseException | None) -> bool:
     return isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL
 
 
-def _failed_append(folder: Path, error: "sqlite3.Error | OSError") -> SpoolError:
+def _failed_append(folder: Path, error: Exception) -> SpoolError:
     if _is_full(error):
         return SpoolFull(f"The disk under the spool {folder} is full: make room on it.")
     return SpoolError(f"The spool {folder} did not take an append: {error}.")

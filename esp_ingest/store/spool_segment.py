@@ -59,6 +59,14 @@ class Torn:
     log: bytes
 
 
+def errors() -> tuple[type[Exception], ...]:
+    """What sqlite3 raises over a bad file or disk. Its message may quote the file's bytes, which need not be UTF-8:
+    then the error is a UnicodeDecodeError, and no sqlite3.Error."""
+    import sqlite3
+
+    return sqlite3.Error, UnicodeDecodeError
+
+
 def encode(delivery: Delivery, seq: int, tag: bytes) -> bytes:
     """The record of ``delivery`` under the number ``seq``."""
     topic, payload = delivery.topic, delivery.payload
@@ -147,7 +155,7 @@ class Segment:
     @staticmethod
     def create(folder: Path, first: int) -> "Segment":
         """A new empty file, durable under its name before this returns: a file of that name was whole once, so that an
-        empty one is damage and not a beginning. Raises OSError or sqlite3.Error."""
+        empty one is damage and not a beginning. Raises OSError or errors()."""
         tag = os.urandom(8)
         path = folder / f"segment-{first:016}-{tag.hex()}.db"
         draft = path.with_suffix(".new")
@@ -195,6 +203,7 @@ class Segment:
             (highest,) = connection.execute("SELECT max(seq) FROM message").fetchone()
             marks = {name: (seq, crc) for name, seq, crc in connection.execute("SELECT name, seq, crc FROM mark")}
             self._checkpoint()
+        self.measure()
         self.drained = self._mark(marks, "drained")
         self.last = max(self._mark(marks, "appended"), highest or self.first - 1)
         whole_bytes = _WAL_HEADER_BYTES + max(frames, 0) * (_FRAME_HEADER_BYTES + PAGE_BYTES)
@@ -203,7 +212,7 @@ class Segment:
         return Torn([delivery for seq, delivery in scan(log, self.tag).items() if seq > self.last], log)
 
     def append(self, deliveries: Sequence[Delivery]) -> None:
-        """Add ``deliveries`` in one transaction, durable on return. Raises sqlite3.Error with nothing added."""
+        """Add ``deliveries`` in one transaction, durable on return. Raises errors() with nothing added."""
         connection = self._connect()
         first, last = self.last + 1, self.last + len(deliveries)
         tag = self.tag
@@ -244,9 +253,10 @@ class Segment:
         return deliveries
 
     def mark_drained(self, seq: int) -> None:
-        """Messages up to ``seq`` need not come again. Raises SegmentDamaged."""
+        """Messages up to ``seq`` need not come again. Where that cannot be written (disk full, damage), they do after a
+        restart, which is harmless."""
         self.drained = seq
-        with self._damage():
+        with contextlib.suppress(*errors()):
             connection = self._connect()
             self._set_mark(connection, "drained", seq)
             self._discards += 1
@@ -270,9 +280,7 @@ class Segment:
         """Let go of the file; it opens again by itself."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            import sqlite3
-
-            with contextlib.suppress(sqlite3.Error):  # what was confirmed is safe; a damaged file may refuse
+            with contextlib.suppress(*errors()):  # what was confirmed is safe; a damaged file may refuse
                 connection.close()
 
     def remove(self) -> None:
@@ -299,17 +307,15 @@ class Segment:
                 found = scan(path.read_bytes(), self.tag)
                 seen |= found.keys()
                 yield from found.items()
-        import sqlite3
-
         at_most = self.drained + self.disk_bytes // _HEAD.size  # a bent name may claim any number
         for seq in range(self.drained + 1, min(self.last, at_most) + 1):
             if seq in seen:
                 continue
             try:
                 connection = self._connect()
-            except sqlite3.Error:
+            except errors():
                 return
-            with contextlib.suppress(sqlite3.Error):
+            with contextlib.suppress(*errors()):
                 row = connection.execute("SELECT record FROM message WHERE seq = ?", (seq,)).fetchone()
                 whole = decode(row[0], self.tag) if row and isinstance(row[0], bytes) else None
                 if whole is not None:
@@ -338,19 +344,15 @@ class Segment:
     def _checkpoint(self) -> None:
         """Copy the log into the database file and cut it to nothing. Failing (disk full, damage) costs nothing that is
         committed: the log is fsynced, the next call tries again, and damage shows when it is read."""
-        import sqlite3
-
-        with contextlib.suppress(sqlite3.Error):
+        with contextlib.suppress(*errors()):
             self._connect().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
 
     def _roll_back(self, connection: "sqlite3.Connection") -> None:
-        import sqlite3
-
         try:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             self._checkpoint()  # give back the space that the attempt took
-        except sqlite3.Error:
+        except errors():
             self.close()
         self.measure()
 
@@ -369,11 +371,9 @@ class Segment:
     @contextlib.contextmanager
     def _damage(self) -> Iterator[None]:
         """Whatever SQLite finds wrong with the file is damage."""
-        import sqlite3
-
         try:
             yield
-        except sqlite3.Error as error:
+        except errors() as error:
             raise SegmentDamaged(str(error)) from error
 
 
