@@ -1,0 +1,77 @@
+"""Start-up: how long the import takes, and how soon the process answers that it is live with nothing at hand."""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+
+from tests.bench.processes import rss_bytes
+from tests.support.databases import free_port
+
+_PROGRAM = "import time; t = time.perf_counter(); import esp_ingest.daemon; print(time.perf_counter() - t)"
+
+
+@dataclass(frozen=True, slots=True)
+class Startup:
+    """Medians of the rounds, in seconds; memory of an idle daemon in bytes."""
+
+    import_seconds: float
+    live_seconds: float
+    idle_rss_bytes: int
+
+
+def measure(rounds: int = 5) -> Startup:
+    imports = [float(subprocess.check_output([sys.executable, "-c", _PROGRAM])) for _ in range(rounds)]
+    lives = [_time_to_live() for _ in range(rounds)]
+    return Startup(
+        statistics.median(imports),
+        statistics.median(seconds for seconds, _ in lives),
+        round(statistics.median(rss for _, rss in lives)),
+    )
+
+
+def dearest_imports(count: int = 8) -> list[tuple[str, float]]:
+    """(module, seconds with all that it pulls in) of the imports that cost most, by ``-X importtime``."""
+    command = [sys.executable, "-X", "importtime", "-c", "import esp_ingest.daemon"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stderr.splitlines()[1:]
+    parsed = [line.removeprefix("import time:").split("|") for line in lines if line.count("|") == 2]
+    found = [(name.strip(), int(cumulative) / 1e6) for _, cumulative, name in parsed if cumulative.strip().isdigit()]
+    return sorted(found, key=lambda item: -item[1])[:count]
+
+
+def _time_to_live() -> tuple[float, int]:
+    """From the start of the process to the first 200 of /health/live, with no broker and no database."""
+    with tempfile.TemporaryDirectory() as folder:
+        port = free_port()
+        env = os.environ | {
+            "ESP_INGEST_HTTP__PORT": str(port),
+            "ESP_INGEST_MQTT__PORT": str(free_port()),
+            "ESP_INGEST_DATABASE__DSN": f"postgresql://nobody@127.0.0.1:{free_port()}/nothing",
+            "ESP_INGEST_SPOOL__PATH": folder,
+        }
+        began = time.monotonic()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "esp_ingest", "run"], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            while not _live(port):
+                if process.poll() is not None or time.monotonic() - began > 30:
+                    raise RuntimeError("the daemon did not get live without a broker and a database")
+                time.sleep(0.005)
+            return time.monotonic() - began, rss_bytes(process.pid)
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def _live(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/live", timeout=1) as answer:
+            return bool(answer.status == 200)
+    except (OSError, urllib.error.URLError):
+        return False
