@@ -1,0 +1,195 @@
+"""What is written down is made from the code, so that it cannot drift: ``python -m esp_ingest.service.docs [--check]``.
+
+Writes config/esp_ingest.toml, docs/configuration.md and docs/metrics.md of a checkout. ``--check`` writes nothing and
+exits 1 when one of them differs; tests/unit/test_config.py does the same.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import annotated_types
+from pydantic import BaseModel, SecretStr
+from pydantic.fields import FieldInfo
+
+from esp_ingest.config import ENV_PREFIX, Settings
+from esp_ingest.service.metrics import Metrics
+from esp_ingest.telemetry.model import SIGNALS
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+COMMAND = "python -m esp_ingest.service.docs"
+
+# Tables have no default to show, so the file shows how one is written.
+_EXAMPLES = {
+    "limits": "limits.motor_temp = { high = 450 }  # the lower bound keeps its default",
+    "wells": 'wells."ESP-01".pip = { low = 50, high = 3_500 }',
+    "extra_signals": 'extra_signals.tubing_temp = { unit = "°F", low = 32, high = 572 }',
+}
+_BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+_LENGTHS = {"min_length": "at least {} characters", "max_length": "at most {} characters"}
+
+_CONFIGURATION = f"""\
+# Configuration
+
+<!-- Made by `{COMMAND}` from esp_ingest/config.py: change it there. -->
+
+Settings come from three places; a later one wins: the defaults below, the TOML file of `--config FILE`
+([config/esp_ingest.toml](../config/esp_ingest.toml) has them all), and environment variables
+`{ENV_PREFIX}SECTION__KEY`. A secret can also be a file, as systemd credentials and Docker or Kubernetes secrets are:
+set `…_file` in place of the key. Whatever is wrong ends the start at once, with exit code 2 and a sentence that names the
+key; an unknown key names the nearest valid one. `esp-ingest check` tries the settings against broker and database.
+
+Across sections: `mqtt.receive_maximum` must be at least twice `batch.max_rows`, or a batch would never fill while
+another is written. [Operations](operations.md) tells how to size window and spool.
+"""
+
+_METRICS = f"""\
+# Metrics
+
+<!-- Made by `{COMMAND}` from esp_ingest/service/metrics.py: change it there. -->
+
+`GET /metrics`, Prometheus text format. Counters end in `_total`; durations are seconds, sizes bytes. Series with a
+closed list of labels exist at 0 from the start. There is no well among the labels: that is what the table is for.
+`process_*` (memory, CPU, file descriptors) are those of the Prometheus client, up to 5 s old. Alerts made of these,
+each with its runbook, are in [config/prometheus/alerts.yml](../config/prometheus/alerts.yml).
+
+A sum that always holds, but for what moves while it is read, and that the daemon checks at every batch:
+
+    readings_received_total = readings_written_total + readings_duplicate_total + readings_rejected_total
+                              + readings_spooled_total + readings_held
+
+| metric | type | labels | meaning |
+|---|---|---|---|
+"""
+
+
+def sections() -> Iterator[tuple[str, type[BaseModel]]]:
+    """The sections of the settings, in their order."""
+    for name, field in Settings.model_fields.items():
+        assert isinstance(field.annotation, type)
+        assert issubclass(field.annotation, BaseModel)
+        yield name, field.annotation
+
+
+def toml() -> str:
+    """config/esp_ingest.toml: every setting at its default, with its meaning and bounds."""
+    lines = [
+        "# Every setting with its default. A line may be left out: the default then holds.",
+        f"# Each has an environment override {ENV_PREFIX}SECTION__KEY, for example {ENV_PREFIX}MQTT__HOST=broker.",
+        "# Secrets belong into files (…_file) or the environment, not in here.",
+        f"# Made by `{COMMAND}` from esp_ingest/config.py.",
+    ]
+    for name, section in sections():
+        lines += ["", f"# {_first_line(section)}", f"[{name}]"]
+        for key, field in section.model_fields.items():
+            lines.append(f"# {_meaning(field)}")
+            lines.append(f"# {_EXAMPLES[key]}" if key in _EXAMPLES else f"{key} = {_toml_value(_default(field))}")
+    return "\n".join(lines) + "\n"
+
+
+def configuration() -> str:
+    """docs/configuration.md."""
+    lines = _CONFIGURATION.splitlines()
+    for name, section in sections():
+        lines += ["", f"## [{name}]", "", _first_line(section), "", "| setting | default | meaning | environment |"]
+        lines.append("|---|---|---|---|")
+        for key, field in section.model_fields.items():
+            default = "none" if key in _EXAMPLES else f"`{_toml_value(_default(field))}`"
+            variable = f"{ENV_PREFIX}{name}__{key}".upper()
+            lines.append(f"| `{key}` | {default} | {_cell(_meaning(field))} | `{variable}` |")
+        lines += [line for key in section.model_fields if key in _EXAMPLES for line in _example(name, key)]
+    lines += ["", "## Signals and their hard limits", "", "| signal | unit | low | high | |", "|---|---|---|---|---|"]
+    lines += [f"| `{s.name}` | {s.unit} | {s.low:g} | {s.high:g} | {s.description} |" for s in SIGNALS]
+    return "\n".join(lines) + "\n"
+
+
+def metrics() -> str:
+    """docs/metrics.md."""
+    lines = _METRICS.splitlines()
+    for info in Metrics().catalogue:
+        labels = ", ".join(f"`{label}`" for label in info.labels)
+        lines.append(f"| `{info.name}` | {info.kind} | {labels} | {_cell(info.help)} |")
+    lines += ["", "Buckets of the histograms:", ""]
+    lines += [
+        f"- `{info.name}`: {', '.join(map(_number, info.buckets))}" for info in Metrics().catalogue if info.buckets
+    ]
+    return "\n".join(lines) + "\n"
+
+
+FILES: dict[str, Callable[[], str]] = {
+    "config/esp_ingest.toml": toml,
+    "docs/configuration.md": configuration,
+    "docs/metrics.md": metrics,
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write the files, or with ``--check`` compare them. Returns the exit code."""
+    differing = [name for name, make in FILES.items() if _read(CHECKOUT / name) != make()]
+    for name in differing:
+        sys.stdout.write(f"{name} differs from the code\n" if arguments else f"{name} written\n")
+        if not arguments:
+            (CHECKOUT / name).write_text(FILES[name](), encoding="utf-8")
+    return 1 if arguments and differing else 0
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def _first_line(section: type[BaseModel]) -> str:
+    return (section.__doc__ or "").strip().split("\n")[0]
+
+
+def _meaning(field: FieldInfo) -> str:
+    bounds = _bounds(field)
+    return f"{field.description}{f' ({bounds})' if bounds else ''}"
+
+
+def _bounds(field: FieldInfo) -> str:
+    if get_origin(field.annotation) is Literal:
+        return "one of " + ", ".join(f'"{choice}"' for choice in get_args(field.annotation))
+    said = []
+    for constraint in field.metadata:
+        said += [
+            f"{word} {_number(getattr(constraint, at))}" for at, word in _BOUNDS.items() if hasattr(constraint, at)
+        ]
+        if isinstance(constraint, annotated_types.MinLen | annotated_types.MaxLen):
+            if getattr(constraint, "min_length", 0) == 1:
+                said.append("not empty")
+                continue
+            said += [text.format(getattr(constraint, at)) for at, text in _LENGTHS.items() if hasattr(constraint, at)]
+    return ", ".join(said)
+
+
+def _number(value: Any) -> str:
+    return f"{value:_}" if isinstance(value, int) and value >= 10_000 else f"{value:g}"
+
+
+def _default(field: FieldInfo) -> Any:
+    return field.get_default(call_default_factory=True, validated_data={})
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, SecretStr):
+        value = value.get_secret_value()
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if isinstance(value, int) and value >= 10_000:
+        return f"{value:_}"
+    return repr(value)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _example(section: str, key: str) -> list[str]:
+    return ["", f"An entry of `{key}`:", "", "```toml", f"[{section}]", _EXAMPLES[key], "```"]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

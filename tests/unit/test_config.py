@@ -1,0 +1,174 @@
+"""Settings: precedence, secrets, errors that name the key; and the files that are made from them."""
+
+import os
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from esp_ingest.config import ConfigError, Settings, load
+from esp_ingest.resources import config_file
+from esp_ingest.service import docs
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("ESP_INGEST_")]:
+        monkeypatch.delenv(name)
+
+
+def toml(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "esp_ingest.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_the_shipped_file_holds_every_setting_at_its_default() -> None:
+    path = config_file("esp_ingest.toml")
+    assert load(path).model_dump() == load().model_dump()
+    written = tomllib.loads(path.read_text(encoding="utf-8"))
+    for name, section in docs.sections():
+        scalar = {
+            key
+            for key, field in section.model_fields.items()
+            if not isinstance(field.get_default(call_default_factory=True, validated_data={}), dict)
+        }
+        assert set(written[name]) == scalar
+
+
+@pytest.mark.parametrize("name", sorted(docs.FILES))
+def test_what_is_made_from_the_code_is_up_to_date(name: str) -> None:
+    made = docs.FILES[name]()
+    assert (docs.CHECKOUT / name).read_text(encoding="utf-8") == made, f"run: {docs.COMMAND}"
+
+
+def test_the_check_sees_a_file_that_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(docs, "CHECKOUT", tmp_path)
+    (tmp_path / "config").mkdir()
+    (tmp_path / "docs").mkdir()
+    assert docs.main(["--check"]) == 1
+    assert docs.main([]) == 0
+    assert docs.main(["--check"]) == 0
+    (tmp_path / "docs/metrics.md").write_text("old")
+    assert docs.main(["--check"]) == 1
+
+
+def test_every_setting_has_a_meaning() -> None:
+    for name, section in docs.sections():
+        assert section.__doc__
+        for key, field in section.model_fields.items():
+            assert field.description, f"{name}.{key}"
+
+
+def test_the_examples_in_the_file_are_valid(tmp_path: Path) -> None:
+    lines = docs.toml().splitlines()
+    examples = [line.removeprefix("# ") for line in lines if line.removeprefix("# ") in docs._EXAMPLES.values()]
+    assert len(examples) == len(docs._EXAMPLES)
+    read = load(toml(tmp_path, "\n".join(["[telemetry]", *examples])))
+    assert read.telemetry.wells["ESP-01"]["pip"].low == 50
+
+
+def test_the_environment_wins_over_the_file_and_the_file_over_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = toml(tmp_path, "[mqtt]\nhost = 'from-file'\nport = 2000\n")
+    monkeypatch.setenv("ESP_INGEST_MQTT__PORT", "3000")
+    read = load(path).mqtt
+    assert (read.host, read.port, read.keepalive_seconds) == ("from-file", 3000, 30)
+    assert load(path, mqtt={"port": 4000}).mqtt.port == 4000
+
+
+@pytest.mark.parametrize("key", ["mqtt.password", "database.password", "database.dsn"])
+def test_a_secret_can_be_a_file_and_is_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("hunter2\n")
+    section, name = key.split(".")
+    monkeypatch.setenv(f"ESP_INGEST_{section}__{name}_FILE".upper(), str(secret))
+    read = load()
+    assert getattr(getattr(read, section), name).get_secret_value() == "hunter2"
+    assert "hunter2" not in repr(read)
+    monkeypatch.setenv(f"ESP_INGEST_{section}__{name}_FILE".upper(), str(tmp_path / "missing"))
+    with pytest.raises(ConfigError, match=f"{name}_file cannot be read"):
+        load()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[mqtt]\nhots = 'x'", r"mqtt\.hots: did you mean mqtt\.host\?"),
+        ("[mqqt]\nhost = 'x'", r"mqqt: did you mean mqtt\?"),
+        ("[mqtt]\nport = 70000", r"mqtt\.port"),
+        ("[mqtt]\nport = 'many'", r"mqtt\.port"),
+        ("[mqtt]\nreceive_maximum = 9999", r"mqtt\.receive_maximum \(9999\) must be at least twice batch\.max_rows"),
+        ("[mqtt]\nreconnect_min_seconds = 40", r"reconnect_min_seconds must not exceed"),
+        ("[mqtt]\nshare_group = 'g'\nprotocol = '3.1.1'", r"share_group needs MQTT 5"),
+        ("[mqtt]\ncert_file = 'c'", r"cert_file and key_file belong together"),
+        ("[mqtt]\ntopic_root = 'a/b'", r"mqtt\.topic_root"),
+        ("[telemetry.limits]\nmoter_temp = {low = 1}", r"moter_temp is no signal: did you mean motor_temp"),
+        ("[telemetry.wells.'a b']\npip = {low = 1}", r"is no well id"),
+        ("[telemetry.extra_signals.pip]\nlow = 1\nhigh = 2", r"extra_signals\.pip is built in"),
+        ("[telemetry.limits.pip]\nlow = 5\nhigh = 5", r"low must be below high"),
+        ("[batch]\nmax_age_seconds = nan", r"batch\.max_age_seconds"),
+        ("not toml at all", r"is not valid TOML"),
+        ("[log]\nlevel = 'loud'", r"log\.level"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence_that_names_the_key(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as caught:
+        load(toml(tmp_path, text))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("ESP_INGEST_MQTT__HOTS", r"mqtt\.hots: did you mean mqtt\.host"),
+        ("ESP_INGEST_MQQT__HOST", r"ESP_INGEST_MQQT__HOST: did you mean mqtt"),
+    ],
+)
+def test_a_typing_error_in_the_environment_is_found(monkeypatch: pytest.MonkeyPatch, name: str, says: str) -> None:
+    monkeypatch.setenv(name, "x")
+    with pytest.raises(ConfigError, match=says):
+        load()
+
+
+def test_variables_that_kubernetes_sets_by_itself_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ESP_INGEST_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("ESP_INGEST_PORT", "tcp://10.0.0.1:8080")
+    assert load().model_dump() == Settings().model_dump()
+
+
+def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist"):
+        load(tmp_path / "nothing.toml")
+
+
+def test_a_wrong_secret_is_not_repeated(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(toml(tmp_path, "[database]\npassword = ['hunter2']\n"))
+    assert "hunter2" not in str(caught.value)
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=150, deadline=None)
+def test_any_bytes_as_a_file_are_settings_or_a_sentence(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "fuzzed.toml"
+    path.write_bytes(content)
+    said = ""
+    try:
+        load(path)
+    except ConfigError as error:
+        said = str(error)
+    assert "\n" not in said
+
+
+def test_the_spool_lives_where_systemd_says_else_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/esp-ingest:/other")
+    assert load().spool.folder() == Path("/var/lib/esp-ingest/spool")
+    monkeypatch.delenv("STATE_DIRECTORY")
+    assert load().spool.folder().parts[-3:] == ("state", "esp-ingest", "spool")
+    assert load(spool={"path": "/elsewhere"}).spool.folder() == Path("/elsewhere")
