@@ -175,3 +175,29 @@ LIMIT 1;
 UPDATE ingest_rejects
 SET replayed_at = %(now)s, replay_outcome = %(outcome)s
 WHERE digest = %(digest)s AND received_at = %(received_at)s AND replayed_at IS NULL;
+
+-- name: demo_wells
+-- The demo's table, a row a well. The columns are SHOWN of esp_ingest/demo/screen.py.
+SELECT well_id, "timestamp", flow_rate, pip, motor_current, motor_temp, vibration, vsd_frequency
+FROM well_latest
+ORDER BY well_id;
+
+-- name: demo_alarms
+-- Open occurrences, the gravest first; events (info) need nobody's attention.
+SELECT well_id, diagnosis, severity, message
+FROM active_diagnostics
+WHERE severity <> 'info'
+ORDER BY array_position(ARRAY['critical', 'high', 'medium', 'low'], severity), well_id, diagnosis;
+
+-- name: demo_diagnoses
+-- What was raised in all.
+SELECT diagnosis, severity, count(*)
+FROM diagnostic_results
+GROUP BY diagnosis, severity
+ORDER BY array_position(ARRAY['critical', 'high', 'medium', 'low', 'info'], severity), count(*) DESC, diagnosis;
+
+-- name: demo_totals
+-- What the tables hold.
+SELECT (SELECT count(*) FROM esp_telemetry),
+       (SELECT count(*) FROM ingest_rejects),
+       (SELECT count(*) FROM diagnostic_results);

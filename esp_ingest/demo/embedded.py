@@ -127,7 +127,7 @@ class EmbeddedBroker:
         return self
 
     def _start_in(self, folder: Path) -> None:
-        self.port, self.port_v311 = _free_ports(2)
+        self.port, self.port_v311 = free_ports(2)
         configuration, log = folder / "rumqttd.toml", folder / "log"
         configuration.write_text(_BROKER_CONFIGURATION.format(host=_LOOPBACK, v5=self.port, v4=self.port_v311))
         with log.open("wb") as output:
@@ -244,7 +244,7 @@ def _is_open_to_all(folder: Path) -> bool:
     return all(place.stat().st_mode & 0o001 for place in (folder.resolve(), *folder.resolve().parents))
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports of the loopback that nobody uses now; all held until all are known, so that they differ."""
     sockets = [socket.socket() for _ in range(count)]
     try:

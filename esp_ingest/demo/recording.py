@@ -17,8 +17,8 @@ from esp_ingest.telemetry.model import SIGNAL_NAMES, Readings
 
 CALM_SECONDS = 20 * 3_600
 EVENTFUL_SECONDS = 2 * 3_600
-_INTERVAL_SECONDS = 30.0
-_SAMPLES_A_CHUNK = 240
+_INTERVAL_SECONDS = 60.0
+_SAMPLES_A_CHUNK = 120
 
 # What happens, and how many minutes into the eventful hours. One fault a well, the first well stays healthy.
 _SCRIPT: tuple[tuple[FaultName, float], ...] = (

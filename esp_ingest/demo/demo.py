@@ -1,0 +1,213 @@
+"""``esp-ingest demo``: all of it on this machine, and a reckoning at the end.
+
+Most wells play a recorded day in fast motion, so that the rules know each well's habit before something happens to
+it; some report live, with broken, doubled, late and future messages among theirs. With ``--csv`` a recording takes the
+place of both. At the end everything published has to be written, a duplicate or a reject, or the exit code is 1.
+"""
+
+import argparse
+import json
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from esp_ingest.demo import replay
+from esp_ingest.demo.recording import EVENTFUL_SECONDS, write_recording
+from esp_ingest.demo.screen import Picture, Screen, open_screen
+from esp_ingest.demo.theatre import Simulator, Stored, Theatre
+from esp_ingest.service.clock import SystemClock
+
+_LOOK_SECONDS = 0.5
+_LIVE_SHARE = 4  # one well in four reports live
+_SETTLE_SECONDS = 20.0  # for the daemon to store the last of it
+_LIVE_TROUBLE = ("--malformed", "0.02", "--duplicates", "0.02", "--late", "0.01", "--future", "0.01")
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What was published and what became of it; items are readings and broken messages."""
+
+    published: int
+    written: int
+    duplicates: int
+    rejected: int
+    diagnostics: int
+
+    @property
+    def reconciled(self) -> bool:
+        return self.published == self.written + self.duplicates + self.rejected
+
+    def json(self) -> str:
+        return json.dumps({name: getattr(self, name) for name in self.__slots__})
+
+
+def run_demo(arguments: argparse.Namespace) -> int:
+    """The command. Reads duration (s), wells, rate (Hz), seed, csv and json from ``arguments``.
+
+    Returns 0 when everything adds up, after Ctrl-C too; 1 otherwise. Raises EmbeddedError and ReplayError."""
+    clock = SystemClock()
+    stop = _Stop()
+    started = clock.monotonic()
+    _say("starting PostgreSQL, an MQTT broker and the daemon, all in temporary folders")
+    settings = {"ESP_INGEST_TELEMETRY__MAX_AGE_DAYS": "0"} if arguments.csv else {}
+    with stop, Theatre(clock, settings) as theatre:
+        for line in theatre.schema_lines:
+            _say(f"  {line}")
+        _say(f"ready after {clock.monotonic() - started:.1f} s")
+        play = _Play(theatre, clock, arguments, stop)
+        play.run()
+        totals, problem = _reckon(theatre, play)
+        _summary(theatre, totals, problem, play)
+    if arguments.json:
+        print(totals.json(), flush=True)
+    return 1 if problem else 0
+
+
+class _Play:
+    """The traffic of one demo, and the screen that follows it."""
+
+    def __init__(self, theatre: Theatre, clock: SystemClock, arguments: argparse.Namespace, stop: "_Stop") -> None:
+        self._theatre = theatre
+        self._clock = clock
+        self._arguments = arguments
+        self._stop = stop
+        self._started = clock.monotonic()
+        self._duration_seconds = max(float(arguments.duration), 1.0)
+        self.published = 0
+        self.story: dict[str, str] = {}
+        self.last = Picture()
+
+    def run(self) -> None:
+        with open_screen() as screen:
+            if self._arguments.csv is not None:
+                self._replay(screen, self._arguments.csv)
+            else:
+                self._fleet(screen)
+            self._settle(screen)
+
+    def _elapsed(self) -> float:
+        return self._clock.monotonic() - self._started
+
+    def _left_seconds(self) -> float:
+        return max(self._duration_seconds - self._elapsed(), 1.0)
+
+    def _replay(self, screen: Screen, file: Path) -> None:
+        span_seconds = replay.read(file).span_us / 1e6
+        speed = span_seconds / self._left_seconds()
+        doing = f"replaying {file.name}, {speed:.0f} times real time"
+        self._watch(screen, doing, [self._simulate("recording", "--csv", str(file), "--speed", f"{speed:g}")])
+
+    def _fleet(self, screen: Screen) -> None:
+        live = max(self._arguments.wells // _LIVE_SHARE, 1)
+        recorded = max(self._arguments.wells - live, 1)
+        seed = self._arguments.seed
+        end_us = self._clock.now_us() + round(self._duration_seconds * 1e6)
+        recording = write_recording(self._theatre.folder, recorded, seed, end_us)
+        self.story = recording.faults
+        calm = self._simulate("calm", "--csv", str(recording.calm), "--keep-timestamps", "--speed", "0")
+        self._watch(screen, "a calm day, as fast as it goes", [calm])
+        if self._stop.asked:
+            return
+        left = self._left_seconds()
+        speed = EVENTFUL_SECONDS / left
+        eventful = ("--csv", str(recording.eventful), "--keep-timestamps", "--speed", f"{speed:g}")
+        fleet = ("--wells", str(live), "--rate", str(self._arguments.rate), "--duration", f"{left:g}")
+        simulators = [
+            self._simulate("eventful", *eventful),
+            self._simulate("live", *fleet, "--seed", str(seed), *_LIVE_TROUBLE),
+        ]
+        doing = f"well-… in fast motion ({speed:.0f} times real time), sim-… live with broken messages"
+        self._watch(screen, doing, simulators)
+
+    def _simulate(self, name: str, *arguments: str) -> Simulator:
+        return self._theatre.start_simulator(name, arguments)
+
+    def _watch(self, screen: Screen, doing: str, simulators: Sequence[Simulator]) -> None:
+        """Until they are done, or somebody asks to stop, or the time is long over; then count what they published."""
+        while any(simulator.running for simulator in simulators) and not self._stop.asked:
+            if self._theatre.daemon_ended or self._elapsed() > self._duration_seconds + _SETTLE_SECONDS:
+                break
+            self._show(screen, doing)
+            self._clock.sleep(_LOOK_SECONDS)
+        self.published += sum(simulator.finish() for simulator in simulators)
+
+    def _settle(self, screen: Screen) -> None:
+        """Wait until the daemon has seen all of it."""
+        deadline = self._clock.monotonic() + _SETTLE_SECONDS
+        while True:
+            picture = self._show(screen, "done" if not self._stop.asked else "stopping")
+            done = picture.written + picture.duplicates + picture.rejected >= self.published and not picture.unacked
+            if done or self._theatre.daemon_ended or self._clock.monotonic() > deadline:
+                return
+            self._clock.sleep(0.1)
+
+    def _show(self, screen: Screen, doing: str) -> Picture:
+        picture = self._theatre.look()
+        picture.elapsed_seconds, picture.duration_seconds = self._elapsed(), self._duration_seconds
+        picture.doing = doing
+        screen.show(picture)
+        self.last = picture
+        return picture
+
+
+def _reckon(theatre: Theatre, play: _Play) -> tuple[Totals, str]:
+    """Stop the daemon and compare: what was published, what it counted, what the tables hold. "" when all agree."""
+    status = theatre.stop_daemon()
+    stored = theatre.stored()
+    last = play.last
+    totals = Totals(play.published, last.written, last.duplicates, last.rejected, stored.diagnostics)
+    return totals, _problem(totals, stored, status, theatre)
+
+
+def _problem(totals: Totals, stored: Stored, status: int, theatre: Theatre) -> str:
+    if status != 0:
+        return f"the daemon ended with {status}: {theatre.last_words('daemon.log')}"
+    if not totals.reconciled:
+        missing = totals.published - totals.written - totals.duplicates - totals.rejected
+        return f"{missing} of {totals.published} published items are unaccounted for"
+    if (stored.readings, stored.rejects) != (totals.written, totals.rejected):
+        return f"the tables hold {stored.readings} readings and {stored.rejects} rejects, which is not what was counted"
+    return ""
+
+
+def _summary(theatre: Theatre, totals: Totals, problem: str, play: _Play) -> None:
+    _say("")
+    _say(
+        f"published {totals.published} = {totals.written} written + {totals.duplicates} duplicates + "
+        f"{totals.rejected} rejected" + ("" if totals.reconciled else "  DOES NOT ADD UP")
+    )
+    if play.last.reasons:
+        _say("rejected: " + ", ".join(f"{count} {reason}" for reason, count in play.last.reasons.most_common()))
+    if play.story:
+        _say("simulated: " + ", ".join(f"{fault} at {well}" for well, fault in play.story.items()))
+    diagnoses = [f"{diagnosis} ({severity}) {count}" for diagnosis, severity, count in theatre.diagnoses()]
+    _say("diagnosed: " + (", ".join(diagnoses) or "nothing"))
+    _say(f"problem: {problem}." if problem else "Everything adds up, and nothing is left running.")
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+class _Stop:
+    """The first SIGINT or SIGTERM asks, the second one interrupts."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
+
+    def _ask(self, _number: int, _frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __enter__(self) -> "_Stop":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
