@@ -24,7 +24,7 @@ from esp_ingest.telemetry.timestamps import NO_TIME, parse_rfc3339
 
 PASCAL_PER_PSI = 6_894.757293168361  # 1 lbf/in²: 0.45359237 kg · 9.80665 m/s² / (0.0254 m)²
 _JSON_NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?", re.ASCII)
-_EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
+_EPOCH = datetime(1970, 1, 1)  # naive, so that isoformat() writes no offset: it is UTC throughout
 
 
 class ReplayError(Exception):
@@ -84,7 +84,7 @@ class Recording:
 
 def rfc3339(time_us: int) -> str:
     """µs since the epoch → RFC 3339 in UTC, with microseconds."""
-    return (_EPOCH + timedelta(microseconds=time_us)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return (_EPOCH + timedelta(microseconds=time_us)).isoformat(timespec="microseconds") + "Z"
 
 
 def read(path: Path) -> Recording:
