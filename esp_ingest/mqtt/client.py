@@ -38,7 +38,7 @@ _CONNACK = 0x20
 _ACKNOWLEDGEMENT = (0, 0x4002_0000, 0x5002_0000)
 _MAX_LENGTH_BYTES = 4
 _DISCONNECT = b"\xe0\x00"  # normal, in MQTT 3.1.1 and 5: the session stays as long as CONNECT said
-_DEPART_TURNS = 40
+_DEPART_TURNS = 20
 _DEPART_MILLISECONDS = 50
 
 OnDeliveries = Callable[[list[Delivery], int, int], None]
@@ -209,7 +209,7 @@ class BulkClient(paho.Client):
         self._sock_close()
 
     def depart(self) -> None:
-        """DISCONNECT after all that is queued, and close. Network thread only; takes 2 s at most.
+        """DISCONNECT after all that is queued, and close. Network thread only; takes 1 s at most.
 
         Not paho's ``disconnect``: it closes at once, and closing with unread messages in the socket makes the kernel
         reset the connection, so that the broker may never read the last acknowledgements. Here the broker closes."""

@@ -94,6 +94,7 @@ class MqttSource:
         self._subscribe_backoff = Backoff(settings.reconnect_min_seconds, settings.reconnect_max_seconds)
         self._outage = Repeated(logger, "mqtt connection failed", "mqtt connection restored")
         self._refusal = Repeated(logger, "mqtt subscription refused", "mqtt subscription accepted", level=logging.ERROR)
+        self._session_losses = Repeated(logger, "mqtt session lost on the broker", "mqtt session kept by the broker")
         self._drops = Repeated(logger, "mqtt messages dropped", "mqtt messages no longer dropped")
 
         is_311 = settings.protocol == "3.1.1"
@@ -294,23 +295,30 @@ class MqttSource:
         poll.register(wake_fd, select.POLLIN)
         while client.socket() is not None:
             is_paused = link.is_answered and self._buffer.is_full()
-            reading = 0 if is_paused else select.POLLIN
+            reading = select.POLLRDHUP if is_paused else select.POLLIN
             poll.register(fd, reading | (select.POLLOUT if client.want_write() else 0))
             has_pending = not is_paused and client.pending() > 0
-            events = dict(poll.poll(0 if has_pending else TURN_SECONDS * 1_000))
+            events = dict(poll.poll(0 if has_pending else 1_000 * self._seconds_to_next(link)))
             if events.get(wake_fd):
                 _drain(wake)
             if self._ending.is_set():
                 client.depart()
                 return
+            is_readable = has_pending or events.get(fd, 0) & ~select.POLLOUT
             if is_paused:
+                if is_readable:  # the broker hung up; what is unread comes again
+                    return
                 client.excuse_silence()
-            if has_pending or events.get(fd, 0) & ~select.POLLOUT:
+            elif is_readable:
                 client.loop_read()
             if client.want_write():
                 client.loop_write()
             client.loop_misc()
             self._keep_house(client, link)
+
+    def _seconds_to_next(self, link: _Link) -> float:
+        due = min(link.deadline, link.subscribe_at) - self._last_turn
+        return min(TURN_SECONDS, max(0.001, due))
 
     def _keep_house(self, client: BulkClient, link: _Link) -> None:
         """Deadlines, and what is due. Once a turn."""
@@ -395,10 +403,13 @@ class MqttSource:
         if self.protocol == "3.1.1" and self._settings.protocol == "auto" and not self._has_warned_of_fallback:
             self._has_warned_of_fallback = True
             logger.warning("mqtt 3.1.1 in use, the broker refuses 5", extra={"broker": self._address})
-        if not link.session_present:
+        if link.session_present:
+            self._session_losses.ended(self._clock.monotonic())
+        else:
             if self._had_session or self._record.filters:
                 self._metrics.mqtt_sessions_lost.inc()
-                logger.warning("mqtt session lost on the broker", extra={"client_id": self._settings.client_id})
+                reason = "no session present, though there was one: its queue is gone"
+                self._session_losses.failed(self._clock.monotonic(), reason, client_id=self._settings.client_id)
             self._record.keep(set())
         granted = getattr(properties, "SessionExpiryInterval", self._settings.session_expiry_seconds)
         if granted < self._settings.session_expiry_seconds:

@@ -207,6 +207,8 @@ class FakeBroker:
                 connection._note(received)
                 self.on_packet(connection, received)
                 self._answer(connection, received)
+                if received.kind == DISCONNECT:
+                    break
         connection._note(None)
         connection.close()
 

@@ -1,0 +1,171 @@
+"""A broker's session in memory, and a Source over it, which passes the contract of the real one (contract_source.py).
+
+The session outlives the source, as a broker outlives a daemon: ``FakeSource(clock, session)`` after a crash is a
+restart.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from esp_ingest.mqtt.publication import Publication
+from esp_ingest.seams import Clock
+from esp_ingest.telemetry.model import Delivery
+
+WINDOW = 20_000
+
+
+@dataclass(frozen=True)
+class Message:
+    topic: bytes
+    payload: bytes
+    qos: int = 1
+    is_dup: bool = False
+
+
+class BrokerSession:
+    """What a broker keeps of one client: a queue, and what is under way and not acknowledged, by packet id."""
+
+    def __init__(self, window: int = WINDOW) -> None:
+        self.window = window
+        self.queue: deque[Message] = deque()
+        self.inflight: OrderedDict[int, Message] = OrderedDict()
+        self.acked: list[bytes] = []  # payloads, in the order of their acknowledgements
+        self._last_mid = 0
+
+    def publish(self, topic: bytes | str, payload: bytes, qos: int = 1) -> None:
+        self.queue.append(Message(topic.encode() if isinstance(topic, str) else topic, payload, qos))
+
+    def next_out(self) -> tuple[int, Message] | None:
+        """(packet id, message) to send now, None when the queue is empty or the window closed. Packet ids start again
+        at 1 with each connection, as with brokers: an old acknowledgement would hit another message."""
+        if not self.queue or (self.queue[0].qos and len(self.inflight) >= self.window):
+            return None
+        message = self.queue.popleft()
+        if message.qos == 0:
+            return 0, message
+        self._last_mid = self._last_mid % 0xFFFF + 1
+        while self._last_mid in self.inflight:
+            self._last_mid = self._last_mid % 0xFFFF + 1
+        self.inflight[self._last_mid] = message
+        return self._last_mid, message
+
+    def acknowledge(self, mid: int) -> bool:
+        """Whether it was under way."""
+        message = self.inflight.pop(mid, None)
+        if message is not None:
+            self.acked.append(message.payload)
+        return message is not None
+
+    def reconnected(self, *, kept: bool = True) -> None:
+        """The connection is a new one. Kept: what was under way goes out again, marked DUP. Lost: nothing does."""
+        if kept:
+            self.queue.extendleft(replace(message, is_dup=True) for message in reversed(self.inflight.values()))
+        else:
+            self.queue.clear()
+        self.inflight.clear()
+        self._last_mid = 0
+
+    def holds(self) -> list[bytes]:
+        """Payloads that the broker still answers for."""
+        return [message.payload for message in (*self.inflight.values(), *self.queue) if message.qos]
+
+
+class FakeSource:
+    """seams.Source without a socket; what is published arrives at the next ``take``. For one thread."""
+
+    def __init__(self, clock: Clock, session: BrokerSession | None = None) -> None:
+        self._clock = clock
+        self.session = session if session is not None else BrokerSession()
+        self.epoch = 0
+        self.connected = self.subscribed = False
+        self.last_error = ""
+        self.published: list[tuple[str, bytes, int, bool]] = []
+        self._buffer: deque[Delivery] = deque()
+        self._unsettled: deque[float] = deque()
+        self._is_receiving = True
+        self.connect()
+
+    # -- The seam.
+
+    def take(self, max_messages: int, max_bytes: int, timeout_seconds: float) -> list[Delivery]:
+        self._receive()
+        if not self._buffer:
+            self._clock.sleep(timeout_seconds)
+            self._receive()
+        taken: list[Delivery] = []
+        size = 0
+        while self._buffer and len(taken) < max_messages:
+            size += len(self._buffer[0].payload)
+            if taken and size > max_bytes:
+                break
+            taken.append(self._buffer.popleft())
+        return taken
+
+    def settle(self, deliveries: Sequence[Delivery]) -> int:
+        queued = 0
+        for delivery in deliveries:
+            self._unsettled.popleft()
+            if delivery.qos and delivery.epoch == self.epoch and self.connected:
+                assert self.session.acknowledge(delivery.mid), f"packet id {delivery.mid} acknowledged twice"
+                queued += 1
+        return queued
+
+    def buffered(self) -> tuple[int, int]:
+        self._receive()
+        return len(self._buffer), sum(len(delivery.payload) for delivery in self._buffer)
+
+    # -- What the daemon asks of the real one.
+
+    def start(self) -> None:
+        """It is connected from the start."""
+
+    def stop_receiving(self) -> None:
+        self._is_receiving = False
+
+    def close(self) -> None:
+        self.disconnect()
+
+    def unacked(self) -> int:
+        return len(self._unsettled)
+
+    def oldest_unacked_seconds(self) -> float:
+        return self._clock.monotonic() - self._unsettled[0] if self._unsettled else 0.0
+
+    def network_thread_alive(self) -> bool:
+        return True
+
+    def network_idle_seconds(self) -> float:
+        return 0.0
+
+    def publish(self, topic: str, payload: bytes, qos: int = 1, retain: bool = False) -> Publication:
+        publication = Publication(qos)
+        if self.connected:
+            self.published.append((topic, payload, qos, retain))
+        publication.finish("" if self.connected else "not connected to the broker")
+        return publication
+
+    # -- What a test does to it.
+
+    def connect(self) -> None:
+        self.epoch += 1
+        self.connected = self.subscribed = True
+
+    def disconnect(self) -> None:
+        """The broker is away; what was received stays in memory."""
+        self.connected = self.subscribed = False
+
+    def break_connection(self, *, session_kept: bool = True) -> None:
+        """Lost, and there again."""
+        self.disconnect()
+        self.session.reconnected(kept=session_kept)
+        self.connect()
+
+    def _receive(self) -> None:
+        while self.connected and self._is_receiving and (out := self.session.next_out()):
+            mid, message = out
+            now_us = self._clock.now_us()
+            self._buffer.append(
+                Delivery(message.topic, message.payload, message.qos, mid, self.epoch, now_us, message.is_dup)
+            )
+            self._unsettled.append(self._clock.monotonic())

@@ -1,0 +1,575 @@
+"""The session against a scripted broker: the contract of every Source, and what no real broker does on request."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from pydantic import SecretStr
+
+from esp_ingest.config import ConfigError, MqttSettings
+from esp_ingest.mqtt.session import SESSION_FILE
+from esp_ingest.mqtt.source import MqttSource
+from esp_ingest.service.clock import SystemClock
+from esp_ingest.service.metrics import Metrics
+from tests.support.fake_broker import (
+    CONNACK,
+    CONNECT,
+    DISCONNECT,
+    PINGREQ,
+    PUBACK,
+    PUBLISH,
+    SUBACK,
+    SUBSCRIBE,
+    UNSUBSCRIBE,
+    Connection,
+    FakeBroker,
+    Packet,
+    filters_of,
+    packet,
+    publish,
+)
+from tests.support.fake_clock import FakeClock
+from tests.support.fake_source import BrokerSession, FakeSource
+from tests.unit.contract_source import LARGE, TOPIC, Harness, SourceContract, take
+
+SourceFactory = Callable[..., MqttSource]
+
+
+def mqtt(broker: FakeBroker, **overrides: object) -> MqttSettings:
+    given = {
+        "host": broker.host,
+        "port": broker.port,
+        "connect_timeout_seconds": 2.0,
+        "reconnect_min_seconds": 0.01,
+        "reconnect_max_seconds": 0.05,
+    }
+    return MqttSettings(**(given | overrides))
+
+
+def until(condition: Callable[[], object], timeout_seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout_seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.002)
+
+
+@pytest.fixture
+def broker() -> Iterator[FakeBroker]:
+    with FakeBroker() as fake:
+        yield fake
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture
+def new_source(broker: FakeBroker, metrics: Metrics) -> Iterator[SourceFactory]:
+    made: list[MqttSource] = []
+
+    def new(*, state_folder: object = None, on: FakeBroker = broker, **overrides: object) -> MqttSource:
+        source = MqttSource(mqtt(on, **overrides), SystemClock(), metrics, state_folder)  # type: ignore[arg-type]
+        made.append(source)
+        source.start()
+        return source
+
+    yield new
+    for source in made:
+        source.close()
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float:
+    return metrics.registry.get_sample_value(f"esp_ingest_{name}", labels) or 0.0
+
+
+# -- The contract, twice.
+
+
+class FakeHarness:
+    def __init__(self) -> None:
+        self.session = BrokerSession()
+        self.fake = FakeSource(FakeClock(), self.session)
+        self.source = self.fake
+        self.break_connection = self.fake.break_connection
+        self.stop_receiving = self.fake.stop_receiving
+
+    def publish(self, *payloads: bytes, topic: bytes | str = TOPIC, qos: int = 1) -> None:
+        for payload in payloads:
+            self.session.publish(topic, payload, qos)
+
+
+class TestFakeSource(SourceContract):
+    @pytest.fixture
+    def harness(self) -> Harness:
+        return FakeHarness()
+
+
+class RealHarness:
+    """MqttSource on a FakeBroker that serves a BrokerSession."""
+
+    def __init__(self, broker: FakeBroker, source: MqttSource) -> None:
+        self.session = BrokerSession()
+        self.source = source
+        self._broker = broker
+        broker.on_packet = self._note
+        self.stop_receiving = source.stop_receiving
+
+    def publish(self, *payloads: bytes, topic: bytes | str = TOPIC, qos: int = 1) -> None:
+        for payload in payloads:
+            self.session.publish(topic, payload, qos)
+        until(lambda: self.source.subscribed)
+        self._pump(self._broker.connections[-1])
+
+    def break_connection(self, *, session_kept: bool = True) -> None:
+        old = self._broker.connections[-1]
+        self._broker.session_present = session_kept
+        old.close()
+        until(lambda: len(self._broker.connections) > old.number and self.source.subscribed)
+        self.session.reconnected(kept=session_kept)
+        self._pump(self._broker.connections[-1])
+
+    def _note(self, connection: Connection, received: Packet) -> None:
+        if received.kind == PUBACK and connection is self._broker.connections[-1]:
+            assert self.session.acknowledge(received.mid)
+            self._pump(connection)
+
+    def _pump(self, connection: Connection) -> None:
+        while out := self.session.next_out():
+            mid, message = out
+            connection.send(publish(message.topic, message.payload, qos=message.qos, mid=mid, dup=message.is_dup))
+
+
+class TestMqttSource(SourceContract):
+    @pytest.fixture
+    def harness(self, broker: FakeBroker, new_source: SourceFactory) -> Harness:
+        source = new_source()
+        until(lambda: source.subscribed)
+        return RealHarness(broker, source)
+
+
+# -- What goes out.
+
+
+def test_connect_keeps_the_session_and_sets_the_window(broker: FakeBroker, new_source: SourceFactory) -> None:
+    new_source(client_id="the-daemon", receive_maximum=1_234, session_expiry_seconds=3_600, keepalive_seconds=7)
+    body = broker.connection().of(CONNECT)[0].body
+    assert body[6] == 5
+    assert body[7] & 0x02 == 0, "clean start would wipe the session"
+    assert int.from_bytes(body[8:10], "big") == 7
+    assert b"\x11\x00\x00\x0e\x10" in body, "session expiry interval"
+    assert b"\x21\x04\xd2" in body, "receive maximum"
+    assert b"\x22" not in body[11 : 11 + body[10]], "a topic alias maximum would allow aliases"
+    assert b"the-daemon" in body
+
+
+def test_the_subscription_asks_for_qos_1_and_no_retained_messages(
+    broker: FakeBroker, new_source: SourceFactory
+) -> None:
+    new_source(topic_root="field")
+    (subscribe,) = broker.connection().wait_for(SUBSCRIBE)
+    assert filters_of(subscribe, True) == ["field/+/telemetry"]
+    assert subscribe.body[-1] == 0x21, "QoS 1, retain handling 2"
+
+
+def test_a_share_group_is_in_the_filter(broker: FakeBroker, new_source: SourceFactory) -> None:
+    new_source(share_group="ingest")
+    (subscribe,) = broker.connection().wait_for(SUBSCRIBE)
+    assert filters_of(subscribe, True) == ["$share/ingest/esp/+/telemetry"]
+
+
+def test_close_says_goodbye_and_keeps_the_session(broker: FakeBroker, new_source: SourceFactory) -> None:
+    source = new_source()
+    until(lambda: source.subscribed)
+    connection = broker.connection()
+    connection.send(publish(TOPIC.encode(), b"a", mid=3))
+    assert source.settle(take(source, 1)) == 1
+    source.close()
+    assert [each.kind for each in connection.packets] == [CONNECT, SUBSCRIBE, PUBACK, DISCONNECT]
+    assert connection.of(DISCONNECT)[0].body == b"", "no session expiry of its own: that of CONNECT stays"
+    assert not source.network_thread_alive()
+    source.close()
+
+
+def test_the_last_acknowledgements_arrive_while_messages_pour_in(broker: FakeBroker, new_source: SourceFactory) -> None:
+    source = new_source()
+    until(lambda: source.subscribed)
+    connection = broker.connection()
+    connection.send(b"".join(publish(TOPIC.encode(), b"x" * 500, mid=mid) for mid in range(1, 2_001)))
+    taken = take(source, 2_000)
+    source.stop_receiving()
+    connection.send(b"".join(publish(TOPIC.encode(), b"x" * 500, mid=mid) for mid in range(2_001, 4_001)))
+    assert source.settle(taken) == 2_000
+    source.close()
+    connection.wait_until(lambda: not connection.is_open)
+    assert connection.acknowledged() == list(range(1, 2_001))
+    assert connection.packets[-1].kind == DISCONNECT
+
+
+# -- Publishing.
+
+
+def test_a_publication_is_confirmed_by_puback(broker: FakeBroker, new_source: SourceFactory) -> None:
+    source = new_source()
+    until(lambda: source.subscribed)
+    publication = source.publish("esp/W1/diagnostics", b"{}", retain=True)
+    connection = broker.connection()
+    (sent,) = connection.wait_for(PUBLISH)
+    assert (sent.flags, sent.body[2:20]) == (0x03, b"esp/W1/diagnostics")
+    assert not publication.done
+    mid = sent.body[20:22]
+    connection.send(packet(PUBACK, mid))
+    assert publication.wait(5)
+
+
+def test_a_publication_that_the_broker_refuses_says_why(broker: FakeBroker, new_source: SourceFactory) -> None:
+    source = new_source()
+    until(lambda: source.subscribed)
+    publication = source.publish("esp/W1/diagnostics", b"{}")
+    (sent,) = broker.connection().wait_for(PUBLISH)
+    broker.connection().send(packet(PUBACK, sent.body[20:22] + b"\x87"))
+    assert not publication.wait(5)
+    assert publication.error == "the broker refused it: Not authorized"
+
+
+def test_a_publication_survives_a_lost_connection(broker: FakeBroker, new_source: SourceFactory) -> None:
+    source = new_source()
+    until(lambda: source.subscribed)
+    publication = source.publish("esp/W1/diagnostics", b"{}")
+    broker.connection().wait_for(PUBLISH)
+    broker.session_present = True
+    broker.connection().close()
+    (again,) = broker.connection(2).wait_for(PUBLISH)
+    assert again.flags == 0x0A, "DUP, QoS 1"
+    broker.connection(2).send(packet(PUBACK, again.body[20:22]))
+    assert publication.wait(5)
+
+
+def test_publishing_fails_at_once_without_a_connection(metrics: Metrics) -> None:
+    with FakeBroker() as gone:
+        settings = mqtt(gone)
+    source = MqttSource(settings, SystemClock(), metrics)
+    publication = source.publish("esp/W1/diagnostics", b"{}")
+    assert (publication.done, publication.confirmed) == (True, False)
+    assert publication.error == "not connected to the broker"
+    source.close()
+
+
+def test_the_receive_maximum_of_the_broker_bounds_publications(broker: FakeBroker, new_source: SourceFactory) -> None:
+    broker.connack = lambda _, __: packet(CONNACK, b"\0\0\x03\x21\0\2")
+    source = new_source()
+    until(lambda: source.subscribed)
+    results = [source.publish("esp/W1/diagnostics", b"%d" % n) for n in range(3)]
+    assert [each.done for each in results] == [False, False, True]
+    assert "too many" in results[2].error
+
+
+# -- The broker refuses.
+
+
+def test_a_refused_subscription_is_told_and_tried_again(
+    broker: FakeBroker, new_source: SourceFactory, metrics: Metrics, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    answers = [b"\x87", b"\x80", b"\x00", b"\x01"]
+    broker.suback = lambda _, received: packet(SUBACK, received.body[:2] + b"\0" + answers[0])
+    source = new_source(username="someone", password=SecretStr("x"))
+    until(lambda: source.last_error)
+    assert not source.subscribed
+    assert source.connected
+    assert source.last_error == (
+        "The subscription to esp/+/telemetry was refused (Not authorized): "
+        "let user someone read it at QoS 1 in the broker's access list."
+    )
+    answers.pop(0)
+    answers.pop(0)
+    until(lambda: "QoS 0 only" in source.last_error)
+    assert not source.subscribed
+    assert value(metrics, "mqtt_subscribed") == 0
+    answers.pop(0)
+    until(lambda: source.subscribed)
+    assert source.last_error == ""
+    assert value(metrics, "mqtt_subscribed") == 1
+    assert caplog.messages.count("mqtt subscription accepted") == 1
+    assert len(broker.connections) == 1
+
+
+def test_a_refused_login_is_one_sentence(broker: FakeBroker, new_source: SourceFactory) -> None:
+    broker.connack = lambda _, __: packet(CONNACK, b"\0\x86\0")
+    source = new_source(username="esp-ingest", password=SecretStr("wrong"))
+    until(lambda: source.last_error)
+    assert "refused the login of user esp-ingest (Bad user name or password)" in source.last_error
+    assert "wrong" not in source.last_error
+    until(lambda: len(broker.connections) >= 3)
+
+
+@pytest.mark.parametrize("answer", [b"\0\x84\0", b"\0\1"], ids=["reason code 0x84", "return code 1 of 3.1.1"])
+def test_a_broker_without_mqtt_5_gets_3_1_1_and_one_warning(
+    broker: FakeBroker, new_source: SourceFactory, caplog: pytest.LogCaptureFixture, answer: bytes
+) -> None:
+    broker.connack = lambda connection, _: packet(CONNACK, answer if connection.version == 5 else b"\0\0")
+    source = new_source()
+    until(lambda: source.subscribed)
+    assert source.protocol == "3.1.1"
+    connection = broker.connections[-1]
+    assert connection.of(CONNECT)[0].body[6] == 4
+    assert connection.of(CONNECT)[0].body[7] & 0x02 == 0, "clean session would wipe the session"
+    connection.send(publish(TOPIC.encode(), b"a", mid=8, properties=None))
+    assert source.settle(take(source, 1)) == 1
+    connection.wait_for(PUBACK)
+    connection.close()
+    until(lambda: source.subscribed and broker.connections[-1] is not connection)
+    assert caplog.messages.count("mqtt 3.1.1 in use, the broker refuses 5") == 1
+
+
+def test_a_broker_that_hangs_up_on_mqtt_5_gets_3_1_1(broker: FakeBroker, new_source: SourceFactory) -> None:
+    def connack(connection: Connection, _: Packet) -> bytes | None:
+        if connection.version == 5:
+            connection.close()
+            return None
+        return packet(CONNACK, b"\0\0")
+
+    broker.connack = connack
+    source = new_source()
+    until(lambda: source.subscribed)
+    assert [each.version for each in broker.connections] == [5, 5, 4]
+
+
+def test_a_fixed_protocol_stays(broker: FakeBroker, new_source: SourceFactory) -> None:
+    broker.connack = lambda _, __: packet(CONNACK, b"\0\x84\0")
+    source = new_source(protocol="5")
+    until(lambda: len(broker.connections) >= 4)
+    assert {each.version for each in broker.connections if each.version} == {5}
+    assert source.last_error.startswith("The broker does not speak MQTT 5:")
+
+
+def test_a_broker_that_does_not_answer_connect_is_left(broker: FakeBroker, new_source: SourceFactory) -> None:
+    broker.connack = lambda _, __: None
+    source = new_source(connect_timeout_seconds=0.1)
+    until(lambda: len(broker.connections) >= 2)
+    assert "did not answer CONNECT in time" in source.last_error
+
+
+def test_a_broker_that_does_not_answer_subscribe_is_left(broker: FakeBroker, new_source: SourceFactory) -> None:
+    broker.suback = lambda _, __: None
+    source = new_source(connect_timeout_seconds=0.1)
+    until(lambda: len(broker.connections) >= 2)
+    assert "did not answer SUBSCRIBE in time" in source.last_error
+
+
+def test_a_session_taken_over_is_said_and_not_fought_for(broker: FakeBroker, new_source: SourceFactory) -> None:
+    source = new_source(client_id="twin", reconnect_min_seconds=0.01, reconnect_max_seconds=0.8)
+    until(lambda: source.subscribed)
+    broker.connection().send(packet(DISCONNECT, b"\x8e\0"))
+    until(lambda: source.last_error)
+    assert source.last_error.startswith("Another client with the id twin took over the session:")
+    time.sleep(0.3)
+    assert len(broker.connections) == 1
+    broker.connection(2)
+
+
+def test_a_connection_that_comes_and_goes_does_not_flood_the_log(
+    broker: FakeBroker, new_source: SourceFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    broker.suback = lambda connection, received: (
+        packet(SUBACK, received.body[:2] + b"\0\1") + packet(DISCONNECT, b"\x8e\0")
+    )
+    new_source(reconnect_min_seconds=0.001, reconnect_max_seconds=0.02)
+    until(lambda: len(broker.connections) > 20)
+    assert len(caplog.messages) < 12
+
+
+def test_starts_without_a_broker(metrics: Metrics, caplog: pytest.LogCaptureFixture) -> None:
+    with FakeBroker() as gone:
+        settings = mqtt(gone)
+    source = MqttSource(settings, SystemClock(), metrics)
+    source.start()
+    until(lambda: source.last_error)
+    assert "cannot be reached" in source.last_error
+    assert source.network_thread_alive()
+    assert source.take(10, LARGE, 0.01) == []
+    time.sleep(0.2)
+    assert caplog.messages.count("mqtt connection failed") == 1
+    source.close()
+
+
+def test_unusable_tls_files_are_a_configuration_error(broker: FakeBroker, metrics: Metrics) -> None:
+    with pytest.raises(ConfigError, match=r"mqtt\.ca_file.*/nowhere/ca\.pem"):
+        MqttSource(mqtt(broker, tls=True, ca_file="/nowhere/ca.pem"), SystemClock(), metrics)
+
+
+# -- Sessions.
+
+
+def test_a_session_lost_on_the_broker_is_told(
+    broker: FakeBroker, new_source: SourceFactory, metrics: Metrics, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = new_source()
+    until(lambda: source.subscribed)
+    assert "mqtt session lost on the broker" not in caplog.messages
+    broker.connection().close()
+    broker.connection(2).wait_for(SUBSCRIBE)
+    until(lambda: source.subscribed)
+    assert caplog.messages.count("mqtt session lost on the broker") == 1
+    assert value(metrics, "mqtt_sessions_lost_total") == 1
+    assert value(metrics, "mqtt_reconnects_total") == 1
+
+
+def test_old_filters_are_ended_after_a_change_of_configuration(
+    broker: FakeBroker, new_source: SourceFactory, tmp_path: object
+) -> None:
+    broker.session_present = True
+    first = new_source(state_folder=tmp_path, topic_root="old", share_group="g1")
+    until(lambda: first.subscribed)
+    first.close()
+    second = new_source(state_folder=tmp_path, topic_root="new", share_group="g2")
+    until(lambda: second.subscribed)
+    (unsubscribe,) = broker.connection(2).wait_for(UNSUBSCRIBE)
+    assert filters_of(unsubscribe, True, options=False) == ["$share/g1/old/+/telemetry", "new/+/telemetry"]
+    until(lambda: "old" not in (tmp_path / SESSION_FILE).read_text())  # type: ignore[operator]
+    second.close()
+    third = new_source(state_folder=tmp_path, topic_root="new", share_group="g2")
+    until(lambda: third.subscribed)
+    third.close()
+    assert [filters_of(each, True, options=False) for each in broker.connection(3).of(UNSUBSCRIBE)] == [
+        ["new/+/telemetry"]
+    ]
+
+
+def test_an_old_filter_without_a_record_is_found_by_its_messages(broker: FakeBroker, new_source: SourceFactory) -> None:
+    broker.session_present = True
+    source = new_source(topic_root="new")
+    until(lambda: source.subscribed)
+    connection = broker.connection()
+    connection.send(publish(b"old/W1/telemetry", b"a", mid=1) + publish(b"old/W2/telemetry", b"b", mid=2))
+    taken = take(source, 2)
+    assert source.settle(taken) == 2, "it is settled like any other"
+    (unsubscribe,) = connection.wait_for(UNSUBSCRIBE)
+    assert filters_of(unsubscribe, True, options=False) == ["old/+/telemetry"]
+    connection.send(publish(b"old/W1/telemetry", b"c", mid=3))
+    source.settle(take(source, 1))
+    connection.wait_for(PUBACK, 3)
+    assert len(connection.of(UNSUBSCRIBE)) == 1
+
+
+def test_a_damaged_record_is_survived(broker: FakeBroker, new_source: SourceFactory, tmp_path: object) -> None:
+    (tmp_path / SESSION_FILE).write_text('{"session": ')  # type: ignore[operator]
+    source = new_source(state_folder=tmp_path)
+    until(lambda: source.subscribed)
+
+
+def test_leaving_a_share_group(broker: FakeBroker, new_source: SourceFactory) -> None:
+    source = new_source(share_group="g")
+    until(lambda: source.subscribed)
+    source.stop_subscribing()
+    (unsubscribe,) = broker.connection().wait_for(UNSUBSCRIBE)
+    assert filters_of(unsubscribe, True, options=False) == ["$share/g/esp/+/telemetry"]
+    assert source.forget_session()
+    body = broker.connection(2).of(CONNECT)[0].body
+    assert body[7] & 0x02, "clean start"
+    assert body[10] == 0, "no session expiry: the session ends with the connection"
+    assert broker.connection(2).wait_for(DISCONNECT)
+
+
+# -- Back-pressure.
+
+
+def test_a_full_buffer_pauses_reading_and_keeps_the_connection(broker: FakeBroker, new_source: SourceFactory) -> None:
+    source = new_source(keepalive_seconds=5, buffer_max_bytes=1_048_576)
+    until(lambda: source.subscribed)
+    connection = broker.connection()
+    large = bytes(600_000)
+    for mid in range(1, 4):
+        connection.send(publish(TOPIC.encode(), large, mid=mid))
+    until(lambda: source.buffered()[1] >= 1_048_576)
+    # Two keep alives of silence, as paho sees it: what the broker sends is not read.
+    client = source._client
+    client._ping_t = client._last_msg_out - 100.0
+    client._last_bytes_received -= 100.0
+    client._last_msg_out -= 100.0
+    connection.wait_for(PINGREQ)
+    assert len(broker.connections) == 1
+    assert source.connected
+    taken = take(source, 3, max_messages=1)
+    assert source.settle(taken) == 3
+    connection.wait_for(PUBACK, 3)
+    assert len(broker.connections) == 1
+
+
+def test_qos_0_that_finds_a_full_buffer_is_dropped_and_counted(
+    broker: FakeBroker, new_source: SourceFactory, metrics: Metrics, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = new_source(receive_maximum=10)
+    until(lambda: source.subscribed)
+    connection = broker.connection()
+    connection.send(b"".join(publish(TOPIC.encode(), b"1", mid=mid) for mid in range(1, 11)))
+    until(lambda: source.buffered()[0] == 10)
+    for _ in range(5):
+        connection.send(publish(TOPIC.encode(), b"0", qos=0))
+        time.sleep(0.01)
+    until(lambda: value(metrics, "messages_dropped_total", qos="0") == 5)
+    assert value(metrics, "messages_received_total", qos="0") == 5
+    assert caplog.messages.count("mqtt messages dropped") == 1
+    assert [d.qos for d in take(source, 10)] == [1] * 10
+    connection.send(publish(TOPIC.encode(), b"0", qos=0))
+    assert take(source, 1)[0].qos == 0
+
+
+def test_received_is_acked_and_unacked_and_stale(
+    broker: FakeBroker, new_source: SourceFactory, metrics: Metrics
+) -> None:
+    source = new_source()
+    until(lambda: source.subscribed)
+    connection = broker.connection()
+    connection.send(b"".join(publish(TOPIC.encode(), b"x", mid=mid, dup=mid == 3) for mid in range(1, 6)))
+    taken = take(source, 5)
+    assert (source.unacked(), source.oldest_unacked_seconds() > 0) == (5, True)
+    source.settle(taken[:2])
+    connection.close()
+    until(lambda: len(broker.connections) == 2 and source.subscribed)
+    source.settle(taken[2:4])
+    assert value(metrics, "messages_received_total", qos="1") == 5
+    assert value(metrics, "messages_redelivered_total") == 1
+    assert value(metrics, "messages_acked_total") == 2
+    assert value(metrics, "messages_stale_total") == 2
+    assert source.unacked() == 1
+    source.settle(taken[4:])
+    assert (source.unacked(), source.oldest_unacked_seconds()) == (0, 0.0)
+
+
+def test_reconnecting_waits_for_room_in_the_buffer(broker: FakeBroker, new_source: SourceFactory) -> None:
+    source = new_source(receive_maximum=5)
+    for number in (1, 2):
+        until(lambda number=number: len(broker.connections) == number and source.subscribed)  # type: ignore[misc]
+        broker.connections[-1].send(b"".join(publish(TOPIC.encode(), b"x", mid=mid) for mid in range(1, 6)))
+        until(lambda number=number: source.buffered()[0] == 5 * number)  # type: ignore[misc]
+        broker.connections[-1].close()
+        if number == 1:
+            continue
+        until(lambda: not source.connected)
+        time.sleep(0.2)
+        assert len(broker.connections) == 2
+        assert "the buffer is full" in source.last_error
+        source.settle(take(source, 10))
+        broker.connection(3)
+
+
+# -- Transports.
+
+
+def test_websockets() -> None:
+    with FakeBroker(websockets=True) as broker:
+        source = MqttSource(mqtt(broker, transport="websockets"), SystemClock(), Metrics())
+        source.start()
+        until(lambda: source.subscribed)
+        connection = broker.connection()
+        stream = b"".join(publish(TOPIC.encode(), b"%d" % mid + b"x" * mid, mid=mid) for mid in range(1, 301))
+        connection.send(stream, pieces=[1, 2, 3, 1_000, 70_000])
+        taken = take(source, 300)
+        assert [d.mid for d in taken] == list(range(1, 301))
+        assert source.settle(taken) == 300
+        connection.wait_for(PUBACK, 300)
+        assert connection.acknowledged() == list(range(1, 301))
+        source.close()
