@@ -37,8 +37,8 @@ _CONFIGURATION = f"""\
 Settings come from three places; a later one wins: the defaults below, the TOML file of `--config FILE`
 ([config/esp_ingest.toml](../config/esp_ingest.toml) has them all), and environment variables
 `{ENV_PREFIX}SECTION__KEY`. A secret can also be a file, as systemd credentials and Docker or Kubernetes secrets are:
-set `…_file` in place of the key. Whatever is wrong ends the start at once, with exit code 2 and a sentence that names the
-key; an unknown key names the nearest valid one. `esp-ingest check` tries the settings against broker and database.
+set `…_file` in place of the key. Whatever is wrong ends the start at once, with exit code 2 and a sentence that names
+the key; an unknown key names the nearest valid one. `esp-ingest check` tries the settings against broker and database.
 
 Across sections: `mqtt.receive_maximum` must be at least twice `batch.max_rows`, or a batch would never fill while
 another is written. [Operations](operations.md) tells how to size window and spool.

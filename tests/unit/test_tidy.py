@@ -1,0 +1,314 @@
+"""The house rules as a test (after tigerbeetle's tidy.zig). Each rule is a function from a parsed file to what is wrong
+in it; test_each_rule_bites shows that none of them is asleep."""
+
+import ast
+import functools
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "esp_ingest"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+DECISIONS = sorted((ROOT / "docs/decisions").glob("[0-9][0-9][0-9][0-9]-*.md"))
+
+MAX_FILE_LINES = 700
+MAX_FUNCTION_LINES = 70
+
+# Floors of the house: a module imports from its own floor's room and from any floor below. The longest prefix counts.
+FLOORS = {
+    "esp_ingest.telemetry.model": 0,
+    "esp_ingest.resources": 0,
+    "esp_ingest.seams": 1,
+    "esp_ingest.config": 1,
+    "esp_ingest.service": 2,
+    "esp_ingest.mqtt": 3,
+    "esp_ingest.telemetry": 3,
+    "esp_ingest.store": 3,
+    "esp_ingest.diagnostics": 3,
+    "esp_ingest.stage": 4,
+    "esp_ingest.pipeline": 5,
+    "esp_ingest.lifecycle": 6,
+    "esp_ingest.daemon": 6,
+    "esp_ingest.check": 6,
+    "esp_ingest.rejects": 6,
+    "esp_ingest.workers": 7,
+    "esp_ingest.demo": 8,
+    "esp_ingest.cli": 9,
+    "esp_ingest.__main__": 10,
+}
+# Modules of one room that stand apart from it: they are commands, and see the rooms beside their own.
+COMMANDS = {"esp_ingest.diagnostics.commands": 6, "esp_ingest.service.docs": 6}
+FLOORS |= COMMANDS
+
+CLOCKS = {
+    "time.time", "time.time_ns", "time.monotonic", "time.monotonic_ns", "time.perf_counter", "time.perf_counter_ns",
+    "datetime.now", "datetime.utcnow", "datetime.today", "datetime.datetime.now", "datetime.datetime.utcnow",
+    "date.today", "datetime.date.today",
+}  # fmt: skip
+SQL = re.compile(
+    r"\s*(SELECT\s.+\sFROM\s|INSERT\s+INTO\s|UPDATE\s+\w+\s+SET\s|DELETE\s+FROM\s|COPY\s+[\w.]+\s*[(\s]"
+    r"|(CREATE|ALTER|DROP)\s+(TABLE|INDEX|VIEW|SCHEMA|MATERIALIZED|DATABASE|TEMP)|WITH\s+\w+\s+AS\s*\(|TRUNCATE\s)",
+    re.IGNORECASE | re.DOTALL,
+)
+METRIC_CLASSES = {"Counter", "Gauge", "Histogram", "Summary", "Info", "Enum"}
+
+
+class File(NamedTuple):
+    """A source file: ``module`` is its dotted name."""
+
+    module: str
+    path: str
+    text: str
+    tree: ast.Module
+
+
+Rule = Callable[[File], Iterator[str]]
+
+
+@functools.cache
+def read(path: Path) -> File:
+    relative = path.relative_to(ROOT)
+    module = ".".join(relative.with_suffix("").parts).removesuffix(".__init__")
+    text = path.read_text(encoding="utf-8")
+    return File(module, str(relative), text, ast.parse(text))
+
+
+def dotted(node: ast.expr) -> str:
+    """``a.b.c`` of a name or a chain of attributes on one, else an empty text."""
+    if isinstance(node, ast.Name):
+        return node.id
+    owner = dotted(node.value) if isinstance(node, ast.Attribute) else ""
+    return f"{owner}.{node.attr}" if isinstance(node, ast.Attribute) and owner else ""
+
+
+def docstrings(tree: ast.Module) -> set[int]:
+    """Identities of the constants that are documentation."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
+            first = node.body[0]
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                found.add(id(first.value))
+    return found
+
+
+def imported(tree: ast.Module, module: str, *, is_package: bool) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of every import, wherever it stands; ``from a import b`` gives both a and a.b."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = module.split(".") if is_package else module.split(".")[:-1]
+            base = ".".join(package[: len(package) - node.level + 1]) + "." if node.level else ""
+            base = f"{base}{node.module or ''}".rstrip(".")
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+
+
+def floor_of(module: str) -> tuple[int, str]:
+    """(floor, room) of a dotted name; names of unknown rooms raise, so that a new one has to be placed."""
+    parts = module.split(".")
+    for length in range(len(parts), 1, -1):
+        room = ".".join(parts[:length])
+        if room in FLOORS:
+            return FLOORS[room], room
+    raise LookupError(f"{module} stands on no floor: enter it in tests/unit/test_tidy.py and docs/architecture.md")
+
+
+# -- The rules.
+
+
+def reads_no_clock(file: File) -> Iterator[str]:
+    if file.module == "esp_ingest.service.clock":
+        return
+    for node in ast.walk(file.tree):
+        if isinstance(node, ast.Attribute) and dotted(node) in CLOCKS:
+            yield f"{file.path}:{node.lineno}: {dotted(node)}: be handed a Clock (service/clock.py)"
+    for line, name in imported(file.tree, file.module, is_package=file.path.endswith("__init__.py")):
+        if name in CLOCKS:
+            yield f"{file.path}:{line}: {name}: be handed a Clock (service/clock.py)"
+
+
+def holds_no_sql(file: File) -> Iterator[str]:
+    if file.module.startswith("esp_ingest.store."):
+        return
+    documentation = docstrings(file.tree)
+    for node in ast.walk(file.tree):
+        if not isinstance(node, ast.Constant) or not isinstance(node.value, str) or id(node) in documentation:
+            continue
+        if SQL.match(node.value):
+            yield f"{file.path}:{node.lineno}: SQL: it belongs into sql/ or esp_ingest/store/"
+
+
+def builds_no_sql_from_strings(file: File) -> Iterator[str]:
+    for node in ast.walk(file.tree):
+        first: ast.expr | None = None
+        if isinstance(node, ast.JoinedStr):
+            first = node.values[0] if node.values else None
+        elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mod | ast.Add):
+            first = node.left
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "format":
+            first = node.func.value
+        if isinstance(first, ast.Constant) and isinstance(first.value, str) and SQL.match(first.value + " "):
+            yield f"{file.path}:{first.lineno}: SQL made of strings: use parameters, or psycopg.sql for names"
+
+
+def defines_no_metric(file: File) -> Iterator[str]:
+    if file.module == "esp_ingest.service.metrics":
+        return
+    for_types = {
+        line
+        for node in ast.walk(file.tree)
+        if isinstance(node, ast.If) and dotted(node.test).endswith("TYPE_CHECKING")
+        for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+    }
+    for line, name in imported(file.tree, file.module, is_package=file.path.endswith("__init__.py")):
+        makes_metrics = name == "prometheus_client" or name.rpartition(".")[2] in METRIC_CLASSES
+        if name.startswith("prometheus_client") and makes_metrics and line not in for_types:
+            yield f"{file.path}:{line}: {name}: metrics are made in service/metrics.py alone"
+
+
+def imports_downward(file: File) -> Iterator[str]:
+    if file.module == "esp_ingest":
+        return
+    own_floor, own_room = floor_of(file.module)
+    for line, name in imported(file.tree, file.module, is_package=file.path.endswith("__init__.py")):
+        if not name.startswith("esp_ingest.") or name == "esp_ingest.__version__":
+            continue
+        floor, room = floor_of(name)
+        if floor > own_floor:
+            yield f"{file.path}:{line}: {name} stands above {file.module}"
+        elif floor == own_floor and room != own_room and (floor, own_floor) == (3, 3):
+            yield f"{file.path}:{line}: {name} is a room beside {own_room}: meet in the stage or the pipeline"
+
+
+def prints_nothing(file: File) -> Iterator[str]:
+    if file.module == "esp_ingest.cli" or file.module.startswith("esp_ingest.demo."):
+        return
+    for node in ast.walk(file.tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
+            yield f"{file.path}:{node.lineno}: print: log it, or return it to the command line"
+
+
+def is_short(file: File) -> Iterator[str]:
+    lines = file.text.count("\n")
+    if lines > MAX_FILE_LINES:
+        yield f"{file.path}: {lines} lines: more than {MAX_FILE_LINES}, which is two rooms"
+    for node in ast.walk(file.tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            is_list = file.module in ("esp_ingest.service.metrics",) and node.name == "__init__"
+            if length > MAX_FUNCTION_LINES and not is_list:
+                yield f"{file.path}:{node.lineno}: {node.name} has {length} lines: more than {MAX_FUNCTION_LINES}"
+
+
+def explains_itself(file: File) -> Iterator[str]:
+    if not ast.get_docstring(file.tree) and file.text.strip():
+        yield f"{file.path}: no docstring that says what this is for"
+
+
+def excuses_have_reasons(file: File) -> Iterator[str]:
+    """The first exception in a file carries its reason; the same one again may refer to it."""
+    reasons: set[str] = set()
+    for number, line in enumerate(file.text.splitlines(), start=1):
+        for kind, codes, rest in re.findall(
+            r"#\s*(noqa|type:\s*ignore)\b:?\s*(\[[^\]]*\]|[A-Z]+\d+(?:\s*,\s*[A-Z]+\d+)*)?(.*)", line
+        ):
+            if not codes:
+                yield f"{file.path}:{number}: {kind} without a code hides everything"
+            elif rest.strip(" -#:—"):
+                reasons.add(codes)
+            elif codes not in reasons:
+                yield f"{file.path}:{number}: {kind} {codes} without its reason"
+
+
+def leaves_nothing_undone(file: File) -> Iterator[str]:
+    for number, line in enumerate(file.text.splitlines(), start=1):
+        if re.search(r"\b(TODO|FIXME|XXX|HACK)\b", line):
+            yield f"{file.path}:{number}: {line.strip()}: do it, or open an issue"
+
+
+RULES: list[Rule] = [
+    reads_no_clock,
+    holds_no_sql,
+    builds_no_sql_from_strings,
+    defines_no_metric,
+    imports_downward,
+    prints_nothing,
+    is_short,
+    explains_itself,
+    excuses_have_reasons,
+    leaves_nothing_undone,
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_every_file_of_the_package(rule: Rule) -> None:
+    assert len(SOURCES) > 20, "the package is not where it was"
+    wrong = [finding for path in SOURCES for finding in rule(read(path))]
+    assert not wrong, "\n" + "\n".join(wrong)
+
+
+@pytest.mark.parametrize("path", DECISIONS, ids=lambda path: path.stem)
+def test_every_decision_has_the_headings_of_the_template(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith(f"# {path.stem[:4] if path.stem != '0000-template' else 'NNNN'}: ")
+    places = [text.find(f"**{heading}.**") for heading in ("Is", "Is not", "Why", "Measured")]
+    assert -1 not in places
+    assert places == sorted(places)
+
+
+def test_every_decision_is_in_the_list_and_the_list_in_the_folder() -> None:
+    listed = set(re.findall(r"\((\d{4}-[a-z0-9-]+\.md)\)", (ROOT / "docs/decisions/README.md").read_text("utf-8")))
+    assert listed - {"0000-template.md"} == {path.name for path in DECISIONS} - {"0000-template.md"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "source"),
+    [
+        (reads_no_clock, "import time\nnow = time.time()"),
+        (reads_no_clock, "from time import monotonic"),
+        (reads_no_clock, "from datetime import datetime\nx = datetime.now()"),
+        (reads_no_clock, "import datetime\nx = datetime.datetime.utcnow()"),
+        (holds_no_sql, "q = 'select a\\nfrom b where c'"),
+        (holds_no_sql, "q = 'COPY esp_telemetry (a) FROM STDIN'"),
+        (builds_no_sql_from_strings, "q = f'INSERT INTO {table} VALUES (1)'"),
+        (builds_no_sql_from_strings, "q = 'DELETE FROM t WHERE a = %s' % b"),
+        (builds_no_sql_from_strings, "q = 'DROP TABLE ' + name"),
+        (builds_no_sql_from_strings, "q = 'UPDATE t SET a = {}'.format(b)"),
+        (defines_no_metric, "from prometheus_client import Counter"),
+        (defines_no_metric, "import prometheus_client"),
+        (imports_downward, "from esp_ingest.daemon import run"),
+        (imports_downward, "def f():\n    from esp_ingest import pipeline"),
+        (imports_downward, "from ..stage import Stage"),
+        (imports_downward, "from esp_ingest.mqtt import client"),
+        (prints_nothing, "print('x')"),
+        (is_short, "x = 1\n" * (MAX_FILE_LINES + 1)),
+        (is_short, "def f():\n" + "    x = 1\n" * (MAX_FUNCTION_LINES + 1)),
+        (explains_itself, "x = 1"),
+        (excuses_have_reasons, "x = 1  # noqa"),
+        (excuses_have_reasons, "x = 1  # noqa: E501"),
+        (excuses_have_reasons, "x = 1  # type: ignore[arg-type]"),
+        (leaves_nothing_undone, "x = 1  # " + "TODO"),
+    ],
+)
+def test_each_rule_bites(rule: Rule, source: str) -> None:
+    wrong = File("esp_ingest.telemetry.sample", "esp_ingest/telemetry/sample.py", source, ast.parse(source))
+    assert list(rule(wrong))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        '"""Selects from the window, where time.time() would be wrong. SELECT a FROM b is said in a docstring only."""',
+        '"""Doc."""\nfrom esp_ingest.seams import Clock\nfrom esp_ingest.telemetry.limits import x\nclock.monotonic()',
+        '"""Doc."""\nx = 1  # noqa: ARG001 - the signature is the library\'s\ny = 2  # noqa: ARG001',
+        '"""Doc."""\nx = f"update of {name} failed"\ny = "Selected wells"',
+    ],
+)
+def test_no_rule_bites_good_code(source: str) -> None:
+    good = File("esp_ingest.telemetry.sample", "esp_ingest/telemetry/sample.py", source, ast.parse(source))
+    assert [finding for rule in RULES for finding in rule(good)] == []
