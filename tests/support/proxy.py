@@ -206,8 +206,8 @@ class TcpProxy:
                     connection.swallowed = True
                     continue
                 data, cut = self._up_to_cut(direction, data)
+                self._count(direction, len(data))  # before it arrives: who got an answer may ask for the count
                 sink.sendall(data)
-                self._count(direction, len(data))
                 if cut is not None:
                     how = cut
                     break

@@ -163,5 +163,5 @@ def test_a_dead_server_is_a_reset(proxy_to: ProxyFactory) -> None:
     with socket.create_server(("127.0.0.1", 0)) as gone:
         port = gone.getsockname()[1]
     proxy = proxy_to("127.0.0.1", port)
-    with connect(proxy) as sock, pytest.raises(ConnectionResetError):
+    with pytest.raises(ConnectionResetError), connect(proxy) as sock:
         sock.recv(1)
