@@ -308,7 +308,7 @@ class Decoder:
         delivery = batch.deliveries[at]
         well = batch.wells[batch.delivery_well[at]]
         only: list[int] | None = None
-        if not batch.doubt[at]:
+        if not (batch.doubt[at] or batch.one_each):
             end = int(np.searchsorted(batch.source, at, "right"))
             only = np.flatnonzero(batch.wrong[start:end]).tolist()
         if not well:

@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from json.encoder import encode_basestring
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -299,9 +300,11 @@ def _dump(tree: Any) -> str:
 
 def _quality(tokens: dict[str, bytes]) -> str:
     """The values as sent. What no double can hold (NaN, Infinity, 1e400) is a string, as readers would make it inf."""
-    parts = (f"{_text(key)}: {_number(sent)}" for key, sent in tokens.items() if math.isfinite(float(sent)))
-    strings = (f'{_text(key)}: "{sent.decode()}"' for key, sent in tokens.items() if not math.isfinite(float(sent)))
-    return "{" + ", ".join((*parts, *strings)) + "}"
+    parts = []
+    for key, sent in tokens.items():
+        value = _number(sent) if math.isfinite(float(sent)) else f'"{sent.decode()}"'
+        parts.append(f"{_text(key)}: {value}")
+    return "{" + ", ".join(parts) + "}"
 
 
 def _number(token: bytes) -> str:
@@ -312,15 +315,17 @@ def _number(token: bytes) -> str:
 
 
 def _text(text: str) -> str:
+    """A text as JSON string. Raises Refused for what PostgreSQL cannot store."""
     if "\0" in text:
         raise Refused(RejectReason.UNSTORABLE_TEXT, "A text holds a NUL character, which PostgreSQL cannot store.")
     try:
-        text.encode("utf-8")
+        if not text.isascii():
+            text.encode("utf-8")
     except UnicodeEncodeError:
         raise Refused(
             RejectReason.UNSTORABLE_TEXT, "A text holds half a surrogate pair, which is no character."
         ) from None
-    return json.dumps(text, ensure_ascii=False)
+    return encode_basestring(text)
 
 
 def _shown(sent: str | bytes) -> str:
