@@ -66,7 +66,9 @@ class Leash:
 
     def wait(self, timeout_seconds: float | None = None) -> int:
         """Wait for the command to end by itself; its exit status. Raises subprocess.TimeoutExpired."""
-        return self._process.wait(timeout_seconds)
+        status = self._process.wait(timeout_seconds)
+        self.stop()  # closes the pipe
+        return status
 
     def stop(self) -> int:
         """End the command and wait for it; its exit status. Safe to call twice."""
@@ -112,7 +114,8 @@ def _guard(stop_signal: int, grace_seconds: float, remove: str, user: str, comma
 
 
 def _die_with_guard() -> None:
-    """Should the guard itself be killed, the kernel kills the command."""
+    """Should the guard itself be killed, the kernel kills the command. What the guard ignores, the command does not."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() == 1:
         os.kill(os.getpid(), signal.SIGKILL)
