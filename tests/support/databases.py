@@ -43,6 +43,19 @@ _TUNED = {
 }
 
 
+_OWN_OBJECTS = b"""
+    SELECT format('DROP %s IF EXISTS %s CASCADE', CASE relkind WHEN 'v' THEN 'VIEW' ELSE 'TABLE' END, oid::regclass)
+    FROM pg_class c
+    WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v', 'p')
+      AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = c.oid AND d.deptype = 'e')
+    UNION ALL
+    SELECT format('DROP ROUTINE IF EXISTS %s CASCADE', oid::regprocedure)
+    FROM pg_proc p
+    WHERE pronamespace = 'public'::regnamespace
+      AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = p.oid AND d.deptype = 'e')
+"""
+
+
 class Missing(Exception):
     """This machine cannot run that server; the message says what to install."""
 
@@ -86,6 +99,12 @@ class Database:
     def run(self, statement: str) -> None:
         with self.connect() as connection:
             connection.execute(statement.encode())
+
+    def drop_everything(self) -> None:
+        """All tables, views and functions; an extension stays."""
+        with self.connect() as connection:
+            for (statement,) in connection.execute(_OWN_OBJECTS).fetchall():
+                connection.execute(statement.encode())
 
 
 class Server:
@@ -393,6 +412,7 @@ class PgLite(Server):
         raise NotImplementedError("PGlite has one database: start another server")
 
     def database(self) -> Database:
+        """The one it has."""
         return Database(self.dsn, self)
 
     def halt(self, how: signal.Signals = signal.SIGTERM) -> None:
@@ -447,13 +467,31 @@ def postgres15(postgres15_server: Server) -> Iterator[Database]:
     postgres15_server.drop_database(database)
 
 
+@pytest.fixture(scope="session")
+def pglite_server() -> Iterator[Server]:
+    """Starting it takes seconds, so the run shares one."""
+    with _server(PgLite) as server:
+        yield server
+
+
 @pytest.fixture
-def pglite() -> Iterator[Database]:
-    """A fresh TimescaleDB community edition in WebAssembly: one connection at a time, no COPY FROM STDIN."""
-    server = _server(PgLite)
-    assert isinstance(server, PgLite)
-    with server:
-        yield server.database()
+def pglite(pglite_server: Server) -> Database:
+    """TimescaleDB community edition in WebAssembly without tables of ours (the extension may be installed already): one
+    connection at a time, no COPY FROM STDIN, and no message larger than about 60 kB, which it takes for several."""
+    database = Database(pglite_server.dsn, pglite_server)
+    try:
+        database.drop_everything()
+    except psycopg.OperationalError:  # an earlier test broke it
+        pglite_server.restart()
+        database = Database(pglite_server.dsn, pglite_server)
+    return database
+
+
+@pytest.fixture
+def pglite_fresh() -> Iterator[Database]:
+    """As ``pglite``, with a server of its own that has no extension yet."""
+    with _server(PgLite) as server:
+        yield Database(server.dsn, server)
 
 
 @pytest.fixture(params=["timescaledb_apache", "postgres15", "pglite"])
