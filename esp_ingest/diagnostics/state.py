@@ -1,0 +1,137 @@
+"""State of all wells as arrays over slots, with a journal that can take a batch back.
+
+Every array has the wells as its last axis, so that a batch gathers and scatters whole columns. The first axis may carry
+labels (signal, rule or feature names): a snapshot is put back by label, so it survives a change of the rules.
+"""
+
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Index = Any
+
+NEVER = np.iinfo(np.int64).min // 4  # a time before every other, from which differences do not overflow
+
+
+class _Spec(NamedTuple):
+    labels: tuple[Hashable, ...] | None
+    shape: tuple[int, ...]
+    dtype: npt.DTypeLike
+    fill: float | int
+
+
+class WellArrays:
+    """Arrays by name that grow together. Not safe for threads: the engine is driven by one."""
+
+    def __init__(self, capacity: int = 64) -> None:
+        self._specs: dict[str, _Spec] = {}
+        self._arrays: dict[str, Array] = {}
+        self.capacity = capacity
+        self.count = 0
+
+    def add(
+        self,
+        name: str,
+        dtype: npt.DTypeLike,
+        fill: float | int,
+        labels: Sequence[Hashable] | None = None,
+        shape: tuple[int, ...] = (),
+    ) -> None:
+        """``shape`` and labels stand before the axis of wells: (len(labels), *shape, wells)."""
+        full = (*((len(labels),) if labels is not None else ()), *shape)
+        self._specs[name] = _Spec(tuple(labels) if labels is not None else None, full, dtype, fill)
+        self._arrays[name] = np.full((*full, self.capacity), fill, dtype)
+
+    def __getitem__(self, name: str) -> Array:
+        return self._arrays[name]
+
+    def new_slot(self) -> int:
+        if self.count == self.capacity:
+            self._grow()
+        self.count += 1
+        return self.count - 1
+
+    def _grow(self) -> None:
+        for name, spec in self._specs.items():
+            more = np.full((*spec.shape, self.capacity), spec.fill, spec.dtype)
+            self._arrays[name] = np.concatenate([self._arrays[name], more], axis=-1)
+        self.capacity *= 2
+
+    def export(self, slot: int) -> dict[str, list[Any]]:
+        """One well's state as plain values: name → [labels, dtype, bytes]."""
+        return {
+            name: [
+                [_plain(label) for label in spec.labels] if spec.labels is not None else None,
+                np.dtype(spec.dtype).str,
+                np.ascontiguousarray(self._arrays[name][..., slot]).tobytes(),
+            ]
+            for name, spec in self._specs.items()
+        }
+
+    def restore(self, slot: int, exported: dict[str, list[Any]]) -> None:
+        """Put back what :meth:`export` gave, by label; what no longer exists is dropped, what is new stays as new."""
+        for name, (labels, dtype, data) in exported.items():
+            spec = self._specs.get(name)
+            if spec is None or np.dtype(spec.dtype).str != dtype:
+                continue
+            target = self._arrays[name]
+            if spec.labels is None:
+                flat = np.frombuffer(data, dtype)
+                if flat.size == int(np.prod(spec.shape, dtype=np.int64)):
+                    target[..., slot] = flat.reshape(spec.shape)
+                continue
+            rest = spec.shape[1:]
+            rows = np.frombuffer(data, dtype)
+            if not labels or rows.size != len(labels) * int(np.prod(rest, dtype=np.int64)):
+                continue
+            rows = rows.reshape((len(labels), *rest))
+            place = {_plain(label): at for at, label in enumerate(spec.labels)}
+            for at, label in enumerate(labels):
+                if label in place:
+                    target[place[label], ..., slot] = rows[at]
+
+
+def _plain(label: Hashable) -> str:
+    return label if isinstance(label, str) else "|".join(str(part) for part in label)  # type: ignore[attr-defined]
+
+
+class Journal:
+    """What a batch has overwritten, newest last."""
+
+    def __init__(self) -> None:
+        self._entries: list[tuple[Array, Index, Any]] = []
+        self._mapped: list[tuple[dict[Any, Any], Any, Any]] = []
+
+    def put(self, array: Array, index: Index, value: Any) -> None:
+        """``array[index] = value``, remembered."""
+        self._entries.append((array, index, array[index].copy()))
+        array[index] = value
+
+    def keep(self, array: Array, index: Index) -> None:
+        """Remember ``array[index]`` before it is changed in place."""
+        self._entries.append((array, index, array[index].copy()))
+
+    def put_key(self, mapping: dict[Any, Any], key: Any, value: Any) -> None:
+        """``mapping[key] = value`` (None: removed), remembered."""
+        self._mapped.append((mapping, key, mapping.get(key)))
+        if value is None:
+            mapping.pop(key, None)
+        else:
+            mapping[key] = value
+
+    def undo(self) -> None:
+        for array, index, old in reversed(self._entries):
+            array[index] = old
+        for mapping, key, old in reversed(self._mapped):
+            if old is None:
+                mapping.pop(key, None)
+            else:
+                mapping[key] = old
+        self.clear()
+
+    def clear(self) -> None:
+        self._entries.clear()
+        self._mapped.clear()
