@@ -23,7 +23,15 @@ import numpy as np
 import numpy.typing as npt
 
 from esp_ingest.config import WELL_ID_PATTERN, TelemetrySettings
-from esp_ingest.telemetry.exact import KNOWN_KEYS, LONGEST_NUMBER, ExactReader, ExactReading, Refused
+from esp_ingest.telemetry.exact import (
+    KNOWN_KEYS,
+    LARGE_ARRAY,
+    LONGEST_NUMBER,
+    ExactReader,
+    ExactReading,
+    Refused,
+    is_flood,
+)
 from esp_ingest.telemetry.limits import HardLimits
 from esp_ingest.telemetry.model import (
     SIGNAL_NAMES,
@@ -52,6 +60,7 @@ _Message = msgspec.defstruct(
 _BLANK = _Message()
 
 _MAX_CACHED_TOPICS = 100_000
+_SMALL_BYTES = LARGE_ARRAY  # an item takes a byte at least
 _LARGE_EXPONENT = re.compile(rb"[eE][+-]?\d{4}")
 _LONG_NUMBER = re.compile(rb"[0-9.eE+-]{%d}" % (LONGEST_NUMBER + 1))
 
@@ -125,8 +134,8 @@ class Decoder:
     def _read_structs(self, batch: "_Batch") -> None:
         """Fills ``rows`` with a struct an item and ``source`` with each row's delivery; doubts what msgspec refuses."""
         payloads: Iterable[bytes] = batch.payloads
-        if max(map(len, batch.payloads)) > self._max_payload_bytes:  # not to be parsed at all
-            payloads = [p if len(p) <= self._max_payload_bytes else b"" for p in batch.payloads]
+        if max(map(len, batch.payloads)) > min(self._max_payload_bytes, _SMALL_BYTES):
+            payloads = [b"" if self._is_excessive(p) else p for p in batch.payloads]  # not to be read in bulk
         messages: list[Any] = []
         # One `map` over the batch and one `try` a refusal: no Python code of ours runs for a clean message.
         decoding = map(self._struct_decoder.decode, payloads)
@@ -142,6 +151,10 @@ class Decoder:
         if list in set(map(type, messages)):
             batch.one_each = False
             self._flatten(batch, messages)
+
+    def _is_excessive(self, payload: bytes) -> bool:
+        size = len(payload)
+        return size > self._max_payload_bytes or (size > _SMALL_BYTES and is_flood(payload.count(b"{"), size))
 
     @staticmethod
     def _flatten(batch: "_Batch", messages: list[Any]) -> None:

@@ -28,6 +28,11 @@ LONGEST_NUMBER = 400
 """Characters of a number that is kept as a number. jsonb's numeric ends at 131 072 digits before the point and 16 383
 after it, and beyond that the database would refuse the row; such numbers are kept as strings, spelled as sent."""
 
+LARGE_ARRAY = 10_000  # items
+SHORTEST_READING = len('{"timestamp":0,"gor":0},')
+"""Large arrays whose items are shorter than that on average are refused whole: 4 MB of ``[0,0,…]`` would otherwise
+become two million rejects. An array of readings never looks like that."""
+
 _SPACE = b" \t\n\r"  # JSON's white space; bytes.strip() alone would take more
 _NUMBER = re.compile(rb"-?\d+(?:\.\d+)?(?:[eE][+-]?\d{1,3})?")
 # An unclosed string runs to the end of the payload, so that the pattern never fails and stays linear.
@@ -138,6 +143,11 @@ class ExactReader:
         if not body[1:-1].strip(_SPACE):
             raise Refused(RejectReason.NOT_AN_OBJECT, "An empty array holds no reading.")
         commas = np.flatnonzero((structure == ord(",")) & (depth == 1)).tolist()
+        if is_flood(len(commas) + 1, len(body)):
+            raise Refused(
+                RejectReason.PAYLOAD_TOO_LARGE,
+                f"{len(commas) + 1} items in {len(body)} bytes: too many, and too short to be readings.",
+            )
         starts, ends = [0, *commas], [*commas, len(body) - 1]
         items: list[Item] = []
         for place in range(len(starts)) if only is None else only:
@@ -216,6 +226,11 @@ class ExactReader:
                 f"The timestamp is {-ahead_us / 86_400e6:.1f} days old; telemetry.max_age_days = "
                 f"{self._max_age_us / 86_400e6:g}.",
             )
+
+
+def is_flood(items: int, size_bytes: int) -> bool:
+    """Whether so many items in so few bytes are not worth a reject each."""
+    return items > LARGE_ARRAY and items * SHORTEST_READING > size_bytes
 
 
 def _parse(text: bytes, where: str) -> Any:

@@ -217,6 +217,23 @@ def test_four_megabytes_of_anything_take_no_more_than_a_moment(filler: bytes) ->
     assert time.process_time() - started < 3
 
 
+@pytest.mark.parametrize("item", [b"0", b"{}", b'{"pip":1}', b"[]"])
+def test_a_flood_of_items_is_one_reject(item: bytes) -> None:
+    payload = b"[" + b",".join([item] * (4_000_000 // (len(item) + 1))) + b"]"
+    started = time.process_time()
+    decoded = decode(b'{%s,"pip":1}' % TIME, payload)
+    assert [(reject.reason, reject.payload) for reject in decoded.rejects] == [("payload_too_large", payload)]
+    assert values(decoded) == {"pip": 1}
+    assert time.process_time() - started < 3
+
+
+def test_a_large_backlog_is_no_flood() -> None:
+    payload = b"[" + b",".join(b'{"timestamp":%d,"gor":%d}' % (1_795_500_000_000 + n, n % 9) for n in range(20_000))
+    decoded = decode(payload + b',3,{"timestamp":1795500000000,"gor":-1}]')
+    assert len(decoded.readings) == 20_001
+    assert [reject.item for reject in decoded.rejects] == [20_000]
+
+
 def test_a_fault_of_the_bulk_way_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = Decoder(TelemetrySettings(), "esp")
 
