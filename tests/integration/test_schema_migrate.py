@@ -11,6 +11,7 @@ from pydantic import SecretStr
 from esp_ingest.config import DatabaseSettings
 from esp_ingest.seams import StoreUnavailable
 from esp_ingest.store import schema
+from esp_ingest.store.queries import query
 from esp_ingest.store.schema import Migration, SchemaError, check_database, migrate, migrations
 from esp_ingest.telemetry.model import SIGNAL_NAMES
 from tests.support.databases import Database
@@ -206,8 +207,7 @@ class TestTrouble:
     ) -> None:
         """The tables are made all the same: a plain database works."""
         text = b"DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '42501', MESSAGE = 'permission denied'; END $$"
-        real = schema.query
-        monkeypatch.setattr(schema, "query", lambda name: text if name == "create_extension" else real(name))
+        monkeypatch.setattr(schema, "query", lambda name: text if name == "create_extension" else query(name))
         report = migrate(timescaledb_apache.settings)
         assert "CREATE EXTENSION timescaledb" in report.notes[0]
         assert "permission denied" in report.notes[0]
