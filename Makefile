@@ -65,14 +65,11 @@ floor: setup  ## unit tests with the oldest dependencies that pyproject.toml all
 	@.ci/floor.sh $(ARGS)
 
 .PHONY: lock
+LOCK = $(BIN)/uv pip compile --universal --generate-hashes --no-header --no-annotate --quiet
 lock: setup  ## pin the newest versions that pyproject.toml allows (ARGS=--upgrade)
-	@$(BIN)/uv pip compile pyproject.toml --all-extras --group dev --group bench --universal --generate-hashes \
-	  --no-header --no-annotate --quiet -o requirements.lock $(ARGS)
-	@# The container's: what runs the daemon, and what builds its wheel, at the same pins.
-	@$(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --no-header --no-annotate --quiet \
-	  -c requirements.lock -o requirements-run.lock
-	@echo 'hatchling>=1.25' | $(BIN)/uv pip compile - --universal --generate-hashes --no-header --no-annotate --quiet \
-	  -c requirements.lock -o requirements-build.lock
+	@$(LOCK) pyproject.toml --all-extras --group dev --group bench -o requirements.lock $(ARGS)
+	@$(LOCK) pyproject.toml -c requirements.lock -o requirements-run.lock $(ARGS)
+	@echo hatchling | $(LOCK) - -c requirements.lock -o requirements-build.lock $(ARGS)
 
 .PHONY: docs
 docs: setup  ## write the pages that are made from code
