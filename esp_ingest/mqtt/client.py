@@ -13,6 +13,7 @@ and the message in memory until PUBREL, was refused: it loses the message when t
 import logging
 import select
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -163,6 +164,7 @@ class BulkClient(paho.Client):
         self._on_deliveries = on_deliveries
         self._accepted = False
         self._epoch_lock = threading.Lock()
+        self._opening: socket.socket | None = None
         self._parts: list[bytes] = []
         self._have_bytes = self._need_bytes = 0
         # Merely set, this keeps paho from writing to the socket in the thread that queues a packet.
@@ -175,7 +177,15 @@ class BulkClient(paho.Client):
             self.epoch += 1
             self._accepted = False
         self._forget_partial_packet()
-        return super().reconnect()
+        try:
+            return super().reconnect()
+        except BaseException:
+            # paho leaves the socket to the garbage collector when a handshake of TLS or websockets fails.
+            if self._opening is not None:
+                self._opening.close()
+            raise
+        finally:
+            self._opening = None
 
     def acknowledge(self, deliveries: Sequence[Delivery]) -> int:
         """Queue the acknowledgements of this connection's deliveries, in the order given, as one write. Those of
@@ -243,6 +253,19 @@ class BulkClient(paho.Client):
         return False
 
     # -- paho's inside from here on: network thread only.
+
+    def _create_socket_connection(self) -> socket.socket:
+        self._opening = super()._create_socket_connection()
+        return self._opening
+
+    def _ssl_wrap_socket(self, tcp_sock: socket.socket) -> ssl.SSLSocket:
+        """As paho's, but the socket is known before the handshake. The context checks the host name."""
+        assert self._ssl_context is not None
+        wrapped = self._ssl_context.wrap_socket(tcp_sock, server_hostname=self._host, do_handshake_on_connect=False)
+        self._opening = wrapped
+        wrapped.settimeout(self._connect_timeout)
+        wrapped.do_handshake()
+        return wrapped
 
     def _packet_read(self) -> MQTTErrorCode:
         for _ in range(READS_PER_TURN):

@@ -355,6 +355,12 @@ class MqttSource:
         self._choose_protocol(link)
 
     def _unexplained_end(self, link: _Link) -> str:
+        if link.is_accepted and self._short_lived >= FLAPPING_CONNECTIONS:
+            # Mosquitto 2.0.11 says nothing to the client whose session is taken over.
+            return (
+                f"The connection to the broker at {self._address} keeps being lost: "
+                f"is there another client with the id {self._settings.client_id}?"
+            )
         if link.is_accepted:
             return f"The connection to the broker at {self._address} was lost."
         return f"The broker at {self._address} closed the connection without an answer to CONNECT."

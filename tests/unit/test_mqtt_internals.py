@@ -29,6 +29,8 @@ def test_the_pinned_minor_version_is_installed() -> None:
         ("_sock_recv", ["self", "bufsize"]),
         ("_sock_send", ["self", "buf"]),
         ("_sock_close", ["self"]),
+        ("_create_socket_connection", ["self"]),
+        ("_ssl_wrap_socket", ["self", "tcp_sock"]),
         ("reconnect", ["self"]),
         ("loop_read", ["self", "max_packets"]),
         ("loop_write", ["self"]),
@@ -51,6 +53,9 @@ def test_attributes(client: paho.Client) -> None:
     with client._msgtime_mutex:
         assert paho.time_func() > 0
     assert paho.PUBACK == 0x40
+    assert client._ssl_context is None
+    client.tls_set()
+    assert client._ssl_context.check_hostname
 
 
 def test_loop_read_reads_through_our_override(client: paho.Client, monkeypatch: pytest.MonkeyPatch) -> None:
