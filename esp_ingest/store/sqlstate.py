@@ -33,6 +33,8 @@ _D, _T, _O = Verdict.DATA, Verdict.TRANSIENT, Verdict.OPERATOR
 # The longest prefix wins: whole codes before classes.
 RULES: dict[str, Decision] = {
     # whole codes
+    # We never send NULL in a column that forbids it, so it is one that we do not know.
+    "23502": Decision(_O, "the table has a required column that this program does not write"),
     "23505": Decision(Verdict.DUPLICATE, "duplicate key"),
     "22P03": Decision(
         _O, "the table's column types are not those this program writes"

@@ -179,6 +179,12 @@ class TestCommunity:
             assert cursor.rowcount == 500  # every duplicate was found, and no new row was lost to the first one
         assert database.value("SELECT count(*) FROM esp_telemetry") == READINGS + 500
 
+    def test_the_decompression_limit_can_be_lifted(self, database: Database) -> None:
+        name = "timescaledb.max_tuples_decompressed_per_dml_transaction"
+        with database.connect() as connection:
+            connection.execute(query("lift_decompression_limit"))
+            assert connection.execute("SELECT current_setting(%s)", (name,)).fetchall() == [("0",)]
+
     def test_an_open_diagnosis_in_a_compressed_chunk_can_still_be_cleared(self, database: Database) -> None:
         upsert = (
             f'{INSERT_DIAGNOSIS} ON CONFLICT (well_id, diagnosis, "timestamp") '

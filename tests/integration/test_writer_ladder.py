@@ -316,6 +316,12 @@ class TestTheSetUp:
             make(plain).write(readings([("w1", 0)]), [], [])
         assert count(plain, "ingest_rejects") == 0
 
+    def test_a_required_column_of_a_newer_schema_keeps_the_batch(self, plain: Database, make: Make) -> None:
+        plain.run("ALTER TABLE esp_telemetry ADD COLUMN later int NOT NULL")
+        with pytest.raises(StoreUnavailable, match="a required column"):
+            make(plain).write(readings([("w1", 0)]), [], [])
+        assert count(plain, "ingest_rejects") == 0
+
     def test_a_trigger_that_swallows_rows_does_not_lose_them(self, plain: Database, make: Make) -> None:
         plain.run("CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'")
         plain.run("CREATE TRIGGER swallow BEFORE INSERT ON esp_telemetry FOR EACH ROW EXECUTE FUNCTION swallow()")

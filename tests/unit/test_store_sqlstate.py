@@ -17,6 +17,7 @@ CASES = {
     "22P03": ("22P03", OPERATOR),
     "22P04": ("22P04", OPERATOR),
     "23": ("23514", DATA),
+    "23502": ("23502", OPERATOR),
     "23505": ("23505", DUPLICATE),
     "25": ("25P02", TRANSIENT),
     "25006": ("25006", TRANSIENT),
