@@ -62,7 +62,7 @@ def migrate(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
     from esp_ingest.store import schema
 
-    for line in schema.migrate(settings.database).lines():
+    for line in schema.migrate(settings.database, adopt=arguments.adopt).lines():
         print(line)
     return EXIT_OK
 
@@ -137,7 +137,10 @@ def _parser() -> argparse.ArgumentParser:
 
     daemon = add("run", run, "the daemon: subscribe, store, diagnose; SIGTERM drains")
     daemon.add_argument("--workers", type=_count, default=1, metavar="N", help="processes that share the work (MQTT 5)")
-    add("migrate", migrate, "bring the database to the newest schema")
+    migration = add("migrate", migrate, "bring the database to the newest schema")
+    migration.add_argument(
+        "--adopt", action="store_true", help="apply what was left out before TimescaleDB was there; locks the tables"
+    )
     add("check", check, "configuration, broker, database and schema, a line each")
     _add_simulate(add("simulate", simulate, "be a fleet of ESP controllers, or replay a recording"))
     _add_demo(add("demo", demo, "all of it on this machine: embedded broker and database, a fleet with faults"))
