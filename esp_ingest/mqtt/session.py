@@ -10,6 +10,7 @@ spool.
 import json
 import logging
 import os
+import re
 from pathlib import Path
 
 from paho.mqtt.enums import MQTTProtocolVersion
@@ -22,8 +23,12 @@ from esp_ingest.seams import Clock
 
 logger = logging.getLogger(__name__)
 
-SESSION_FILE = "mqtt-session.json"
 _LEVELS = 3
+
+
+def session_file(client_id: str) -> str:
+    """Name of the record: one a client id, since the workers of one daemon share a state folder."""
+    return f"mqtt-session-{re.sub(r'[^A-Za-z0-9._-]', '_', client_id)}.json"
 
 
 class Topics:
@@ -55,7 +60,7 @@ class FilterRecord:
     survived: the record is a help, not a promise."""
 
     def __init__(self, settings: MqttSettings, folder: Path | None) -> None:
-        self._path = folder / SESSION_FILE if folder is not None else None
+        self._path = folder / session_file(settings.client_id) if folder is not None else None
         self._session = f"{settings.client_id}@{settings.host}:{settings.port}"
         self.filters = self._load()
 

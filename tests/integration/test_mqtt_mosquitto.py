@@ -12,6 +12,7 @@ import pytest
 from paho.mqtt.enums import MQTTProtocolVersion
 from pydantic import SecretStr
 
+from esp_ingest.mqtt.session import session_file
 from esp_ingest.mqtt.source import MqttSource
 from esp_ingest.service.clock import SystemClock
 from esp_ingest.service.metrics import Metrics
@@ -304,7 +305,7 @@ def test_a_changed_topic_root_ends_the_old_subscription(
         other.publish("old/W2/telemetry", b"queued under the old filter")
         source = start(state_folder=tmp_path)
         assert payloads(take(source, 1)) == [b"queued under the old filter"]
-        until(lambda: "old" not in (tmp_path / "mqtt-session.json").read_text())
+        until(lambda: "old" not in (tmp_path / session_file("esp-ingest")).read_text())
         other.publish("old/W2/telemetry", b"too late")
         other.publish(TOPIC, b"new")
         assert payloads(take(source, 1)) == [b"new"]

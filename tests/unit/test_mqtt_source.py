@@ -3,12 +3,13 @@
 import logging
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
 
 from esp_ingest.config import ConfigError, MqttSettings
-from esp_ingest.mqtt.session import SESSION_FILE
+from esp_ingest.mqtt.session import session_file
 from esp_ingest.mqtt.source import MqttSource
 from esp_ingest.service.clock import SystemClock
 from esp_ingest.service.metrics import Metrics
@@ -69,8 +70,8 @@ def metrics() -> Metrics:
 def new_source(broker: FakeBroker, metrics: Metrics) -> Iterator[SourceFactory]:
     made: list[MqttSource] = []
 
-    def new(*, state_folder: object = None, on: FakeBroker = broker, **overrides: object) -> MqttSource:
-        source = MqttSource(mqtt(on, **overrides), SystemClock(), metrics, state_folder)  # type: ignore[arg-type]
+    def new(*, state_folder: Path | None = None, on: FakeBroker = broker, **overrides: object) -> MqttSource:
+        source = MqttSource(mqtt(on, **overrides), SystemClock(), metrics, state_folder)
         made.append(source)
         source.start()
         return source
@@ -418,7 +419,7 @@ def test_a_session_lost_on_the_broker_is_told(
 
 
 def test_old_filters_are_ended_after_a_change_of_configuration(
-    broker: FakeBroker, new_source: SourceFactory, tmp_path: object
+    broker: FakeBroker, new_source: SourceFactory, tmp_path: Path
 ) -> None:
     broker.session_present = True
     first = new_source(state_folder=tmp_path, topic_root="old", share_group="g1")
@@ -428,7 +429,7 @@ def test_old_filters_are_ended_after_a_change_of_configuration(
     until(lambda: second.subscribed)
     (unsubscribe,) = broker.connection(2).wait_for(UNSUBSCRIBE)
     assert filters_of(unsubscribe, True, options=False) == ["$share/g1/old/+/telemetry", "new/+/telemetry"]
-    until(lambda: "old" not in (tmp_path / SESSION_FILE).read_text())  # type: ignore[operator]
+    until(lambda: "old" not in (tmp_path / session_file("esp-ingest")).read_text())
     second.close()
     third = new_source(state_folder=tmp_path, topic_root="new", share_group="g2")
     until(lambda: third.subscribed)
@@ -454,8 +455,8 @@ def test_an_old_filter_without_a_record_is_found_by_its_messages(broker: FakeBro
     assert len(connection.of(UNSUBSCRIBE)) == 1
 
 
-def test_a_damaged_record_is_survived(broker: FakeBroker, new_source: SourceFactory, tmp_path: object) -> None:
-    (tmp_path / SESSION_FILE).write_text('{"session": ')  # type: ignore[operator]
+def test_a_damaged_record_is_survived(broker: FakeBroker, new_source: SourceFactory, tmp_path: Path) -> None:
+    (tmp_path / session_file("esp-ingest")).write_text('{"session": ')
     source = new_source(state_folder=tmp_path)
     until(lambda: source.subscribed)
 
