@@ -197,6 +197,23 @@ def test_one_late_item_does_not_disturb_a_clean_array() -> None:
     assert decoded.readings.extra == {1: '{"n":1}'}
 
 
+def test_one_broken_gauge_keeps_its_place_in_a_clean_array() -> None:
+    items = [b'{%s,"gor":%d}' % (TIME, n) for n in range(6)]
+    items[3] = b'{%s,"gor":3,"pip":9000}' % TIME
+    items[5] = b'{%s,"gor":5,"pip":9001}' % TIME
+    decoded = decode(b'{%s,"gor":99}' % TIME, b"[" + b",".join(items) + b"]", b'{%s,"gor":99}' % TIME)
+    assert decoded.readings.values[SIGNAL_ROW["gor"]].tolist() == [99, 0, 1, 2, 3, 4, 5, 99]
+    assert decoded.readings.quality == {4: '{"pip": 9000}', 6: '{"pip": 9001}'}
+
+
+@pytest.mark.parametrize("beside", [b"", b',"gor":NaN', b',"x":1', b',"gor":null'])
+def test_zeros_keep_their_sign_on_every_way(beside: bytes) -> None:
+    config = {"limits": {"pip": {"low": -1}}}
+    for sent, negative in ((b"-0", False), (b"-0.0", True), (b"0", False), (b"-0e1", True)):
+        pip = decode(b'{%s,"pip":%s%s}' % (TIME, sent, beside), **config).readings.values[SIGNAL_ROW["pip"], 0]
+        assert (pip == 0, bool(np.signbit(pip))) == (True, negative)
+
+
 def test_any_age_where_the_limit_is_zero() -> None:
     decoded = decode(b'{"timestamp":"0001-01-01T00:00:00Z","pip":2}', max_age_days=0)
     assert decoded.readings.timestamp_us.tolist() == [-62_135_596_800_000_000]
