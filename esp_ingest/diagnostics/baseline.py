@@ -59,8 +59,7 @@ class Baselines:
 
     def _allocate(self, state: WellArrays) -> None:
         state.add("bucket", np.int64, NEVER)
-        state.add("bucket_rows", np.int64, 0)
-        state.add("bucket_dt", np.int64, 0)
+        state.add("pace", np.int64, 0, shape=(2,))  # readings, and the time since the one before each
         state.add("sum", np.float64, 0.0, self.signals)
         state.add("n", np.int64, 0, self.signals)
         state.add("square", np.float64, 0.0, self._squares)
@@ -101,8 +100,8 @@ class Baselines:
         if self._squares:
             some = weights[self._square_place]
             _accumulate(journal, state["square"], slots, rows, some * some, single)
-        _accumulate(journal, state["bucket_rows"][None], slots, rows, np.ones((1, rows.shape[0]), np.int64), single)
-        _accumulate(journal, state["bucket_dt"][None], slots, rows, dt_us[None], single)
+        both = np.stack([np.ones_like(dt_us), dt_us])
+        _accumulate(journal, state["pace"], slots, rows, both, single)
 
     # -- a bucket closes
 
@@ -113,7 +112,7 @@ class Baselines:
         sums, n = state["sum"][:, slots], state["n"][:, slots]
         with np.errstate(invalid="ignore", divide="ignore"):
             means = sums / n  # 0/0 is NaN: nothing measured
-            mean_dt = state["bucket_dt"][slots] / state["bucket_rows"][slots]
+            mean_dt = state["pace"][1, slots] / state["pace"][0, slots]
         journal.put(state["ring_tag"], (at, slots), closed)
         journal.put(state["ring_dt"], (at, slots), mean_dt)
         journal.put(state["ring_mean"], (slice(None), at, slots), means)
@@ -125,8 +124,7 @@ class Baselines:
             journal.put(state["square"], (slice(None), slots), 0.0)
         journal.put(state["sum"], (slice(None), slots), 0.0)
         journal.put(state["n"], (slice(None), slots), 0)
-        journal.put(state["bucket_rows"], slots, 0)
-        journal.put(state["bucket_dt"], slots, 0)
+        journal.put(state["pace"], (slice(None), slots), 0)
         self._fold(journal, slots, closed, now, means)
         self._refresh(journal, slots, now)
 
@@ -224,10 +222,10 @@ def _names(columns: Iterable[Key], functions: Sequence[str]) -> list[str]:
 def _accumulate(journal: Journal, array: Array, slots: Slots, rows: Slots, values: Any, single: bool) -> None:
     """``array[:, rows] += values``, in the order of the rows; ``single``: each well has one."""
     index = (slice(None), slots)
-    journal.keep(array, index)
     if single:
-        array[:, rows] += values
+        journal.put(array, index, array[index] + values)
         return
+    journal.keep(array, index)
     flat = array.reshape(-1)
     offsets = (np.arange(array.shape[0]) * array.shape[1])[:, None]
     np.add.at(flat, (offsets + rows).ravel(), np.asarray(values, array.dtype).ravel())

@@ -244,7 +244,10 @@ class Engine:
         return late
 
     def _rows(self, readings: Readings) -> Rows:
-        slot_of = np.fromiter((self._slot(well) for well in readings.wells), np.intp, len(readings.wells))
+        found = list(map(self._slots.get, readings.wells))
+        if None in found:
+            found = [self._slot(well) for well in readings.wells]
+        slot_of = np.array(found, np.intp)
         slot = slot_of[readings.well_index] if len(readings) else np.empty(0, np.intp)
         t, received = readings.timestamp_us, readings.received_us
         marked = _historical(readings.extra) if readings.extra else []

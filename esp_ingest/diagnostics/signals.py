@@ -21,7 +21,8 @@ FROZEN_SAMPLES = 12
 MIN_FREQUENCY_HZ = 5.0
 MIN_LOAD = 0.05
 GAUGE = ("pip", "discharge_pressure", "motor_temp", "intake_temp")
-FREEZABLE = ("flow_rate", "pip", "discharge_pressure", "motor_current", "motor_temp", "intake_temp", "vibration")
+# Not intake_temp: on a real well it stood still to 0.01 °F for hours while all was well.
+FREEZABLE = ("flow_rate", "pip", "discharge_pressure", "motor_current", "motor_temp", "vibration")
 PRESSURE_ORDER = "pressure_order"  # the channel "discharge below intake pressure while pumping"
 
 
@@ -303,14 +304,16 @@ class RunState:
         previous[first] = old
         out.running[those] = running
         for name in ("tripped", "start_us", "stop_us", "stopped_for"):
-            getattr(out, name)[those] = state[name][slots][group]
-        out.starts[:, those] = state["starts"][:, slots][:, group]
+            now = state[name][slots]
+            getattr(out, name)[those] = now if place is None else now[place]
+        starts = state["starts"][:, slots]
+        out.starts[:, those] = starts if place is None else starts[:, place]
         changes = np.flatnonzero(running != previous)
         for change in changes.tolist():
             end = int(np.searchsorted(group, group[change], side="right"))
             self._change(rows, out, those[change:end], int(previous[change]), int(running[change]))
-        ends = those[np.append(np.flatnonzero(first)[1:], group.shape[0]) - 1]
         if changes.size:
+            ends = those[np.append(np.flatnonzero(first)[1:], group.shape[0]) - 1]
             for name in ("running", "tripped", "start_us", "stop_us", "stopped_for"):
                 journal.put(state[name], slots, getattr(out, name)[ends])
             journal.put(state["starts"], (slice(None), slots), out.starts[:, ends])
