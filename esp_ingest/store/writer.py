@@ -171,7 +171,8 @@ class PostgresStore:
             self._give_back()
             if committing and lost:
                 self._doubt = True
-                raise StoreUnavailable("the connection was lost during a commit", str(error).strip()) from None
+                detail = sqlstate.unavailable(error).detail
+                raise StoreUnavailable("the connection was lost during a commit", detail) from None
             raise _climb(rung, error) from None
         except BaseException:
             # Not an error of the database: whatever it was, the transaction must not stay open.
