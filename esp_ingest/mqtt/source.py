@@ -109,6 +109,7 @@ class MqttSource:
 
         self._thread: threading.Thread | None = None
         self._ending = threading.Event()
+        self._is_paused = False
         self._is_discarding = False
         self._is_leaving = False
         self._wake_reader: socket.socket | None = None
@@ -121,9 +122,8 @@ class MqttSource:
     # -- The seam.
 
     def take(self, max_messages: int, max_bytes: int, timeout_seconds: float) -> list[Delivery]:
-        was_full = self._buffer.is_full()
         taken = self._buffer.take(max_messages, max_bytes, timeout_seconds)
-        if was_full and not self._buffer.is_full():
+        if self._is_paused and not self._buffer.is_full():
             self._wake()
         return taken
 
@@ -213,7 +213,7 @@ class MqttSource:
     def publish(self, topic: str, payload: bytes, qos: int = 1, retain: bool = False) -> Publication:
         """Send a message; never blocks. The publication tells when the broker has confirmed it; QoS 1 is sent again
         after a lost connection. Fails at once while there is no connection, or when as many are under way as the broker
-        takes: try again later. Raises ValueError for a topic with wildcards."""
+        takes: try again later. From any thread. Raises ValueError for a topic with wildcards."""
         publication = Publication(qos)
         if not self.connected or self._ending.is_set():
             publication.finish("not connected to the broker")
@@ -258,7 +258,12 @@ class MqttSource:
                 self.last_error = "Not connecting: the buffer is full and nothing is being stored."
                 self._rest(TURN_SECONDS)
                 continue
-            lasted = self._connect_and_serve()
+            lasted = 0.0
+            try:
+                lasted = self._connect_and_serve()
+            except Exception:
+                # For one, a TLS file that is gone when the protocol changes. Without this thread nothing arrives.
+                logger.exception("mqtt network thread failed, and goes on")
             if not self._ending.is_set():
                 self._rest(self._backoff.next_seconds(lasted, is_contested=self._link.is_contested))
 
@@ -270,15 +275,16 @@ class MqttSource:
         try:
             self._last_turn = now
             client.reconnect()
+            link.deadline = self._clock.monotonic() + self._settings.connect_timeout_seconds
             self._serve(client, link)
         except OSError as error:
             link.end = f"The broker at {self._address} cannot be reached: {error.strerror or error}."
         except Exception as error:
-            logger.exception("mqtt network thread failed, and goes on")
             link.end = f"The MQTT client failed: {error}."
+            raise
         finally:
             client.abort()
-        self._after(link)
+            self._after(link)
         if not link.is_accepted:
             return 0.0
         lasted = self._clock.monotonic() - link.opened_at
@@ -294,7 +300,7 @@ class MqttSource:
         fd, wake_fd = opened.fileno(), wake.fileno()
         poll.register(wake_fd, select.POLLIN)
         while client.socket() is not None:
-            is_paused = link.is_answered and self._buffer.is_full()
+            self._is_paused = is_paused = link.is_answered and self._buffer.is_full()
             reading = select.POLLRDHUP if is_paused else select.POLLIN
             poll.register(fd, reading | (select.POLLOUT if client.want_write() else 0))
             has_pending = not is_paused and client.pending() > 0
@@ -430,7 +436,8 @@ class MqttSource:
 
     def _refusal_sentence(self, reason: ReasonCode) -> str:
         if reason.value == _UNSUPPORTED_PROTOCOL:
-            return f"{_REFUSED_PROTOCOL} {self.protocol}: set mqtt.protocol to one that it speaks."
+            share = ", and clear mqtt.share_group, which needs 5" if self._settings.share_group else ""
+            return f"{_REFUSED_PROTOCOL} {self.protocol}: set mqtt.protocol to one that it speaks{share}."
         if reason.value in (_BAD_LOGIN, _NOT_AUTHORIZED):
             user = self._settings.username or "(none)"
             return (

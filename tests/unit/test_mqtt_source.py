@@ -401,6 +401,19 @@ def test_unusable_tls_files_are_a_configuration_error(broker: FakeBroker, metric
         MqttSource(mqtt(broker, tls=True, ca_file="/nowhere/ca.pem"), SystemClock(), metrics)
 
 
+def test_the_network_thread_survives_an_error_of_ours(
+    broker: FakeBroker, new_source: SourceFactory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = new_source()
+    until(lambda: source.subscribed)
+    monkeypatch.setattr(source, "_keep_house", lambda *_: 1 / 0)
+    broker.connection(2)
+    assert source.network_thread_alive()
+    assert "mqtt network thread failed, and goes on" in caplog.messages
+    monkeypatch.undo()
+    until(lambda: source.subscribed)
+
+
 # -- Sessions.
 
 
