@@ -1,0 +1,455 @@
+"""What ships beside the code: each file is checked by its own linter where that is here, and by its structure always.
+
+promtool comes with Debian's package prometheus, systemd-analyze with systemd; there is no Docker engine and no hadolint
+on the machines that build this, so the Dockerfile and the compose file are checked for what must hold in them.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from esp_ingest import __version__
+from esp_ingest.config import load
+from esp_ingest.service.http import PATHS
+from esp_ingest.service.metrics import Metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ROOT / "config"
+RUNBOOKS = ROOT / "docs/runbooks"
+USER_ID = 10_001
+
+
+def text_of(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def linter(name: str, package: str) -> str:
+    found = shutil.which(name)
+    if found is None and os.environ.get("CI") == "true":
+        pytest.fail(f"no {name}: apt-get install {package}")
+    if found is None:
+        pytest.skip(f"no {name}: apt-get install {package}")
+    return found
+
+
+def passes(*command: str, cwd: Path = ROOT) -> str:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+# -- Prometheus.
+
+RULES: list[dict[str, Any]] = yaml.safe_load(text_of("config/prometheus/alerts.yml"))["groups"][0]["rules"]
+ALERTS = [rule["alert"] for rule in RULES]
+
+# What makes each alert fire: series in promtool's notation, a value every minute.
+FIRES: dict[str, dict[str, str]] = {
+    "EspIngestDown": {'up{job="esp-ingest"}': "0x60"},
+    "EspIngestRestarting": {'process_start_time_seconds{job="esp-ingest"}': "1x40 100x2 200x2 300x20"},
+    "EspIngestNotReady": {"esp_ingest_ready": "0x60"},
+    "EspIngestMqttDisconnected": {"esp_ingest_mqtt_connected": "1x60", "esp_ingest_mqtt_subscribed": "0x60"},
+    "EspIngestReconnecting": {"esp_ingest_mqtt_reconnects_total": "0+2x60"},
+    "EspIngestSessionLost": {"esp_ingest_mqtt_sessions_lost_total": "0x50 1x10"},
+    "EspIngestMessagesDropped": {'esp_ingest_messages_dropped_total{qos="0"}': "0x50 9x10"},
+    "EspIngestDatabaseDown": {"esp_ingest_database_up": "0x60"},
+    "EspIngestSpoolNotDraining": {"esp_ingest_spool_messages": "7x60", "esp_ingest_database_up": "1x60"},
+    "EspIngestSpoolFull": {"esp_ingest_spool_full": "1x60"},
+    "EspIngestSpoolFailing": {"esp_ingest_spool_failures_total": "0+1x60"},
+    "EspIngestSpoolDamaged": {"esp_ingest_spool_set_aside_total": "0x50 1x10"},
+    "EspIngestMessagesStuck": {"esp_ingest_oldest_unacked_seconds": "500x60"},
+    "EspIngestWindowFull": {"esp_ingest_unacked_messages": "19500x60", "esp_ingest_window_messages": "20000x60"},
+    "EspIngestLagging": {
+        'esp_ingest_ingest_latency_seconds_bucket{le="10.0"}': "0+5x60",
+        'esp_ingest_ingest_latency_seconds_bucket{le="30.0"}': "0+10x60",
+        'esp_ingest_ingest_latency_seconds_bucket{le="+Inf"}': "0+10x60",
+    },
+    "EspIngestNoReadings": {"esp_ingest_readings_received_total": "5x60", "esp_ingest_ready": "1x60"},
+    "EspIngestRejecting": {"esp_ingest_reject_alarm": "1x60"},
+    "EspIngestReconciliation": {"esp_ingest_reconciliation_failures_total": "0x50 1x10"},
+    "EspIngestRuleDisabled": {"esp_ingest_diagnostics_rules_disabled": "1x60"},
+    "EspIngestRulesNotReloaded": {'esp_ingest_diagnostics_reloads_total{outcome="failed"}': "0x50 1x10"},
+    "EspIngestPublishBacklog": {"esp_ingest_diagnostics_publish_backlog": "3x60"},
+}
+# A daemon at work, on which none of them may fire.
+WELL = {
+    'up{job="esp-ingest"}': "1x60",
+    'process_start_time_seconds{job="esp-ingest"}': "1x60",
+    "esp_ingest_ready": "1x60",
+    "esp_ingest_mqtt_connected": "1x60",
+    "esp_ingest_mqtt_subscribed": "1x60",
+    "esp_ingest_mqtt_reconnects_total": "1x60",
+    "esp_ingest_mqtt_sessions_lost_total": "0x60",
+    'esp_ingest_messages_dropped_total{qos="0"}': "0x60",
+    "esp_ingest_database_up": "1x60",
+    "esp_ingest_spool_messages": "0x60",
+    "esp_ingest_spool_full": "0x60",
+    "esp_ingest_spool_failures_total": "0x60",
+    "esp_ingest_spool_set_aside_total": "0x60",
+    "esp_ingest_oldest_unacked_seconds": "0.3x60",
+    "esp_ingest_unacked_messages": "5000x60",
+    "esp_ingest_window_messages": "20000x60",
+    'esp_ingest_ingest_latency_seconds_bucket{le="10.0"}': "0+100x60",
+    'esp_ingest_ingest_latency_seconds_bucket{le="+Inf"}': "0+100x60",
+    "esp_ingest_readings_received_total": "0+100x60",
+    "esp_ingest_reject_alarm": "0x60",
+    "esp_ingest_reconciliation_failures_total": "0x60",
+    "esp_ingest_diagnostics_rules_disabled": "0x60",
+    'esp_ingest_diagnostics_reloads_total{outcome="failed"}': "0x60",
+    "esp_ingest_diagnostics_publish_backlog": "0x60",
+}
+
+
+def metric_names(expression: str) -> set[str]:
+    return set(re.findall(r"\b(?:esp_ingest|process)_[a-z_]+", expression))
+
+
+def existing_names() -> set[str]:
+    """Every series name that /metrics can show, buckets, sums and counts included."""
+    names = {info.name for info in Metrics().catalogue}
+    for info in Metrics().catalogue:
+        if info.kind == "histogram":
+            names |= {info.name + end for end in ("_bucket", "_sum", "_count")}
+    return names | set(re.findall(r"^(process_\w+)", Metrics().render().decode(), re.MULTILINE))
+
+
+def test_every_alert_is_made_of_metrics_that_exist() -> None:
+    for rule in RULES:
+        assert metric_names(rule["expr"]) <= existing_names(), rule["alert"]
+
+
+def test_every_alert_has_one_runbook_and_every_runbook_an_alert() -> None:
+    for rule in RULES:
+        assert rule["annotations"]["runbook"] == f"docs/runbooks/{rule['alert']}.md"
+        assert rule["labels"]["severity"] in ("critical", "warning")
+        runbook = text_of(rule["annotations"]["runbook"])
+        headings = re.findall(r"^## (.+)$", runbook, re.MULTILINE)
+        assert headings == ["Meaning", "Impact", "Diagnosis", "Mitigation"]
+        assert f"`{rule['expr']}`" in runbook, "the runbook quotes another expression"
+        assert rule["alert"] in text_of("docs/runbooks/README.md")
+    assert {path.stem for path in RUNBOOKS.glob("Esp*.md")} == set(ALERTS)
+
+
+def test_links_between_the_documents_lead_somewhere() -> None:
+    pages = [*RUNBOOKS.glob("*.md"), *(ROOT / "docs").glob("*.md"), *CONFIG.glob("*/README.md")]
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
+
+
+def test_promtool_accepts_rules_and_configuration() -> None:
+    promtool = linter("promtool", "prometheus")
+    passes(promtool, "check", "config", "prometheus.yml", cwd=CONFIG / "prometheus")
+    passes(promtool, "check", "rules", "alerts.yml", cwd=CONFIG / "prometheus")
+
+
+def _case(series: dict[str, str], fires: set[str]) -> dict[str, Any]:
+    """A promtool case in which, after an hour of ``series``, these alerts fire and no other."""
+    labelled = {_with_instance(name): values for name, values in series.items()}
+    return {
+        "interval": "1m",
+        "input_series": [{"series": name, "values": values} for name, values in labelled.items()],
+        "alert_rule_test": [
+            {
+                "eval_time": "55m",
+                "alertname": rule["alert"],
+                "exp_alerts": _expected(rule, series, rule["alert"] in fires),
+            }
+            for rule in RULES
+            if not fires or rule["alert"] in fires
+        ],
+    }
+
+
+def _with_instance(name: str) -> str:
+    return f'{name[:-1]},instance="a"}}' if name.endswith("}") else f'{name}{{instance="a"}}'
+
+
+def _expected(rule: dict[str, Any], series: dict[str, str], fires: bool) -> list[dict[str, Any]]:
+    if not fires:
+        return []
+    # The labels of the left-hand series stay; of a histogram only the instance does.
+    firing = next(name for name in series if not name.endswith("connected"))
+    labels = dict(re.findall(r'(\w+)="([^"]*)"', firing))
+    labels = {key: value for key, value in labels.items() if key != "le"}
+    return [{"exp_labels": {**labels, "instance": "a", **rule["labels"]}, "exp_annotations": rule["annotations"]}]
+
+
+def test_every_alert_fires_when_it_should_and_none_on_a_healthy_daemon(tmp_path: Path) -> None:
+    promtool = linter("promtool", "prometheus")
+    assert set(FIRES) == set(ALERTS)
+    cases = [_case(WELL, set()), *(_case(series, {alert}) for alert, series in FIRES.items())]
+    tests = tmp_path / "alerts_test.yml"
+    tests.write_text(
+        yaml.safe_dump(
+            {"rule_files": [str(CONFIG / "prometheus/alerts.yml")], "evaluation_interval": "1m", "tests": cases}
+        )
+    )
+    passes(promtool, "test", "rules", str(tests))
+
+
+# -- Grafana.
+
+
+def test_the_dashboard_shows_only_metrics_that_exist() -> None:
+    dashboard = json.loads(text_of("config/grafana/esp-ingest.json"))
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    assert len(expressions) > 20
+    for expression in expressions:
+        assert metric_names(expression)
+        assert metric_names(expression) <= existing_names(), expression
+
+
+def test_the_dashboards_panels_do_not_overlap() -> None:
+    taken: set[tuple[int, int]] = set()
+    for panel in json.loads(text_of("config/grafana/esp-ingest.json"))["panels"]:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert place["x"] + place["w"] <= 24
+        assert not cells & taken, panel["title"]
+        taken |= cells
+
+
+def test_the_dashboards_queries_are_valid(tmp_path: Path) -> None:
+    promtool = linter("promtool", "prometheus")
+    panels = json.loads(text_of("config/grafana/esp-ingest.json"))["panels"]
+    rules = [
+        {"record": f"panel:{panel['id']}:{target['refId']}", "expr": target["expr"].replace("$__rate_interval", "1m")}
+        for panel in panels
+        for target in panel["targets"]
+    ]
+    file = tmp_path / "queries.yml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
+    passes(promtool, "check", "rules", str(file))
+
+
+# -- systemd.
+
+
+def unit() -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for line in text_of("config/systemd/esp-ingest.service").splitlines():
+        if "=" in line and not line.startswith("#"):
+            key, _, value = line.partition("=")
+            found.setdefault(key, []).append(value)
+    return found
+
+
+def test_the_unit_notifies_is_watched_and_gets_time_to_drain() -> None:
+    settings = unit()
+    service = load().service
+    assert settings["Type"] == ["notify"]
+    assert int(settings["WatchdogSec"][0]) >= 10
+    assert int(settings["TimeoutStopSec"][0]) > service.drain_seconds
+    assert settings["Restart"] == ["always"]
+    assert settings["RestartPreventExitStatus"] == ["2"]
+    assert settings["StateDirectory"] == ["esp-ingest"]
+
+
+def test_the_units_secrets_are_credentials_of_settings_that_exist(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = unit()
+    credentials = {line.split(":")[0] for line in settings["LoadCredential"]}
+    for name in credentials:
+        (tmp_path / name).write_text("x")
+    for line in settings["Environment"]:
+        variable, _, value = line.partition("=")
+        monkeypatch.setenv(variable, value.replace("%d", str(tmp_path)))
+        credentials.discard(value.removeprefix("%d/"))
+    assert not credentials
+    load()  # an unknown variable, or a file that is not one of the credentials, would raise
+
+
+def test_systemd_accepts_the_unit_and_finds_it_hardened(tmp_path: Path) -> None:
+    analyze = linter("systemd-analyze", "systemd")
+    copy = tmp_path / "esp-ingest.service"
+    text = text_of("config/systemd/esp-ingest.service")
+    copy.write_text(re.sub(r"^ExecStart=\S+", "ExecStart=/bin/true", text, flags=re.MULTILINE))
+    said = passes(analyze, "verify", str(copy))
+    assert "Unknown" not in said
+    exposure = re.search(
+        r"exposure level for esp-ingest.service: ([\d.]+)", passes(analyze, "security", "--offline=true", str(copy))
+    )
+    assert exposure
+    assert float(exposure[1]) < 2.0
+
+
+# -- Docker.
+
+
+def instructions() -> list[tuple[str, str]]:
+    joined = re.sub(r"\\\n\s*", " ", text_of("Dockerfile"))
+    lines = [line for line in joined.splitlines() if line.strip() and not line.startswith("#")]
+    return [(line.split()[0], line.split(maxsplit=1)[1]) for line in lines]
+
+
+def test_the_image_is_pinned_locked_and_does_not_run_as_root() -> None:
+    steps = instructions()
+    base = next(rest for step, rest in steps if step == "ARG")
+    assert re.fullmatch(r"PYTHON=python:3\.\d+-slim-\w+", base), "a tag that names Python and Debian"
+    assert [step for step, _ in steps].count("FROM") == 2
+    last_stage = steps[max(at for at, (step, _) in enumerate(steps) if step == "FROM") :]
+    assert [rest for step, rest in last_stage if step == "USER"] == [f"{USER_ID}:{USER_ID}"]
+    assert dict(last_stage)["ENTRYPOINT"] == '["esp-ingest"]'
+    installs = [command for _, rest in steps for command in rest.split("&&") if "pip install" in command]
+    assert installs
+    for command in installs:
+        assert "--require-hashes" in command or "--no-index" in command, command
+    environment = " ".join(rest for step, rest in last_stage if step == "ENV")
+    assert "ESP_INGEST_HTTP__HOST=0.0.0.0" in environment
+    assert "STATE_DIRECTORY=/var/lib/esp-ingest" in environment
+    assert "/health/live" in dict(last_stage)["HEALTHCHECK"]
+    assert not [rest for _, rest in steps if re.search(r"password|secret|\bADD\b", rest, re.IGNORECASE)]
+
+
+def test_everything_the_image_copies_is_there_and_let_through() -> None:
+    allowed = {line[1:] for line in text_of(".dockerignore").splitlines() if line.startswith("!")}
+    copied: set[str] = set()
+    for step, rest in instructions():
+        if step == "COPY" and not rest.startswith("--from"):
+            copied |= set(rest.split()[:-1])
+    assert copied == allowed
+    for name in copied:
+        assert (ROOT / name).exists()
+    # What the wheel takes from outside of the package has to be in the build context.
+    for source in re.findall(r'^"((?:sql|config)[^"]*)" = "esp_ingest/', text_of("pyproject.toml"), re.MULTILINE):
+        assert source in copied
+
+
+@pytest.mark.parametrize("name", ["requirements-run.lock", "requirements-build.lock"])
+def test_the_images_locks_have_the_pins_of_the_tests_and_no_test_tools(name: str) -> None:
+    def pins(file: str) -> set[str]:
+        return set(re.findall(r"^([a-z0-9-]+==\S+)", text_of(file), re.MULTILINE))
+
+    assert pins(name) <= pins("requirements.lock")
+    assert not {pin for pin in pins(name) if pin.split("==")[0] in ("pytest", "ruff", "mypy", "iotcore", "matplotlib")}
+    assert text_of(name).count("--hash=sha256:") >= len(pins(name))
+
+
+COMPOSE: dict[str, Any] = yaml.safe_load(text_of("docker-compose.yml"))
+
+
+def test_compose_has_the_whole_chain_each_with_a_health_check() -> None:
+    services = COMPOSE["services"]
+    assert set(services) == {"mosquitto", "timescaledb", "migrate", "esp_ingest", "prometheus"}
+    for name in ("mosquitto", "timescaledb", "prometheus"):
+        assert services[name]["healthcheck"]["test"]
+    assert services["timescaledb"]["image"] == "timescale/timescaledb:2.23.1-pg17"
+    assert services["esp_ingest"]["depends_on"]["migrate"]["condition"] == "service_completed_successfully"
+    assert services["migrate"]["depends_on"]["timescaledb"]["condition"] == "service_healthy"
+    for service in services.values():
+        assert re.search(r":[\w.-]*\d", service["image"]), "a tag that names a version"
+
+
+def test_compose_publishes_on_loopback_alone() -> None:
+    for name, service in COMPOSE["services"].items():
+        for published in service.get("ports", []):
+            assert published.startswith(("127.0.0.1:", "${MQTT_ADDRESS:-127.0.0.1}:")), f"{name} {published}"
+
+
+def test_composes_secrets_are_files_and_its_settings_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, secret in COMPOSE["secrets"].items():
+        assert secret == {"file": f"./secrets/{name}"}
+        (tmp_path / name).write_text("x")
+    for service in ("esp_ingest", "migrate"):
+        for variable, value in COMPOSE["services"][service]["environment"].items():
+            assert "PASSWORD" not in variable or variable.endswith("_FILE")
+            monkeypatch.setenv(variable, value.replace("/run/secrets", str(tmp_path)))
+    assert load().mqtt.password.get_secret_value() == "x"
+    assert "secrets/" in text_of(".gitignore")
+
+
+def test_the_containers_get_time_to_drain_and_a_spool_that_outlives_them() -> None:
+    service = COMPOSE["services"]["esp_ingest"]
+    assert int(service["stop_grace_period"].rstrip("s")) > load().service.drain_seconds
+    assert "spool:/var/lib/esp-ingest" in service["volumes"]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+
+
+def test_compose_opens_the_shipped_brokers_listener_to_the_containers_and_changes_nothing_else(tmp_path: Path) -> None:
+    service = COMPOSE["services"]["mosquitto"]
+    script = service["command"][2].replace("$$", "$")
+    edit = re.search(r"sed '([^']+)'", script)
+    assert edit
+    edited = passes("sed", edit[1], str(ROOT / "mosquitto.conf"))
+    changed = [
+        (old, new)
+        for old, new in zip(text_of("mosquitto.conf").splitlines(), edited.splitlines(), strict=True)
+        if old != new
+    ]
+    assert changed == [("listener 1883 127.0.0.1", "listener 1883")]
+    for volume in service["volumes"]:
+        if volume.startswith("./"):
+            assert (ROOT / volume.split(":")[0]).exists()
+
+
+# -- Kubernetes.
+
+MANIFESTS: list[dict[str, Any]] = list(yaml.safe_load_all(text_of("config/kubernetes/esp-ingest.yaml")))
+
+
+def manifest(kind: str) -> dict[str, Any]:
+    (found,) = [each for each in MANIFESTS if each["kind"] == kind]
+    return found
+
+
+def test_the_pod_probes_paths_that_exist() -> None:
+    (container,) = manifest("StatefulSet")["spec"]["template"]["spec"]["containers"]
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        assert container[probe]["httpGet"]["path"] in PATHS
+        assert container[probe]["httpGet"]["port"] == "http"
+    assert container["readinessProbe"]["httpGet"]["path"] == "/health/ready"
+
+
+def test_the_pod_is_locked_down_and_drains() -> None:
+    pod = manifest("StatefulSet")["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["runAsUser"] == USER_ID
+    assert pod["enableServiceLinks"] is False
+    assert pod["terminationGracePeriodSeconds"] > load().service.drain_seconds
+    for container in [*pod["initContainers"], *pod["containers"]]:
+        context = container["securityContext"]
+        assert context["readOnlyRootFilesystem"] is True
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert container["image"] == f"esp-ingest:{__version__}"
+        assert container["resources"]["limits"]["memory"]
+
+
+def test_the_pods_settings_are_valid_and_its_mounts_exist(tmp_path: Path) -> None:
+    text = manifest("ConfigMap")["data"]["esp_ingest.toml"]
+    for name in ("mqtt_password", "database_password"):
+        (tmp_path / name).write_text("x")
+    file = tmp_path / "esp_ingest.toml"
+    file.write_text(text.replace("/run/secrets/esp-ingest", str(tmp_path)))
+    settings = load(file)
+    stateful = manifest("StatefulSet")["spec"]
+    volumes = {volume["name"] for volume in stateful["template"]["spec"]["volumes"]}
+    volumes |= {claim["metadata"]["name"] for claim in stateful["volumeClaimTemplates"]}
+    (container,) = stateful["template"]["spec"]["containers"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert set(mounts) == volumes
+    assert settings.spool.path.startswith(mounts["state"])
+    (claim,) = stateful["volumeClaimTemplates"]
+    assert settings.spool.max_bytes < int(claim["spec"]["resources"]["requests"]["storage"].removesuffix("Gi")) * 2**30
+    assert settings.http.host == "0.0.0.0"
+
+
+def test_selectors_and_labels_agree() -> None:
+    labels = manifest("StatefulSet")["spec"]["template"]["metadata"]["labels"]
+    assert manifest("StatefulSet")["spec"]["selector"]["matchLabels"] == labels
+    assert manifest("Service")["spec"]["selector"] == labels
+    assert manifest("NetworkPolicy")["spec"]["podSelector"]["matchLabels"] == labels
