@@ -16,8 +16,8 @@ $(VENV)/.stamp: requirements.lock pyproject.toml
 	  { echo "esp-ingest needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "   setting up $(VENV) (half a minute the first time)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) --require-hashes -r requirements.lock
-	@$(PIP) --no-deps --no-build-isolation -e .
+	@SECONDS=0; $(PIP) --require-hashes -r requirements.lock && $(PIP) --no-deps --no-build-isolation -e . && \
+	  echo "   set up in $$SECONDS s"
 	@touch $@
 
 .PHONY: setup
