@@ -1,0 +1,154 @@
+"""The loop: how batches are cut, that settling follows safety, and the alarm on rejects."""
+
+import json
+from dataclasses import dataclass, field
+
+import pytest
+
+from esp_ingest.config import load
+from esp_ingest.pipeline import Pipeline, RejectAlarm
+from esp_ingest.service.metrics import Metrics
+from esp_ingest.stage import Batch, Outcome
+from esp_ingest.telemetry.decode import Decoder
+from tests.support.fake_clock import FakeClock
+from tests.support.fake_source import FakeSource
+
+
+@dataclass
+class StageByHand:
+    """A stage that gives a batch back when the test says so."""
+
+    submitted: list[Batch] = field(default_factory=list)
+    finished: Outcome | None = None
+    spooling: bool = False
+    hurried: bool = False
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.submitted)
+
+    def submit(self, batch: Batch) -> None:
+        self.submitted.append(batch)
+
+    def poll(self, timeout_seconds: float) -> tuple[Batch, Outcome] | None:
+        if self.finished is None:
+            return None
+        outcome, self.finished = self.finished, None
+        return self.submitted.pop(), outcome
+
+    def hurry(self) -> None:
+        self.hurried = True
+
+
+class Rig:
+    def __init__(self, **batch: float) -> None:
+        settings = load(batch={"max_rows": 3, "max_age_seconds": 1.0} | batch, mqtt={"receive_maximum": 100})
+        self.clock = FakeClock()
+        self.source = FakeSource(self.clock)
+        self.stage = StageByHand()
+        self.metrics = Metrics()
+        decoder = Decoder(settings.telemetry, "esp")
+        self.pipeline = Pipeline(
+            self.source,
+            lambda deliveries: decoder.decode(deliveries, deliveries[-1].received_us),
+            self.stage,
+            self.clock,
+            self.metrics,
+            settings.batch,
+            settings.service,
+        )
+
+    def publish(self, count: int, payload: bytes | None = None) -> None:
+        for _ in range(count):
+            reading = {"timestamp": self.clock.now_us() // 1000, "pip": 1}
+            self.source.session.publish(b"esp/W1/telemetry", payload or json.dumps(reading).encode())
+
+
+def test_a_batch_is_cut_by_rows() -> None:
+    rig = Rig()
+    rig.publish(7)
+    rig.pipeline.run_once()
+    assert [len(batch.deliveries) for batch in rig.stage.submitted] == [3]
+
+
+def test_a_batch_is_cut_by_age() -> None:
+    rig = Rig()
+    rig.publish(1)
+    rig.pipeline.run_once(0.1)
+    assert not rig.stage.submitted
+    rig.clock.advance(1.0)
+    rig.pipeline.run_once(0.1)
+    assert [len(batch.deliveries) for batch in rig.stage.submitted] == [1]
+
+
+def test_a_batch_is_cut_by_bytes() -> None:
+    rig = Rig(max_rows=50, max_bytes=2_048)
+    rig.publish(5, b"x" * 1_000)
+    rig.pipeline.run_once()
+    assert [len(batch.deliveries) for batch in rig.stage.submitted] == [3]
+
+
+def test_the_readings_of_an_array_count_as_rows() -> None:
+    rig = Rig()
+    item = {"timestamp": rig.clock.now_us() // 1000, "pip": 1}
+    rig.publish(2, json.dumps([item] * 3).encode())
+    rig.pipeline.run_once()
+    assert [batch.decoded.items for batch in rig.stage.submitted if batch.decoded] == [6]
+
+
+def test_nothing_is_acknowledged_before_the_stage_gives_it_back() -> None:
+    rig = Rig()
+    rig.publish(7)
+    for _ in range(5):
+        rig.pipeline.run_once()
+    assert not rig.source.session.acked
+    assert len(rig.stage.submitted) == 1, "one batch in the stage"
+    rig.stage.finished = Outcome(written=3)
+    rig.pipeline.run_once()
+    assert len(rig.source.session.acked) == 3
+    assert len(rig.stage.submitted) == 1, "the next one, decoded meanwhile"
+    assert rig.stage.submitted[0].decoded is not None
+
+
+def test_a_batch_for_the_spool_is_not_decoded_in_vain() -> None:
+    rig = Rig()
+    rig.stage.spooling = True
+    rig.publish(3)
+    rig.pipeline.run_once()
+    assert rig.stage.submitted[0].decoded is None
+
+
+def test_drain_settles_what_is_held_and_says_when_it_could_not() -> None:
+    rig = Rig()
+    rig.publish(2)
+    rig.pipeline.run_once()
+    turns = iter(range(5))
+    assert not rig.pipeline.drain(lambda: next(turns, None) is None), "the stage never gave it back"
+    assert rig.stage.hurried
+    rig.stage.finished = Outcome(written=2)
+    assert rig.pipeline.drain(lambda: False)
+    assert len(rig.source.session.acked) == 2
+
+
+@pytest.mark.parametrize(
+    ("batches", "expected"),
+    [
+        ([(10, 0)], 0),
+        ([(0, 1_000)], 1),
+        ([(0, 600), (1, 0), (0, 600)], 1),  # the share, though not in a row
+        ([(0, 50)], 0),  # too few to say anything
+        ([(500, 400)], 0),
+        ([(0, 0)], None),
+    ],
+)
+def test_the_alarm_on_rejects(batches: list[tuple[int, int]], expected: int | None) -> None:
+    alarm = RejectAlarm(load().service, FakeClock())
+    assert [alarm.note(accepted, rejected) for accepted, rejected in batches][-1] == expected
+
+
+def test_the_alarm_ends_when_the_minute_is_over() -> None:
+    clock = FakeClock()
+    alarm = RejectAlarm(load().service, clock)
+    assert alarm.note(0, 2_000) == 1
+    clock.advance(61)
+    assert alarm.note(10, 0) == 0

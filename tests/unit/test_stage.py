@@ -1,0 +1,183 @@
+"""The writer stage: patience, spooling, draining, isolation. Database and clock are fakes, the spool is real."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from esp_ingest.config import Settings, load
+from esp_ingest.service.metrics import Metrics
+from esp_ingest.stage import Batch, InlineStage, Outcome, Stage, ThreadedStage
+from esp_ingest.store.spool import Spool
+from esp_ingest.telemetry.decode import Decoder
+from esp_ingest.telemetry.model import Decoded, Delivery, RejectReason
+from tests.support.fake_clock import FakeClock
+from tests.support.fake_store import FakeStore
+
+
+class Rig:
+    """A stage with everything around it in memory, but for the spool."""
+
+    def __init__(self, folder: Path, *, after_seconds: float = 10.0, spool: bool = True) -> None:
+        self.settings: Settings = load(spool={"after_seconds": after_seconds}, batch={"max_rows": 5})
+        self.clock = FakeClock()
+        self.store = FakeStore()
+        self.metrics = Metrics()
+        self.spool = Spool(folder / "spool", 10_000_000, 1_000_000) if spool else None
+        self.decoder = Decoder(self.settings.telemetry, "esp")
+        self.stage = Stage(
+            self.settings, self.store, self.spool, None, self.decode, self.clock, self.metrics, lambda: None
+        )
+
+    def decode(self, deliveries: list[Delivery]) -> Decoded:
+        return self.decoder.decode(deliveries, deliveries[-1].received_us)
+
+    def batch(self, first: int, count: int) -> Batch:
+        now_us = self.clock.now_us()
+        return Batch(
+            [
+                Delivery(
+                    b"esp/W1/telemetry",
+                    json.dumps({"timestamp": now_us // 1000 - 10_000 + number, "pip": number}).encode(),
+                    1,
+                    number + 1,
+                    1,
+                    now_us,
+                )
+                for number in range(first, first + count)
+            ]
+        )
+
+    def value(self, name: str, **labels: str) -> float:
+        found = self.metrics.registry.get_sample_value(f"esp_ingest_{name}", labels)
+        assert found is not None, name
+        return found
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    made = Rig(tmp_path)
+    yield made
+    assert made.spool is not None
+    made.spool.close()
+
+
+def test_a_batch_is_written_and_counted(rig: Rig) -> None:
+    outcome = rig.stage.process(rig.batch(0, 3))
+    assert (outcome.written, outcome.spooled) == (3, 0)
+    assert rig.value("readings_written_total") == 3
+    assert rig.value("database_up") == 1
+
+
+def test_a_short_outage_is_waited_out_with_growing_pauses(rig: Rig) -> None:
+    rig.store.failures = ["before"] * 4
+    outcome = rig.stage.process(rig.batch(0, 3))
+    assert outcome.written == 3
+    assert len(rig.clock.slept) == 4
+    assert rig.value("database_retries_total") == 4
+
+
+def test_a_long_outage_goes_to_the_spool_and_drains_in_order(rig: Rig) -> None:
+    rig.store.away = True
+    assert rig.stage.process(rig.batch(0, 3)).spooled == 3
+    assert rig.clock.monotonic() - 1_000.0 >= rig.settings.spool.after_seconds
+    before = rig.clock.monotonic()
+    assert rig.stage.process(rig.batch(3, 3)).spooled == 3
+    assert rig.clock.monotonic() - before < 1, "the second batch does not wait again"
+    assert rig.value("spool_messages") == 6
+
+    rig.store.away = False
+    rig.clock.sleep(60)
+    while rig.stage.spooling:
+        rig.stage.idle()
+    assert [key[1] for key in rig.store.telemetry] == sorted(key[1] for key in rig.store.telemetry)
+    assert len(rig.store.telemetry) == 6
+    assert rig.value("spool_messages") == 0
+    assert rig.value("spool_drained_total") == 6
+    assert rig.stage.process(rig.batch(6, 1)).written == 1, "live again"
+
+
+def test_while_the_spool_holds_anything_live_messages_go_through_it(rig: Rig) -> None:
+    rig.store.away = True
+    rig.stage.process(rig.batch(0, 3))
+    rig.store.away = False
+    assert rig.stage.process(rig.batch(3, 3)).spooled == 3, "first in, first out"
+
+
+def test_a_commit_whose_outcome_is_unknown_is_written_again_harmlessly(rig: Rig) -> None:
+    rig.store.failures = ["after"]
+    outcome = rig.stage.process(rig.batch(0, 3))
+    assert (outcome.written, outcome.duplicates) == (0, 3)
+    assert len(rig.store.telemetry) == 3
+
+
+def test_a_full_spool_stops_acknowledging_and_loses_nothing(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, after_seconds=0)
+    assert rig.spool is not None
+    rig.spool.max_bytes = 1
+    rig.store.away = True
+
+    def heal_after_three_waits(seconds: float) -> None:
+        rig.clock.sleep(seconds)
+        rig.store.away = len(rig.clock.slept) < 3
+
+    rig.stage.pause = heal_after_three_waits
+    outcome = rig.stage.process(rig.batch(0, 3))
+    assert outcome.written == 3, "it waited for the database instead"
+    assert rig.value("spool_written_total") == 0
+    rig.spool.close()
+
+
+def test_our_own_failure_on_one_message_costs_only_that_message(rig: Rig) -> None:
+    decode = rig.stage._decode
+
+    def fails_on_two(deliveries: list[Delivery]) -> Decoded:
+        if any(b'"pip": 2}' in delivery.payload for delivery in deliveries):
+            raise ZeroDivisionError
+        return decode(deliveries)
+
+    rig.stage._decode = fails_on_two
+    outcome = rig.stage.process(rig.batch(0, 5))
+    assert (outcome.written, outcome.rejected) == (4, 1)
+    assert [reject.reason for reject in rig.store.rejects.values()] == [RejectReason.INTERNAL_ERROR]
+
+
+def test_hurrying_spools_at_once(rig: Rig) -> None:
+    rig.store.away = True
+    InlineStage(rig.stage).hurry()
+    before = rig.clock.monotonic()
+    assert rig.stage.process(rig.batch(0, 3)).spooled == 3
+    assert rig.clock.monotonic() - before < 1
+
+
+def wait_for(threaded: ThreadedStage) -> tuple[Batch, Outcome]:
+    while True:
+        finished = threaded.poll(5.0)
+        if finished is not None:
+            return finished
+
+
+def test_the_threads_error_is_raised_in_its_owner(rig: Rig) -> None:
+    threaded = ThreadedStage(rig.stage)
+
+    def die(_batch: Batch) -> None:
+        raise MemoryError
+
+    rig.stage.process = die  # type: ignore[method-assign, assignment]
+    threaded.start()
+    threaded.submit(rig.batch(0, 1))
+    with pytest.raises(MemoryError):
+        wait_for(threaded)
+
+
+def test_a_thread_writes_what_is_submitted_and_ends_when_closed(rig: Rig) -> None:
+    threaded = ThreadedStage(rig.stage)
+    threaded.start()
+    batch = rig.batch(0, 4)
+    threaded.submit(batch)
+    finished = wait_for(threaded)
+    assert finished[0] is batch
+    assert finished[1].written == 4
+    assert not threaded.busy
+    assert threaded.close(10.0)
