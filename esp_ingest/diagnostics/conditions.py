@@ -131,7 +131,12 @@ def quantity(text: str | float, unit: Unit | None = None) -> tuple[float, Unit]:
     found = unit_named(match[2])
     if unit is not None and not found.same_kind(unit):
         raise ConditionError(f"{text!r} is in {found}, needed is {unit}")
-    return float(match[1]) * found.factor, Unit(found.powers)
+    return _in_base(float(match[1]), found), Unit(found.powers)
+
+
+def _in_base(value: float, unit: Unit) -> float:
+    """70 % is 0.7, not 0.7000000000000001."""
+    return value / 100 if unit.factor == 0.01 else value * unit.factor
 
 
 def duration_us(text: str) -> int:
@@ -463,7 +468,7 @@ class _Parser:
         unit = NONE
         if self._peek().kind == "unit":
             found = unit_named(self._next().text)
-            value *= found.factor
+            value = _in_base(value, found)
             unit = Unit(found.powers)
         array = np.float64(value)
         return _Node(unit, number=lambda _: array, constant=value)  # type: ignore[arg-type,return-value]  # broadcasts

@@ -51,7 +51,7 @@ def story(seed: int, count: int, step_seconds: float) -> Story:
     values = np.full((len(SIGNALS), count), np.nan)
     for name, mean in normal.items():
         values[SIGNAL_ROW[name]] = np.round(mean * (1 + 0.004 * rng.standard_normal(count)), 3)
-    for _ in range(int(rng.integers(3, 14))):
+    for _ in range(int(rng.integers(3, 16))):
         _fault(rng, values, count)
     quality: dict[int, str] = {}
     for row in np.flatnonzero(rng.random(count) < 0.01):
@@ -71,7 +71,7 @@ def _fault(rng: np.random.Generator, values: np.ndarray, count: int) -> None:
     start = int(rng.integers(0, count))
     length = int(rng.integers(1, max(2, count // 4)))
     part = slice(start, start + length)
-    kind = int(rng.integers(0, 10))
+    kind = int(rng.integers(0, 16))
     if kind == 0:  # stop
         values[[row["motor_current"], row["vsd_frequency"], row["flow_rate"]], part] = 0
     elif kind == 1:  # underload
@@ -95,8 +95,32 @@ def _fault(rng: np.random.Generator, values: np.ndarray, count: int) -> None:
     elif kind == 8:  # leak
         values[row["flow_rate"], part] *= 0.6
         values[row["pip"], part] *= 1.2
-    else:  # pressure order
+    elif kind == 9:  # pressure order
         values[row["discharge_pressure"], part] = 100
+    elif kind == 10:  # another frequency
+        values[row["vsd_frequency"], part] += 3
+        values[row["motor_current"], part] *= (53 / 50) ** 2
+    elif kind == 11:  # pump-off
+        fall = np.linspace(1, 0.3, length)[: values[row["pip"], part].shape[0]]
+        values[row["pip"], part] *= fall
+        values[row["flow_rate"], part] *= 1 - 0.5 * (1 - fall)
+        values[row["motor_current"], part] *= 0.78
+    elif kind == 12:  # solids, leakage
+        values[row["motor_current"], part] *= 1.2
+        values[row["vibration"], part] *= 1.5
+        values[row["leakage_current"], part] *= 1.7
+    elif kind == 13:  # dead head
+        values[row["flow_rate"], part] = 20
+        values[row["motor_current"], part] *= 0.8
+        values[[row["pip"], row["discharge_pressure"]], part] *= 1.1
+    elif kind == 14:  # broken shaft
+        values[row["flow_rate"], part] = 0
+        values[row["motor_current"], part] *= 0.45
+        values[row["pip"], part] *= 1.2
+    else:  # gas, and a narrow intake
+        values[row["gor"], part] *= 2.2
+        values[row["flow_rate"], part] *= 0.75
+        values[row["motor_current"], part] *= 0.9
 
 
 def merged(stories: Sequence[Story], order: np.random.Generator | None) -> Readings:
@@ -150,7 +174,7 @@ SHAPES = st.sampled_from(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     shape=SHAPES,
@@ -215,16 +239,8 @@ def test_the_stories_raise_most_rules() -> None:
                 key[1] for key in whole(merged([story(seed * 7 + at, count, step) for at in range(4)], None), LIMITED)
             }
     missing = {rule.name for rule in LIMITED.rules} - seen
-    assert missing <= {
-        "current_imbalance",
-        "clock_skew",
-        "blocked_intake",
-        "broken_shaft",
-        "dead_head",
-        "high_gor",
-        "leakage",
-        "solids",
-    }
+    # These need a signal that no story sends, a clock that is off, or days of data.
+    assert missing <= {"current_imbalance", "clock_skew", "blocked_intake"}
 
 
 @pytest.mark.parametrize("step", [1.0, 300.0])

@@ -1,0 +1,295 @@
+"""The engine on small stories: one rule at a time, with what it must and must not do."""
+
+import json
+
+import numpy as np
+import pytest
+
+from esp_ingest.diagnostics import rules
+from esp_ingest.diagnostics.engine import Engine
+from esp_ingest.resources import config_file
+from esp_ingest.telemetry.model import SIGNAL_ROW, SIGNALS, DiagnosticRow, Readings, Severity
+
+MINUTE = 60_000_000
+HOUR = 60 * MINUTE
+START = 1_700_006_400_000_000  # a full hour
+NORMAL = {
+    "flow_rate": 900.0, "pip": 400.0, "motor_current": 45.0, "motor_temp": 220.0, "vibration": 0.1,
+    "vsd_frequency": 50.0, "gor": 300.0, "discharge_pressure": 1800.0, "intake_temp": 180.0,
+}  # fmt: skip
+RULES_TEXT = config_file("rules.toml").read_text(encoding="utf-8")
+
+
+class Well:
+    """Feeds one well to an engine and keeps the rows that would be written."""
+
+    def __init__(self, text: str = RULES_TEXT, step_us: int = 5 * MINUTE) -> None:
+        self.engine = Engine(rules.parse(text))
+        self.step_us = step_us
+        self.t = START
+        self.table: dict[tuple[str, int], DiagnosticRow] = {}
+        self._wiggle = np.random.default_rng(1)
+
+    def send(self, count: int = 1, *, extra: str | None = None, quality: str | None = None, **changes: float) -> None:
+        """``count`` readings of ordinary running with ``changes``, each a step after the one before."""
+        for _ in range(count):
+            values = np.full((len(SIGNALS), 1), np.nan)
+            for name, value in {**NORMAL, **changes}.items():
+                noise = 0 if name in changes else 0.002 * self._wiggle.standard_normal()
+                values[SIGNAL_ROW[name], 0] = value * (1 + noise)
+            self.feed(self.t, values, extra, quality)
+            self.t += self.step_us
+
+    def feed(self, t: int, values: np.ndarray, extra: str | None = None, quality: str | None = None) -> None:
+        readings = Readings(
+            ["W"],
+            np.zeros(1, np.int32),
+            np.array([t]),
+            np.array([t + 1_000_000]),
+            values,
+            {0: extra} if extra else {},
+            {0: quality} if quality else {},
+        )
+        evaluation = self.engine.evaluate(readings)
+        self.engine.accept(evaluation)
+        self.keep(evaluation.rows)
+
+    def keep(self, rows: list[DiagnosticRow]) -> None:
+        for row in rows:
+            self.table[row.diagnosis, row.raised_us] = row
+
+    def rows(self, diagnosis: str) -> list[DiagnosticRow]:
+        return [row for key, row in sorted(self.table.items(), key=lambda item: item[0][1]) if key[0] == diagnosis]
+
+    def names(self) -> set[str]:
+        return {key[0] for key in self.table}
+
+
+@pytest.fixture
+def well() -> Well:
+    well = Well()
+    well.send(12 * 9)
+    assert well.table == {}
+    return well
+
+
+STOPPED = {"motor_current": 0.0, "vsd_frequency": 0.0, "flow_rate": 0.0}
+
+
+def test_underload_is_raised_after_its_delay_and_cleared_after_its_own(well: Well) -> None:
+    low = well.t
+    well.send(4, motor_current=32.0)
+    (row,) = well.rows("underload")
+    assert row.raised_us == low + 10 * MINUTE
+    assert (row.severity, row.state, row.cleared_us) == (Severity.HIGH, "unacknowledged", None)
+    assert row.value == pytest.approx(32 / 45, rel=0.02)
+    assert row.threshold == pytest.approx(0.8)
+    assert "since 2023-11-15 09:00 UTC" in row.message
+    assert json.loads(row.snapshot_json)["motor_current"] == 32.0
+    assert json.loads(row.actions_json) == ["check inflow, valves and gas", "lower the frequency"]
+    back = well.t
+    well.send(13)
+    (row,) = well.rows("underload")
+    assert row.cleared_us == back + 60 * MINUTE
+    assert row.state == "returned-unacknowledged"
+    assert row.peak is not None
+    assert row.peak <= row.value  # type: ignore[operator]
+
+
+def test_a_dip_shorter_than_the_delay_raises_nothing(well: Well) -> None:
+    well.send(2, motor_current=32.0)
+    well.send(1)
+    well.send(2, motor_current=32.0)
+    well.send(3)
+    assert well.names() <= {"gas_interference"}
+
+
+def test_inside_the_deadband_nothing_clears(well: Well) -> None:
+    well.send(4, motor_current=32.0)
+    well.send(24, motor_current=45 * 0.82)
+    assert well.rows("underload")[0].cleared_us is None
+
+
+def test_returning_within_the_off_delay_is_the_same_occurrence(well: Well) -> None:
+    for _ in range(3):
+        well.send(4, motor_current=32.0)
+        well.send(4)
+    (row,) = well.rows("underload")
+    well.send(13)
+    assert well.rows("underload")[0].occurrences == 3
+    assert row.cleared_us is None
+
+
+def test_nothing_is_known_before_six_hours_of_running() -> None:
+    well = Well()
+    well.send(12 * 5)
+    well.send(12, motor_current=20.0)
+    assert "underload" not in well.names()
+
+
+def test_a_stop_is_an_event_and_a_trip_after_underload_is_high(well: Well) -> None:
+    well.send(3, **STOPPED)
+    assert [(row.severity, row.state) for row in well.rows("trip")] == [(Severity.INFO, "unacknowledged")]
+    well.send(12 * 3)
+    assert well.rows("trip")[0].cleared_us is not None
+    well.send(4, motor_current=32.0)
+    well.send(1, **STOPPED)
+    assert well.rows("trip")[1].severity is Severity.HIGH
+    assert well.rows("underload")[0].cleared_us == well.rows("trip")[1].raised_us
+
+
+def test_process_rules_wait_an_hour_after_a_start(well: Well) -> None:
+    well.send(8, **STOPPED)
+    start = well.t
+    well.send(20, motor_current=32.0)
+    assert well.rows("underload")[0].raised_us == start + 70 * MINUTE
+
+
+def test_a_dropout_of_the_gauge_is_an_event_and_no_alarm(well: Well) -> None:
+    zeros = {"pip": 0.0, "discharge_pressure": 0.0}
+    well.send(1, **zeros, motor_temp=np.nan, intake_temp=np.nan, quality='{"motor_temp":0,"intake_temp":0}')
+    well.send(2)
+    assert well.names() == {"gauge_dropout"}
+    (row,) = well.rows("gauge_dropout")
+    assert row.severity is Severity.INFO
+    assert row.cleared_us == row.raised_us + 5 * MINUTE
+
+
+def test_a_failed_gauge_is_found_on_the_third_sample_and_silences_its_rules() -> None:
+    well = Well(RULES_TEXT + '\n[wells.W]\nlimits = { motor_temp = "240 °F" }\n')
+    well.send(12 * 9)
+    bad = well.t
+    well.send(2, motor_temp=np.nan, quality='{"motor_temp":6200}')
+    assert well.names() == set()
+    well.send(1, motor_temp=np.nan, quality='{"motor_temp":6200}')
+    (row,) = well.rows("gauge_failure")
+    assert row.raised_us == bad + 10 * MINUTE
+    assert "motor_temp" in row.message
+    well.send(6, motor_temp=400.0)  # believable again, but not yet believed
+    assert well.names() == {"gauge_failure"}
+    well.send(12)
+    assert well.rows("gauge_failure")[0].cleared_us is not None
+    well.send(2, motor_temp=250.0)
+    assert well.rows("motor_hot")[0].severity is Severity.HIGH
+
+
+def test_the_graver_step_raises_the_severity_of_the_same_occurrence() -> None:
+    well = Well(RULES_TEXT + '\n[wells.W]\nlimits = { motor_temp = "240 °F" }\n', step_us=MINUTE)
+    well.send(3, motor_temp=250.0)
+    assert [row.severity for row in well.rows("motor_hot")] == [Severity.HIGH]
+    well.send(3, motor_temp=280.0)
+    (row,) = well.rows("motor_hot")
+    assert row.severity is Severity.CRITICAL
+    assert row.threshold == pytest.approx(270)
+
+
+def test_without_a_limit_the_rule_is_off(well: Well) -> None:
+    well.send(30, motor_temp=500.0, motor_current=44.0)
+    assert "motor_hot" not in well.names()
+
+
+def test_a_missing_signal_disables_only_the_rules_that_need_it(well: Well) -> None:
+    well.send(20, flow_rate=np.nan, motor_current=32.0)
+    assert "underload" in well.names()
+    assert "low_flow" not in well.names()
+
+
+def test_gas_lock_holds_back_what_it_causes(well: Well) -> None:
+    well.send(8, motor_current=28.0, flow_rate=200.0)
+    assert [row.state for row in well.rows("gas_lock")] == ["unacknowledged"]
+    assert [row.state for row in well.rows("underload")] == ["suppressed"]
+    assert [row.state for row in well.rows("low_flow")] == ["suppressed"]
+    assert {row.severity for row in well.rows("gas_lock")} == {Severity.CRITICAL}
+
+
+def test_late_doubled_and_marked_readings_change_nothing(well: Well) -> None:
+    values = np.full((len(SIGNALS), 1), np.nan)
+    values[SIGNAL_ROW["motor_current"], 0] = 1.0
+    values[SIGNAL_ROW["vsd_frequency"], 0] = 0.0
+    before = well.engine.export()
+    well.feed(well.t - well.step_us, values)
+    well.feed(well.t - 10 * well.step_us, values)
+    well.feed(well.t, values, extra='{"historical":true}')
+    assert well.table == {}
+    assert well.engine.export() == before
+
+
+def test_discard_takes_everything_back(well: Well) -> None:
+    before = well.engine.export()
+    values = np.full((len(SIGNALS), 1), np.nan)
+    values[SIGNAL_ROW["motor_current"], 0] = 0.0
+    values[SIGNAL_ROW["vsd_frequency"], 0] = 0.0
+    readings = Readings(["W"], np.zeros(1, np.int32), np.array([well.t]), np.array([well.t]), values)
+    evaluation = well.engine.evaluate(readings)
+    assert [row.diagnosis for row in evaluation.rows] == ["trip", "gauge_dropout"][: len(evaluation.rows)]
+    assert evaluation.rows
+    well.engine.discard(evaluation)
+    assert well.engine.export() == before
+    assert well.engine.open_occurrences() == []
+
+
+def test_silence_gives_the_same_row_from_the_clock_and_from_the_next_reading() -> None:
+    tables = []
+    for ticks in (False, True):
+        well = Well()
+        well.send(30)
+        last = well.t - well.step_us
+        if ticks:
+            for minutes in (10, 16, 60):
+                evaluation = well.engine.tick(last + minutes * MINUTE)
+                well.engine.accept(evaluation)
+                well.keep(evaluation.rows)
+            assert [row.cleared_us for row in well.rows("stale_well")] == [None]
+        well.t = last + 70 * MINUTE
+        well.send(1)
+        (row,) = well.rows("stale_well")
+        assert row.raised_us == last + 15 * MINUTE
+        assert row.cleared_us == last + 70 * MINUTE
+        assert row.severity is Severity.HIGH
+        tables.append(well.table)
+    assert tables[0] == tables[1]
+
+
+def test_three_starts_in_a_day_are_cycling(well: Well) -> None:
+    for _ in range(3):
+        well.send(10, **STOPPED)
+        well.send(10)
+    (row,) = well.rows("cycling")
+    assert row.severity is Severity.HIGH
+
+
+def test_a_rule_that_fails_is_switched_off_and_the_others_run(well: Well) -> None:
+    lane = next(lane for lane in well.engine._lanes if lane.rule.name == "gas_interference")
+
+    class Broken:
+        columns = lane.condition.columns
+        headline = None
+        sites = ()
+
+        @staticmethod
+        def evaluate(frame: object) -> None:
+            raise ZeroDivisionError("a rule of a user")
+
+    lane.condition = Broken()  # type: ignore[assignment]
+    well.send(4, motor_current=32.0)
+    assert "underload" in well.names()
+    assert well.engine.failed_rules() == {"gas_interference": "ZeroDivisionError: a rule of a user"}
+
+
+def test_extra_signals_take_part() -> None:
+    well = Well(step_us=MINUTE)
+    well.send(3, extra='{"current_imbalance":12.5}')
+    (row,) = well.rows("current_imbalance")
+    assert row.value == pytest.approx(0.125)
+    assert "12.5 %" in row.message
+
+
+def test_what_must_not_be_called_out_of_turn(well: Well) -> None:
+    evaluation = well.engine.evaluate(Readings.empty())
+    with pytest.raises(RuntimeError):
+        well.engine.evaluate(Readings.empty())
+    with pytest.raises(RuntimeError):
+        well.engine.export()
+    well.engine.accept(evaluation)
+    with pytest.raises(RuntimeError):
+        well.engine.accept(evaluation)
