@@ -85,6 +85,7 @@ def test_a_batch_is_cut_by_bytes() -> None:
     rig = Rig(max_rows=50, max_bytes=2_048)
     rig.publish(5, b"x" * 1_000)
     rig.pipeline.run_once()
+    rig.pipeline.run_once()
     assert [len(batch.deliveries) for batch in rig.stage.submitted] == [3]
 
 
