@@ -14,6 +14,8 @@ Readiness turns red first, after ``service.stuck_after_seconds``; liveness half 
 import threading
 from typing import TYPE_CHECKING, NamedTuple
 
+from esp_ingest.service.log import redact
+
 if TYPE_CHECKING:
     from esp_ingest.config import ServiceSettings
     from esp_ingest.seams import Clock
@@ -74,7 +76,8 @@ class Health:
         with self._lock:
             before = self._conditions.get(name)
             since = before.since if before is not None and before.ok == ok else self.clock.monotonic()
-            self._conditions[name] = _Condition(ok, detail, since)
+            # Details quote libraries' errors, and whoever reaches the port may read them.
+            self._conditions[name] = _Condition(ok, redact(detail), since)
             if ok:
                 self._started.add(name)
 

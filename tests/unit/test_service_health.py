@@ -164,3 +164,9 @@ def test_it_is_fed_and_asked_from_many_threads(health: Health) -> None:
         thread.join()
     assert errors == []
     assert health.ready()[0]
+
+
+def test_no_password_is_told_to_whoever_asks(health: Health) -> None:
+    health.set(conditions.DATABASE, False, "cannot reach postgresql://esp:hunter2@db/esp")
+    assert "hunter2" not in str(health.ready())
+    assert "postgresql://esp:***@db/esp" in str(health.ready())
