@@ -477,7 +477,7 @@ def pglite_server() -> Iterator[Server]:
 @pytest.fixture
 def pglite(pglite_server: Server) -> Database:
     """TimescaleDB community edition in WebAssembly without tables of ours (the extension may be installed already): one
-    connection at a time, no COPY FROM STDIN, and no message larger than about 60 kB, which it takes for several."""
+    connection at a time, no COPY FROM STDIN. Keep statements small: parameters of about 100 kB were seen to end it."""
     database = Database(pglite_server.dsn, pglite_server)
     try:
         database.drop_everything()
