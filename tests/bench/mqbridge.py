@@ -9,6 +9,7 @@ CONFLICT), does not split an array into rows, and cannot write received_at (the 
 """
 
 import argparse
+import logging
 import signal
 import threading
 
@@ -68,6 +69,8 @@ def main() -> None:
     options = parser.parse_args()
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    logging.basicConfig(level=logging.ERROR)
+    mq_bridge.init_logging("error")
     route = mq_bridge.Route.from_config({"bench": config(options)}, "bench")
     route.start()
     stopping.wait()

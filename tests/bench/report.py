@@ -107,7 +107,7 @@ class Results:
         lines += table(_HEAD, (self._row(case.key, who) for case in CASES for who in self._who(case.key)))
         lines += ["", "Targets, each ratio taken within a round, the median of the rounds:", ""]
         lines += table(("case", "what", "wanted", "reached", "met"), (target.cells() for target in self.targets()))
-        lines += ["", *self._latency_lines(), *self._failure_lines()]
+        lines += ["", *self._latency_lines(), *self._startup_lines(), *self._failure_lines()]
         return "\n".join(lines) + "\n"
 
     def _who(self, case: str) -> list[str]:
@@ -146,6 +146,15 @@ class Results:
             if cores is not None and growth is not None:
                 lines.append(f"* (c) {who}: {cores:.0%} of a core, memory grew by {growth:.1f} MB")
         return lines
+
+    def _startup_lines(self) -> list[str]:
+        if not self.startup:
+            return []
+        start = self.startup
+        return [
+            f"* start: import {start.import_seconds:.2f} s ({start.import_cpu_seconds:.2f} s of CPU), live after "
+            f"{start.live_seconds:.2f} s with no broker and no database, {start.idle_rss_bytes / 1e6:.0f} MB idle"
+        ]
 
     def _failure_lines(self) -> list[str]:
         failed = [run for run in self.runs if run.failure]

@@ -260,11 +260,16 @@ def _publish(well: bytes, payload: bytes) -> bytes:
 
 
 def _after_topic(packet: bytes) -> int:
+    start = after_header(packet)
+    return start + 2 + int.from_bytes(packet[start : start + 2], "big")
+
+
+def after_header(packet: bytes) -> int:
+    """Where the variable header of an MQTT packet begins."""
     at = 1
     while packet[at] & 0x80:
         at += 1
-    at += 1
-    return at + 2 + int.from_bytes(packet[at : at + 2], "big")
+    return at + 1
 
 
 def encode_length(length: int) -> bytes:
