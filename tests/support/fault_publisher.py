@@ -238,7 +238,8 @@ def compare(folder: Path, dsn: str) -> Comparison:
     with psycopg.connect(dsn) as connection:
         for well in plan["wells"]:
             found = _compare_well(connection, well, plan, summary[well]["sent"], _journal(folder, well))
-            first_lost = first_lost or str(found.pop("first_lost"))
+            first = str(found.pop("first_lost"))
+            first_lost = first_lost or first
             for key, count in found.items():
                 totals[key] += int(count)
     return Comparison(
