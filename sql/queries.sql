@@ -183,10 +183,10 @@ FROM well_latest
 ORDER BY well_id;
 
 -- name: demo_alarms
--- Open occurrences, the gravest first; events (info) need nobody's attention.
+-- Open occurrences, the gravest first; events (info) and what is suppressed need nobody's attention.
 SELECT well_id, diagnosis, severity, message
 FROM active_diagnostics
-WHERE severity <> 'info'
+WHERE severity <> 'info' AND state NOT IN ('suppressed', 'shelved', 'out_of_service')
 ORDER BY array_position(ARRAY['critical', 'high', 'medium', 'low'], severity), well_id, diagnosis;
 
 -- name: demo_diagnoses
