@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -47,6 +47,12 @@ def _settings(arguments: argparse.Namespace) -> "Settings":
     return config.load(arguments.config)
 
 
+def _print(lines: Iterable[str]) -> int:
+    for line in lines:
+        print(line)
+    return EXIT_OK
+
+
 def run(arguments: argparse.Namespace) -> int:
     from esp_ingest import daemon
 
@@ -62,9 +68,7 @@ def migrate(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
     from esp_ingest.store import schema
 
-    for line in schema.migrate(settings.database, adopt=arguments.adopt).lines():
-        print(line)
-    return EXIT_OK
+    return _print(schema.migrate(settings.database, adopt=arguments.adopt).lines())
 
 
 def check(arguments: argparse.Namespace) -> int:
@@ -95,7 +99,7 @@ def rejects(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
     from esp_ingest import rejects as room
 
-    return room.run(settings, arguments)
+    return _print(room.run(settings, arguments))
 
 
 def rules(arguments: argparse.Namespace) -> int:

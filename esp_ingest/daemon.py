@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -28,12 +29,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _COLLECT_EVERY = 200_000  # new container objects between two collections of the youngest generation
+_SWITCH_SECONDS = 0.001  # a health check waits so long at most for the interpreter, not the default five times that
 _OBSERVE_SECONDS = 0.5  # how often gauges, health and the watchdog are brought up to date
 
 
 def run(settings: Settings) -> int:
     """Run until SIGTERM or SIGINT. Returns the exit code: 0 when all that was held is safe, 1 otherwise."""
     logs.configure(settings.log)
+    sys.setswitchinterval(_SWITCH_SECONDS)
     clock = SystemClock()
     signals = Signals()
     signals.install()
@@ -209,4 +212,11 @@ def _spare_the_collector() -> None:
 
 
 def _decode_with(decoder: "Decoder") -> Callable[[list[Delivery]], Decoded]:
-    return lambda deliveries: decoder.decode(deliveries, deliveries[-1].received_us)
+    def decode(deliveries: list[Delivery]) -> Decoded:
+        fallbacks = decoder.fallbacks
+        decoded = decoder.decode(deliveries)
+        if decoder.fallbacks != fallbacks:
+            log.error("batch decoded one by one, please report", extra={"messages": len(deliveries)})
+        return decoded
+
+    return decode

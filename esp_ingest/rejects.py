@@ -23,15 +23,17 @@ from esp_ingest.telemetry.timestamps import parse_moment
 _SHOWN_PAYLOAD_CHARACTERS = 4_000
 
 
-def run(settings: Settings, arguments: argparse.Namespace) -> int:
-    """Returns the exit code. Raises ConfigError for a senseless filter, StoreUnavailable without a database."""
+def run(settings: Settings, arguments: argparse.Namespace) -> Iterator[str]:
+    """The lines to print. Raises ConfigError for a senseless filter, StoreUnavailable without a database."""
     with connect(settings.database) as connection:
         if arguments.action == "show":
-            return _show(connection, arguments.id)
+            yield from _show(connection, arguments.id)
+            return
         which = _filter(arguments, SystemClock().now_us())
         if arguments.action == "list":
-            return _list(connection, which, arguments.limit)
-        return _replay(settings, connection, which, arguments)
+            yield from _list(connection, which, arguments.limit)
+        else:
+            yield from _replay(settings, connection, which, arguments)
 
 
 def _filter(arguments: argparse.Namespace, now_us: int) -> RejectFilter:
@@ -46,17 +48,16 @@ def _filter(arguments: argparse.Namespace, now_us: int) -> RejectFilter:
     return RejectFilter(reason=reason, topic=arguments.topic, since_us=since_us, until_us=until_us)
 
 
-def _list(connection: Connection, which: RejectFilter, limit: int) -> int:
+def _list(connection: Connection, which: RejectFilter, limit: int) -> Iterator[str]:
     found = stored_rejects.list_rejects(connection, which, limit)
     for each in found:
         mark = "replayed" if each.replayed_us is not None else "-"
-        print(f"{each.id}  {_time(each)}  {each.reject.reason:<20} {mark:<8} {_topic(each)}  {each.reject.detail}")
+        yield f"{each.id}  {_time(each)}  {each.reject.reason:<20} {mark:<8} {_topic(each)}  {each.reject.detail}"
     more = f", the newest {limit}: narrow it with --reason, --topic, --since or --until" if len(found) == limit else ""
-    print(f"{len(found)} rejects{more}")
-    return 0
+    yield f"{len(found)} rejects{more}"
 
 
-def _show(connection: Connection, reject_id: str) -> int:
+def _show(connection: Connection, reject_id: str) -> Iterator[str]:
     try:
         found = stored_rejects.show_reject(connection, reject_id)
     except ValueError as error:
@@ -64,20 +65,21 @@ def _show(connection: Connection, reject_id: str) -> int:
     if found is None:
         raise LookupError(f"There is no reject {reject_id}: take an id from `esp-ingest rejects list`.")
     reject = found.reject
-    print(f"id          {found.id}")
-    print(f"received    {_time(found)}{' (redelivered)' if reject.redelivered else ''}")
-    print(f"topic       {_topic(found)}")
-    print(f"reason      {reject.reason}: {reject.detail}")
-    print(f"item        {reject.item}")
-    print(f"replayed    {at_us(found.replayed_us).isoformat() if found.replayed_us is not None else 'no'}", end="")
-    print(f" ({found.replay_outcome})" if found.replay_outcome else "")
-    print(f"payload     {len(reject.payload)} bytes")
+    yield f"id          {found.id}"
+    yield f"received    {_time(found)}{' (redelivered)' if reject.redelivered else ''}"
+    yield f"topic       {_topic(found)}"
+    yield f"reason      {reject.reason}: {reject.detail}"
+    yield f"item        {reject.item}"
+    when = at_us(found.replayed_us).isoformat() if found.replayed_us is not None else "no"
+    yield f"replayed    {when}{f' ({found.replay_outcome})' if found.replay_outcome else ''}"
+    yield f"payload     {len(reject.payload)} bytes"
     shown = reject.payload[:_SHOWN_PAYLOAD_CHARACTERS].decode("utf-8", "backslashreplace")
-    print(shown.encode("unicode_escape").decode())
-    return 0
+    yield shown.encode("unicode_escape").decode()
 
 
-def _replay(settings: Settings, connection: Connection, which: RejectFilter, arguments: argparse.Namespace) -> int:
+def _replay(
+    settings: Settings, connection: Connection, which: RejectFilter, arguments: argparse.Namespace
+) -> Iterator[str]:
     store = PostgresStore(settings.database, settings.mqtt.topic_root)
     replayer = Replayer(Decoder(settings.telemetry, settings.mqtt.topic_root), store, connection, arguments.dry_run)
     try:
@@ -85,9 +87,8 @@ def _replay(settings: Settings, connection: Connection, which: RejectFilter, arg
     finally:
         store.close()
     for outcome, count in sorted(outcomes.items()):
-        print(f"{count} {outcome}")
-    print(f"{outcomes.total()} rejects {'looked at' if arguments.dry_run else 'replayed'}")
-    return 0
+        yield f"{count} {outcome}"
+    yield f"{outcomes.total()} rejects {'looked at' if arguments.dry_run else 'replayed'}"
 
 
 def _chosen(connection: Connection, which: RejectFilter, reject_id: str | None) -> Iterator[StoredReject]:
@@ -122,7 +123,7 @@ class Replayer:
     def _one(self, stored: StoredReject) -> str:
         reject = stored.reject
         delivery = Delivery(reject.topic, reject.payload, 1, 0, -1, reject.received_us, redelivered=True)
-        decoded = self._decoder.decode([delivery], reject.received_us)
+        decoded = self._decoder.decode([delivery])
         if decoded.rejects and not len(decoded.readings):
             return f"rejected again: {decoded.rejects[0].reason}"
         if self._dry_run:

@@ -91,21 +91,22 @@ class Decoder:
         self._wells: dict[bytes, str | None] = {}
         self.fallbacks = 0
 
-    def decode(self, deliveries: Sequence[Delivery], now_us: int) -> Decoded:
+    def decode(self, deliveries: Sequence[Delivery]) -> Decoded:
         """Every item of every delivery becomes a reading or a reject, in the order received; each delivery yields at
-        least one of them. ``now_us`` (wall time) decides what is too far ahead or too old."""
+        least one of them. The time it was received decides what is too far ahead or too old: a stay in the spool or a
+        replay changes no verdict."""
         if not deliveries:
             return Decoded(Readings.empty(), [])
         batch = _Batch(deliveries)
         self._name_wells(batch)
         try:
             self._read_structs(batch)
-            self._tabulate(batch, now_us)
+            self._tabulate(batch)
             self._account_for_strings(batch)
         except Exception:  # a fault of ours must not become a message that stops the daemon again and again
             self.fallbacks += 1
             batch.doubt_everything()
-        return self._settle(batch, now_us)
+        return self._settle(batch)
 
     def _name_wells(self, batch: "_Batch") -> None:
         topics = list(dict.fromkeys(batch.topics))
@@ -172,7 +173,7 @@ class Decoder:
         batch.rows = rows
         batch.source = np.repeat(np.arange(len(messages)), counts)
 
-    def _tabulate(self, batch: "_Batch", now_us: int) -> None:
+    def _tabulate(self, batch: "_Batch") -> None:
         """Structs → columns. A row that fails a check is wrong here; what it really is, exact.py finds out."""
         n = len(batch.rows)
         batch.well_index = batch.delivery_well[batch.source]
@@ -188,9 +189,10 @@ class Decoder:
         batch.timestamp_us = parse_column(timestamps)
         present = ~np.isnan(batch.values)
         wrong = batch.timestamp_us == NO_TIME
-        wrong |= batch.timestamp_us > now_us + self._max_ahead_us
+        received_us = batch.row_received_us()
+        wrong |= batch.timestamp_us > received_us + self._max_ahead_us
         if self._max_age_us:
-            wrong |= batch.timestamp_us < now_us - self._max_age_us
+            wrong |= batch.timestamp_us < received_us - self._max_age_us
         wrong |= ~present.any(axis=0)
         wrong |= self._limits.rows_outside(batch.values, batch.well_index, batch.wells)
         named = self._compare_wells(batch, sent_wells, wrong)
@@ -271,20 +273,17 @@ class Decoder:
                     return False
         return True
 
-    def _settle(self, batch: "_Batch", now_us: int) -> Decoded:
-        received = np.array(batch.received, np.int64)
+    def _settle(self, batch: "_Batch") -> Decoded:
         clean = ~(batch.wrong | batch.doubt[batch.source])
         to_judge = batch.doubt.copy()
         to_judge[batch.source[~clean]] = True
         deliveries = np.flatnonzero(to_judge).tolist()
-        readings = batch.readings(received)
+        readings = batch.readings()
         if not deliveries:
             return Decoded(readings, [])
-        return self._settle_doubts(batch, deliveries, readings, np.flatnonzero(clean), received, now_us)
+        return self._settle_doubts(batch, deliveries, readings, np.flatnonzero(clean))
 
-    def _settle_doubts(
-        self, batch: "_Batch", deliveries: list[int], rows: Readings, clean: Places, received: IntArray, now_us: int
-    ) -> Decoded:
+    def _settle_doubts(self, batch: "_Batch", deliveries: list[int], rows: Readings, clean: Places) -> Decoded:
         """Reads the doubtful items exactly and merges them with the clean rows, in the order received."""
         found: list[ExactReading] = []
         source: list[int] = []
@@ -292,7 +291,7 @@ class Decoder:
         decoded = Decoded(rows.select(clean), [])
         starts = np.searchsorted(batch.source, deliveries).tolist()
         for at, start in zip(deliveries, starts, strict=True):
-            for place, outcome in self._judge(batch, at, start, now_us):
+            for place, outcome in self._judge(batch, at, start):
                 if isinstance(outcome, Reject):
                     decoded.rejects.append(outcome)
                     continue
@@ -308,7 +307,7 @@ class Decoder:
                 wells=rows.wells,
                 well_index=batch.delivery_well[at_delivery],
                 timestamp_us=np.array([reading.timestamp_us for reading in found], np.int64),
-                received_us=received[at_delivery],
+                received_us=batch.received_us[at_delivery],
                 values=np.array([reading.values for reading in found], np.float64).T,
                 extra={row: reading.extra for row, reading in enumerate(found) if reading.extra is not None},
                 quality={row: reading.quality for row, reading in enumerate(found) if reading.quality is not None},
@@ -316,7 +315,7 @@ class Decoder:
             decoded.readings = _merge(decoded.readings, clean, exact, np.array(order, np.intp))
         return decoded
 
-    def _judge(self, batch: "_Batch", at: int, start: int, now_us: int) -> Iterator[tuple[int, ExactReading | Reject]]:
+    def _judge(self, batch: "_Batch", at: int, start: int) -> Iterator[tuple[int, ExactReading | Reject]]:
         """Outcomes of a delivery's items, or, if it is in order as a whole, only of those that are wrong."""
         delivery = batch.deliveries[at]
         well = batch.wells[batch.delivery_well[at]]
@@ -335,7 +334,7 @@ class Decoder:
             return
         for item in items:
             try:
-                yield item.place, self._exact.read(item.tree, well, now_us)
+                yield item.place, self._exact.read(item.tree, well, delivery.received_us)
             except Refused as refused:
                 yield item.place, _reject(delivery, refused, item.payload, item.place)
 
@@ -348,7 +347,7 @@ class _Batch:
         topics, payloads, _, _, _, received, _ = zip(*deliveries, strict=True)
         self.topics: tuple[bytes, ...] = topics
         self.payloads: tuple[bytes, ...] = payloads
-        self.received: tuple[int, ...] = received
+        self.received_us: IntArray = np.array(received, np.int64)  # (m,)
         self.doubt: Bools = np.zeros(len(deliveries), np.bool_)  # (m,) deliveries to be read exactly, as a whole
         self.wells: list[str] = []  # "" stands for an impossible topic
         self.delivery_well: npt.NDArray[np.int32] = np.empty(0, np.int32)  # (m,)
@@ -371,12 +370,16 @@ class _Batch:
         self.well_index, self.timestamp_us = np.empty(0, np.int32), np.empty(0, np.int64)
         self.values = np.empty((len(SIGNAL_NAMES), 0), np.float64)
 
-    def readings(self, received: IntArray) -> Readings:
+    def row_received_us(self) -> IntArray:
+        """When each row's delivery was received (n,)."""
+        return self.received_us if self.one_each else self.received_us[self.source]
+
+    def readings(self) -> Readings:
         return Readings(
             wells=self.wells[: self.valid_wells],
             well_index=self.well_index,
             timestamp_us=self.timestamp_us,
-            received_us=received if self.one_each else received[self.source],
+            received_us=self.row_received_us(),
             values=self.values,
             extra=self.extra,
         )

@@ -167,7 +167,7 @@ class ExactReader:
     def _too_deep(self, deepest: int) -> Refused:
         return Refused(RejectReason.TOO_DEEP, f"Nested {deepest} levels deep; telemetry.max_depth = {self._max_depth}.")
 
-    def read(self, tree: Any, well: str, now_us: int) -> ExactReading:
+    def read(self, tree: Any, well: str, received_us: int) -> ExactReading:
         """An item's tree → a reading of ``well``. Raises Refused, for the first of these that holds: no object, a key
         twice, timestamp, well_id, a wrong type, no signal, text that cannot be stored, too far ahead, too old."""
         if isinstance(tree, Refused):
@@ -179,7 +179,7 @@ class ExactReader:
         _check_well(tree, well)
         values, extra, quality = self._signals(tree, well)
         extra_text = _dump(extra) if extra else None
-        self._check_age(timestamp_us, now_us)
+        self._check_age(timestamp_us, received_us)
         quality_text = _quality(quality) if quality else None
         return ExactReading(timestamp_us, values, extra_text, quality_text, list(quality))
 
@@ -212,8 +212,8 @@ class ExactReader:
             raise Refused(RejectReason.NO_SIGNAL, "None of its keys is a signal with a value.")
         return values, extra, quality
 
-    def _check_age(self, timestamp_us: int, now_us: int) -> None:
-        ahead_us = timestamp_us - now_us
+    def _check_age(self, timestamp_us: int, received_us: int) -> None:
+        ahead_us = timestamp_us - received_us
         if ahead_us > self._max_ahead_us:
             raise Refused(
                 RejectReason.TIMESTAMP_AHEAD,

@@ -36,7 +36,7 @@ def replayed(name: str, keep: bool) -> Decoded:
     messages = recorded_messages(recording, "esp", NOW_US, 0, keep)
     decoder = Decoder(TelemetrySettings(max_age_days=0), "esp")
     deliveries = [Delivery(m.topic.encode(), m.payload, 1, n, 1, NOW_US) for n, m in enumerate(messages, 1)]
-    return decoder.decode(deliveries, NOW_US)
+    return decoder.decode(deliveries)
 
 
 def bits(value: float) -> bytes:

@@ -302,7 +302,7 @@ def fail(constant: str) -> Any:
 
 def decode(deliveries: list[Delivery]) -> Decoded:
     decoder = Decoder(CONFIG, "esp")
-    decoded = decoder.decode(deliveries, NOW_US)
+    decoded = decoder.decode(deliveries)
     assert decoder.fallbacks == 0
     return decoded
 
@@ -435,7 +435,7 @@ def test_every_tier_agrees_with_the_reference(deliveries: list[Delivery]) -> Non
 def test_the_cut_of_a_batch_changes_nothing(deliveries: list[Delivery], cut: int) -> None:
     whole = outcomes(decode(deliveries))
     decoder = Decoder(CONFIG, "esp")
-    halves = [outcomes(decoder.decode(part, NOW_US)) for part in (deliveries[:cut], deliveries[cut:])]
+    halves = [outcomes(decoder.decode(part)) for part in (deliveries[:cut], deliveries[cut:])]
     assert whole == (halves[0][0] + halves[1][0], halves[0][1] + halves[1][1])
 
 

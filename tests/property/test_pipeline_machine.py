@@ -86,17 +86,14 @@ class PipelineMachine(RuleBasedStateMachine):
     def start_process(self) -> None:
         decoder = Decoder(self.settings.telemetry, "esp")
 
-        def decode(deliveries):  # type: ignore[no-untyped-def]
-            return decoder.decode(deliveries, deliveries[-1].received_us)
-
         self.source = FakeSource(self.clock, self.session)
         self.metrics = Metrics()
         self.spool = Spool(self.folder / "spool", SPOOL_BYTES, 65_536) if self.with_spool else None
-        self.stage = Stage(self.settings, self.store, self.spool, None, decode, self.clock, self.metrics)
+        self.stage = Stage(self.settings, self.store, self.spool, None, decoder.decode, self.clock, self.metrics)
         self.stage.pause = self.wait_for_database
         self.pipeline = Pipeline(
             self.source,
-            decode,
+            decoder.decode,
             InlineStage(self.stage),
             self.clock,
             self.metrics,

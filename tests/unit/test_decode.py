@@ -23,7 +23,7 @@ def delivery(payload: bytes, topic: bytes = TOPIC, mid: int = 1) -> Delivery:
 
 def decode(*payloads: bytes, topic: bytes = TOPIC, **config: Any) -> Decoded:
     decoder = Decoder(TelemetrySettings.model_validate(config), "esp")
-    decoded = decoder.decode([delivery(payload, topic, mid) for mid, payload in enumerate(payloads)], NOW_US)
+    decoded = decoder.decode([delivery(payload, topic, mid) for mid, payload in enumerate(payloads)])
     assert decoder.fallbacks == 0
     return decoded
 
@@ -167,9 +167,7 @@ def test_rejects_keep_the_payload(payload: bytes, reason: str) -> None:
 def test_impossible_topics(topic: bytes) -> None:
     good = b'{%s,"pip":1}' % TIME
     decoder = Decoder(TelemetrySettings(), "esp")
-    decoded = decoder.decode(
-        [delivery(good, topic), delivery(good, b"esp/w9/telemetry"), delivery(good, topic)], NOW_US
-    )
+    decoded = decoder.decode([delivery(good, topic), delivery(good, b"esp/w9/telemetry"), delivery(good, topic)])
     assert [(r.reason, r.topic, r.payload) for r in decoded.rejects] == [("invalid_topic", topic, good)] * 2
     assert decoded.readings.wells == ["w9"]
 
@@ -259,7 +257,7 @@ def test_a_fault_of_the_bulk_way_loses_nothing(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(decoder, "_account_for_strings", fault)
     payloads = [b'{%s,"pip":1}' % TIME, b"x", b'[{%s,"pip":2},{%s,"pip":3,"n":1}]' % (TIME, TIME)]
-    decoded = decoder.decode([delivery(payload) for payload in payloads], NOW_US)
+    decoded = decoder.decode([delivery(payload) for payload in payloads])
     assert decoder.fallbacks == 1
     assert decoded.readings.values[SIGNAL_ROW["pip"]].tolist() == [1, 2, 3]
     assert decoded.readings.extra == {2: '{"n": 1}'}

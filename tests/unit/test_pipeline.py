@@ -50,7 +50,7 @@ class Rig:
         decoder = Decoder(settings.telemetry, "esp")
         self.pipeline = Pipeline(
             self.source,
-            lambda deliveries: decoder.decode(deliveries, deliveries[-1].received_us),
+            decoder.decode,
             self.stage,
             self.clock,
             self.metrics,

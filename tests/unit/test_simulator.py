@@ -251,7 +251,7 @@ def test_faults_are_assigned_to_wells_in_turn() -> None:
 
 def decode(messages: list[Message], now_us: int = DEFAULT_START_US) -> Decoded:
     deliveries = [Delivery(m.topic.encode(), m.payload, 1, n, 1, now_us) for n, m in enumerate(messages)]
-    return Decoder(TelemetrySettings(), "esp").decode(deliveries, now_us)
+    return Decoder(TelemetrySettings(), "esp").decode(deliveries)
 
 
 def test_messages_carry_the_fleet_to_the_last_bit() -> None:

@@ -27,11 +27,8 @@ class Rig:
         self.spool = Spool(folder / "spool", 10_000_000, 1_000_000) if spool else None
         self.decoder = Decoder(self.settings.telemetry, "esp")
         self.stage = Stage(
-            self.settings, self.store, self.spool, None, self.decode, self.clock, self.metrics, lambda: None
+            self.settings, self.store, self.spool, None, self.decoder.decode, self.clock, self.metrics, lambda: None
         )
-
-    def decode(self, deliveries: list[Delivery]) -> Decoded:
-        return self.decoder.decode(deliveries, deliveries[-1].received_us)
 
     def batch(self, first: int, count: int) -> Batch:
         now_us = self.clock.now_us()
