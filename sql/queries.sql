@@ -190,9 +190,10 @@ WHERE severity <> 'info' AND state NOT IN ('suppressed', 'shelved', 'out_of_serv
 ORDER BY array_position(ARRAY['critical', 'high', 'medium', 'low'], severity), well_id, diagnosis;
 
 -- name: demo_diagnoses
--- What was raised in all.
+-- What was raised in all, but for what another diagnosis explains.
 SELECT diagnosis, severity, count(*)
 FROM diagnostic_results
+WHERE state <> 'suppressed'
 GROUP BY diagnosis, severity
 ORDER BY array_position(ARRAY['critical', 'high', 'medium', 'low', 'info'], severity), count(*) DESC, diagnosis;
 

@@ -23,6 +23,13 @@ _LOOK_SECONDS = 0.5
 _LIVE_SHARE = 4  # one well in four reports live
 _SETTLE_SECONDS = 20.0  # for the daemon to store the last of it
 _LIVE_TROUBLE = ("--malformed", "0.02", "--duplicates", "0.02", "--late", "0.01", "--future", "0.01")
+_ANY_AGE = {"ESP_INGEST_TELEMETRY__MAX_AGE_DAYS": "0"}  # a recording may be longer than a month
+# Limits of equipment are never guessed, so somebody has to say what the simulated motors stand.
+EQUIPMENT = """
+[groups.demo]
+wells = ["well-*", "sim-*"]
+limits = { motor_current = "55 A", motor_temp = "300 °F" }
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +58,8 @@ def run_demo(arguments: argparse.Namespace) -> int:
     stop = _Stop()
     started = clock.monotonic()
     _say("starting PostgreSQL, an MQTT broker and the daemon, all in temporary folders")
-    settings = {"ESP_INGEST_TELEMETRY__MAX_AGE_DAYS": "0"} if arguments.csv else {}
-    with stop, Theatre(clock, settings) as theatre:
+    theatre = Theatre(clock, _ANY_AGE) if arguments.csv else Theatre(clock, {}, EQUIPMENT)
+    with stop, theatre:
         for line in theatre.schema_lines:
             _say(f"  {line}")
         _say(f"ready after {clock.monotonic() - started:.1f} s")

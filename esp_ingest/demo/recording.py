@@ -46,16 +46,21 @@ class Recording:
 
 def write_recording(folder: Path, wells: int, seed: int, end_us: int) -> Recording:
     """Record ``wells`` wells so that the last reading is of ``end_us``. Some 20 000 rows a second on one core."""
+    fleet = eventful_fleet(wells, seed, end_us)
+    calm, eventful = folder / "calm.csv", folder / "eventful.csv"
+    _write(calm, fleet, round(CALM_SECONDS / _INTERVAL_SECONDS))
+    _write(eventful, fleet, round(EVENTFUL_SECONDS / _INTERVAL_SECONDS))
+    return Recording(calm, eventful, {fleet.wells[fault.well or 0]: fault.name.value for fault in fleet.faults})
+
+
+def eventful_fleet(wells: int, seed: int, end_us: int) -> Fleet:
+    """The fleet that is recorded, at its first sample."""
     faults = tuple(
         Fault(name, well, CALM_SECONDS + minutes * 60)
         for well, (name, minutes) in zip(range(1, wells), _SCRIPT, strict=False)
     )
-    total_us = round((CALM_SECONDS + EVENTFUL_SECONDS) * 1e6)
-    fleet = Fleet(wells, seed, _INTERVAL_SECONDS, faults, start_us=end_us - total_us, prefix="well-", spread=True)
-    calm, eventful = folder / "calm.csv", folder / "eventful.csv"
-    _write(calm, fleet, round(CALM_SECONDS / _INTERVAL_SECONDS))
-    _write(eventful, fleet, round(EVENTFUL_SECONDS / _INTERVAL_SECONDS))
-    return Recording(calm, eventful, {fleet.wells[fault.well or 0]: fault.name.value for fault in faults})
+    start_us = end_us - (CALM_SECONDS + EVENTFUL_SECONDS) * 1_000_000
+    return Fleet(wells, seed, _INTERVAL_SECONDS, faults, start_us, prefix="well-")
 
 
 def _write(path: Path, fleet: Fleet, samples: int) -> None:

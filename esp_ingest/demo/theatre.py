@@ -26,6 +26,7 @@ from esp_ingest.config import ENV_PREFIX, DatabaseSettings
 from esp_ingest.demo.embedded import EmbeddedBroker, EmbeddedError, EmbeddedPostgres, free_ports
 from esp_ingest.demo.leash import Leash
 from esp_ingest.demo.screen import Alarm, Picture, Well
+from esp_ingest.resources import config_file
 from esp_ingest.service.clock import SystemClock
 from esp_ingest.store import schema
 from esp_ingest.store.queries import query
@@ -38,9 +39,11 @@ _RATE_SECONDS = 2.0  # rates and lag are means over at least so long
 class Theatre:
     """Broker, database and daemon, up and ready after ``with``; gone after it, however it is left."""
 
-    def __init__(self, clock: SystemClock, settings: Mapping[str, str]) -> None:
-        """``settings``: environment overrides for the daemon, on top of where broker and database are."""
+    def __init__(self, clock: SystemClock, settings: Mapping[str, str], more_rules: str = "") -> None:
+        """``settings``: environment overrides for the daemon, on top of where broker and database are; ``more_rules``
+        is appended to the rules that ship."""
         self._clock = clock
+        self._more_rules = more_rules
         self._extra = dict(settings)
         self._stack = ExitStack()
         self._before: tuple[float, float, float, float] | None = None
@@ -50,6 +53,8 @@ class Theatre:
         with self._stack:
             folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="esp-ingest-demo-"))
             self.folder = Path(folder)
+            rules = config_file("rules.toml").read_text(encoding="utf-8") + self._more_rules
+            (self.folder / "rules.toml").write_text(rules, encoding="utf-8")
             self._database = self._stack.enter_context(EmbeddedPostgres())
             self._broker = self._stack.enter_context(EmbeddedBroker())
             self.schema_lines = schema.migrate(DatabaseSettings(dsn=SecretStr(self._database.dsn))).lines()
@@ -73,6 +78,7 @@ class Theatre:
             "ESP_INGEST_MQTT__PORT": str(self._broker.port),
             "ESP_INGEST_DATABASE__DSN": self._database.dsn,
             "ESP_INGEST_SPOOL__PATH": str(self.folder / "spool"),
+            "ESP_INGEST_DIAGNOSTICS__RULES_FILE": str(self.folder / "rules.toml"),
             "ESP_INGEST_LOG__FORMAT": "json",
             # rumqttd has no more than 100 messages under way to a subscriber, whatever window it is offered: a larger
             # batch would never fill, and would wait for its age each time.

@@ -12,12 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from esp_ingest.demo import embedded
+from esp_ingest.demo import demo, embedded
 from esp_ingest.demo.demo import Totals
 from esp_ingest.demo.leash import Leash
-from esp_ingest.demo.recording import CALM_SECONDS, EVENTFUL_SECONDS, write_recording
+from esp_ingest.demo.recording import CALM_SECONDS, EVENTFUL_SECONDS, eventful_fleet, write_recording
 from esp_ingest.demo.screen import Alarm, Picture, PlainScreen, Well, cells
 from esp_ingest.demo.theatre import Simulator
+from esp_ingest.diagnostics import rules
+from esp_ingest.diagnostics.engine import Engine
+from esp_ingest.resources import config_file
 from esp_ingest.telemetry.model import SIGNAL_NAMES
 from esp_ingest.telemetry.timestamps import parse_rfc3339
 
@@ -58,6 +61,33 @@ def test_the_same_seed_gives_the_same_recording(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         texts.append(write_recording(tmp_path / name, 2, seed, END_US).eventful.read_text())
     assert texts[0] == texts[1] != texts[2]
+
+
+def test_the_rules_name_what_happens_in_the_recording_and_leave_the_healthy_well_alone() -> None:
+    """With the limits that the demo sets. Without this the demo would show a column that stays empty."""
+    rule_set = rules.parse(config_file("rules.toml").read_text(encoding="utf-8") + demo.EQUIPMENT)
+    fleet, engine = eventful_fleet(11, 1, END_US), Engine(rule_set)
+    raised: dict[str, set[str]] = {well: set() for well in fleet.wells}
+    for readings in fleet.run((CALM_SECONDS + EVENTFUL_SECONDS) // 60):
+        evaluation = engine.evaluate(readings)
+        engine.accept(evaluation)
+        for row in evaluation.rows:
+            if row.state != "suppressed":
+                raised[row.well_id].add(row.diagnosis)
+    assert raised["well-00000"] == set()
+    expected = (
+        "gas_lock",
+        "vibration",
+        "dead_head",
+        "pump_off",
+        "frozen_signal",
+        "trip",
+        "motor_hot",
+        "tubing_leak",
+        "overload",
+    )
+    by_fault = {fault.name.value: raised[fleet.wells[fault.well or 0]] for fault in fleet.faults}
+    assert [name for name in expected if name not in by_fault[name]] == []
 
 
 def test_totals_reconcile_only_when_they_do() -> None:
