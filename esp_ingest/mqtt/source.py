@@ -42,6 +42,9 @@ logger = logging.getLogger(__name__)
 
 QOS = 1
 TURN_SECONDS = 1.0
+# Between "readable" and reading: the broker writes a message at a time, and a turn for each would cost more than all the
+# rest. Later by 3 ms at most, where a batch waits for 250.
+GATHER_SECONDS = 0.003
 MAX_PUBLICATIONS = 20  # paho's own inflight limit; the broker may set a lower one
 CLOSE_SECONDS = 4.0
 SILENT_CLOSES_BEFORE_FALLBACK = 2
@@ -316,6 +319,8 @@ class MqttSource:
                     return
                 client.excuse_silence()
             elif is_readable:
+                if not has_pending:
+                    self._clock.sleep(GATHER_SECONDS)
                 client.loop_read()
             if client.want_write():
                 client.loop_write()
