@@ -32,6 +32,7 @@ from types import FrameType
 from typing import Any
 
 from tests.bench.hotpath import READINGS, HotPath, fixed_input
+from tests.bench.processes import installed_environment
 
 BUDGET = Path(__file__).parent / "budget.json"
 TOLERANCE = 0.10
@@ -82,19 +83,28 @@ def instructions() -> Figures:
     if not shutil.which("valgrind"):
         raise NoValgrind("no valgrind: apt-get install valgrind")
     with tempfile.TemporaryDirectory() as name:
-        running = [_under_callgrind(repeats, Path(name)) for repeats in (_FEWER, _MORE)]
+        folder = Path(name)
+        environment = installed_environment(folder) | {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"}
+        # Compiles, which would take longest of all under callgrind.
+        subprocess.run(_hot_path(1), cwd=_ROOT, env=environment, check=True)
+        running = [_under_callgrind(repeats, folder, environment) for repeats in (_FEWER, _MORE)]
         fewer, more = (_collected(process) for process in running)
     return {"instructions": (more - fewer) / ((_MORE - _FEWER) * READINGS)}
 
 
-def _under_callgrind(repeats: int, folder: Path) -> "subprocess.Popen[str]":
-    output = folder / f"callgrind.{repeats}"
-    command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={output}", sys.executable]
-    command += ["-m", "tests.bench.hotpath", str(repeats)]
-    # One thread and no tuning to the processor, so that the same code runs everywhere.
-    environment = os.environ | {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"}
+def _hot_path(repeats: int) -> list[str]:
+    return [sys.executable, "-m", "tests.bench.hotpath", str(repeats)]
+
+
+def _under_callgrind(repeats: int, folder: Path, environment: dict[str, str]) -> "subprocess.Popen[str]":
+    tool = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={folder / f'callgrind.{repeats}'}"]
     return subprocess.Popen(
-        command, cwd=_ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*tool, *_hot_path(repeats)],
+        cwd=_ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 

@@ -10,6 +10,14 @@ _TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
+def installed_environment(cache: Path) -> dict[str, str]:
+    """Our environment, in which Python keeps compiled modules in ``cache``: as it is where a program is installed, and
+    unlike a development machine that sets PYTHONDONTWRITEBYTECODE, where each start compiles for seconds."""
+    environment = os.environ | {"PYTHONPYCACHEPREFIX": str(cache)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    return environment
+
+
 def tree(pid: int) -> list[int]:
     """``pid`` and all its descendants that live now."""
     found, queue = [], [pid]

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 
 from esp_ingest.store.schema import migrate
-from tests.bench.processes import tree
+from tests.bench.processes import installed_environment, tree
 from tests.bench.workload import COLUMNS, ROW_HEADER, ROW_TRAILER, Workload
 from tests.support.brokers import DAEMON, Mosquitto
 from tests.support.databases import Database, NativeTimescale, free_port
@@ -116,7 +116,7 @@ def copy_rows(connection: psycopg.Connection[Any], table: str, workload: Workloa
 
 def environment(broker: Broker, database: Database) -> dict[str, str]:
     """The daemon's settings for a run; everything else is its default."""
-    return os.environ | {
+    return installed_environment(broker.folder.parent / "pycache") | {
         "ESP_INGEST_MQTT__PORT": str(broker.port),
         "ESP_INGEST_MQTT__USERNAME": DAEMON,
         "ESP_INGEST_MQTT__PASSWORD": broker.password_of(DAEMON),
