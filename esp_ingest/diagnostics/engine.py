@@ -163,11 +163,11 @@ class Engine:
             raise
         return self._end(late)
 
-    def accept(self, evaluation: Evaluation) -> None:
-        """The batch is committed: what it changed stays."""
+    def accept(self, evaluation: Evaluation, replayed: bool = False) -> None:
+        """The batch is committed: what it changed stays. ``replayed``: it was committed before, and counted then."""
         self._settle(evaluation)
         self._journal.clear()
-        if self._metrics is not None:
+        if self._metrics is not None and not replayed:
             self._count(self._metrics, evaluation)
 
     def discard(self, evaluation: Evaluation) -> None:
@@ -665,14 +665,15 @@ class Engine:
         row = alarms.to_row(occurrence, gap / 1e6)
         self._changed[occurrence.well_id, occurrence.diagnosis, occurrence.raised_us] = row
 
-    def tick(self, now_us: int) -> Evaluation:
+    def tick(self, now_us: int, listening_since_us: int = NEVER) -> Evaluation:
         """Wells that have fallen silent by ``now_us`` (wall time). Call it only while nothing waits in the spool.
+        Before ``listening_since_us`` nobody listened, so nothing counts as silence.
 
         Silence is judged by when readings were received, but dated in event time, last reading + delay: the row that
         the next reading would have raised for the same gap has the same key."""
         self._begin()
         state, count = self._state, self._state.count
-        silent = now_us - state["received_us"][:count]
+        silent = now_us - np.maximum(state["received_us"][:count], listening_since_us)
         known = state["last_us"][:count] != NEVER
         for at, rule in enumerate(self._stale):
             if rule.stale is None:
@@ -742,6 +743,53 @@ class Engine:
 
     def wells(self) -> list[str]:
         return list(self._wells)
+
+    def newest_us(self, well: str) -> int | None:
+        """Event time of the newest reading taken into the well's state, µs; None for a well without one."""
+        slot = self._slots.get(well)
+        newest = NEVER if slot is None else int(self._state["last_us"][slot])
+        return None if newest == NEVER else newest
+
+    # -- what operators did. Between batches; the database has it already, so no rows come of it.
+
+    def open_at(self, well: str, diagnosis: str) -> Occurrence | None:
+        return self._found(well, diagnosis)[1]
+
+    def put(self, occurrence: Occurrence) -> bool:
+        """The open occurrence of this well and diagnosis is this one. False where there is none, but for silence."""
+        key, before = self._found(occurrence.well_id, occurrence.diagnosis)
+        if key is None or (before is None and key[0] < len(self._lanes)):
+            return False
+        if before is not None:
+            self._active_counts[before.diagnosis, before.severity.value] -= 1
+        self._reopen(*key, occurrence)
+        return True
+
+    def end_latched(self, well: str, diagnosis: str) -> bool:
+        """Acknowledged after its return: a latched occurrence is over. False where it is none."""
+        key, occurrence = self._found(well, diagnosis)
+        if key is None or occurrence is None or occurrence.latched_us is None:
+            return False
+        self._state["phase"][key] = _NORMAL
+        del self._open[key]
+        self._active_counts[occurrence.diagnosis, occurrence.severity.value] -= 1
+        return True
+
+    def shelve(self, well: str, diagnosis: str, until_us: int | None) -> None:
+        """Hold the diagnosis back until then, in event time; None ends it."""
+        slot = self._slot(well)
+        for lane in self._lanes:
+            if lane.rule.name == diagnosis:
+                self._config["shelved_us"][lane.index, slot] = NEVER if until_us is None else until_us
+
+    def _found(self, well: str, diagnosis: str) -> tuple[tuple[int, int] | None, Occurrence | None]:
+        slot = self._slots.get(well)
+        lanes = [lane.index for lane in self._lanes if lane.rule.name == diagnosis and not lane.parent]
+        lanes += [len(self._lanes) + at for at, rule in enumerate(self._stale) if rule.name == diagnosis]
+        if slot is None or not lanes:
+            return None, None
+        key = (lanes[0], slot)
+        return key, (self._open if lanes[0] < len(self._lanes) else self._silent).get(key)
 
 
 class _Walk:
