@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -138,7 +139,7 @@ class EmbeddedBroker:
                 remove=folder,
             )
         for port in (self.port, self.port_v311):
-            _wait_until(lambda port=port: _accepts(port), self._leash, "The broker", log)  # type: ignore[misc]
+            _wait_until(partial(_accepts, port), self._leash, "The broker", log)
 
     def stop(self) -> None:
         """End it and release its ports. Safe to call twice."""

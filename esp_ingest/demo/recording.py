@@ -6,6 +6,7 @@ the clock runs faster.
 """
 
 import csv
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -69,13 +70,13 @@ def _write(path: Path, fleet: Fleet, samples: int) -> None:
         out.writerow(("timestamp", "well_id", *SIGNAL_NAMES))
         while samples > 0:
             for readings in fleet.run(min(samples, _SAMPLES_A_CHUNK)):
-                _write_rows(out, readings)
+                _write_rows(out.writerow, readings)
             samples -= _SAMPLES_A_CHUNK
 
 
-def _write_rows(out: "csv._writer", readings: Readings) -> None:  # type: ignore[name-defined]
+def _write_rows(write: Callable[[Iterable[str]], object], readings: Readings) -> None:
     values = readings.values.T.tolist()
     for row, stamp_us in enumerate(readings.timestamp_us.tolist()):
         when = datetime.fromtimestamp(stamp_us / 1e6, UTC).isoformat(timespec="milliseconds")
         signals = ["" if np.isnan(value) else repr(value) for value in values[row]]
-        out.writerow((when, readings.well_of(row), *signals))
+        write((when, readings.well_of(row), *signals))

@@ -6,7 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _PLAIN_SECONDS = 5.0
 _BAR_WIDTH = 30
@@ -145,7 +148,7 @@ class LiveScreen:
         self._live.__exit__(kind, error, trace)
 
 
-def _table(picture: Picture) -> "rich.table.Table":  # type: ignore[name-defined]  # noqa: F821 - loaded when needed
+def _table(picture: Picture) -> "Table":
     from rich.table import Table
     from rich.text import Text
 

@@ -11,6 +11,7 @@ import tempfile
 import urllib.error
 import urllib.request
 from collections import Counter as Tally
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -243,11 +244,11 @@ def _samples(page: str) -> Iterable[tuple[str, dict[str, str], float]]:
             yield sample.name, sample.labels, sample.value
 
 
-def _sums(page: str) -> Tally[str]:
-    """Metric → sum over its labels; 0 for what is not there (floats in a Counter, for that default)."""
-    sums: Tally[str] = Tally()
+def _sums(page: str) -> defaultdict[str, float]:
+    """Metric → sum over its labels; 0 for what is not there."""
+    sums: defaultdict[str, float] = defaultdict(float)
     for name, _, value in _samples(page):
-        sums[name] += value  # type: ignore[assignment]
+        sums[name] += value
     return sums
 
 
