@@ -1,6 +1,7 @@
 """`esp-ingest check`: configuration, broker, database, schema and what this database can do, a line each."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 from esp_ingest.config import Settings
@@ -35,9 +36,10 @@ def _rules(settings: Settings) -> Line:
     if not settings.diagnostics.enabled:
         return Line("rules", True, "diagnostics are switched off")
     from esp_ingest.diagnostics import rules
+    from esp_ingest.resources import config_file
 
     try:
-        loaded = rules.load(settings.diagnostics.rules_file or None)
+        loaded = rules.load(Path(settings.diagnostics.rules_file or config_file("rules.toml")))
     except rules.RulesError as error:
         return Line("rules", False, str(error))
     return Line("rules", True, f"{len(loaded.rules)} rules")
