@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from esp_ingest.diagnostics.baseline import BUCKET_US, SETTLE_US, Baselines, Slots
+from esp_ingest.diagnostics.baseline import BUCKET_US, SETTLE_US, Baselines, Runs, Slots
 from esp_ingest.diagnostics.conditions import BoolArray
 from esp_ingest.diagnostics.frame import Rows
 from esp_ingest.diagnostics.state import NEVER, Array, Journal, WellArrays
@@ -196,10 +196,11 @@ class Running:
     features: FloatArray
     run: Slots
     interval: FloatArray  # µs, as known before the row
+    changed: bool = False  # some well started or stopped
 
 
 class RunState:
-    """Running or stopped, and the walk through the buckets: the only part that goes round by round."""
+    """Running or stopped, and what the well is used to while it runs."""
 
     def __init__(self, state: WellArrays, baselines: Baselines) -> None:
         self._state = state
@@ -212,43 +213,36 @@ class RunState:
         state.add("stopped_for", np.int64, -1)
 
     def walk(self, journal: Journal, rows: Rows, usable: dict[str, FloatArray], last_us: IntArray) -> Running:
-        """Bring baselines and run state forward over the rows; ``last_us`` (wells,): the reading before the batch."""
-        count = len(rows)
+        """Bring baselines and run state forward over the rows; ``last_us`` (wells,): the reading before the batch.
+
+        Whether a well runs depends on its running median, which depends on when it ran. So the batch is computed with
+        the medians that stand, and again wherever a new median says otherwise: what lies before the first row that
+        differs is right for good, so this ends. In practice once is enough."""
         bucket = rows.t // BUCKET_US
         opens = rows.at == rows.first
         opens[1:] |= bucket[1:] != bucket[:-1]
         begins = np.flatnonzero(opens)
         run = np.cumsum(opens) - 1
-        before = self._state["features"][0][rows.slots]
-        out = Running(
-            running=np.empty(count, np.int8),
-            settled=np.empty(count, np.bool_),
-            tripped=np.empty(count, np.int8),
-            start_us=np.empty(count, np.int64),
-            stop_us=np.empty(count, np.int64),
-            starts=np.empty((3, count), np.int64),
-            stopped_for=np.empty(count, np.int64),
-            features=np.empty((len(self._baselines.features), begins.shape[0])),
-            run=run,
-            interval=np.empty(0),
-        )
-        values = np.stack([self._column(name, usable) for name in self._baselines.signals])
+        baselines, state = self._baselines, self._state
+        runs = Runs(state, rows.slots, rows.group[begins], bucket[begins], begins, len(rows))
+        values = np.stack([self._column(name, usable) for name in baselines.signals])
         dt = rows.t - rows.shifted(rows.t, last_us)
         dt = np.where(dt < -NEVER // 2, dt, 0)
-        ordinal = run[begins] - run[rows.first[begins]]
-        if not ordinal.any():
-            self._round(journal, rows, out, usable, values, dt, begins, rows.at, bucket, opens)
-        else:
-            row_ordinal = ordinal[run]
-            run_order, row_order = np.argsort(ordinal, kind="stable"), np.argsort(row_ordinal, kind="stable")
-            run_ends = np.cumsum(np.bincount(ordinal))
-            row_ends = np.cumsum(np.bincount(row_ordinal))
-            run_at = row_at = 0
-            for run_end, row_end in zip(run_ends, row_ends, strict=True):
-                some, those = begins[run_order[run_at:run_end]], row_order[row_at:row_end]
-                self._round(journal, rows, out, usable, values, dt, some, those, bucket, opens)
-                run_at, row_at = run_end, row_end
-        out.interval = rows.shifted(out.features[0][run], before)
+        at = baselines.row[("median", "motor_current")]
+        running = self._running(rows, usable, state["features"][at][rows.slots][rows.group])
+        while True:
+            out = self._transitions(rows, running)
+            plan = baselines.plan(runs, run, np.where(running == 1, values, np.nan), dt, running, out.start_us)
+            if plan.pushes is None:
+                break
+            again = self._running(rows, usable, plan.features[at][run])
+            if np.array_equal(again, running):
+                break
+            running = again
+        out.features, out.run = plan.features, run
+        out.interval = rows.shifted(out.features[0][run], state["features"][0][rows.slots])
+        baselines.commit(journal, runs, plan)
+        self._commit(journal, rows, out)
         return out
 
     def _column(self, name: str, usable: dict[str, FloatArray]) -> FloatArray:
@@ -259,78 +253,61 @@ class RunState:
             return usable["discharge_pressure"] - usable["pip"]
         return usable[name]
 
-    def _round(
-        self,
-        journal: Journal,
-        rows: Rows,
-        out: Running,
-        usable: dict[str, FloatArray],
-        values: FloatArray,
-        dt: IntArray,
-        begins: Slots,
-        those: Slots,
-        bucket: IntArray,
-        opens: BoolArray,
-    ) -> None:
-        """One bucket of each well: ``begins`` are its first rows, ``those`` all its rows, well after well."""
-        state, baselines = self._state, self._baselines
-        slots, runs = rows.slot[begins], out.run[begins]
-        baselines.advance(journal, slots, bucket[begins])
-        features = state["features"][:, slots]
-        out.features[:, runs] = features
-        place = np.cumsum(opens[those]) - 1 if those.shape != begins.shape else None
-        median = features[baselines.row[("median", "motor_current")]]
-        median = median if place is None else median[place]
-        running = _is_running(usable["vsd_frequency"][those], usable["motor_current"][those], median)
-        self._transitions(journal, rows, out, slots, those, place, running)
-        settled = (out.running[those] == 1) & (rows.t[those] - out.start_us[those] >= SETTLE_US)
-        out.settled[those] = settled
-        counted = np.where(out.running[those] == 1, values[:, those], np.nan)
-        baselines.add(journal, slots, rows.slot[those], counted, dt[those])
+    def _running(self, rows: Rows, usable: dict[str, FloatArray], median: FloatArray) -> Array:
+        """1, 0, or −1 as long as nothing has told; what is not known stays as it was."""
+        running = _is_running(usable["vsd_frequency"], usable["motor_current"], median)
+        known = running >= 0
+        return running if known.all() else rows.carry(known, running, self._state["running"][rows.slots])
 
-    def _transitions(
-        self, journal: Journal, rows: Rows, out: Running, slots: Slots, those: Slots, place: Any, running: Array
-    ) -> None:
+    def _transitions(self, rows: Rows, running: Array) -> Running:
         """Python only where a well starts or stops."""
-        state = self._state
-        group = np.arange(slots.shape[0]) if place is None else place
-        old = state["running"][slots]
-        first = np.empty(group.shape[0], np.bool_)
-        first[0] = True
-        np.not_equal(group[1:], group[:-1], out=first[1:])
-        running = _held_run_state(running, old, group, first)
-        previous = np.empty_like(running)
-        previous[1:] = running[:-1]
-        previous[first] = old
-        out.running[those] = running
-        for name in ("tripped", "start_us", "stop_us", "stopped_for"):
-            now = state[name][slots]
-            getattr(out, name)[those] = now if place is None else now[place]
-        starts = state["starts"][:, slots]
-        out.starts[:, those] = starts if place is None else starts[:, place]
-        changes = np.flatnonzero(running != previous)
-        for change in changes.tolist():
-            end = int(np.searchsorted(group, group[change], side="right"))
-            self._change(rows, out, those[change:end], int(previous[change]), int(running[change]))
-        if changes.size:
-            ends = those[np.append(np.flatnonzero(first)[1:], group.shape[0]) - 1]
-            for name in ("running", "tripped", "start_us", "stop_us", "stopped_for"):
-                journal.put(state[name], slots, getattr(out, name)[ends])
-            journal.put(state["starts"], (slice(None), slots), out.starts[:, ends])
+        state, slots, group = self._state, rows.slots, rows.group
+        previous = rows.shifted(running, state["running"][slots])
+        changed = running != previous
+        out = Running(
+            running=running,
+            settled=np.empty(0, np.bool_),
+            tripped=state["tripped"][slots][group],
+            start_us=state["start_us"][slots][group],
+            stop_us=state["stop_us"][slots][group],
+            starts=state["starts"][:, slots][:, group],
+            stopped_for=state["stopped_for"][slots][group],
+            features=np.empty((0, 0)),
+            run=np.empty(0, np.intp),
+            interval=np.empty(0),
+            changed=bool(changed.any()),
+        )
+        if out.changed:
+            self._changes(rows, out, np.flatnonzero(changed), previous)
+        out.settled = (running == 1) & (rows.t - out.start_us >= SETTLE_US)
+        return out
 
     @staticmethod
-    def _change(rows: Rows, out: Running, those: Slots, previous: int, now: int) -> None:
-        at = those[0]
-        t = rows.t[at]
-        if now == 1 and previous == 0:
-            stop = out.stop_us[at]
-            out.stopped_for[those] = t - stop if stop != NEVER else -1
-            out.starts[:, those] = np.array([[t], [out.starts[0, at]], [out.starts[1, at]]])
-            out.start_us[those] = t
-            out.tripped[those] = 0
-        elif now == 0 and previous == 1:
-            out.stop_us[those] = t
-            out.tripped[those] = 1
+    def _changes(rows: Rows, out: Running, changes: Slots, previous: Array) -> None:
+        """Each change holds until the next one of the same well."""
+        until = np.minimum(np.append(changes[1:], len(rows)), rows.ends[rows.group[changes]])
+        for at, end in zip(changes.tolist(), until.tolist(), strict=True):
+            part, t, before = slice(at, end), rows.t[at], previous[at]
+            if at > rows.first[at]:  # what stood just before, which an earlier change may have set
+                for column in (out.tripped, out.start_us, out.stop_us, out.stopped_for):
+                    column[part] = column[at - 1]
+                out.starts[:, part] = out.starts[:, at - 1, None]
+            if out.running[at] == 1 and before == 0:
+                stop = out.stop_us[at]
+                out.stopped_for[part] = t - stop if stop != NEVER else -1
+                out.starts[:, part] = np.array([[t], [out.starts[0, at]], [out.starts[1, at]]])
+                out.start_us[part] = t
+                out.tripped[part] = 0
+            elif out.running[at] == 0 and before == 1:
+                out.stop_us[part] = t
+                out.tripped[part] = 1
+
+    def _commit(self, journal: Journal, rows: Rows, out: Running) -> None:
+        if not out.changed:
+            return
+        for name in ("running", "tripped", "start_us", "stop_us", "stopped_for"):
+            journal.put(self._state[name], rows.slots, getattr(out, name)[rows.last])
+        journal.put(self._state["starts"], (slice(None), rows.slots), out.starts[:, rows.last])
 
 
 def _is_running(frequency: FloatArray, current: FloatArray, median: FloatArray) -> Array:
@@ -340,13 +317,3 @@ def _is_running(frequency: FloatArray, current: FloatArray, median: FloatArray) 
     stopped = (frequency <= MIN_FREQUENCY_HZ) | (current <= floor)
     known = (frequency > MIN_FREQUENCY_HZ) | (current > floor)
     return np.where(stopped, 0, np.where(known, 1, -1)).astype(np.int8)
-
-
-def _held_run_state(running: Array, old: Array, group: Slots, first: BoolArray) -> Array:
-    """What is not known stays as it was."""
-    if (running >= 0).all():
-        return running
-    at = np.arange(running.shape[0])
-    newest = np.maximum.accumulate(np.where(running >= 0, at, -1))
-    start = np.maximum.accumulate(np.where(first, at, 0))
-    return np.where(newest >= start, running[newest], old[group])
