@@ -48,11 +48,12 @@ class Runs:
 
     def __init__(self, state: WellArrays, slots: Slots, well: Slots, bucket: IntArray, begins: Slots, rows: int):
         self.slots, self.well, self.bucket, self.begins = slots, well, bucket, begins
+        self.index = _index(slots)
         count = well.shape[0]
         self.ends = np.append(begins[1:], rows).astype(np.intp) - 1
         self.first = np.searchsorted(well, np.arange(slots.shape[0]))
         self.last = np.append(self.first[1:], count).astype(np.intp) - 1
-        before = state["bucket"][slots]
+        before = state["bucket"][self.index].copy()
         self.continuing = before == bucket[self.first]
         self.single = count == slots.shape[0]
         opens = np.ones(count, np.bool_)
@@ -71,7 +72,8 @@ class Runs:
     def before(self, by_run: Array, by_well: Array) -> Array:
         """What belongs to the closed buckets: ``by_run`` (…, runs) in this batch, ``by_well`` (…, wells) before it."""
         if self.of_state.all():
-            return np.asarray(by_well[..., self.closing_well])
+            alike = self.closing_well.shape[0] == by_well.shape[-1]
+            return np.array(by_well) if alike else np.asarray(by_well[..., self.closing_well])
         out = by_run[..., self.opening - 1]
         if self.of_state.any():
             out[..., self.of_state] = by_well[..., self.closing_well[self.of_state]]
@@ -165,15 +167,15 @@ class Baselines:
         plan = self._add_up(runs, run, values, dt_us)
         if not runs.opening.size:
             return plan
-        state, slots = self._state, runs.slots
-        plan.closed_sums = runs.before(plan.sums, state["sum"][:, slots])
-        plan.closed_counts = runs.before(plan.counts, state["n"][:, slots])
-        plan.closed_squares = runs.before(plan.squares, state["square"][:, slots])
-        pace = runs.before(plan.pace, state["pace"][:, slots])
+        state, index = self._state, runs.index
+        plan.closed_sums = runs.before(plan.sums, state["sum"][:, index])
+        plan.closed_counts = runs.before(plan.counts, state["n"][:, index])
+        plan.closed_squares = runs.before(plan.squares, state["square"][:, index])
+        pace = runs.before(plan.pace, state["pace"][:, index])
         plan.means = plan.closed_sums / plan.closed_counts  # 0/0 is NaN: nothing measured
         plan.mean_dt = pace[1] / pace[0]
-        settled = (runs.before(running[runs.ends], state["running"][slots]) == 1) & (
-            runs.before(start_us[runs.ends], state["start_us"][slots]) <= runs.closed * BUCKET_US - SETTLE_US
+        settled = (runs.before(running[runs.ends], state["running"][index]) == 1) & (
+            runs.before(start_us[runs.ends], state["start_us"][index]) <= runs.closed * BUCKET_US - SETTLE_US
         )
         self._fold(runs, plan, settled)
         self._refresh(runs, plan)
@@ -194,12 +196,15 @@ class Baselines:
             ("pace", np.stack([np.ones_like(dt_us), dt_us])),
         )
         for name, what in each:
-            start = np.zeros((what.shape[0], runs.well.shape[0]), state[name].dtype)
-            start[:, first[goes_on]] = state[name][:, slots[goes_on]]
+            if runs.single and goes_on.all():
+                start = state[name][:, runs.index].copy()
+            else:
+                start = np.zeros((what.shape[0], runs.well.shape[0]), state[name].dtype)
+                start[:, first[goes_on]] = state[name][:, slots[goes_on]]
             parts.append(_added(start, run, what))
         sums, counts, squares, pace = parts
-        features = state["features"][:, slots]
-        return Plan(sums, counts, squares, pace, features if runs.single else features[:, runs.well])
+        features = state["features"][:, runs.index]
+        return Plan(sums, counts, squares, pace, features.copy() if runs.single else features[:, runs.well])
 
     # -- half-hours and medians
 
@@ -339,12 +344,12 @@ class Baselines:
     # -- the batch is computed: write the state
 
     def commit(self, journal: Journal, runs: Runs, plan: Plan) -> None:
-        state, slots, last = self._state, runs.slots, runs.last
-        index = (slice(None), slots)
+        state, last = self._state, runs.last
+        index = (slice(None), runs.index)
         for name, values in (("sum", plan.sums), ("n", plan.counts), ("square", plan.squares), ("pace", plan.pace)):
             journal.put(state[name], index, values if runs.single else values[:, last])
         if not runs.continuing.all() or not runs.single:
-            journal.put(state["bucket"], slots, runs.bucket[last])
+            journal.put(state["bucket"], runs.index, runs.bucket[last])
         if not runs.opening.size:
             return
         journal.put(state["features"], index, plan.features if runs.single else plan.features[:, last])
@@ -364,9 +369,11 @@ class Baselines:
             some = np.flatnonzero(recent | newest)
             closed, slots = closed[some], slots[some]
         at = (closed % _RING).astype(np.intp)
-        index = (slice(None), at, slots)
-        journal.put(state["ring_tag"], (at, slots), closed)
-        journal.put(state["ring_dt"], (at, slots), plan.mean_dt[some])
+        index: Any = (slice(None), at, slots)
+        if (at == at[0]).all():  # a fleet in step: whole rows of the ring
+            index = (slice(None), int(at[0]), _index(slots))
+        journal.put(state["ring_tag"], index[1:], closed)
+        journal.put(state["ring_dt"], index[1:], plan.mean_dt[some])
         journal.put(state["ring_mean"], index, plan.means[:, some])
         if self._squares:
             journal.put(state["ring_sum"], index, plan.closed_sums[self._square_place][:, some])
@@ -419,18 +426,30 @@ class _Past:
             back = closed[start] - np.arange(_BACK, 0, -1)[:, None]
             self._slots = slots[start]
         self._at = (back % _RING).astype(np.intp)
-        self._unknown = state["ring_tag"][self._at, self._slots] != back
+        self._index = _index(self._slots)
+        # A fleet in step reads whole rows of the ring.
+        self._rows = bool((self._at == self._at[:, :1]).all())
+        self._unknown = self._ring(state["ring_tag"], _BACK) != back
+
+    def _ring(self, ring: Array, k: int) -> Array:
+        """(k, closings) from ``ring`` (16, slots), a copy."""
+        if not self._rows:
+            return np.asarray(ring[self._at[:k], self._slots])
+        out = np.empty((k, self._slots.shape[0]), ring.dtype)
+        for row, at in enumerate(self._at[:k, 0].tolist()):
+            out[row] = ring[at, self._index]
+        return out
 
     def window(self, ring: Array, closed: Array, k: int, missing: float = np.nan) -> FloatArray:
         """(k, closings): the newest bucket first. ``ring`` (16, slots); ``closed`` (closings,): what closes now."""
         if self._lone:
-            out: FloatArray = ring[self._at[:k], self._slots]
+            out: FloatArray = self._ring(ring, k)
             out[self._unknown[:k]] = missing
             near = self._gap < k
             out[self._gap[near], self._near[near]] = closed[self._near[near]]
             # What lies between the closed bucket and the run is empty: the ring's tags say so.
             return out
-        old = ring[self._at, self._slots]
+        old = self._ring(ring, _BACK)
         old[self._unknown] = missing
         line = np.full(self._size, missing)
         line[self._base] = old
@@ -444,6 +463,14 @@ def _windowed(function: str, past: FloatArray, k: int) -> FloatArray:
 
 def _names(columns: Iterable[Key], functions: Sequence[str]) -> list[str]:
     return sorted({str(key[1]) for key in columns if key[0] in functions})
+
+
+def _index(slots: Slots) -> Any:
+    """``slots``, as a slice where they follow each other: a fleet that reports whole."""
+    count = slots.shape[0]
+    if count and slots[-1] - slots[0] + 1 == count and (np.diff(slots) == 1).all():
+        return slice(int(slots[0]), int(slots[0]) + count)
+    return slots
 
 
 def _added(start: Array, to: Slots, values: Array) -> Array:
