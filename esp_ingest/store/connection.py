@@ -3,7 +3,9 @@
 from typing import Any
 
 import psycopg
+from psycopg.abc import RV, PQGen
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.waiting import Ready
 
 from esp_ingest.config import DatabaseSettings
 from esp_ingest.seams import StoreUnavailable
@@ -12,6 +14,50 @@ from esp_ingest.store import sqlstate
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 APPLICATION_NAME = "esp-ingest"
+
+_ANSWER_GRACE_SECONDS = 5.0  # beyond the time that the server gives a statement itself
+_LOOK_SECONDS = 0.1
+
+
+class ImpatientConnection(Connection):
+    """A connection that gives up on a server which says nothing for ``silence_seconds``, and is closed then.
+
+    The kernel's timeouts only see a peer that acknowledges nothing. A server that is stopped or hangs, or a pooler or
+    balancer whose other side is gone, goes on acknowledging: without this the writer would wait for it for ever."""
+
+    silence_seconds: float | None = None
+
+    def wait(self, gen: PQGen[RV], interval: float = _LOOK_SECONDS, timeout: float | None = None) -> RV:
+        """See psycopg. Raises ServerSilent."""
+        options = {} if timeout is None else {"timeout": timeout}  # unknown to psycopg 3.2
+        if self.silence_seconds is None:
+            return super().wait(gen, interval, **options)
+        try:
+            return super().wait(_impatient(gen, int(self.silence_seconds / interval)), interval, **options)
+        except ServerSilent:
+            self.pgconn.finish()  # in the middle of an exchange: of no use to anyone
+            raise
+
+
+class ServerSilent(psycopg.OperationalError):
+    """The server took longer than it said it would allow itself."""
+
+
+def _impatient(gen: PQGen[RV], looks: int) -> PQGen[RV]:
+    """``gen``, ended after so many looks in a row at a socket that was not ready. psycopg looks ten times a second; so
+    no clock is needed, and a process that was stopped itself does not take that for silence."""
+    silent = 0
+    try:
+        wanted = next(gen)
+        while True:
+            ready = yield wanted
+            silent = silent + 1 if ready == Ready.NONE else 0
+            if silent > looks:
+                raise ServerSilent("the database is connected and does not answer")
+            wanted = gen.send(ready)
+    except StopIteration as done:
+        value: RV = done.value
+        return value
 
 
 def conninfo(settings: DatabaseSettings) -> str:
@@ -39,8 +85,11 @@ def conninfo(settings: DatabaseSettings) -> str:
     return make_conninfo("", **(ours | given))
 
 
-def connect(settings: DatabaseSettings, *, autocommit: bool = False) -> Connection:
+def connect(settings: DatabaseSettings, *, autocommit: bool = False, patient: bool = False) -> Connection:
     """Open a connection; blocks up to ``connect_timeout_seconds`` for each address of the host.
+
+    It is given up when the server says nothing for ``statement_timeout_seconds`` and a little, unless ``patient``: a
+    migration lifts that timeout and may take its time.
 
     Raises StoreUnavailable with a reason from :mod:`esp_ingest.store.sqlstate`.
 
@@ -48,9 +97,11 @@ def connect(settings: DatabaseSettings, *, autocommit: bool = False) -> Connecti
     prepared by name, so that a pooler in transaction mode will do; a batch is few statements, so that costs nothing."""
     info = conninfo(settings)
     try:
-        connection: Connection = psycopg.connect(info, autocommit=True, prepare_threshold=None)
+        connection = ImpatientConnection.connect(info, autocommit=True, prepare_threshold=None)
     except psycopg.Error as error:
         raise sqlstate.unavailable(error) from None
+    if not patient:
+        connection.silence_seconds = settings.statement_timeout_seconds + _ANSWER_GRACE_SECONDS
     try:
         for name, seconds in (
             ("statement_timeout", settings.statement_timeout_seconds),

@@ -181,7 +181,7 @@ def migrate(
     where a step fails; StoreUnavailable where the database cannot be reached."""
     known = migrations() if known is None else known
     note = _create_extension(settings)
-    with connect(settings) as connection:
+    with connect(settings, patient=True) as connection:
         try:
             return _migrate(connection, known, adopt, target, [note] if note else [])
         except psycopg.Error as error:
