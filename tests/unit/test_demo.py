@@ -225,6 +225,7 @@ def wait_for_any(path: Path) -> None:
     [
         ("2 wells, 1 Hz, 5 s to 127.0.0.1:18\npublished 12, acknowledged 12, refused 0; among them", 0, 12),
         ("2 wells, 1 Hz, 5 s to 127.0.0.1:18\npublished 3, acknowledged 3, refused 0; (interrupted)", 0, 3),
+        ("2 wells, 1 Hz, 5 s to 127.0.0.1:18\npublished 4, acknowledged 4, refused 0; among them", 130, 4),
         ("Traceback: KeyboardInterrupt", 130, 0),  # stopped while it was loading
         ("", 1, 0),
     ],
