@@ -506,7 +506,13 @@ class _Parser:
 
     def _call(self, token: _Token) -> _Node:
         name = token.text
-        special = {"within": self._within, "measured": self._measured, "known": self._known, "abs": self._abs}
+        special = {
+            "within": self._within,
+            "measured": self._measured,
+            "known": self._known,
+            "abs": self._abs,
+            "choose": self._choose,
+        }
         if name in special:
             node = special[name]()
             self._expect(")")
@@ -579,6 +585,25 @@ class _Parser:
             raise ConditionError("abs() takes a quantity")
         number = node.number
         return _Node(node.unit, number=lambda frame: np.abs(number(frame)))
+
+    def _choose(self) -> _Node:
+        """choose(condition, a, b): ``a`` where the condition is true, ``b`` where it is false, else not known."""
+        chosen = self.condition()
+        self._expect(",")
+        first = self._sum()
+        self._expect(",")
+        second = self._sum()
+        if chosen.truth is None or first.number is None or second.number is None:
+            raise ConditionError("choose() takes a condition and two quantities: choose(measured(gor), 80 %, 70 %)")
+        if first.unit is None or second.unit is None or not first.unit.same_kind(second.unit):
+            raise ConditionError(f"choose() is between {first.unit} and {second.unit}: they are different kinds")
+        truth, a, b = chosen.truth, first.number, second.number
+
+        def choice(frame: Frame) -> FloatArray:
+            yes, no = truth(frame)
+            return np.where(yes, a(frame), np.where(no, b(frame), np.nan))
+
+        return _Node(first.unit, number=choice)
 
 
 # --- closures -----------------------------------------------------------------------------------------------------
