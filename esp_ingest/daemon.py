@@ -12,7 +12,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from esp_ingest.config import Settings
+from esp_ingest.config import ConfigError, Settings
+from esp_ingest.resources import config_file
 from esp_ingest.seams import Clock
 from esp_ingest.service import health as conditions
 from esp_ingest.service import log as logs
@@ -24,6 +25,7 @@ from esp_ingest.service.metrics import Metrics
 from esp_ingest.telemetry.model import Decoded, Delivery
 
 if TYPE_CHECKING:
+    from esp_ingest.diagnostics.service import DiagnosticsService
     from esp_ingest.telemetry.decode import Decoder
 
 log = logging.getLogger(__name__)
@@ -99,12 +101,13 @@ class Daemon:
         self._store = PostgresStore(settings.database, settings.mqtt.topic_root)
         state_folder = spool_settings.folder() if spool_settings.enabled else None
         self._source: MqttSource = MqttSource(settings.mqtt, clock, metrics, state_folder)
+        self._diagnostics = self._build_diagnostics()
         # A decoder a thread: its caches are not shared.
         self._stage: Stage = Stage(
             settings,
             self._store,
             self._spool,
-            None,
+            self._diagnostics,
             _decode_with(Decoder(settings.telemetry, settings.mqtt.topic_root)),
             clock,
             metrics,
@@ -123,6 +126,33 @@ class Daemon:
         )
         self._next_observation = 0.0
         self._notify = systemd.Notifier()
+
+    def _build_diagnostics(self) -> "DiagnosticsService | None":
+        """The rules, where this daemon sees each well's readings in order: not in a share group (decision 0009)."""
+        settings = self._settings
+        if not settings.diagnostics.enabled:
+            self._health.set(conditions.DIAGNOSTICS, True, "switched off by diagnostics.enabled")
+            return None
+        if settings.mqtt.share_group:
+            detail = "no rules run in a share group: a well's readings are dealt to several daemons"
+            log.warning("diagnostics off", extra={"reason": detail, "share_group": settings.mqtt.share_group})
+            self._health.set(conditions.DIAGNOSTICS, True, detail)
+            return None
+        from esp_ingest.diagnostics.rules import RulesError, load
+        from esp_ingest.diagnostics.service import DiagnosticsService
+        from esp_ingest.store.diagnostics import PostgresDiagnosticsStore
+
+        path = settings.diagnostics.rules_file or config_file("rules.toml")
+        try:
+            return DiagnosticsService(
+                lambda: load(path),
+                PostgresDiagnosticsStore(settings.database),
+                self._clock,
+                self._metrics,
+                lambda: self._source.subscribed,
+            )
+        except RulesError as error:
+            raise ConfigError(str(error)) from None
 
     def run(self) -> int:
         """Start, run the pipeline in this thread, and drain."""
@@ -147,6 +177,8 @@ class Daemon:
         self._source.close()
         if ended:
             self._store.close()
+            if self._diagnostics is not None:
+                self._diagnostics.close()
             if self._spool is not None:
                 self._spool.close()
         if not drained:
@@ -158,6 +190,10 @@ class Daemon:
     def _beat(self) -> None:
         """Called by the pipeline at every turn."""
         self._health.beat("pipeline")
+        if self._signals.reload:
+            self._signals.reload = False
+            if self._diagnostics is not None:
+                self._diagnostics.ask_reload()
         now = self._clock.monotonic()
         if now >= self._next_observation:
             self._next_observation = now + _OBSERVE_SECONDS

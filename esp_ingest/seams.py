@@ -2,11 +2,11 @@
 contract suite (tests/…/contract_*.py): Clock (service/clock.py), Source (mqtt/source.py), Store (store/writer.py) and
 Metrics (service/metrics.py, whose fake is the same class on a private registry)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from esp_ingest.telemetry.model import Delivery, DiagnosticRow, Readings, Reject
+from esp_ingest.telemetry.model import Checkpoint, Delivery, DiagnosticRow, Readings, Reject
 
 
 class Clock(Protocol):
@@ -66,7 +66,13 @@ class WriteResult:
 class Store(Protocol):
     """The database. Called from one thread at a time."""
 
-    def write(self, readings: Readings, rejects: Sequence[Reject], diagnostics: Sequence[DiagnosticRow]) -> WriteResult:
+    def write(
+        self,
+        readings: Readings,
+        rejects: Sequence[Reject],
+        diagnostics: Sequence[DiagnosticRow],
+        checkpoints: Sequence[Checkpoint] = (),
+    ) -> WriteResult:
         """Store all of it in one transaction, or nothing. Writing the same again stores nothing twice.
 
         Raises StoreUnavailable where it makes sense to try again; never raises for bad data."""
@@ -74,6 +80,29 @@ class Store(Protocol):
 
     def ping(self) -> None:
         """Is the database there and its schema the one this program writes? Raises StoreUnavailable where it is not."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class DiagnosticsStore(Protocol):
+    """What the diagnostics read of the database, on a connection of their own (store/diagnostics.py). Every method may
+    raise StoreUnavailable; called from the writer's thread alone."""
+
+    def states(self, wells: Sequence[str]) -> list[Checkpoint]:
+        """The checkpoints of these wells, of those that have one."""
+        ...
+
+    def wells_with_state(self, after: str, limit: int) -> list[str]:
+        """The next wells in order that have a checkpoint."""
+        ...
+
+    def readings_after(self, since_us: Mapping[str, int], limit: int) -> Iterator[Readings]:
+        """What these wells sent with a later event time, in the order received, in pages; the newest ``limit`` each."""
+        ...
+
+    def open_rows(self, wells: Sequence[str]) -> list[DiagnosticRow]:
+        """The occurrences that the table holds open."""
         ...
 
     def close(self) -> None: ...

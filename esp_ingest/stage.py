@@ -8,23 +8,25 @@ holds anything, batches go through it (first in, first out), and the stage drain
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
 from esp_ingest.config import Settings
-from esp_ingest.seams import Clock, Store, StoreUnavailable
+from esp_ingest.diagnostics.service import Diagnosis
+from esp_ingest.seams import Clock, Store, StoreUnavailable, WriteResult
 from esp_ingest.service.log import Repeated
 from esp_ingest.service.metrics import Metrics
 from esp_ingest.store.spool import Spool, SpoolError, SpoolFull
-from esp_ingest.telemetry.model import Decoded, Delivery, DiagnosticRow, Readings, Reject, RejectReason
+from esp_ingest.telemetry.model import Decoded, Delivery, Readings, Reject, RejectReason
 
 log = logging.getLogger(__name__)
 
 _DRAIN_STEPS = 2  # pieces of the spool drained for each batch that arrives: the backlog shrinks even at full load
 _PING_SECONDS = 5.0  # an idle stage asks this often whether the database is still there
+_FINISH_SECONDS = 5.0  # for the last checkpoints; what is missing is replayed from the table at the next start
 
 
 @dataclass(slots=True)
@@ -54,18 +56,20 @@ class Outcome:
         return self
 
 
-class Evaluation(Protocol):
-    @property
-    def rows(self) -> Sequence[DiagnosticRow]: ...
-
-
 class Diagnostics(Protocol):
-    """The part of diagnostics/engine.py that the stage drives. ``prepare`` may raise StoreUnavailable."""
+    """diagnostics/service.py as the stage drives it. ``prepare`` and ``maintain`` may raise StoreUnavailable."""
 
-    def prepare(self) -> None: ...
-    def evaluate(self, readings: Readings) -> Evaluation: ...
-    def accept(self, evaluation: Evaluation) -> None: ...
-    def discard(self, evaluation: Evaluation) -> None: ...
+    def prepare(self, wells: Sequence[str] = ()) -> None: ...
+    def evaluate(self, readings: Readings) -> Diagnosis: ...
+    def accept(self, diagnosis: Diagnosis) -> None: ...
+    def discard(self, diagnosis: Diagnosis) -> None: ...
+    def maintain(self) -> Diagnosis | None:
+        """Between batches, while nothing is in the spool: what there is to write, every few seconds."""
+        ...
+
+    def finish(self) -> Iterator[Diagnosis]:
+        """What is left to write at the end of the process, in pieces."""
+        ...
 
 
 class Stage:
@@ -99,6 +103,7 @@ class Stage:
         )
         self._outage = _Outage(self._wait, clock, metrics)
         self._spool_log = Repeated(log, "spool takes nothing, acknowledgements stop", "spool takes messages again")
+        self._rules_log = Repeated(log, "diagnostics fail between batches", "diagnostics work between batches again")
         self.spool_detail: str | None = None  # why the spool takes nothing just now
         self._next_ping = 0.0
         if spool is not None and spool.messages:
@@ -141,7 +146,40 @@ class Stage:
         if now >= self._next_ping and self._outage.due():
             self._next_ping = now + _PING_SECONDS
             self._ping()
+        self.maintain()
         return min(max(self._next_ping - now, 0.05), 1.0)
+
+    def maintain(self) -> None:
+        """What the diagnostics do between batches. Silence means nothing while readings wait in the spool."""
+        if self._diagnostics is None or self.spooling or self._outage.reason is not None:
+            return
+        try:
+            diagnosis = self._diagnostics.maintain()
+            if diagnosis is not None:
+                self._write(Decoded(Readings.empty(), []), diagnosis)
+        except StoreUnavailable as error:
+            self._outage.failed(error)
+        except Exception as error:  # they advise; they never stop the writer
+            self._metrics.diagnostics_rule_failures.labels(diagnosis="engine").inc()
+            self._rules_log.failed(self._clock.monotonic(), type(error).__name__, detail=str(error))
+        else:
+            self._rules_log.ended(self._clock.monotonic())
+
+    def finish(self) -> None:
+        """The last checkpoints of the diagnostics. Not having them costs the next start a replay, and nothing else."""
+        if self._diagnostics is None or self._outage.reason is not None:
+            return
+        deadline = self._clock.monotonic() + _FINISH_SECONDS
+        try:
+            for diagnosis in self._diagnostics.finish():
+                self._write(Decoded(Readings.empty(), []), diagnosis)
+                self._beat()
+                if self._clock.monotonic() >= deadline:
+                    break
+        except StoreUnavailable as error:
+            log.warning("last checkpoints not written", extra={"reason": str(error)})
+        except Exception:
+            log.exception("last checkpoints not written")
 
     def drain_step(self) -> None:
         """Write the oldest piece of the spool, if the database is due for another try."""
@@ -251,17 +289,7 @@ class Stage:
     def _store_once(self, decoded: Decoded) -> Outcome:
         """One transaction: readings, rejects and what the rules made of the readings."""
         started = self._clock.monotonic()
-        evaluation = self._evaluate(decoded.readings)
-        try:
-            result = self._store.write(
-                decoded.readings, decoded.rejects, evaluation.rows if evaluation is not None else ()
-            )
-        except BaseException:
-            if self._diagnostics is not None and evaluation is not None:
-                self._diagnostics.discard(evaluation)
-            raise
-        if self._diagnostics is not None and evaluation is not None:
-            self._diagnostics.accept(evaluation)
+        result = self._write(decoded, self._evaluate(decoded.readings))
         self._outage.ended()
         settled = result.written + result.duplicates + result.rejected
         if settled != decoded.items:
@@ -270,11 +298,23 @@ class Stage:
         self._count(decoded, result.written, result.duplicates, result.refused, self._clock.monotonic() - started)
         return Outcome(result.written, result.duplicates, result.rejected, 0, [decoded.readings])
 
-    def _evaluate(self, readings: Readings) -> Evaluation | None:
+    def _write(self, decoded: Decoded, diagnosis: Diagnosis | None) -> WriteResult:
+        """The transaction; the state of the rules advances with it or stays where it was."""
+        if self._diagnostics is None or diagnosis is None:
+            return self._store.write(decoded.readings, decoded.rejects, ())
+        try:
+            result = self._store.write(decoded.readings, decoded.rejects, diagnosis.rows, diagnosis.checkpoints)
+        except BaseException:
+            self._diagnostics.discard(diagnosis)
+            raise
+        self._diagnostics.accept(diagnosis)
+        return result
+
+    def _evaluate(self, readings: Readings) -> Diagnosis | None:
         if self._diagnostics is None:
             return None
-        self._diagnostics.prepare()
         try:
+            self._diagnostics.prepare(readings.wells)
             return self._diagnostics.evaluate(readings)
         except StoreUnavailable:
             raise
@@ -299,8 +339,6 @@ class Stage:
     def _ping(self) -> None:
         try:
             self._store.ping()
-            if self._diagnostics is not None:
-                self._diagnostics.prepare()
         except StoreUnavailable as error:
             self._outage.failed(error)
         else:
@@ -463,6 +501,7 @@ class ThreadedStage:
             while True:
                 batch = self._next_batch()
                 if batch is None:
+                    self._stage.finish()
                     return
                 outcome = self._stage.process(batch)
                 with self._changed:
@@ -471,6 +510,7 @@ class ThreadedStage:
                 for _ in range(_DRAIN_STEPS):
                     if self._stage.spooling:
                         self._stage.drain_step()
+                self._stage.maintain()
         except BaseException as error:
             with self._changed:
                 self._error = error

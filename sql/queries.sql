@@ -137,6 +137,49 @@ WHERE (d.severity, d.state, d.cleared_at, d.value, d.threshold, d.peak, d.occurr
       (excluded.severity, excluded.state, excluded.cleared_at, excluded.value, excluded.threshold, excluded.peak,
        excluded.occurrences, excluded.confidence, excluded.message, excluded.actions, excluded.telemetry_snapshot);
 
+-- name: upsert_states
+-- Checkpoints of a few wells, in the transaction of a batch.
+INSERT INTO diagnostic_state (well_id, event_time, state, rules_off)
+SELECT well_id, event_time, state, rules_off::jsonb
+FROM unnest(%(wells)s::text[], %(times)s::timestamptz[], %(states)s::bytea[], %(off)s::text[])
+     AS c (well_id, event_time, state, rules_off)
+ON CONFLICT (well_id) DO UPDATE SET
+    event_time = excluded.event_time, saved_at = now(), state = excluded.state, rules_off = excluded.rules_off;
+
+-- name: states_of_wells
+-- Checkpoints of these wells.
+SELECT well_id, (extract(epoch FROM event_time) * 1000000)::bigint, state
+FROM diagnostic_state
+WHERE well_id = ANY (%s::text[]);
+
+-- name: wells_with_state
+-- The next wells that have a checkpoint, in order: a page of them.
+SELECT well_id FROM diagnostic_state WHERE well_id > %s ORDER BY well_id LIMIT %s;
+
+-- name: readings_after
+-- Replay: what these wells sent after their checkpoints, in the order received, at most a number of the newest each.
+-- Ordered by event time within a microsecond of arrival, since nothing tells how an array was ordered.
+SELECT w.well_id, (extract(epoch FROM t."timestamp") * 1000000)::bigint,
+       (extract(epoch FROM t.received_at) * 1000000)::bigint,
+       t.flow_rate, t.pip, t.motor_current, t.motor_temp, t.vibration, t.vsd_frequency, t.gor, t.discharge_pressure,
+       t.wellhead_pressure, t.casing_pressure, t.intake_temp, t.leakage_current, t.drive_voltage,
+       t.extra::text, t.quality::text
+FROM unnest(%(wells)s::text[], %(after)s::timestamptz[]) AS w (well_id, after)
+CROSS JOIN LATERAL (
+    SELECT * FROM esp_telemetry e
+    WHERE e.well_id = w.well_id AND e."timestamp" > w.after
+    ORDER BY e."timestamp" DESC
+    LIMIT %(limit)s
+) AS t
+ORDER BY t.received_at, t."timestamp";
+
+-- name: open_occurrences
+-- What the table says is open at these wells, and what of late was closed by an operator.
+SELECT well_id, diagnosis, (extract(epoch FROM "timestamp") * 1000000)::bigint, severity, state, value, threshold, peak,
+       occurrences, confidence, message, actions::text, telemetry_snapshot::text
+FROM diagnostic_results
+WHERE well_id = ANY (%s::text[]) AND cleared_at IS NULL;
+
 -- name: list_rejects
 -- Newest first. Every filter may be NULL; the topic is a LIKE pattern.
 SELECT received_at, digest, item, topic, topic_bytes, reason, detail, payload, redelivered, replayed_at, replay_outcome

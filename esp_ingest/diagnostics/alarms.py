@@ -74,6 +74,27 @@ def to_row(occurrence: Occurrence, peak: float | None) -> DiagnosticRow:
     )
 
 
+def from_row(row: DiagnosticRow) -> Occurrence:
+    """The occurrence of an open row. When a latched one returned is not in the table: as good as when it was raised."""
+    return Occurrence(
+        well_id=row.well_id,
+        diagnosis=row.diagnosis,
+        raised_us=row.raised_us,
+        severity=row.severity,
+        value=row.value,
+        threshold=row.threshold,
+        message=row.message,
+        actions_json=row.actions_json,
+        snapshot_json=row.snapshot_json,
+        confidence=row.confidence if row.confidence is not None else 1.0,
+        occurrences=row.occurrences,
+        held_by=row.state if row.state in (SHELVED, SUPPRESSED) else "",
+        acknowledged=row.state == ACKNOWLEDGED,
+        latched_us=row.raised_us if row.state == LATCHED else None,
+        cleared_us=row.cleared_us,
+    )
+
+
 def moment(t_us: int) -> str:
     """``2013-06-12 03:45 UTC``, with seconds where they are not 0."""
     at = datetime.fromtimestamp(t_us // 1_000_000, UTC)

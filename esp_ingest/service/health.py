@@ -26,6 +26,7 @@ LIVE_GRACE = 1.5  # liveness turns red after this many times stuck_after_seconds
 
 # Conditions that the daemon sets by these names; any other name counts for readiness as well.
 MQTT, DATABASE, SCHEMA, SPOOL, UNACKED = "mqtt", "database", "schema", "spool", "unacked"
+DIAGNOSTICS = "diagnostics"
 # Not known until somebody has looked; the others are fine until somebody says otherwise.
 _LOOKED_FOR = {MQTT: "not connected yet", DATABASE: "not reached yet", SCHEMA: "not checked yet"}
 _OUTSIDE = (MQTT, DATABASE, SPOOL)  # what explains an old unacknowledged message without any mistake of ours

@@ -29,7 +29,7 @@ from esp_ingest.store.copy import Buffer, digest_of, rejects_stream, storable, t
 from esp_ingest.store.marks import Marks, first_of_each
 from esp_ingest.store.queries import query
 from esp_ingest.store.sqlstate import Verdict
-from esp_ingest.telemetry.model import SIGNAL_NAMES, DiagnosticRow, Readings, Reject, RejectReason
+from esp_ingest.telemetry.model import SIGNAL_NAMES, Checkpoint, DiagnosticRow, Readings, Reject, RejectReason
 
 log = logging.getLogger(__name__)
 
@@ -74,14 +74,20 @@ class PostgresStore:
         self._marks = Marks()
         self._doubt = False  # a commit's outcome is unknown: the next batch is probably there already
 
-    def write(self, readings: Readings, rejects: Sequence[Reject], diagnostics: Sequence[DiagnosticRow]) -> WriteResult:
+    def write(
+        self,
+        readings: Readings,
+        rejects: Sequence[Reject],
+        diagnostics: Sequence[DiagnosticRow],
+        checkpoints: Sequence[Checkpoint] = (),
+    ) -> WriteResult:
         """Store all of it in one transaction, or nothing. See seams.Store."""
-        if not (len(readings) or rejects or diagnostics):
+        if not (len(readings) or rejects or diagnostics or checkpoints):
             return WriteResult(0, 0, 0)
         rung = Rung.STAGED if self._doubt else Rung.DIRECT
         while True:
             try:
-                tally = self._transaction(rung, readings, rejects, diagnostics)
+                tally = self._transaction(rung, readings, rejects, diagnostics, checkpoints)
             except _NextRung as step:
                 rung = step.rung
                 continue
@@ -152,7 +158,12 @@ class PostgresStore:
     # ----------------------------------------------------------------------------------------------- transaction
 
     def _transaction(
-        self, rung: Rung, readings: Readings, rejects: Sequence[Reject], diagnostics: Sequence[DiagnosticRow]
+        self,
+        rung: Rung,
+        readings: Readings,
+        rejects: Sequence[Reject],
+        diagnostics: Sequence[DiagnosticRow],
+        checkpoints: Sequence[Checkpoint],
     ) -> _Tally:
         """One try on one rung. Raises _NextRung or StoreUnavailable with nothing of it stored, except that a lost
         connection during the commit leaves that open."""
@@ -161,6 +172,8 @@ class PostgresStore:
         try:
             with connection.cursor() as cursor:
                 tally = _Attempt(cursor, rung, self._marks, self._topic_root).run(readings, rejects, diagnostics)
+                if checkpoints:
+                    cursor.execute(query("upsert_states"), _columns(checkpoints))
                 if rung is Rung.STAGED and len(readings):
                     self._learn(cursor, readings)
             _reconcile(tally, len(readings) + len(rejects))
@@ -367,6 +380,15 @@ def _distinct(rejects: Sequence[Reject]) -> list[tuple[Reject, bytes]]:
         contents.add(digest)
         once.append((reject, digest))
     return once
+
+
+def _columns(checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:
+    return {
+        "wells": [each.well_id for each in checkpoints],
+        "times": [at_us(each.event_us) for each in checkpoints],
+        "states": [each.state for each in checkpoints],
+        "off": [each.off_json for each in checkpoints],
+    }
 
 
 def _parameters(row: DiagnosticRow) -> dict[str, Any]:

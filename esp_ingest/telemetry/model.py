@@ -194,3 +194,14 @@ class DiagnosticRow:
     message: str
     actions_json: str
     snapshot_json: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What the rules remember of one well: a row of diagnostic_state. ``event_us`` is its newest reading; ``state`` is
+    opaque to all but the engine; ``off_json`` maps rules that cannot run at this well to the reason."""
+
+    well_id: str
+    event_us: int
+    state: bytes
+    off_json: str = "{}"

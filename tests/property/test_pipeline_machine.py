@@ -41,11 +41,11 @@ class CrashingStore(FakeStore):
         super().__init__()
         self.crash = "none"
 
-    def write(self, readings, rejects, diagnostics):  # type: ignore[no-untyped-def]
+    def write(self, readings, rejects, diagnostics, checkpoints=()):  # type: ignore[no-untyped-def]
         crash, self.crash = self.crash, "none"
         if crash == "before":
             raise Crash
-        result = super().write(readings, rejects, diagnostics)
+        result = super().write(readings, rejects, diagnostics, checkpoints)
         if crash == "after":
             raise Crash
         return result

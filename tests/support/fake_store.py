@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from esp_ingest.seams import StoreUnavailable, WriteResult
 from esp_ingest.store.copy import digest_of
 from esp_ingest.store.writer import refused_reading
-from esp_ingest.telemetry.model import DiagnosticRow, Readings, Reject
+from esp_ingest.telemetry.model import Checkpoint, DiagnosticRow, Readings, Reject
 
 
 class FakeStore:
@@ -20,13 +20,20 @@ class FakeStore:
         self.telemetry: dict[tuple[str, int], tuple[tuple[float, ...], str | None, str | None, int]] = {}
         self.rejects: dict[tuple[int, bytes], Reject] = {}
         self.diagnostics: dict[tuple[str, str, int], DiagnosticRow] = {}
+        self.states: dict[str, Checkpoint] = {}
         self.failures: list[str | None] = []
         self.away = False
         self.poison_texts: set[str] = set()
         self.writes = 0
         self.closed = False
 
-    def write(self, readings: Readings, rejects: Sequence[Reject], diagnostics: Sequence[DiagnosticRow]) -> WriteResult:
+    def write(
+        self,
+        readings: Readings,
+        rejects: Sequence[Reject],
+        diagnostics: Sequence[DiagnosticRow],
+        checkpoints: Sequence[Checkpoint] = (),
+    ) -> WriteResult:
         self.ping()
         failure = self.failures.pop(0) if self.failures else None
         if failure == "before":
@@ -52,6 +59,7 @@ class FakeStore:
         stored = sum(self._store_reject(reject) for reject in (*rejects, *refused))
         duplicates += len(rejects) + len(refused) - stored
         self.diagnostics |= {(row.well_id, row.diagnosis, row.raised_us): row for row in diagnostics}
+        self.states |= {each.well_id: each for each in checkpoints}
         if failure == "after":
             raise StoreUnavailable("told to fail", "after the commit")
         return WriteResult(written, duplicates, stored, tuple(refused))

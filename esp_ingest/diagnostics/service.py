@@ -1,0 +1,282 @@
+"""The engine inside the daemon: what it remembers outlives the process, and its rules can be read again.
+
+Checkpoints of a few wells go along in each batch's transaction, so that the whole fleet is checkpointed every few
+minutes. A well is restored when its first reading arrives: its checkpoint, then what it sent after that, out of the
+table. Whatever that raises was written by the transaction that stored the reading, so a kill -9 raises nothing twice.
+
+Everything here but :meth:`ask_reload` is called by the writer's thread.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+
+from esp_ingest.diagnostics import alarms
+from esp_ingest.diagnostics.alarms import Occurrence
+from esp_ingest.diagnostics.engine import Engine, Evaluation
+from esp_ingest.diagnostics.rules import RulesError, RuleSet
+from esp_ingest.seams import Clock, DiagnosticsStore
+from esp_ingest.service.metrics import Metrics
+from esp_ingest.telemetry.model import Checkpoint, DiagnosticRow, Readings
+
+log = logging.getLogger(__name__)
+
+CYCLE_SECONDS = 240.0  # in this time every well with new readings is checkpointed once
+_MOST_A_BATCH = 50  # a checkpoint is 0.5 ms of CPU and 4 kB
+_MOST_AT_THE_END = 500
+_RESTORED_AT_ONCE = 200
+_REPLAYED_ROWS = 20_000  # newest readings of a well that are replayed: more than five hours at 1 Hz
+_REPLAYED_WITHOUT = 600  # of a well without a checkpoint: killed in its first minutes, or new to the diagnostics
+_NEVER_US = -62_135_596_800_000_000  # the year 1
+_TICK_SECONDS = 5.0
+_GATHERED_WELLS = 100  # wells that have not sent yet, restored at each tick
+
+
+@dataclass(slots=True)
+class Diagnosis:
+    """What one transaction has to write beside the readings. ``rows``: of this batch, and owed from before."""
+
+    evaluation: Evaluation
+    rows: list[DiagnosticRow]
+    checkpoints: list[Checkpoint] = field(default_factory=list)
+    wells: Sequence[str] = ()
+
+
+class DiagnosticsService:
+    """The stage's Diagnostics. ``load_rules`` is called again for a reload and may raise RulesError; ``listening``
+    tells whether the broker would bring readings now, since only then does silence mean anything."""
+
+    def __init__(
+        self,
+        load_rules: Callable[[], RuleSet],
+        store: DiagnosticsStore,
+        clock: Clock,
+        metrics: Metrics,
+        listening: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._load_rules = load_rules
+        self._store = store
+        self._clock = clock
+        self._metrics = metrics
+        self._listening = listening
+        self._series: set[tuple[str, str]] = set()  # (diagnosis, severity) with a gauge
+        self._engine = self._new_engine(load_rules())
+        self._set_active()
+        self._known: set[str] = set()
+        self._dirty: dict[str, None] = {}  # wells by how long they have waited for a checkpoint
+        self._owed: list[DiagnosticRow] = []
+        self._reload_asked = False
+        self._allowance = 0.0
+        self._allowed_at = clock.monotonic()
+        self._next_tick = 0.0
+        self._listening_since_us: int | None = None
+        self._gathered_to: str | None = ""
+
+    # -- the batch
+
+    def prepare(self, wells: Sequence[str] = ()) -> None:
+        """Everything that has to be known before these wells' readings. May raise StoreUnavailable."""
+        if self._reload_asked:
+            self._reload_asked = False
+            self._reload()
+        if not self._known.issuperset(wells):
+            self._restore([well for well in dict.fromkeys(wells) if well not in self._known])
+
+    def evaluate(self, readings: Readings) -> Diagnosis:
+        """Run the rules; ``accept`` or ``discard`` must follow."""
+        checkpoints = self._due_checkpoints()
+        with self._metrics.diagnostics_evaluate_seconds.time():
+            evaluation = self._engine.evaluate(readings)
+        return Diagnosis(evaluation, [*self._owed, *evaluation.rows], checkpoints, readings.wells)
+
+    def accept(self, diagnosis: Diagnosis) -> None:
+        """The transaction is committed."""
+        self._engine.accept(diagnosis.evaluation)
+        self._owed.clear()
+        for checkpoint in diagnosis.checkpoints:
+            self._dirty.pop(checkpoint.well_id, None)
+        self._dirty.update(dict.fromkeys(diagnosis.wells))
+
+    def discard(self, diagnosis: Diagnosis) -> None:
+        """Nothing of it was stored."""
+        self._engine.discard(diagnosis.evaluation)
+
+    # -- between batches
+
+    def maintain(self) -> Diagnosis | None:
+        """At most every few seconds: wells that have fallen silent, checkpoints that are due. None: nothing to write.
+        Must not be called while readings wait elsewhere (the spool). May raise StoreUnavailable."""
+        now = self._clock.monotonic()
+        if now < self._next_tick:
+            return None
+        self._next_tick = now + _TICK_SECONDS
+        self.prepare()
+        self._gather()
+        checkpoints = self._due_checkpoints()
+        evaluation = self._tick()
+        wells = sorted({row.well_id for row in evaluation.rows})
+        diagnosis = Diagnosis(evaluation, [*self._owed, *evaluation.rows], checkpoints, wells)
+        if diagnosis.rows or diagnosis.checkpoints:
+            return diagnosis
+        self.accept(diagnosis)
+        return None
+
+    def finish(self) -> Iterator[Diagnosis]:
+        """At the end of the process: checkpoints of all that is left, in pieces; each must be accepted, or the caller
+        stops."""
+        while self._dirty or self._owed:
+            checkpoints = self._checkpoints(list(islice(self._dirty, _MOST_AT_THE_END)))
+            yield Diagnosis(self._engine.evaluate(Readings.empty()), list(self._owed), checkpoints)
+
+    def close(self) -> None:
+        self._store.close()
+
+    def _tick(self) -> Evaluation:
+        if not self._listening():
+            self._listening_since_us = None
+            return self._engine.evaluate(Readings.empty())
+        if self._listening_since_us is None:
+            self._listening_since_us = self._clock.now_us()
+        return self._engine.tick(self._clock.now_us(), self._listening_since_us)
+
+    def _gather(self) -> None:
+        """Wells that have a state and have not sent since the start: a few at a time, for silence is theirs to tell."""
+        if self._gathered_to is None:
+            return
+        wells = self._store.wells_with_state(self._gathered_to, _GATHERED_WELLS)
+        missing = [well for well in wells if well not in self._known]
+        if missing:
+            self._restore(missing)
+        self._gathered_to = wells[-1] if wells else None
+
+    # -- checkpoints
+
+    def _due_checkpoints(self) -> list[Checkpoint]:
+        """As many as keep the whole fleet within a cycle, the longest waiting first."""
+        now = self._clock.monotonic()
+        self._allowance += (now - self._allowed_at) * len(self._dirty) / CYCLE_SECONDS
+        self._allowed_at = now
+        count = int(min(self._allowance, _MOST_A_BATCH, len(self._dirty)))
+        if count == 0:
+            return []
+        self._allowance = min(self._allowance - count, _MOST_A_BATCH)
+        return self._checkpoints(list(islice(self._dirty, count)))
+
+    def _checkpoints(self, wells: Sequence[str]) -> list[Checkpoint]:
+        found = []
+        for well, state in self._engine.export(wells).items():
+            newest_us = self._engine.newest_us(well)
+            if newest_us is not None:
+                found.append(Checkpoint(well, newest_us, state))
+            else:  # it has sent nothing live yet
+                del self._dirty[well]
+        return found
+
+    # -- restore
+
+    def _restore(self, wells: Sequence[str]) -> None:
+        """Where it was interrupted it goes on: what was replayed is late the second time."""
+        for begin in range(0, len(wells), _RESTORED_AT_ONCE):
+            some = wells[begin : begin + _RESTORED_AT_ONCE]
+            self._restore_states(some)
+            self._replay(some)
+            self._reconcile(some)
+            self._known.update(some)
+        self._set_active()
+
+    def _restore_states(self, wells: Sequence[str]) -> None:
+        fresh = [well for well in wells if self._engine.newest_us(well) is None]
+        states = {each.well_id: each.state for each in self._store.states(fresh)}
+        for well in self._engine.restore(states):
+            log.error("diagnostic state cannot be read, the well starts anew", extra={"well_id": well})
+
+    def _replay(self, wells: Sequence[str]) -> None:
+        newest = {well: self._engine.newest_us(well) for well in wells}
+        known = {well: at_us for well, at_us in newest.items() if at_us is not None}
+        count = self._replay_after(known, _REPLAYED_ROWS)
+        count += self._replay_after({well: _NEVER_US for well in wells if well not in known}, _REPLAYED_WITHOUT)
+        if count:
+            log.info("diagnostics replayed", extra={"wells": len(wells), "readings": count})
+
+    def _replay_after(self, since_us: dict[str, int], limit: int) -> int:
+        count = 0
+        for page in self._store.readings_after(since_us, limit) if since_us else ():
+            count += len(page)
+            try:
+                self._engine.accept(self._engine.evaluate(page), replayed=True)
+            except Exception:  # as for a live batch: its readings are stored, and the rules go on after them
+                log.exception("diagnostics failed on a replay")
+                self._metrics.diagnostics_rule_failures.labels(diagnosis="engine").inc()
+            self._dirty.update(dict.fromkeys(page.wells))
+        return count
+
+    def _reconcile(self, wells: Sequence[str]) -> None:
+        """The table tells which occurrence is which and who acknowledged it; the engine tells whether it holds."""
+        told = {(row.well_id, row.diagnosis): alarms.from_row(row) for row in self._store.open_rows(wells)}
+        for (well, diagnosis), stored in told.items():
+            mine = self._engine.open_at(well, diagnosis)
+            if mine is not None:
+                self._engine.put(replace(stored, held_by=mine.held_by, latched_us=mine.latched_us))
+            elif not self._engine.put(stored):  # silence is put back as it is
+                self._owe_end(stored)
+        here = set(wells)
+        for mine in self._engine.open_occurrences():
+            if mine.well_id in here and (mine.well_id, mine.diagnosis) not in told:
+                self._miss(mine)
+
+    def _miss(self, mine: Occurrence) -> None:
+        """Open in the engine only: acknowledged after its return, or raised by rules that are new."""
+        if not self._engine.end_latched(mine.well_id, mine.diagnosis):
+            self._owed.append(alarms.to_row(mine, mine.value))
+
+    def _owe_end(self, occurrence: Occurrence) -> None:
+        """Open in the table only: its rule is gone, or the state was lost."""
+        newest_us = self._engine.newest_us(occurrence.well_id) or occurrence.raised_us
+        ended = replace(occurrence, latched_us=None).cleared(max(newest_us, occurrence.raised_us))
+        self._owed.append(alarms.to_row(ended, occurrence.value))
+
+    # -- rules
+
+    def ask_reload(self) -> None:
+        """From any thread: read the rules again before the next batch."""
+        self._reload_asked = True
+
+    def _reload(self) -> None:
+        """A file that cannot be used leaves the rules in force."""
+        try:
+            rules = self._load_rules()
+        except RulesError as error:
+            self._metrics.diagnostics_reloads.labels(outcome="failed").inc()
+            log.error("rules not reloaded, the old ones stay in force", extra={"error": str(error)})
+            return
+        old = self._engine
+        self._engine = self._new_engine(rules)
+        self._engine.restore(old.export())
+        for occurrence in old.open_occurrences():
+            if self._engine.open_at(occurrence.well_id, occurrence.diagnosis) is None:
+                self._owe_end(occurrence)
+        self._set_active()
+        self._metrics.diagnostics_rules_disabled.set(0)
+        self._metrics.diagnostics_reloads.labels(outcome="ok").inc()
+        log.info("rules reloaded", extra={"rules": len(rules.rules), "path": rules.path})
+
+    def _new_engine(self, rules: RuleSet) -> Engine:
+        for warning in rules.warnings:
+            log.warning("rules", extra={"warning": warning})
+        for rule in rules.rules:
+            grades = {rule.severity}
+            grades |= {each.severity for each in (rule.escalation, rule.upgrade) if each is not None}
+            grades |= {rule.stale.escalate_severity} if rule.stale is not None else set()
+            for severity in grades:
+                self._metrics.diagnostics_raised.labels(diagnosis=rule.name, severity=severity.value)
+                self._series.add((rule.name, severity.value))
+        return Engine(rules, self._metrics)
+
+    def _set_active(self) -> None:
+        counts = Counter((each.diagnosis, each.severity.value) for each in self._engine.open_occurrences())
+        self._series.update(counts)
+        for diagnosis, severity in self._series:
+            gauge = self._metrics.diagnostics_active.labels(diagnosis=diagnosis, severity=severity)
+            gauge.set(counts[diagnosis, severity])
