@@ -217,7 +217,9 @@ class DiagnosticsService:
         told = {(row.well_id, row.diagnosis): alarms.from_row(row) for row in self._store.open_rows(wells)}
         for (well, diagnosis), stored in told.items():
             mine = self._engine.open_at(well, diagnosis)
-            if mine is not None:
+            if mine is not None and mine.raised_us == stored.raised_us:
+                self._engine.put(replace(mine, acknowledged=stored.acknowledged))
+            elif mine is not None:
                 self._engine.put(replace(stored, held_by=mine.held_by, latched_us=mine.latched_us))
             elif not self._engine.put(stored):  # silence is put back as it is
                 self._owe_end(stored)

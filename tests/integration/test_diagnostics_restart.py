@@ -1,0 +1,141 @@
+"""What the rules remember outlives the process: killed anywhere, restored from the table, and the table is the same."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from esp_ingest.diagnostics.service import DiagnosticsService
+from esp_ingest.service.metrics import Metrics
+from esp_ingest.store.diagnostics import PostgresDiagnosticsStore
+from esp_ingest.store.schema import migrate
+from esp_ingest.store.writer import PostgresStore
+from esp_ingest.telemetry.model import Readings
+from tests.property.test_diagnostics_engine import LIMITED, START_US, merged, story, whole
+from tests.support.databases import Database
+from tests.support.fake_clock import FakeClock
+
+MINUTE_US = 60_000_000
+
+
+class Run:
+    """One life of the daemon's writer: diagnostics and store, a batch at a time, without threads."""
+
+    def __init__(self, database: Database, clock: FakeClock) -> None:
+        self.clock = clock
+        self.metrics = Metrics()
+        self.store = PostgresStore(database.settings)
+        self.reader = PostgresDiagnosticsStore(database.settings)
+        self.service = DiagnosticsService(lambda: LIMITED, self.reader, clock, self.metrics)
+
+    def process(self, batch: Readings) -> None:
+        """As Stage does. The clock follows the data, so that a batch is what just came in."""
+        self.clock.step_wall((int(batch.received_us[-1]) - self.clock.now_us()) / 1e6)
+        self.service.prepare(batch.wells)
+        diagnosis = self.service.evaluate(batch)
+        self.store.write(batch, [], diagnosis.rows, diagnosis.checkpoints)
+        self.service.accept(diagnosis)
+
+    def finish(self) -> None:
+        for diagnosis in self.service.finish():
+            self.store.write(Readings.empty(), [], diagnosis.rows, diagnosis.checkpoints)
+            self.service.accept(diagnosis)
+        self.close()
+
+    def close(self) -> None:
+        """As a kill -9 would: nothing is written."""
+        self.store.close()
+        self.service.close()
+
+
+@pytest.fixture
+def database(timescaledb_apache: Database) -> Iterator[Database]:
+    migrate(timescaledb_apache.settings)
+    yield timescaledb_apache
+
+
+def stream(seed: int, wells: int, count: int) -> Readings:
+    """Wells with everything in them, a minute a sample, received one after the other."""
+    readings = merged([story(seed + at, count, 60.0) for at in range(wells)], None)
+    readings.received_us = np.maximum.accumulate(readings.received_us) + np.arange(len(readings))
+    return readings
+
+
+def table(database: Database) -> dict[tuple[str, str, int], tuple[object, ...]]:
+    rows = database.all(
+        'SELECT well_id, diagnosis, (extract(epoch FROM "timestamp") * 1000000)::bigint, severity, state, '
+        "(extract(epoch FROM cleared_at) * 1000000)::bigint, value, threshold, occurrences, message "
+        "FROM diagnostic_results"
+    )
+    return {row[:3]: row[3:] for row in rows}
+
+
+def expected(readings: Readings) -> dict[tuple[str, str, int], tuple[object, ...]]:
+    return {
+        key: (
+            row.severity.value,
+            row.state,
+            row.cleared_us,
+            row.value,
+            row.threshold,
+            row.occurrences,
+            row.message,
+        )
+        for key, row in whole(readings, LIMITED).items()
+    }
+
+
+@pytest.mark.parametrize("end", ["killed", "drained"])
+def test_a_restart_anywhere_changes_no_row(database: Database, end: str) -> None:
+    readings = stream(31, 6, 500)
+    clock = FakeClock()
+    run = Run(database, clock)
+    edges = np.linspace(0, len(readings), 41).astype(int)
+    for number, (begin, stop) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+        if number % 7 == 6:
+            run.finish() if end == "drained" else run.close()
+            run = Run(database, clock)
+            redelivered = readings.select(np.arange(max(0, begin - 40), begin))
+            run.process(redelivered)  # its acknowledgement was lost
+        clock.sleep(20)
+        run.process(readings.select(np.arange(begin, stop)))
+    run.close()
+    assert len(table(database)) > 10
+    assert table(database) == expected(readings)
+    assert database.value("SELECT count(*) FROM diagnostic_state") == 6
+
+
+def test_killed_before_the_first_checkpoint(database: Database) -> None:
+    readings = stream(31, 6, 50)
+    clock = FakeClock()
+    run = Run(database, clock)
+    run.process(readings.select(np.arange(0, 150)))
+    run.close()
+    assert database.value("SELECT count(*) FROM diagnostic_state") == 0
+    run = Run(database, clock)
+    run.process(readings.select(np.arange(150, len(readings))))
+    run.close()
+    assert table(database) == expected(readings)
+
+
+def test_what_is_open_in_the_table_alone_is_ended(database: Database) -> None:
+    readings = stream(31, 1, 50)
+    run = Run(database, FakeClock())
+    run.process(readings)
+    with database.connect() as connection:
+        connection.execute(
+            "INSERT INTO diagnostic_results VALUES "
+            "(to_timestamp(%s), 'W-0', 'abolished', 'high', 'unacknowledged', NULL, 1, 2, 3, 1, 1, 'text', '[]', '{}')",
+            ((START_US + MINUTE_US) / 1e6,),
+        )
+    run.close()
+    again = Run(database, FakeClock())
+    later = readings.select(np.array([len(readings) - 1]))
+    later.timestamp_us, later.received_us = later.timestamp_us + MINUTE_US, later.received_us + MINUTE_US
+    again.process(later)
+    again.close()
+    state, cleared = database.all(
+        "SELECT state, cleared_at IS NOT NULL FROM diagnostic_results WHERE diagnosis = 'abolished'"
+    )[0]
+    assert (state, cleared) == ("returned-unacknowledged", True)
+
