@@ -80,7 +80,6 @@ def test_the_rules_name_what_happens_in_the_recording_and_leave_the_healthy_well
         "vibration",
         "dead_head",
         "pump_off",
-        "broken_shaft",
         "frozen_signal",
         "trip",
         "motor_hot",
