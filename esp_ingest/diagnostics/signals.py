@@ -20,7 +20,11 @@ FAIL_SAMPLES = 3
 FROZEN_SAMPLES = 12
 MIN_FREQUENCY_HZ = 5.0
 MIN_LOAD = 0.05
-GAUGE = ("pip", "discharge_pressure", "motor_temp", "intake_temp")
+# A gauge without supply reads the zero of its own scale: 0 psi, and 0 °C. Seen on a real well with some noise on it, up
+# to 40 °F; no pump that lifts is as cold as 41 °F (5 °C).
+GAUGE_ZERO = {"pip": 1.0, "discharge_pressure": 1.0, "motor_temp": 41.0, "intake_temp": 41.0}
+GAUGE = tuple(GAUGE_ZERO)
+ORDER_MARGIN_PSI = 50.0  # two gauges of 0.5 % of 5 000 psi: with no head, as after a start, either may read higher
 # Not intake_temp: on a real well it stood still to 0.01 °F for hours while all was well.
 FREEZABLE = ("flow_rate", "pip", "discharge_pressure", "motor_current", "motor_temp", "vibration")
 PRESSURE_ORDER = "pressure_order"  # the channel "discharge below intake pressure while pumping"
@@ -95,8 +99,8 @@ class SignalState:
         return held, (value, when, old, old_us)
 
     def _dropouts(self, held: dict[str, FloatArray], seen: dict[str, Any]) -> BoolArray:
-        """Every gauge channel 0 or missing, on a well that has a gauge."""
-        empty: BoolArray = np.logical_and.reduce([~(held[name] > 0) for name in GAUGE])
+        """Every gauge channel at zero or missing, on a well that has a gauge."""
+        empty: BoolArray = np.logical_and.reduce([~(held[name] > zero) for name, zero in GAUGE_ZERO.items()])
         if empty.any():
             empty &= np.logical_or.reduce([seen[name][1] != NEVER for name in GAUGE])
         return empty
@@ -133,7 +137,7 @@ class SignalState:
         A dropout is wrong for each gauge channel: three in a row make a failure."""
         if channel == PRESSURE_ORDER:
             pumping = (held["vsd_frequency"] > MIN_FREQUENCY_HZ) & (held["motor_current"] > 0)
-            wrong = pumping & (held["discharge_pressure"] < held["pip"])
+            wrong = pumping & (held["discharge_pressure"] < held["pip"] - ORDER_MARGIN_PSI)
             good = pumping & (held["discharge_pressure"] >= held["pip"])
             return good, wrong if dropped is None else wrong & ~dropped
         out = bad.get(channel)
