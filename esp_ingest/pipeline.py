@@ -1,8 +1,8 @@
 """THE loop: take → decode → write + diagnose → acknowledge.
 
-The main thread collects deliveries into a batch, decodes it and hands it to the writer stage (store stage of
-docs/architecture.md), which holds one batch at a time; when the stage gives it back it is safe, and it is settled.
-Everything that may wait for the database waits in the stage, so the loop keeps moving in every outage.
+The main thread collects deliveries into a batch, decodes it and hands it to the writer stage; when the stage gives it
+back it is safe, and it is settled. Everything that may wait for the database waits in the stage, so the loop keeps
+moving in every outage.
 """
 
 import logging
@@ -24,10 +24,12 @@ _IDLE_SECONDS = 0.1  # longest wait of one turn: bounds the reaction to signals 
 
 
 class WriterStage(Protocol):
-    """Takes one batch at a time and gives it back when it is safe. stage.py: in a thread, or inline for tests."""
+    """Takes batches and gives them back, in order, when they are safe. stage.py: in a thread, or inline for tests."""
 
     @property
     def busy(self) -> bool: ...
+    @property
+    def has_room(self) -> bool: ...
     @property
     def spooling(self) -> bool:
         """Batches go to the spool undecoded just now, so decoding them in advance would be wasted."""
@@ -118,13 +120,17 @@ class Pipeline:
         return batch
 
     def _turn_stage(self, timeout_seconds: float) -> None:
-        """Settle what has come back, hand over what is ready. Waits for the stage only where there is no other work."""
+        """Hand over what is ready, settle what has come back. Waits for the stage only where there is no other work."""
+        self._submit_ready()
         if self._stage.busy:
             idle = self._ready is not None or not any(self._source.buffered())
             finished = self._stage.poll(timeout_seconds if idle else 0.0)
             if finished is not None:
                 self._settle(*finished)
-        if self._ready is not None and not self._stage.busy:
+                self._submit_ready()
+
+    def _submit_ready(self) -> None:
+        if self._ready is not None and self._stage.has_room:
             self._stage.submit(self._ready)
             self._ready = None
 

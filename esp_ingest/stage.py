@@ -1,13 +1,15 @@
 """The writer stage: diagnose and write one batch, retry what is transient, spool what has to wait too long.
 
-One batch is in the stage at a time. It comes back when it is safe: committed, or fsynced in the spool. While the spool
-holds anything, batches go through it (first in, first out), and the stage drains it between them.
+One batch is worked on at a time, and one may wait behind it, so that the database is not idle between the two. A batch
+comes back when it is safe: committed, or fsynced in the spool. While the spool holds anything, batches go through it
+(first in, first out), and the stage drains it between them.
 
 `Stage` is the logic and needs no thread; `InlineStage` and `ThreadedStage` are two ways to run it.
 """
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -419,6 +421,10 @@ class InlineStage:
         return self._finished is not None
 
     @property
+    def has_room(self) -> bool:
+        return self._finished is None
+
+    @property
     def spooling(self) -> bool:
         return self._stage.spooling
 
@@ -443,9 +449,9 @@ class ThreadedStage:
         stage.pause = self._pause
         self._changed = threading.Condition()
         self._waiting: Batch | None = None
-        self._finished: tuple[Batch, Outcome] | None = None
+        self._finished: deque[tuple[Batch, Outcome]] = deque()
         self._error: BaseException | None = None
-        self._busy = False
+        self._held = 0  # submitted and not given back
         self._closing = False
         self._thread = threading.Thread(target=self._loop, name="writer", daemon=True)
 
@@ -458,7 +464,13 @@ class ThreadedStage:
 
     @property
     def busy(self) -> bool:
-        return self._busy
+        """Batches were submitted that have not come back."""
+        return self._held > 0
+
+    @property
+    def has_room(self) -> bool:
+        """A batch may be submitted: none waits behind the one that is worked on."""
+        return self._waiting is None
 
     @property
     def spooling(self) -> bool:
@@ -466,22 +478,22 @@ class ThreadedStage:
 
     def submit(self, batch: Batch) -> None:
         with self._changed:
-            assert not self._busy, "one batch at a time"
-            self._busy = True
+            assert self._waiting is None, "one batch waits at most"
+            self._held += 1
             self._waiting = batch
             self._changed.notify_all()
 
     def poll(self, timeout_seconds: float) -> tuple[Batch, Outcome] | None:
         """The batch that is safe now, or None after ``timeout_seconds``. Raises what ended the thread."""
         with self._changed:
-            if self._finished is None and self._error is None and timeout_seconds > 0:
+            if not self._finished and self._error is None and timeout_seconds > 0:
                 self._changed.wait(timeout_seconds)
             if self._error is not None:
                 raise self._error
-            finished, self._finished = self._finished, None
-            if finished is not None:
-                self._busy = False
-            return finished
+            if not self._finished:
+                return None
+            self._held -= 1
+            return self._finished.popleft()
 
     def hurry(self) -> None:
         with self._changed:
@@ -505,7 +517,7 @@ class ThreadedStage:
                     return
                 outcome = self._stage.process(batch)
                 with self._changed:
-                    self._finished = (batch, outcome)
+                    self._finished.append((batch, outcome))
                     self._changed.notify_all()
                 for _ in range(_DRAIN_STEPS):
                     if self._stage.spooling:
@@ -524,6 +536,7 @@ class ThreadedStage:
                     self._changed.wait(wait_seconds)
                 if self._waiting is not None:
                     batch, self._waiting = self._waiting, None
+                    self._changed.notify_all()
                     return batch
                 if self._closing:
                     return None

@@ -27,6 +27,10 @@ class StageByHand:
     def busy(self) -> bool:
         return bool(self.submitted)
 
+    @property
+    def has_room(self) -> bool:
+        return not self.submitted
+
     def submit(self, batch: Batch) -> None:
         self.submitted.append(batch)
 
