@@ -1,0 +1,94 @@
+"""`run --workers 2`: the work is shared, each reading is stored once, a worker that dies is started again."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from esp_ingest.config import load
+from esp_ingest.workers import worker_environment
+from tests.fault.rig import Process, Rig
+from tests.support.brokers import Mosquitto
+from tests.support.databases import Database, free_port
+
+MESSAGES = 4_000
+
+
+@pytest.fixture
+def rig(tmp_path: Path, timescaledb_apache: Database, request: pytest.FixtureRequest) -> Iterator[Rig]:
+    with (
+        Mosquitto(tmp_path / "mosquitto") as broker,
+        Rig(tmp_path, broker, timescaledb_apache, request.node.name) as rig,
+    ):
+        yield rig
+
+
+def two_free_ports_in_a_row() -> int:
+    while True:
+        port = free_port()
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port + 1)):
+            return port
+
+
+def received(port: int) -> float:
+    """Messages that the worker at this health port has received; 0 while it is not there."""
+    with contextlib.suppress(OSError):
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+            text = answer.read().decode()
+        return sum(float(found) for found in re.findall(r"^esp_ingest_messages_received_total\S* (\S+)$", text, re.M))
+    return 0.0
+
+
+def ready(port: int) -> bool:
+    url = f"http://127.0.0.1:{port}/health/ready"
+    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
+        return bool(answer.status == 200)
+    return False
+
+
+def test_two_workers_share_the_work_and_store_each_reading_once(rig: Rig) -> None:
+    port = two_free_ports_in_a_row()
+    environment = rig.environment() | {"ESP_INGEST_HTTP__PORT": str(port)}
+    supervisor = Process([*rig.daemon_command, "run", "--workers", "2"], rig.folder / "daemon.log", environment)
+    try:
+        rig.await_that(lambda: ready(port) and ready(port + 1), "both workers are ready", 30)
+        start_ms = time.time_ns() // 1_000_000 - MESSAGES
+        payloads = [b'{"timestamp":%d,"pip":%d}' % (start_ms + at, at) for at in range(MESSAGES)]
+        with rig.broker.publisher("W1") as controller:
+            controller.publish_many("esp/W1/telemetry", payloads[: MESSAGES // 2])
+            rig.await_that(lambda: rig.stored() == MESSAGES // 2, "the first half", 20)
+            assert received(port) > 0
+            assert received(port + 1) > 0
+            workers = [int(pid) for pid in re.findall(r'"event": "worker started".*?"pid": (\d+)', rig.daemon_log())]
+            os.kill(workers[1], signal.SIGKILL)
+            controller.publish_many("esp/W1/telemetry", payloads[MESSAGES // 2 :])
+            rig.await_that(lambda: rig.stored() == MESSAGES, "the second half, over the death of a worker", 30)
+        assert rig.database.value("SELECT count(DISTINCT timestamp) FROM esp_telemetry") == MESSAGES
+        rig.await_that(lambda: ready(port + 1), "the worker was started again", 20)
+        supervisor.send(signal.SIGTERM)
+        assert supervisor.wait(40) == 0, rig.daemon_log()[-2_000:]
+    finally:
+        supervisor.kill()
+
+
+def test_workers_differ_in_what_must_differ(tmp_path: Path) -> None:
+    settings = load(spool={"path": str(tmp_path)}, http={"port": 9_000}, mqtt={"client_id": "x"})
+    first, second = worker_environment(settings, 0), worker_environment(settings, 1)
+    assert first["ESP_INGEST_MQTT__SHARE_GROUP"] == second["ESP_INGEST_MQTT__SHARE_GROUP"] == "x"
+    for key in ("MQTT__CLIENT_ID", "SPOOL__PATH", "HTTP__PORT"):
+        assert first[f"ESP_INGEST_{key}"] != second[f"ESP_INGEST_{key}"]
+
+
+def test_workers_need_mqtt_5(rig: Rig) -> None:
+    environment = rig.environment() | {"ESP_INGEST_MQTT__PROTOCOL": "3.1.1"}
+    refused = Process([sys.executable, "-m", "esp_ingest", "run", "--workers", "2"], rig.folder / "log", environment)
+    assert refused.wait(20) == 2
+    assert "MQTT 5" in (rig.folder / "log").read_text()
