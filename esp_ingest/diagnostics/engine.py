@@ -412,7 +412,7 @@ class Engine:
             wells |= self._unshelved(lane, rows, phases)
         batch.walked[lane.index] = wells
         if lane.exposes or lane.parent:
-            batch.active[lane.index] = (phase == _ACTIVE) | (phase == _RETURNING)
+            batch.active[lane.index] = phase >= _ACTIVE  # what is latched holds back its consequences too
         if wells:
             self._walk_all(batch, lane, code, sorted(wells))
         if busy and not lane.parent:
@@ -942,10 +942,10 @@ class _Walk:
 
     def _clear(self, at: int) -> None:
         self._peak(self._active_from, at)
-        self._expose(at, False)
         lane, engine = self._lane, self._engine
         self._phase = _NORMAL
         if lane.parent:
+            self._expose(at, False)
             return
         occurrence = engine._open[lane.index, self._slot]
         t = int(self._t[at])
@@ -953,6 +953,7 @@ class _Walk:
             self._phase, self._since = _LATCHED, t
             engine._store(lane.index, self._slot, replace(occurrence, latched_us=t))
         else:
+            self._expose(at, False)
             engine._store(lane.index, self._slot, occurrence.cleared(t))
 
     def _peak(self, begin: int, end: int) -> None:

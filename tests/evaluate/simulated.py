@@ -1,0 +1,179 @@
+"""Simulated faults, each to be named by the right rule in time with no other critical; and a fleet in good health."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from esp_ingest.demo.fleet import DEFAULT_START_US, Fault, FaultName, Fleet
+from esp_ingest.diagnostics import rules
+from esp_ingest.diagnostics.rules import RuleSet
+from esp_ingest.diagnostics.trial import Trial
+from esp_ingest.resources import config_file
+from esp_ingest.telemetry.model import DiagnosticRow, Readings, Severity
+
+MINUTE_US = 60_000_000
+SEEDS = (1, 2, 3, 4, 5)
+INTERVALS = (1.0, 300.0)
+BASELINE_SECONDS = 8 * 3_600.0
+FAULT_SECONDS = 3 * 3_600.0
+# What the makers of pump and motor would give for the simulated fleet.
+LIMITS = """
+[groups.simulated]
+wells = ["sim-*"]
+limits = { motor_current = "55 A", motor_temp = "300 °F", flow_low = "500 bbl/d", gor = "600 scf/bbl", pip_low = "500 psi" }
+"""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The rule that names a fault, and by when: how long the well itself takes to show it (see docs/simulator.md), the
+    rule's on-delay, two samples, and a 5-minute bucket and another sample where the rule reads closed buckets."""
+
+    diagnosis: str
+    shows_after_minutes: float
+    reads_buckets: bool = False
+
+
+EXPECTED = {
+    FaultName.GAS_LOCK: Expected("gas_lock", 2, True),
+    FaultName.PUMP_OFF: Expected("pump_off", 20, True),
+    FaultName.BROKEN_SHAFT: Expected("broken_shaft", 0),
+    FaultName.DEAD_HEAD: Expected("dead_head", 2),
+    FaultName.TUBING_LEAK: Expected("tubing_leak", 15),
+    FaultName.OVERLOAD: Expected("overload", 1),
+    FaultName.MOTOR_HOT: Expected("motor_hot", 40),
+    FaultName.VIBRATION: Expected("vibration", 2),
+    FaultName.FROZEN_SIGNAL: Expected("frozen_signal", 60),
+    FaultName.GAUGE_DROPOUT: Expected("gauge_dropout", 60),
+    FaultName.TRIP: Expected("trip", 0),
+    FaultName.STALE: Expected("stale_well", 0),
+}
+
+
+def rule_set() -> RuleSet:
+    """The rules that ship, with limits for the simulated fleet."""
+    return rules.parse(config_file("rules.toml").read_text(encoding="utf-8") + LIMITS)
+
+
+@dataclass
+class Case:
+    """One fault at one seed and interval, and what the rules said of it from its onset on."""
+
+    fault: FaultName
+    seed: int
+    interval_seconds: float
+    onset_us: int
+    before: list[DiagnosticRow] = field(default_factory=list)
+    after: list[DiagnosticRow] = field(default_factory=list)
+
+    @property
+    def named(self) -> DiagnosticRow | None:
+        """The first occurrence of the right diagnosis."""
+        return next((row for row in self.after if row.diagnosis == EXPECTED[self.fault].diagnosis), None)
+
+    @property
+    def minutes(self) -> float:
+        """From onset to its name; infinite if it never got it."""
+        return (self.named.raised_us - self.onset_us) / MINUTE_US if self.named else float("inf")
+
+    def allowed_minutes(self, rule_set: RuleSet) -> float:
+        expected, rule = EXPECTED[self.fault], rule_set.rule(EXPECTED[self.fault].diagnosis)
+        sample = self.interval_seconds / 60
+        delay = rule.on_delay_us / MINUTE_US
+        if rule.stale:
+            delay = max(rule.stale.after * sample, rule.stale.minimum_us / MINUTE_US)
+        bucket = 5 + sample if expected.reads_buckets else 0
+        return expected.shows_after_minutes + delay + bucket + 2 * sample
+
+    def others(self, *severities: Severity) -> list[str]:
+        """Other diagnoses of these severities that were not held back."""
+        right = EXPECTED[self.fault].diagnosis
+        return sorted(
+            {
+                row.diagnosis
+                for row in self.after
+                if row.diagnosis != right and row.state != "suppressed" and row.severity in severities
+            }
+        )
+
+
+def cases(
+    seeds: Sequence[int] = SEEDS,
+    intervals: Sequence[float] = INTERVALS,
+    faults: Sequence[FaultName] = tuple(FaultName),
+    using: RuleSet | None = None,
+) -> Iterator[Case]:
+    for interval in intervals:
+        for seed in seeds:
+            yield from _fleet_of_faults(seed, interval, faults, using or rule_set())
+
+
+def _fleet_of_faults(seed: int, interval: float, faults: Sequence[FaultName], using: RuleSet) -> list[Case]:
+    """One fleet with one fault a well, all from the same moment."""
+    planned = [
+        Fault(name, well, BASELINE_SECONDS, 3_600.0 if name is FaultName.STALE else float("inf"))
+        for well, name in enumerate(faults)
+    ]
+    fleet = Fleet(len(faults), seed, interval, planned)
+    trial = Trial(using)
+    for block in fleet.run(round((BASELINE_SECONDS + FAULT_SECONDS) / interval)):
+        trial.feed(block)
+    assert not trial.engine.failed_rules(), trial.engine.failed_rules()
+    onset = DEFAULT_START_US + round(BASELINE_SECONDS * 1e6)
+    found = {well: Case(name, seed, interval, onset) for well, name in zip(fleet.wells, faults, strict=True)}
+    for row in trial.occurrences():
+        case = found[row.well_id]
+        (case.after if row.raised_us >= onset else case.before).append(row)
+    return list(found.values())
+
+
+# --- a fleet in good health
+
+
+@dataclass
+class Health:
+    """What the rules raised over a healthy fleet, by diagnosis and severity."""
+
+    wells: int
+    days: float
+    raised: Counter[tuple[str, str]]
+
+    @property
+    def alarms_per_10_minutes(self) -> float:
+        """Of the whole fleet; events (info) are no alarms."""
+        alarms = sum(count for (_, severity), count in self.raised.items() if severity != "info")
+        return alarms / (self.days * 144)
+
+
+def healthy(wells: int = 100, days: float = 365.0, interval_seconds: float = 60.0, seed: int = 1) -> Health:
+    """The fleet through the engine alone."""
+    fleet = Fleet(wells, seed, interval_seconds)
+    trial = Trial(rule_set())
+    for block in in_batches(fleet.run(round(days * 86_400 / interval_seconds))):
+        trial.feed(block)
+    raised = Counter((row.diagnosis, row.severity.value) for row in trial.occurrences())
+    return Health(wells, days, raised)
+
+
+def in_batches(blocks: Iterator[Readings], rows: int = 5_000) -> Iterator[Readings]:
+    """Blocks joined to batches of at least ``rows``."""
+    held: list[Readings] = []
+    for block in blocks:
+        held.append(block)
+        if sum(len(each) for each in held) >= rows:
+            yield _joined(held)
+            held = []
+    if held:
+        yield _joined(held)
+
+
+def _joined(blocks: list[Readings]) -> Readings:
+    return Readings(
+        wells=blocks[0].wells,
+        well_index=np.concatenate([block.well_index for block in blocks]),
+        timestamp_us=np.concatenate([block.timestamp_us for block in blocks]),
+        received_us=np.concatenate([block.received_us for block in blocks]),
+        values=np.concatenate([block.values for block in blocks], axis=1),
+    )
