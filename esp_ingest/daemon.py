@@ -98,7 +98,7 @@ class Daemon:
             if spool_settings.enabled
             else None
         )
-        self._store = PostgresStore(settings.database, settings.mqtt.topic_root)
+        self._store = PostgresStore(settings.database, settings.mqtt.topic_root, publish=settings.diagnostics.publish)
         state_folder = spool_settings.folder() if spool_settings.enabled else None
         self._source: MqttSource = MqttSource(settings.mqtt, clock, metrics, state_folder)
         self._diagnostics = self._build_diagnostics()

@@ -119,23 +119,52 @@ ON CONFLICT DO NOTHING;
 TRUNCATE esp_ingest_staging_rejects;
 
 -- name: upsert_diagnostic
--- The present state of an occurrence. Writing the same again touches nothing.
-INSERT INTO diagnostic_results AS d
-    (well_id, diagnosis, "timestamp", severity, state, cleared_at, value, threshold, peak, occurrences, confidence,
-     message, actions, telemetry_snapshot)
-VALUES
-    (%(well_id)s, %(diagnosis)s, %(raised_at)s, %(severity)s, %(state)s, %(cleared_at)s, %(value)s, %(threshold)s,
-     %(peak)s, %(occurrences)s, %(confidence)s, %(message)s, %(actions)s::text::jsonb, %(snapshot)s::text::jsonb)
-ON CONFLICT (well_id, diagnosis, "timestamp") DO UPDATE SET
-    severity = excluded.severity, state = excluded.state, cleared_at = excluded.cleared_at, value = excluded.value,
-    threshold = excluded.threshold, peak = excluded.peak, occurrences = excluded.occurrences,
-    confidence = excluded.confidence, message = excluded.message, actions = excluded.actions,
-    telemetry_snapshot = excluded.telemetry_snapshot
-WHERE (d.severity, d.state, d.cleared_at, d.value, d.threshold, d.peak, d.occurrences, d.confidence, d.message,
-       d.actions, d.telemetry_snapshot)
-   IS DISTINCT FROM
-      (excluded.severity, excluded.state, excluded.cleared_at, excluded.value, excluded.threshold, excluded.peak,
-       excluded.occurrences, excluded.confidence, excluded.message, excluded.actions, excluded.telemetry_snapshot);
+-- The present state of an occurrence, but for what an operator did to it. Writing the same again touches nothing. A
+-- change of severity, state or end goes to the outbox.
+WITH old AS (
+    SELECT severity, state, cleared_at FROM diagnostic_results
+    WHERE well_id = %(well_id)s AND diagnosis = %(diagnosis)s AND "timestamp" = %(raised_at)s
+),
+shelf AS (
+    SELECT EXISTS (
+        SELECT FROM alarm_shelves
+        WHERE well_id = %(well_id)s AND diagnosis = %(diagnosis)s AND shelved_to > now()
+    ) AS shelved
+),
+stored AS (
+    INSERT INTO diagnostic_results AS d
+        (well_id, diagnosis, "timestamp", severity, state, cleared_at, value, threshold, peak, occurrences, confidence,
+         message, actions, telemetry_snapshot)
+    SELECT %(well_id)s, %(diagnosis)s, %(raised_at)s::timestamptz, %(severity)s,
+           alarm_state(NULL, NULL, NULL, %(state)s, %(severity)s, %(cleared_at)s::timestamptz, shelved),
+           %(cleared_at)s::timestamptz, %(value)s::double precision, %(threshold)s::double precision,
+           %(peak)s::double precision, %(occurrences)s::integer, %(confidence)s::double precision, %(message)s,
+           %(actions)s::text::jsonb, %(snapshot)s::text::jsonb
+    FROM shelf
+    ON CONFLICT (well_id, diagnosis, "timestamp") DO UPDATE SET
+        severity = excluded.severity,
+        state = alarm_state(d.state, d.severity, d.cleared_at,
+                            excluded.state, excluded.severity, excluded.cleared_at, false),
+        cleared_at = excluded.cleared_at, value = excluded.value, threshold = excluded.threshold, peak = excluded.peak,
+        occurrences = excluded.occurrences, confidence = excluded.confidence, message = excluded.message,
+        actions = excluded.actions, telemetry_snapshot = excluded.telemetry_snapshot
+    WHERE (d.severity, d.state, d.cleared_at, d.value, d.threshold, d.peak, d.occurrences, d.confidence, d.message,
+           d.actions, d.telemetry_snapshot)
+       IS DISTINCT FROM
+          (excluded.severity,
+           alarm_state(d.state, d.severity, d.cleared_at,
+                       excluded.state, excluded.severity, excluded.cleared_at, false),
+           excluded.cleared_at, excluded.value, excluded.threshold, excluded.peak, excluded.occurrences,
+           excluded.confidence, excluded.message, excluded.actions, excluded.telemetry_snapshot)
+    RETURNING d.well_id, d.severity, d.state, d.cleared_at, diagnostics_message(d) AS occurrence
+)
+INSERT INTO diagnostics_outbox (well_id, occurrence)
+SELECT stored.well_id, stored.occurrence
+FROM stored LEFT JOIN old ON true
+WHERE %(publish)s
+  AND (old.state IS NULL
+       OR (old.severity, old.state, old.cleared_at)
+          IS DISTINCT FROM (stored.severity, stored.state, stored.cleared_at));
 
 -- name: upsert_states
 -- Checkpoints of a few wells, in the transaction of a batch.
@@ -179,6 +208,123 @@ SELECT well_id, diagnosis, (extract(epoch FROM "timestamp") * 1000000)::bigint, 
        occurrences, confidence, message, actions::text, telemetry_snapshot::text
 FROM diagnostic_results
 WHERE well_id = ANY (%s::text[]) AND cleared_at IS NULL;
+
+-- name: newest_action
+-- Where to begin following: what came before stands in the tables.
+SELECT coalesce(max(id), 0) FROM alarm_actions;
+
+-- name: actions_after
+-- What operators did since.
+SELECT id, well_id, diagnosis, action, (extract(epoch FROM raised_at) * 1000000)::bigint,
+       (extract(epoch FROM shelved_to) * 1000000)::bigint
+FROM alarm_actions WHERE id > %s ORDER BY id;
+
+-- name: shelves_of_wells
+-- What is shelved at these wells.
+SELECT well_id, diagnosis, (extract(epoch FROM shelved_to) * 1000000)::bigint
+FROM alarm_shelves WHERE well_id = ANY (%s::text[]) AND shelved_to > now();
+
+-- name: alarm_gauges
+-- For metrics: stale, shelved and unacknowledged.
+SELECT (SELECT count(*) FROM diagnostic_results
+        WHERE cleared_at IS NULL AND severity <> 'info' AND "timestamp" < now() - INTERVAL '24 hours'),
+       (SELECT count(*) FROM alarm_shelves WHERE shelved_to > now()),
+       (SELECT count(*) FROM diagnostic_results
+        WHERE cleared_at IS NULL AND severity <> 'info' AND state IN ('unacknowledged', 'latched'));
+
+-- name: lock_alarm_actions
+-- One command at a time, so that ids become visible in order.
+LOCK TABLE alarm_actions IN SHARE ROW EXCLUSIVE MODE;
+
+-- name: acknowledge
+-- Open ones become acknowledged, returned ones normal; a latched one is ended by the daemon, which knows when it
+-- returned. Gives what was acknowledged.
+UPDATE diagnostic_results AS d
+SET state = CASE WHEN cleared_at IS NULL THEN 'acknowledged' ELSE 'normal' END
+WHERE well_id = %(well)s AND diagnosis = %(diagnosis)s
+  AND state IN ('unacknowledged', 'latched', 'returned-unacknowledged')
+RETURNING "timestamp", state, severity, message;
+
+-- name: set_shelved
+-- The open occurrence shows at once that it is shelved, or no longer.
+UPDATE diagnostic_results
+SET state = %(state)s
+WHERE well_id = %(well)s AND diagnosis = %(diagnosis)s AND cleared_at IS NULL AND state = ANY (%(from)s::text[])
+RETURNING "timestamp", state, severity, message;
+
+-- name: shelve
+-- A later shelving replaces an earlier one.
+INSERT INTO alarm_shelves (well_id, diagnosis, shelved_to, by_whom, why)
+VALUES (%(well)s, %(diagnosis)s, %(to)s, %(by)s, %(why)s)
+ON CONFLICT (well_id, diagnosis) DO UPDATE
+SET shelved_to = excluded.shelved_to, by_whom = excluded.by_whom, why = excluded.why;
+
+-- name: unshelve
+-- Gives a row where something was shelved.
+DELETE FROM alarm_shelves
+WHERE well_id = %(well)s AND diagnosis = %(diagnosis)s AND shelved_to > now()
+RETURNING shelved_to;
+
+-- name: record_action
+-- Who, what, why.
+INSERT INTO alarm_actions (well_id, diagnosis, action, by_whom, why, raised_at, shelved_to)
+VALUES (%(well)s, %(diagnosis)s, %(action)s, %(by)s, %(why)s, %(raised_at)s, %(to)s);
+
+-- name: announce
+-- A change that an operator made, on its way to the broker.
+INSERT INTO diagnostics_outbox (well_id, occurrence)
+SELECT well_id, diagnostics_message(d) FROM diagnostic_results d
+WHERE well_id = %(well)s AND diagnosis = %(diagnosis)s AND "timestamp" = ANY (%(raised)s::timestamptz[]);
+
+-- name: knows_alarm
+-- Is there such a well, and has it ever had this diagnosis?
+SELECT EXISTS (SELECT FROM esp_telemetry WHERE well_id = %(well)s),
+       EXISTS (SELECT FROM diagnostic_results WHERE well_id = %(well)s AND diagnosis = %(diagnosis)s);
+
+-- name: list_alarms
+-- Open ones, the gravest first; on request cleared ones too, the newest first within a severity.
+SELECT d.well_id, d.diagnosis, d."timestamp", d.severity, d.state, d.cleared_at, d.value, d.threshold, d.peak,
+       d.occurrences, d.confidence, d.message, d.actions, d.telemetry_snapshot, s.shelved_to, s.by_whom, s.why
+FROM diagnostic_results d
+LEFT JOIN alarm_shelves s ON s.well_id = d.well_id AND s.diagnosis = d.diagnosis AND s.shelved_to > now()
+WHERE (%(well)s::text IS NULL OR d.well_id = %(well)s)
+  AND (%(all)s::boolean
+       OR (d.state IN ('unacknowledged', 'acknowledged', 'latched', 'returned-unacknowledged')
+           AND d.severity <> 'info'))
+ORDER BY array_position(ARRAY['critical', 'high', 'medium', 'low', 'info'], d.severity), d."timestamp" DESC, d.well_id,
+         d.diagnosis
+LIMIT 1000;
+
+-- name: newest_limits
+-- What each scope had last.
+SELECT DISTINCT ON (scope) scope, settings::text FROM alarm_limits_history ORDER BY scope, since DESC;
+
+-- name: record_limits
+-- A change; two daemons that start in one moment write it once.
+INSERT INTO alarm_limits_history (scope, settings, rules) VALUES (%s, %s::text::jsonb, %s) ON CONFLICT DO NOTHING;
+
+-- name: read_outbox
+-- The oldest changes, each with what else is open at its well. Whoever holds the lock publishes, the others wait for
+-- their turn: with two, an older state could be the last one that the broker retains.
+SELECT o.revision, o.well_id, o.occurrence || jsonb_build_object('revision', o.revision, 'active', (
+           SELECT coalesce(jsonb_agg(jsonb_build_object('diagnosis', a.diagnosis, 'severity', a.severity,
+                                                        'state', a.state) ORDER BY a.diagnosis), '[]')
+           FROM diagnostic_results a WHERE a.well_id = o.well_id AND a.cleared_at IS NULL))::text
+FROM diagnostics_outbox o
+ORDER BY o.revision
+LIMIT %s;
+
+-- name: outbox_lock
+-- Until the end of the transaction. The number means nothing.
+SELECT pg_try_advisory_xact_lock(7046029254386353132);
+
+-- name: outbox_size
+-- For the metric.
+SELECT count(*) FROM diagnostics_outbox;
+
+-- name: delete_published
+-- Confirmed by the broker.
+DELETE FROM diagnostics_outbox WHERE revision = ANY (%s::bigint[]);
 
 -- name: list_rejects
 -- Newest first. Every filter may be NULL; the topic is a LIKE pattern.

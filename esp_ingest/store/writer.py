@@ -58,15 +58,18 @@ class _Tally:
 class PostgresStore:
     """seams.Store on one connection of its own, opened when it is needed and opened again after it was lost.
 
-    ``topic_root`` is the first level of the topic that is put down for a reading which the database refused."""
+    ``topic_root`` is the first level of the topic that is put down for a reading which the database refused.
+    ``publish``: changes of occurrences go to the outbox as well."""
 
     def __init__(
         self,
         settings: DatabaseSettings,
         topic_root: str = "esp",
         connect: Callable[[DatabaseSettings], Connection] = connect,
+        publish: bool = False,
     ) -> None:
         self._settings = settings
+        self._publish = publish
         self._topic_root = topic_root
         self._connect = connect
         self._connection: Connection | None = None
@@ -171,7 +174,9 @@ class PostgresStore:
         committing = False
         try:
             with connection.cursor() as cursor:
-                tally = _Attempt(cursor, rung, self._marks, self._topic_root).run(readings, rejects, diagnostics)
+                tally = _Attempt(cursor, rung, self._marks, self._topic_root, self._publish).run(
+                    readings, rejects, diagnostics
+                )
                 if checkpoints:
                     cursor.execute(query("upsert_states"), _columns(checkpoints))
                 if rung is Rung.STAGED and len(readings):
@@ -232,7 +237,8 @@ def _reconcile(tally: _Tally, items: int) -> None:
 class _Attempt:
     """The statements of one transaction on one rung; the caller commits."""
 
-    def __init__(self, cursor: _Cursor, rung: Rung, marks: Marks, topic_root: str) -> None:
+    def __init__(self, cursor: _Cursor, rung: Rung, marks: Marks, topic_root: str, publish: bool) -> None:
+        self._publish = publish
         self._cursor = cursor
         self._rung = rung
         self._marks = marks
@@ -345,14 +351,17 @@ class _Attempt:
 
     # ----------------------------------------------------------------------------------------------- diagnostics
 
+    def _parameters(self, row: DiagnosticRow) -> dict[str, Any]:
+        return _parameters(row) | {"publish": self._publish}
+
     def _diagnostics(self, diagnostics: Sequence[DiagnosticRow]) -> None:
         if self._rung is not Rung.ROW_BY_ROW:
-            self._cursor.executemany(query("upsert_diagnostic"), [_parameters(row) for row in diagnostics])
+            self._cursor.executemany(query("upsert_diagnostic"), [self._parameters(row) for row in diagnostics])
             return
         for row in diagnostics:
             try:
                 with self._cursor.connection.transaction():
-                    self._cursor.execute(query("upsert_diagnostic"), _parameters(row))
+                    self._cursor.execute(query("upsert_diagnostic"), self._parameters(row))
             except (psycopg.Error, UnicodeError) as error:
                 if not _is_a_row(error):
                     raise
