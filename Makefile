@@ -22,6 +22,7 @@ $(VENV)/.stamp: requirements.lock pyproject.toml
 
 .PHONY: setup
 setup: $(VENV)/.stamp  ## virtual environment with everything pinned
+	@:
 
 .PHONY: demo
 demo: setup  ## all of it on this machine, a minute (DURATION=seconds, ARGS="--csv FILE --json …")
