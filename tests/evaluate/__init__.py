@@ -1,1 +1,1 @@
-"""Are the diagnoses right? Recorded wells, simulated faults and a year of health, judged: ``python -m tests.evaluate``."""
+"""Are the diagnoses right? Recorded wells, simulated faults, a fleet in health: ``python -m tests.evaluate``."""

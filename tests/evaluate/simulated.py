@@ -22,7 +22,11 @@ FAULT_SECONDS = 3 * 3_600.0
 LIMITS = """
 [groups.simulated]
 wells = ["sim-*"]
-limits = { motor_current = "55 A", motor_temp = "300 °F", flow_low = "500 bbl/d", gor = "600 scf/bbl", pip_low = "500 psi" }
+limits.motor_current = "55 A"
+limits.motor_temp = "300 °F"
+limits.flow_low = "500 bbl/d"
+limits.gor = "600 scf/bbl"
+limits.pip_low = "500 psi"
 """
 
 
