@@ -146,7 +146,7 @@ class Daemon:
         try:
             return DiagnosticsService(
                 lambda: load(path),
-                PostgresDiagnosticsStore(settings.database),
+                PostgresDiagnosticsStore(settings.database, publish=settings.diagnostics.publish),
                 self._clock,
                 self._metrics,
                 lambda: self._source.subscribed,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from esp_ingest.telemetry.model import Checkpoint, Delivery, DiagnosticRow, Readings, Reject
+from esp_ingest.telemetry.model import AlarmAction, Checkpoint, Delivery, DiagnosticRow, Readings, Reject
 
 
 class Clock(Protocol):
@@ -103,6 +103,30 @@ class DiagnosticsStore(Protocol):
 
     def open_rows(self, wells: Sequence[str]) -> list[DiagnosticRow]:
         """The occurrences that the table holds open."""
+        ...
+
+    def newest_action(self) -> int:
+        """The id of the newest operator's action, 0 with none."""
+        ...
+
+    def actions_after(self, newest: int) -> list[AlarmAction]:
+        """What operators did since, oldest first."""
+        ...
+
+    def shelves(self, wells: Sequence[str]) -> list[AlarmAction]:
+        """What is shelved at these wells."""
+        ...
+
+    def end_shelvings(self) -> None:
+        """What was shelved and whose time is over is heard again."""
+        ...
+
+    def alarm_gauges(self) -> tuple[int, int, int]:
+        """Occurrences open for more than a day, diagnoses shelved, open occurrences that nobody acknowledged."""
+        ...
+
+    def record_limits(self, scopes: Mapping[str, str], rules: str) -> list[str]:
+        """Keep what came into force: scope → JSON object, for those that are not as they were. Returns them."""
         ...
 
     def close(self) -> None: ...

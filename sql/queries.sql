@@ -145,17 +145,17 @@ stored AS (
         severity = excluded.severity,
         state = alarm_state(d.state, d.severity, d.cleared_at,
                             excluded.state, excluded.severity, excluded.cleared_at, false),
-        cleared_at = excluded.cleared_at, value = excluded.value, threshold = excluded.threshold, peak = excluded.peak,
-        occurrences = excluded.occurrences, confidence = excluded.confidence, message = excluded.message,
-        actions = excluded.actions, telemetry_snapshot = excluded.telemetry_snapshot
+        cleared_at = excluded.cleared_at, value = excluded.value, threshold = excluded.threshold,
+        peak = coalesce(excluded.peak, d.peak), occurrences = excluded.occurrences, confidence = excluded.confidence,
+        message = excluded.message, actions = excluded.actions, telemetry_snapshot = excluded.telemetry_snapshot
     WHERE (d.severity, d.state, d.cleared_at, d.value, d.threshold, d.peak, d.occurrences, d.confidence, d.message,
            d.actions, d.telemetry_snapshot)
        IS DISTINCT FROM
           (excluded.severity,
            alarm_state(d.state, d.severity, d.cleared_at,
                        excluded.state, excluded.severity, excluded.cleared_at, false),
-           excluded.cleared_at, excluded.value, excluded.threshold, excluded.peak, excluded.occurrences,
-           excluded.confidence, excluded.message, excluded.actions, excluded.telemetry_snapshot)
+           excluded.cleared_at, excluded.value, excluded.threshold, coalesce(excluded.peak, d.peak),
+           excluded.occurrences, excluded.confidence, excluded.message, excluded.actions, excluded.telemetry_snapshot)
     RETURNING d.well_id, d.severity, d.state, d.cleared_at, diagnostics_message(d) AS occurrence
 )
 INSERT INTO diagnostics_outbox (well_id, occurrence)
@@ -251,6 +251,19 @@ UPDATE diagnostic_results
 SET state = %(state)s
 WHERE well_id = %(well)s AND diagnosis = %(diagnosis)s AND cleared_at IS NULL AND state = ANY (%(from)s::text[])
 RETURNING "timestamp", state, severity, message;
+
+-- name: end_shelvings
+-- Whose time is over: heard again, even at a well that sends nothing.
+WITH heard AS (
+    UPDATE diagnostic_results d
+    SET state = 'unacknowledged'
+    WHERE d.cleared_at IS NULL AND d.state = 'shelved'
+      AND NOT EXISTS (SELECT FROM alarm_shelves s
+                      WHERE s.well_id = d.well_id AND s.diagnosis = d.diagnosis AND s.shelved_to > now())
+    RETURNING d.well_id, diagnostics_message(d) AS occurrence
+)
+INSERT INTO diagnostics_outbox (well_id, occurrence)
+SELECT well_id, occurrence FROM heard WHERE %s;
 
 -- name: shelve
 -- A later shelving replaces an earlier one.

@@ -7,6 +7,7 @@ table. Whatever that raises was written by the transaction that stored the readi
 Everything here but :meth:`ask_reload` is called by the writer's thread.
 """
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -17,9 +18,9 @@ from esp_ingest.diagnostics import alarms
 from esp_ingest.diagnostics.alarms import Occurrence
 from esp_ingest.diagnostics.engine import Engine, Evaluation
 from esp_ingest.diagnostics.rules import RulesError, RuleSet
-from esp_ingest.seams import Clock, DiagnosticsStore
+from esp_ingest.seams import Clock, DiagnosticsStore, StoreUnavailable
 from esp_ingest.service.metrics import Metrics
-from esp_ingest.telemetry.model import Checkpoint, DiagnosticRow, Readings
+from esp_ingest.telemetry.model import AlarmAction, Checkpoint, DiagnosticRow, Readings
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ _REPLAYED_ROWS = 20_000  # newest readings of a well that are replayed: more tha
 _REPLAYED_WITHOUT = 600  # of a well without a checkpoint: killed in its first minutes, or new to the diagnostics
 _NEVER_US = -62_135_596_800_000_000  # the year 1
 _TICK_SECONDS = 5.0
+_GAUGES_SECONDS = 60.0
 _GATHERED_WELLS = 100  # wells that have not sent yet, restored at each tick
 
 
@@ -70,7 +72,9 @@ class DiagnosticsService:
         self._reload_asked = False
         self._allowance = 0.0
         self._allowed_at = clock.monotonic()
-        self._next_tick = 0.0
+        self._next_tick = self._next_follow = self._next_gauges = 0.0
+        self._newest_action: int | None = None  # None: nothing of the database was read yet
+        self._limits_recorded = False
         self._listening_since_us: int | None = None
         self._gathered_to: str | None = ""
 
@@ -81,6 +85,7 @@ class DiagnosticsService:
         if self._reload_asked:
             self._reload_asked = False
             self._reload()
+        self._follow_operators()
         if not self._known.issuperset(wells):
             self._restore([well for well in dict.fromkeys(wells) if well not in self._known])
 
@@ -114,6 +119,7 @@ class DiagnosticsService:
         self._next_tick = now + _TICK_SECONDS
         self.prepare()
         self._gather()
+        self._measure(now)
         checkpoints = self._due_checkpoints()
         evaluation = self._tick()
         wells = sorted({row.well_id for row in evaluation.rows})
@@ -151,6 +157,52 @@ class DiagnosticsService:
             self._restore(missing)
         self._gathered_to = wells[-1] if wells else None
 
+    def _measure(self, now: float) -> None:
+        if now < self._next_gauges:
+            return
+        self._next_gauges = now + _GAUGES_SECONDS
+        self._store.end_shelvings()
+        stale, shelved, unacknowledged = self._store.alarm_gauges()
+        self._metrics.diagnostics_stale.set(stale)
+        self._metrics.diagnostics_shelved.set(shelved)
+        self._metrics.diagnostics_unacknowledged.set(unacknowledged)
+
+    # -- operators. A row without a peak leaves the stored one.
+
+    def _follow_operators(self) -> None:
+        """Every few seconds: what was acknowledged and shelved, and once per rules: the limits now in force."""
+        now = self._clock.monotonic()
+        if now < self._next_follow:
+            return
+        if not self._limits_recorded:
+            rules = self._engine.rules
+            for scope in self._store.record_limits(limit_scopes(rules), rules.path):
+                log.info("limits changed", extra={"scope": scope, "rules": rules.path})
+            self._limits_recorded = True
+        if self._newest_action is None:
+            self._newest_action = self._store.newest_action()
+        for action in self._store.actions_after(self._newest_action):
+            if action.well_id in self._known:  # another well learns of it when it is restored
+                self._obey(action)
+            self._newest_action = action.id
+        self._next_follow = now + _TICK_SECONDS
+
+    def _obey(self, action: AlarmAction) -> None:
+        if action.action != "ack":
+            self._engine.shelve(action.well_id, action.diagnosis, action.until_us)
+            return
+        occurrence = self._engine.open_at(action.well_id, action.diagnosis)
+        if occurrence is not None and occurrence.raised_us == action.raised_us:
+            self._acknowledge(replace(occurrence, acknowledged=True))
+
+    def _acknowledge(self, occurrence: Occurrence) -> None:
+        """An open one goes on; a latched one had returned to normal and is over."""
+        if occurrence.latched_us is None:
+            self._engine.put(occurrence)
+        elif self._engine.end_latched(occurrence.well_id, occurrence.diagnosis):
+            ended = replace(occurrence, latched_us=None).cleared(occurrence.latched_us)
+            self._owed.append(alarms.to_row(ended, None))
+
     # -- checkpoints
 
     def _due_checkpoints(self) -> list[Checkpoint]:
@@ -181,6 +233,8 @@ class DiagnosticsService:
         for begin in range(0, len(wells), _RESTORED_AT_ONCE):
             some = wells[begin : begin + _RESTORED_AT_ONCE]
             self._restore_states(some)
+            for shelf in self._store.shelves(some):
+                self._engine.shelve(shelf.well_id, shelf.diagnosis, shelf.until_us)
             self._replay(some)
             self._reconcile(some)
             self._known.update(some)
@@ -218,7 +272,7 @@ class DiagnosticsService:
         for (well, diagnosis), stored in told.items():
             mine = self._engine.open_at(well, diagnosis)
             if mine is not None and mine.raised_us == stored.raised_us:
-                self._engine.put(replace(mine, acknowledged=stored.acknowledged))
+                self._confirm(mine, stored.acknowledged)
             elif mine is not None:
                 self._engine.put(replace(stored, held_by=mine.held_by, latched_us=mine.latched_us))
             elif not self._engine.put(stored):  # silence is put back as it is
@@ -228,16 +282,22 @@ class DiagnosticsService:
             if mine.well_id in here and (mine.well_id, mine.diagnosis) not in told:
                 self._miss(mine)
 
+    def _confirm(self, mine: Occurrence, acknowledged: bool) -> None:
+        if acknowledged and mine.state not in (alarms.SHELVED, alarms.SUPPRESSED):
+            self._acknowledge(replace(mine, acknowledged=True))
+        else:
+            self._engine.put(replace(mine, acknowledged=acknowledged))
+
     def _miss(self, mine: Occurrence) -> None:
         """Open in the engine only: acknowledged after its return, or raised by rules that are new."""
         if not self._engine.end_latched(mine.well_id, mine.diagnosis):
-            self._owed.append(alarms.to_row(mine, mine.value))
+            self._owed.append(alarms.to_row(mine, None))
 
     def _owe_end(self, occurrence: Occurrence) -> None:
         """Open in the table only: its rule is gone, or the state was lost."""
         newest_us = self._engine.newest_us(occurrence.well_id) or occurrence.raised_us
         ended = replace(occurrence, latched_us=None).cleared(max(newest_us, occurrence.raised_us))
-        self._owed.append(alarms.to_row(ended, occurrence.value))
+        self._owed.append(alarms.to_row(ended, None))
 
     # -- rules
 
@@ -253,9 +313,17 @@ class DiagnosticsService:
             self._metrics.diagnostics_reloads.labels(outcome="failed").inc()
             log.error("rules not reloaded, the old ones stay in force", extra={"error": str(error)})
             return
+        try:
+            shelves = self._store.shelves(sorted(self._known))
+        except StoreUnavailable:
+            self._reload_asked = True
+            raise
         old = self._engine
         self._engine = self._new_engine(rules)
         self._engine.restore(old.export())
+        for shelf in shelves:
+            self._engine.shelve(shelf.well_id, shelf.diagnosis, shelf.until_us)
+        self._limits_recorded = False
         for occurrence in old.open_occurrences():
             if self._engine.open_at(occurrence.well_id, occurrence.diagnosis) is None:
                 self._owe_end(occurrence)
@@ -282,3 +350,20 @@ class DiagnosticsService:
         for diagnosis, severity in self._series:
             gauge = self._metrics.diagnostics_active.labels(diagnosis=diagnosis, severity=severity)
             gauge.set(counts[diagnosis, severity])
+
+
+def limit_scopes(rules: RuleSet) -> dict[str, str]:
+    """What groups and wells have of their own, and all others: scope → JSON object, in base units."""
+    scopes: dict[str, str] = {"defaults": _json({"limits": dict(rules.limit_defaults)})}
+    for override in rules.overrides:
+        settings = {"limits": dict(override.limits), "rules": {name: dict(own) for name, own in override.rules.items()}}
+        scopes[override.where] = _json({"wells": list(override.wells), **settings})
+    for rule in rules.rules:
+        delays = {"on_delay_us": rule.on_delay_us, "off_delay_us": rule.off_delay_us}
+        own = {"enabled": rule.enabled, "severity": rule.severity.value, **delays, **rule.parameters}
+        scopes[f"rules.{rule.name}"] = _json(own)
+    return scopes
+
+
+def _json(data: object) -> str:
+    return json.dumps(data, sort_keys=True)

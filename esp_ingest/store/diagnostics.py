@@ -1,7 +1,8 @@
 """What the diagnostics read of the database: checkpoints, the readings after them, and what is open."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import psycopg
@@ -12,30 +13,56 @@ from esp_ingest.store import sqlstate
 from esp_ingest.store.connection import Connection, connect
 from esp_ingest.store.queries import query
 from esp_ingest.store.writer import at_us
-from esp_ingest.telemetry.model import SIGNALS, Checkpoint, DiagnosticRow, Readings, Severity
+from esp_ingest.telemetry.model import SIGNALS, AlarmAction, Checkpoint, DiagnosticRow, Readings, Severity
 
 _PAGE = 20_000
-Result = TypeVar("Result")
 
 
 class PostgresDiagnosticsStore:
-    """seams.DiagnosticsStore. The connection is opened when it is needed and again after it was lost."""
+    """seams.DiagnosticsStore. The connection is opened when it is needed and again after it was lost. ``publish``:
+    changes that are made here go to the outbox."""
 
-    def __init__(self, settings: DatabaseSettings) -> None:
+    def __init__(self, settings: DatabaseSettings, publish: bool = False) -> None:
         self._settings = settings
+        self._publish = publish
         self._connection: Connection | None = None
 
     def states(self, wells: Sequence[str]) -> list[Checkpoint]:
-        rows = self._asked(lambda connection: connection.execute(query("states_of_wells"), (list(wells),)).fetchall())
+        rows = self._rows("states_of_wells", list(wells))
         return [Checkpoint(well, event_us, bytes(state)) for well, event_us, state in rows]
 
     def wells_with_state(self, after: str, limit: int) -> list[str]:
-        rows = self._asked(lambda connection: connection.execute(query("wells_with_state"), (after, limit)).fetchall())
+        rows = self._rows("wells_with_state", after, limit)
         return [row[0] for row in rows]
 
     def open_rows(self, wells: Sequence[str]) -> list[DiagnosticRow]:
-        rows = self._asked(lambda connection: connection.execute(query("open_occurrences"), (list(wells),)).fetchall())
-        return [_diagnostic(row) for row in rows]
+        return [_diagnostic(row) for row in self._rows("open_occurrences", list(wells))]
+
+    def newest_action(self) -> int:
+        return int(self._rows("newest_action")[0][0])
+
+    def actions_after(self, newest: int) -> list[AlarmAction]:
+        return [AlarmAction(*row) for row in self._rows("actions_after", newest)]
+
+    def shelves(self, wells: Sequence[str]) -> list[AlarmAction]:
+        rows = self._rows("shelves_of_wells", list(wells))
+        return [AlarmAction(0, well, diagnosis, "shelve", None, until_us) for well, diagnosis, until_us in rows]
+
+    def end_shelvings(self) -> None:
+        self._execute("end_shelvings", self._publish)
+
+    def alarm_gauges(self) -> tuple[int, int, int]:
+        stale, shelved, unacknowledged = self._rows("alarm_gauges")[0]
+        return stale, shelved, unacknowledged
+
+    def record_limits(self, scopes: Mapping[str, str], rules: str) -> list[str]:
+        before = {scope: json.loads(settings) for scope, settings in self._rows("newest_limits")}
+        now = {scope: json.loads(settings) for scope, settings in scopes.items()}
+        gone: dict[str, Any] = {scope: {} for scope in before if scope not in now}
+        changed = {scope: settings for scope, settings in (now | gone).items() if before.get(scope, {}) != settings}
+        for scope, settings in changed.items():
+            self._execute("record_limits", scope, json.dumps(settings), rules)
+        return list(changed)
 
     def readings_after(self, since_us: Mapping[str, int], limit: int) -> Iterator[Readings]:
         parameters = {
@@ -63,9 +90,15 @@ class PostgresDiagnosticsStore:
             self._connection = connect(self._settings, autocommit=True)
         return self._connection
 
-    def _asked(self, ask: Callable[[Connection], Result]) -> Result:
+    def _execute(self, name: str, *parameters: object) -> None:
         try:
-            return ask(self._connected())
+            self._connected().execute(query(name), parameters)
+        except psycopg.Error as error:
+            raise self._lost(error) from None
+
+    def _rows(self, name: str, *parameters: object) -> list[tuple[Any, ...]]:
+        try:
+            return self._connected().execute(query(name), parameters).fetchall()
         except psycopg.Error as error:
             raise self._lost(error) from None
 

@@ -205,3 +205,16 @@ class Checkpoint:
     event_us: int
     state: bytes
     off_json: str = "{}"
+
+
+@dataclass(frozen=True, slots=True)
+class AlarmAction:
+    """What an operator did: a row of alarm_actions. ``action``: ack, shelve or unshelve; ``until_us``: the end of a
+    shelving."""
+
+    id: int
+    well_id: str
+    diagnosis: str
+    action: str
+    raised_us: int | None = None
+    until_us: int | None = None
