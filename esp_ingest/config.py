@@ -270,6 +270,13 @@ class Settings(BaseSettings):
                 f"mqtt.receive_maximum ({self.mqtt.receive_maximum}) must be at least twice batch.max_rows "
                 f"({self.batch.max_rows}), or a batch never fills while another is written"
             )
+        slowest = self.database.connect_timeout_seconds + self.database.statement_timeout_seconds
+        if self.service.stuck_after_seconds <= slowest:
+            raise ValueError(
+                f"service.stuck_after_seconds ({self.service.stuck_after_seconds:g}) must exceed "
+                f"database.connect_timeout_seconds plus database.statement_timeout_seconds ({slowest:g}), or a slow "
+                "statement looks like a stuck daemon"
+            )
         return self
 
 

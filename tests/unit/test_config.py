@@ -172,3 +172,8 @@ def test_the_spool_lives_where_systemd_says_else_at_home(monkeypatch: pytest.Mon
     monkeypatch.delenv("STATE_DIRECTORY")
     assert load().spool.folder().parts[-3:] == ("state", "esp-ingest", "spool")
     assert load(spool={"path": "/elsewhere"}).spool.folder() == Path("/elsewhere")
+
+
+def test_a_slow_statement_must_not_look_like_a_stuck_daemon() -> None:
+    with pytest.raises(ConfigError, match=r"service\.stuck_after_seconds .*database\.statement_timeout_seconds"):
+        load(service={"stuck_after_seconds": 60}, database={"statement_timeout_seconds": 60})
