@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.fault.rig import Rig
 from tests.support.brokers import Mosquitto
 from tests.support.databases import Database, Missing, NativeTimescale, unavailable
+from tests.support.rig import Rig
 
 
 @pytest.fixture(scope="session")

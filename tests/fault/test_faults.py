@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.fault.rig import Rig, paused
+from tests.support.rig import Rig, paused
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(240)]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fault.rig import Process, Rig
 from tests.support.databases import TRIXIE, Database, NativeTimescale, unavailable
+from tests.support.rig import Process, Rig
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(240)]
 

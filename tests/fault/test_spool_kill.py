@@ -13,8 +13,8 @@ import pytest
 
 from esp_ingest.store.spool import Spool, SpoolFull
 from esp_ingest.telemetry.model import Delivery
-from tests.fault.rig import say
 from tests.support.databases import unavailable
+from tests.support.rig import say
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(200)]
 

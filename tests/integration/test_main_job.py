@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.fault.rig import Rig, say
 from tests.integration.test_real_wells import FOLDER, SAMPLES, replayed
 from tests.support.brokers import ROOT, Mosquitto
 from tests.support.databases import Database, free_port
+from tests.support.rig import Rig, say
 
 WELL_USERS = ("ESP01", "ESP02", "ESP03", "W1")
 NEEDS_RECORDINGS = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"no recordings of real wells in {FOLDER}")

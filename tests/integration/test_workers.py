@@ -15,9 +15,9 @@ import pytest
 
 from esp_ingest.config import load
 from esp_ingest.workers import worker_environment
-from tests.fault.rig import Process, Rig
 from tests.support.brokers import Mosquitto
 from tests.support.databases import Database, free_port
+from tests.support.rig import Process, Rig
 
 MESSAGES = 4_000
 
