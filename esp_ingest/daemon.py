@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -25,13 +26,16 @@ from esp_ingest.service.metrics import Metrics
 from esp_ingest.telemetry.model import Decoded, Delivery
 
 if TYPE_CHECKING:
+    from esp_ingest.diagnostics.publishing import Publisher
     from esp_ingest.diagnostics.service import DiagnosticsService
+    from esp_ingest.store.spool import SetAside
     from esp_ingest.telemetry.decode import Decoder
 
 log = logging.getLogger(__name__)
 
 _COLLECT_EVERY = 200_000  # new container objects between two collections of the youngest generation
 _SWITCH_SECONDS = 0.001  # a health check waits so long at most for the interpreter, not the default five times that
+_LAST_PUBLISH_SECONDS = 3.0  # after the last batch; what stays in the outbox goes out after the next start
 _OBSERVE_SECONDS = 0.5  # how often gauges, health and the watchdog are brought up to date
 
 
@@ -124,6 +128,7 @@ class Daemon:
             settings.service,
             beat=self._beat,
         )
+        self._publisher = self._build_publisher()
         self._next_observation = 0.0
         self._notify = systemd.Notifier()
 
@@ -154,11 +159,23 @@ class Daemon:
         except RulesError as error:
             raise ConfigError(str(error)) from None
 
+    def _build_publisher(self) -> "Publisher | None":
+        settings = self._settings
+        if not (settings.diagnostics.enabled and settings.diagnostics.publish):
+            return None
+        from esp_ingest.diagnostics.publishing import Publisher
+        from esp_ingest.store.outbox import PostgresOutbox
+
+        outbox = PostgresOutbox(settings.database)
+        return Publisher(outbox, self._source.publish, settings.mqtt.topic_root, self._clock, self._metrics)
+
     def run(self) -> int:
         """Start, run the pipeline in this thread, and drain."""
         _spare_the_collector()
         self._writer.start()
         self._source.start()
+        if self._publisher is not None:
+            self._publisher.start()
         try:
             self._pipeline.run(lambda: self._signals.stopping)
             return 0 if self._drain() else 1
@@ -174,6 +191,8 @@ class Daemon:
         drained = self._pipeline.drain(lambda: self._clock.monotonic() >= deadline)
         left = max(deadline - self._clock.monotonic(), 0.5)
         ended = self._writer.close(left)
+        if self._publisher is not None:
+            self._publisher.stop(_LAST_PUBLISH_SECONDS)
         self._source.close()
         if ended:
             self._store.close()
@@ -225,6 +244,9 @@ class Daemon:
         health.set(
             "writer_thread", self._writer.alive, "there" if self._writer.alive else "the writer thread has ended"
         )
+        if self._publisher is not None:
+            there = self._publisher.alive
+            health.set("publisher_thread", there, "there" if there else "the publisher thread has ended")
         is_ready, checks = health.ready()
         metrics.ready.set(is_ready)
         for loop, seconds in health.idle_seconds().items():
@@ -234,9 +256,9 @@ class Daemon:
         why = "; ".join(str(check["detail"]) for check in checks.values() if not check["ok"])
         self._notify.ready_once(is_ready, why)
 
-    def _note_set_aside(self, report: object) -> None:
-        self._metrics.spool_set_aside.inc()
-        log.error("spool damage set aside", extra={"report": report})
+    def _note_set_aside(self, report: "SetAside") -> None:
+        self._metrics.spool_set_aside.inc(max(report.lost, 1))
+        log.error("spool damage set aside", extra=asdict(report))
 
 
 def _spare_the_collector() -> None:

@@ -1,10 +1,12 @@
 """What the rules remember outlives the process: killed anywhere, restored from the table, and the table is the same."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
+from esp_ingest.diagnostics.rules import RuleSet
 from esp_ingest.diagnostics.service import DiagnosticsService
 from esp_ingest.service.metrics import Metrics
 from esp_ingest.store.diagnostics import PostgresDiagnosticsStore
@@ -21,12 +23,18 @@ MINUTE_US = 60_000_000
 class Run:
     """One life of the daemon's writer: diagnostics and store, a batch at a time, without threads."""
 
-    def __init__(self, database: Database, clock: FakeClock) -> None:
+    def __init__(
+        self,
+        database: Database,
+        clock: FakeClock,
+        load_rules: Callable[[], RuleSet] = lambda: LIMITED,
+        publish: bool = False,
+    ) -> None:
         self.clock = clock
         self.metrics = Metrics()
-        self.store = PostgresStore(database.settings)
-        self.reader = PostgresDiagnosticsStore(database.settings)
-        self.service = DiagnosticsService(lambda: LIMITED, self.reader, clock, self.metrics)
+        self.store = PostgresStore(database.settings, publish=publish)
+        self.reader = PostgresDiagnosticsStore(database.settings, publish=publish)
+        self.service = DiagnosticsService(load_rules, self.reader, clock, self.metrics)
 
     def process(self, batch: Readings) -> None:
         """As Stage does. The clock follows the data, so that a batch is what just came in."""
@@ -49,9 +57,9 @@ class Run:
 
 
 @pytest.fixture
-def database(timescaledb_apache: Database) -> Iterator[Database]:
+def database(timescaledb_apache: Database) -> Database:
     migrate(timescaledb_apache.settings)
-    yield timescaledb_apache
+    return timescaledb_apache
 
 
 def stream(seed: int, wells: int, count: int) -> Readings:
@@ -91,7 +99,7 @@ def test_a_restart_anywhere_changes_no_row(database: Database, end: str) -> None
     clock = FakeClock()
     run = Run(database, clock)
     edges = np.linspace(0, len(readings), 41).astype(int)
-    for number, (begin, stop) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    for number, (begin, stop) in enumerate(itertools.pairwise(edges)):
         if number % 7 == 6:
             run.finish() if end == "drained" else run.close()
             run = Run(database, clock)
@@ -138,4 +146,3 @@ def test_what_is_open_in_the_table_alone_is_ended(database: Database) -> None:
         "SELECT state, cleared_at IS NOT NULL FROM diagnostic_results WHERE diagnosis = 'abolished'"
     )[0]
     assert (state, cleared) == ("returned-unacknowledged", True)
-
