@@ -60,12 +60,14 @@ class EngineMetrics(Protocol):
 @dataclass(slots=True)
 class Evaluation:
     """What a batch changed. ``rows``: the present state of each occurrence it touched; ``raised``: counts by
-    (diagnosis, severity); ``late``: readings not newer than their well's state."""
+    (diagnosis, severity); ``late``: readings not newer than their well's state; ``shown``: keys (well, diagnosis,
+    raised) of occurrences that were raised or let go, not held back."""
 
     rows: list[DiagnosticRow] = field(default_factory=list)
     raised: Counter[tuple[str, str]] = field(default_factory=Counter)
     late: int = 0
     number: int = 0
+    shown: list[tuple[str, str, int]] = field(default_factory=list)
 
 
 class _Exported(msgspec.Struct):
@@ -128,6 +130,7 @@ class Engine:
         self._number = 0
         self._changed: dict[tuple[str, str, int], DiagnosticRow] = {}
         self._raised: Counter[tuple[str, str]] = Counter()
+        self._shown: list[tuple[str, str, int]] = []
         self._lanes, self._stale = _lanes(rules)
         columns = {key for lane in self._lanes for key in lane.condition.columns}
         self._has_frozen = ("fact", "frozen_for") in columns
@@ -182,9 +185,10 @@ class Engine:
         self._in_flight = self._number
         self._changed = {}
         self._raised = Counter()
+        self._shown = []
 
     def _end(self, late: int) -> Evaluation:
-        return Evaluation(list(self._changed.values()), self._raised, late, self._number)
+        return Evaluation(list(self._changed.values()), self._raised, late, self._number, self._shown)
 
     def _settle(self, evaluation: Evaluation) -> None:
         if evaluation.number != self._in_flight:
@@ -560,11 +564,15 @@ class Engine:
         if not gone:
             self._tally(occurrence, 1)
         if new and not occurrence.held_by:
-            self._raised[occurrence.diagnosis, occurrence.severity.value] += 1
+            self._show(occurrence)
         self._journal.put_key(self._open, key, None if gone else occurrence)
         self._changed[occurrence.well_id, occurrence.diagnosis, occurrence.raised_us] = alarms.to_row(
             occurrence, _number(self._state["peak"][lane, slot]) if occurrence.value is not None else None
         )
+
+    def _show(self, occurrence: Occurrence) -> None:
+        self._raised[occurrence.diagnosis, occurrence.severity.value] += 1
+        self._shown.append((occurrence.well_id, occurrence.diagnosis, occurrence.raised_us))
 
     def _tally(self, occurrence: Occurrence, by: int) -> None:
         key = (occurrence.diagnosis, occurrence.severity.value)
@@ -660,7 +668,7 @@ class Engine:
         if not gone:
             self._tally(occurrence, 1)
         if new:
-            self._raised[occurrence.diagnosis, occurrence.severity.value] += 1
+            self._show(occurrence)
         self._journal.put_key(self._silent, key, None if gone else occurrence)
         row = alarms.to_row(occurrence, gap / 1e6)
         self._changed[occurrence.well_id, occurrence.diagnosis, occurrence.raised_us] = row

@@ -19,6 +19,7 @@ class Trial:
         self.readings = 0
         self.late = 0
         self._rows: dict[tuple[str, str, int], DiagnosticRow] = {}
+        self._shown: set[tuple[str, str, int]] = set()
 
     def feed(self, readings: Readings) -> None:
         """A batch as large as the daemon's at a time."""
@@ -32,10 +33,19 @@ class Trial:
             self.late += evaluation.late
             for row in evaluation.rows:
                 self._rows[row.well_id, row.diagnosis, row.raised_us] = row
+            self._shown.update(evaluation.shown)
 
     def occurrences(self) -> list[DiagnosticRow]:
         """In order of time, well and diagnosis."""
         return sorted(self._rows.values(), key=lambda row: (row.raised_us, row.well_id, row.diagnosis))
+
+    def was_shown(self, row: DiagnosticRow) -> bool:
+        """Did it stand before an operator at any time, or was it held back all its life?"""
+        return (row.well_id, row.diagnosis, row.raised_us) in self._shown
+
+    def seen(self) -> list[DiagnosticRow]:
+        """The occurrences that were not held back all their life."""
+        return [row for row in self.occurrences() if self.was_shown(row)]
 
 
 def tried(rules: RuleSet, batches: Iterable[Readings]) -> Trial:

@@ -46,7 +46,7 @@ class Played:
 
     def of(self, *diagnoses: str) -> list[DiagnosticRow]:
         """Occurrences of these diagnoses that were an alarm to somebody: those held back are left out."""
-        return [row for row in self.trial.occurrences() if row.diagnosis in diagnoses and row.state != "suppressed"]
+        return [row for row in self.trial.seen() if row.diagnosis in diagnoses]
 
 
 def readings(path: Path) -> Iterator[Readings]:

@@ -1,0 +1,162 @@
+"""The tables, as Markdown."""
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+from esp_ingest.demo.fleet import FaultName
+from esp_ingest.diagnostics.rules import RuleSet
+from esp_ingest.telemetry.model import Severity
+from tests.evaluate import judged, simulated
+from tests.evaluate.musts import Must
+from tests.evaluate.recorded import ESP01, SAMPLES, played
+from tests.evaluate.simulated import EXPECTED, Case, Health
+
+TRADE_OFF = (
+    ("80 %", "0 s", "0 s", "0 %"),
+    ("80 %", "0 s", "60 min", "5 %"),
+    ("80 %", "5 min", "30 min", "5 %"),
+    ("80 %", "10 min", "0 s", "0 %"),
+    ("80 %", "10 min", "30 min", "5 %"),
+    ("80 %", "10 min", "60 min", "5 %"),
+    ("80 %", "15 min", "60 min", "5 %"),
+    ("80 %", "30 min", "60 min", "5 %"),
+    ("85 %", "10 min", "60 min", "5 %"),
+    ("75 %", "10 min", "60 min", "5 %"),
+)
+LOCK_LOADS = ("75 %", "70 %", "65 %", "60 %")
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
+    yield f"| {' | '.join(header)} |"
+    yield f"|{'---|' * len(header)}"
+    for row in rows:
+        yield f"| {' | '.join(_cell(value) for value in row)} |"
+    yield ""
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return "–" if value != value else f"{value:.3g}"
+    return str(value)
+
+
+# --- recorded wells
+
+
+def demanded(musts: Iterable[Must]) -> Iterator[str]:
+    yield "### What must hold on recorded wells"
+    yield from table(("demand", "found", ""), [(m.what, m.found, "yes" if m.met else "**no**") for m in musts])
+
+
+def recorded() -> Iterator[str]:
+    yield "### Occurrences"
+    rows = []
+    for name in (ESP01, *SAMPLES):
+        each = played(name)
+        for line in judged.lines(each):
+            rows.append(
+                (
+                    name,
+                    line.diagnosis,
+                    line.occurrences,
+                    line.per_day,
+                    line.median_minutes,
+                    line.severities,
+                    line.held_back,
+                )
+            )
+    header = ("recording", "diagnosis", "occurrences", "a day", "median min", "severities", "held back")
+    yield from table(header, rows)
+    leads = judged.lead_minutes(played(ESP01))
+    warned, stops = judged.announced(played(ESP01))
+    span = f"{min(leads):.0f} to {max(leads):.0f} min, {len(leads)} trips"
+    yield (
+        f"ESP01: {warned} of {stops} stops after an underload were announced. From the warning to a trip of high "
+        f"severity: median {statistics.median(leads):.0f} min, {span}."
+    )
+    yield ""
+    yield from _agreement()
+    yield "### Underload: delay, deadband and load against what is announced (ESP01, the rule alone)"
+    points = judged.trade_off(TRADE_OFF)
+    yield from table(
+        ("load below", "on-delay", "off-delay", "deadband", "alarms a day", "stops announced"),
+        [
+            (p.load, p.on_delay, p.off_delay, p.deadband, p.alarms_per_day, f"{p.announced} of {p.stops}")
+            for p in points
+        ],
+    )
+    yield "### Gas lock without a flow meter (ESP01)"
+    yield from table(
+        ("load below", "gas locks", "a day", "beside a gauge dropout", "standing at a stop"),
+        [(s.load, s.locks, s.per_day, s.beside_dropouts, s.before_stops) for s in judged.lock_settings(LOCK_LOADS)],
+    )
+
+
+def _agreement() -> Iterator[str]:
+    yield "### Beside the derived events of ESP01"
+    rows = [
+        (each.event, each.ours, each.events, each.agree, "; ".join(f"{n}: {why}" for why, n in each.why.items()) or "–")
+        for each in judged.agreements()
+    ]
+    yield from table(("derived event", "our diagnosis", "events", "agree", "why not"), rows)
+
+
+# --- simulated faults
+
+
+def confusion(cases: Sequence[Case], rule_set: RuleSet) -> Iterator[str]:
+    """Rows: the fault that was simulated; columns: diagnoses that an operator saw, in how many of its runs."""
+    seen: dict[FaultName, Counter[str]] = {}
+    runs: Counter[FaultName] = Counter()
+    for case in cases:
+        runs[case.fault] += 1
+        names = {row.diagnosis for row in case.after}
+        seen.setdefault(case.fault, Counter()).update(names)
+    right = [expected.diagnosis for expected in EXPECTED.values()]
+    others = sorted({name for names in seen.values() for name in names} - set(right))
+    columns = [*right, *others]
+    yield f"### Simulated faults, {len({case.seed for case in cases})} seeds: diagnoses seen, in runs of each fault"
+    rows: list[list[object]] = []
+    for fault, count in runs.items():
+        cells = [_count(seen[fault][name], EXPECTED[fault].diagnosis == name) for name in columns]
+        rows.append([f"{fault.value} ({count})", *cells])
+    yield from table(["fault (runs)", *columns], rows)
+    yield from _times(cases, rule_set)
+
+
+def _count(count: int, right: bool) -> str:
+    return f"**{count}**" if right else str(count or "")
+
+
+def _times(cases: Sequence[Case], rule_set: RuleSet) -> Iterator[str]:
+    yield "### From onset to the right name, in minutes"
+    rows: list[tuple[object, ...]] = []
+    for interval in sorted({case.interval_seconds for case in cases}):
+        for fault in EXPECTED:
+            some = [case for case in cases if case.fault is fault and case.interval_seconds == interval]
+            if some:
+                minutes = [case.minutes for case in some]
+                critical = sorted({name for case in some for name in case.others(Severity.CRITICAL)})
+                allowed = some[0].allowed_minutes(rule_set)
+                rows.append(
+                    (fault.value, f"{interval:g} s", min(minutes), max(minutes), allowed, ", ".join(critical) or "none")
+                )
+    yield from table(("fault", "interval", "soonest", "latest", "allowed", "other criticals"), rows)
+
+
+def health(found: Health) -> Iterator[str]:
+    yield f"### {found.wells} healthy wells for {found.days:g} days at 1-minute samples"
+    yield f"{found.alarms_per_10_minutes:.3g} alarms per 10 minutes for the fleet (at most 1)."
+    raised = [(name, severity, count) for (name, severity), count in sorted(found.raised.items())]
+    if raised:
+        yield ""
+        yield from table(("diagnosis", "severity", "occurrences"), raised)
+    else:
+        yield "Nothing was raised."
+        yield ""
+
+
+def simulated_faults(seeds: Sequence[int], intervals: Sequence[float]) -> Iterator[str]:
+    rule_set = simulated.rule_set()
+    yield from confusion(list(simulated.cases(seeds, intervals, using=rule_set)), rule_set)

@@ -1,0 +1,92 @@
+"""The rules that ship on recorded wells, on simulated faults and on a fleet in good health: what issue 5 demands.
+
+``make evaluate`` prints the same with all its tables."""
+
+import pytest
+
+from esp_ingest.demo.fleet import FaultName
+from esp_ingest.diagnostics import rules
+from esp_ingest.diagnostics.rules import RuleSet
+from esp_ingest.resources import config_file
+from tests.evaluate import judged, simulated
+from tests.evaluate.musts import Must, musts
+from tests.evaluate.recorded import ESP01, FOLDER, STEADY, played, shipped_with
+from tests.evaluate.simulated import EXPECTED, INTERVALS, LIMITS, SEEDS
+
+recorded_wells = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"no recordings of real wells in {FOLDER}")
+
+
+def changed(old: str, new: str) -> RuleSet:
+    text = config_file("rules.toml").read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    return rules.parse(text.replace(old, new) + LIMITS)
+
+
+@recorded_wells
+def test_every_demand_on_recorded_wells_is_met() -> None:
+    found: list[Must] = list(musts())
+    assert len(found) >= 8
+    assert [must for must in found if not must.met] == []
+
+
+@recorded_wells
+def test_the_judges_can_say_no() -> None:
+    """Rules that cry wolf, and rules that sleep, are told apart from those that ship."""
+    old = 'parameters = { load = "80 %" }\non_delay = "10 min"\n'
+    nervous = played(STEADY, shipped_with((old, 'parameters = { load = "99 %" }\n')))
+    assert len(nervous.of("underload")) > 2
+    asleep = played(ESP01, shipped_with((old, 'parameters = { load = "40 %" }\non_delay = "10 min"\n')))
+    warned, stops = judged.announced(asleep)
+    assert stops == 58
+    assert warned < 0.8 * stops
+
+
+@recorded_wells
+def test_a_bare_load_limit_calls_underloads_gas_locks() -> None:
+    """Why the rule asks for a deeper load where flow is not measured."""
+    bare, shipped = judged.lock_settings(["75 %", "65 %"])
+    assert bare.locks > 5 * shipped.locks
+    assert shipped.beside_dropouts == bare.beside_dropouts == 0
+
+
+@recorded_wells
+def test_stops_and_dropouts_agree_with_the_derived_events() -> None:
+    found = {each.event: each for each in judged.agreements()}
+    for event, most in (("STOP", 3), ("STOP_AFTER_UNDERLOAD", 0), ("GAUGE_DROPOUT", 0), ("OUT_OF_RANGE", 0)):
+        assert found[event].events - found[event].agree <= most, found[event]
+    assert found["UNDERLOAD"].agree + found["UNDERLOAD"].why["shorter than the on-delay of 10 minutes"] >= 278
+
+
+@pytest.mark.parametrize("interval", INTERVALS)
+def test_every_simulated_fault_gets_its_name_in_time_and_no_other_critical(interval: float) -> None:
+    using = simulated.rule_set()
+    cases = list(simulated.cases(SEEDS, (interval,), using=using))
+    assert len(cases) == len(SEEDS) * len(FaultName)
+    assert {f"{case.fault} at seed {case.seed}": wrong for case in cases if (wrong := case.faults(using))} == {}
+
+
+def test_every_fault_of_the_simulator_has_its_rule() -> None:
+    assert set(EXPECTED) == set(FaultName)
+
+
+def test_a_rule_that_is_off_or_slow_is_seen() -> None:
+    off = changed('title = "Dead head"', 'title = "Dead head"\nenabled = false')
+    (case,) = simulated.cases((1,), (300.0,), (FaultName.DEAD_HEAD,), using=off)
+    assert any("named after inf" in fault for fault in case.faults(off))
+    assert "another critical: gas_lock" in case.faults(off)
+
+
+def test_a_healthy_fleet_is_left_in_peace() -> None:
+    found = simulated.healthy(days=3)
+    assert found.raised == {}
+
+
+def test_a_nervous_rule_would_not_leave_it_in_peace() -> None:
+    nervous = changed('parameters = { level = "0.5 in/s" }', 'parameters = { level = "0.2 in/s" }')
+    assert simulated.healthy(wells=100, days=1, using=nervous).alarms_per_10_minutes > 1
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1_200)
+def test_a_year_of_a_healthy_fleet() -> None:
+    assert simulated.healthy(days=365).alarms_per_10_minutes <= 1
