@@ -3,7 +3,7 @@ contract suite (tests/…/contract_*.py): Clock (service/clock.py), Source (mqtt
 Metrics (service/metrics.py, whose fake is the same class on a private registry)."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from esp_ingest.telemetry.model import AlarmAction, Checkpoint, Delivery, DiagnosticRow, Readings, Reject
@@ -55,12 +55,15 @@ class StoreUnavailable(Exception):
 class WriteResult:
     """What became of the items of a batch: written + duplicates + rejected == readings + rejects handed in.
 
-    ``refused`` are the readings that the database itself refused and that were stored as rejects instead."""
+    ``refused`` are the readings that the database itself refused and that were stored as rejects instead. ``reasons``
+    are the newly stored rejects by reason, together ``rejected``. ``path`` is how the batch went, of WRITE_PATHS."""
 
     written: int
     duplicates: int
     rejected: int
     refused: tuple[Reject, ...] = ()
+    reasons: Mapping[str, int] = field(default_factory=dict)
+    path: str = "direct"
 
 
 class Store(Protocol):

@@ -10,7 +10,7 @@ comes back when it is safe: committed, or fsynced in the spool. While the spool 
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -268,21 +268,29 @@ class Stage:
     def _store_isolating(self, deliveries: Sequence[Delivery], decoded: Decoded | None) -> Outcome:
         """Store; where our own code fails on a batch, halve it until the one message at fault is a reject.
 
-        ``decoded`` was counted as received where it was decoded; what is decoded here is counted here."""
+        ``decoded`` was counted as received where it was decoded. What is decoded here is counted here, once it is
+        stored: a try that the database cut short is made again, and would count it again."""
         try:
+            result = decoded if decoded is not None else self._decode(list(deliveries))
+            outcome = self._store_once(result)
             if decoded is None:
-                decoded = self._decode(list(deliveries))
-                self._metrics.readings_received.inc(decoded.items)
-            return self._store_once(decoded)
+                self._metrics.readings_received.inc(result.items)
+            return outcome
         except StoreUnavailable:
             raise
         except Exception as error:
             log.exception("batch failed in our own code", extra={"messages": len(deliveries)})
-            if decoded is not None:
-                self._metrics.readings_spooled.inc(decoded.items)  # they leave this count and are received again below
-            if len(deliveries) == 1:
-                self._metrics.readings_received.inc()
-                return self._store_once(Decoded(Readings.empty(), [_internal_error(deliveries[0], error)]))
+            outcome = self._store_halves(deliveries, error)
+        if decoded is not None:
+            self._metrics.readings_spooled.inc(decoded.items)  # they left this count and were received again
+        return outcome
+
+    def _store_halves(self, deliveries: Sequence[Delivery], error: Exception) -> Outcome:
+        """After ``error`` on all of them at once; the last one alone is a reject."""
+        if len(deliveries) == 1:
+            outcome = self._store_once(Decoded(Readings.empty(), [_internal_error(deliveries[0], error)]))
+            self._metrics.readings_received.inc()
+            return outcome
         half = len(deliveries) // 2
         outcome = self._store_isolating(deliveries[:half], None)
         outcome += self._store_isolating(deliveries[half:], None)
@@ -297,7 +305,7 @@ class Stage:
         if settled != decoded.items:
             self._metrics.reconciliation_failures.inc()
             log.error("items do not add up", extra={"items": decoded.items, "accounted": settled})
-        self._count(decoded, result.written, result.duplicates, result.refused, self._clock.monotonic() - started)
+        self._count(decoded, result, self._clock.monotonic() - started)
         return Outcome(result.written, result.duplicates, result.rejected, 0, [decoded.readings])
 
     def _write(self, decoded: Decoded, diagnosis: Diagnosis | None) -> WriteResult:
@@ -325,14 +333,13 @@ class Stage:
             self._metrics.diagnostics_rule_failures.labels(diagnosis="engine").inc()
             return None
 
-    def _count(
-        self, decoded: Decoded, written: int, duplicates: int, refused: Iterable[Reject], seconds: float
-    ) -> None:
+    def _count(self, decoded: Decoded, result: WriteResult, seconds: float) -> None:
         metrics = self._metrics
-        metrics.readings_written.inc(written)
-        metrics.readings_duplicate.inc(duplicates)
-        for reject in (*decoded.rejects, *refused):
-            metrics.readings_rejected.labels(reason=reject.reason.value).inc()
+        metrics.readings_written.inc(result.written)
+        metrics.readings_duplicate.inc(result.duplicates)
+        for reason, count in result.reasons.items():
+            metrics.readings_rejected.labels(reason=reason).inc(count)
+        metrics.batches_written.labels(path=result.path).inc()
         for signal, count in decoded.out_of_range.items():
             metrics.values_out_of_range.labels(signal=signal).inc(count)
         metrics.batch_rows.observe(decoded.items)

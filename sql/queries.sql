@@ -112,7 +112,8 @@ INSERT INTO ingest_rejects (received_at, digest, item, topic, topic_bytes, reaso
 SELECT received_at, digest, item, topic, topic_bytes, reason, detail, payload, redelivered
 FROM esp_ingest_staging_rejects s
 WHERE NOT s.redelivered OR NOT EXISTS (SELECT FROM ingest_rejects r WHERE r.digest = s.digest)
-ON CONFLICT DO NOTHING;
+ON CONFLICT DO NOTHING
+RETURNING reason;
 
 -- name: empty_staging_rejects
 -- It is used twice in a transaction where a diagnosis was refused.
@@ -404,3 +405,25 @@ ORDER BY array_position(ARRAY['critical', 'high', 'medium', 'low', 'info'], seve
 SELECT (SELECT count(*) FROM esp_telemetry),
        (SELECT count(*) FROM ingest_rejects),
        (SELECT count(*) FROM diagnostic_results);
+
+-- name: reporting_wells
+-- Every well that has a reading, one probe of the primary key each.
+WITH RECURSIVE found (well_id) AS (
+    (SELECT well_id FROM esp_telemetry ORDER BY well_id LIMIT 1)
+    UNION ALL
+    SELECT (SELECT e.well_id FROM esp_telemetry e WHERE e.well_id > f.well_id ORDER BY e.well_id LIMIT 1)
+    FROM found f
+    WHERE f.well_id IS NOT NULL
+)
+SELECT well_id FROM found WHERE well_id IS NOT NULL;
+
+-- name: readings_between
+-- Rules on trial: what these wells sent in a span of event time, well by well.
+SELECT t.well_id, (extract(epoch FROM t."timestamp") * 1000000)::bigint,
+       (extract(epoch FROM t.received_at) * 1000000)::bigint,
+       t.flow_rate, t.pip, t.motor_current, t.motor_temp, t.vibration, t.vsd_frequency, t.gor, t.discharge_pressure,
+       t.wellhead_pressure, t.casing_pressure, t.intake_temp, t.leakage_current, t.drive_voltage,
+       t.extra::text, t.quality::text
+FROM esp_telemetry t
+WHERE t.well_id = ANY (%(wells)s::text[]) AND t."timestamp" >= %(since)s AND t."timestamp" < %(until)s
+ORDER BY t.well_id, t."timestamp";

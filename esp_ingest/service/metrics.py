@@ -80,7 +80,7 @@ class Metrics:
         # -- Readings: received = written + duplicate + rejected + spooled + held. A difference is a bug, and counted.
         self.readings_received = counter("readings_received", "readings and rejects taken out of messages")
         self.readings_written = counter("readings_written", "readings committed to esp_telemetry")
-        self.readings_duplicate = counter("readings_duplicate", "readings that were stored already")
+        self.readings_duplicate = counter("readings_duplicate", "readings and rejects that were stored already")
         self.readings_rejected = counter(
             "readings_rejected", "items stored in ingest_rejects", reason=[reason.value for reason in RejectReason]
         )
@@ -135,7 +135,9 @@ class Metrics:
         self.spool_full = gauge("spool_full", "1 while the spool takes no more: messages stay unacknowledged")
         self.spool_written = counter("spool_written", "messages made safe in the spool")
         self.spool_drained = counter("spool_drained", "spooled messages stored in the database and removed")
-        self.spool_set_aside = counter("spool_set_aside", "torn or corrupt spool records kept in a file beside it")
+        self.spool_set_aside = counter(
+            "spool_set_aside", "messages lost to spool damage, or 1 a report where none is or nobody knows"
+        )
         self.spool_failures = counter("spool_failures", "attempts to write or read the spool that the disk refused")
 
         # -- Diagnostics. The engine makes the series of its rules exist at start.

@@ -11,6 +11,7 @@ Nothing here relies on memory for correctness: whatever was committed without ou
 import json
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -51,8 +52,13 @@ class _Tally:
 
     written: int = 0
     duplicates: int = 0
-    rejected: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)  # of the rejects that were not stored before
     refused: list[Reject] = field(default_factory=list)  # stored in place of readings
+    path: str = "direct"  # as in metrics.WRITE_PATHS
+
+    @property
+    def rejected(self) -> int:
+        return self.reasons.total()
 
 
 class PostgresStore:
@@ -96,7 +102,14 @@ class PostgresStore:
                 continue
             self._doubt = False
             self._marks.committed(readings)
-            return WriteResult(tally.written, tally.duplicates, tally.rejected, tuple(tally.refused))
+            return WriteResult(
+                tally.written,
+                tally.duplicates,
+                tally.rejected,
+                tuple(tally.refused),
+                tally.reasons,
+                tally.path,
+            )
 
     def ping(self) -> None:
         """See seams.Store. The schema is looked at once a connection, unless ``database.skip_init`` says not to."""
@@ -283,6 +296,7 @@ class _Attempt:
     def _staged(self, readings: Readings, rows: _Rows | None) -> int:
         """Through the staging table, in order. Returns how many were new."""
         count = len(readings) if rows is None else len(rows)
+        self._tally.path = "bisect" if self._rung is Rung.ROW_BY_ROW else "staging"
         self._cursor.execute(query("create_staging"))
         self._copied("copy_staging", telemetry_stream(readings, rows), count)
         self._cursor.execute(query("insert_staged"))
@@ -333,19 +347,19 @@ class _Attempt:
         """Store and count rejects; one that is there already counts as a duplicate."""
         if rejects:
             stored = self._store_rejects(rejects)
-            self._tally.rejected += stored
-            self._tally.duplicates += len(rejects) - stored
+            self._tally.reasons += stored
+            self._tally.duplicates += len(rejects) - stored.total()
 
-    def _store_rejects(self, rejects: Sequence[Reject]) -> int:
-        """Returns how many were new."""
+    def _store_rejects(self, rejects: Sequence[Reject]) -> Counter[str]:
+        """Returns how many were new, by reason."""
         once = _distinct(rejects)
         redelivered = any(reject.redelivered for reject, _ in once)
         if self._rung is Rung.DIRECT and not redelivered:
-            return self._copied("copy_rejects", rejects_stream(once), len(once))
+            self._copied("copy_rejects", rejects_stream(once), len(once))
+            return Counter(reject.reason.value for reject, _ in once)
         self._cursor.execute(query("create_staging_rejects"))
         self._copied("copy_staging_rejects", rejects_stream(once), len(once))
-        self._cursor.execute(query("insert_staged_rejects"))
-        stored = self._cursor.rowcount
+        stored = Counter(str(reason) for (reason,) in self._cursor.execute(query("insert_staged_rejects")))
         self._cursor.execute(query("empty_staging_rejects"))
         return stored
 

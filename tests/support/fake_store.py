@@ -1,6 +1,7 @@
 """A Store in memory. Passes the same contract suite as PostgresStore (tests/unit/contract_store.py), and can be told to
 fail the way a database does."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from esp_ingest.seams import StoreUnavailable, WriteResult
@@ -56,13 +57,14 @@ class FakeStore:
                     int(readings.received_us[row]),
                 )
                 written += 1
-        stored = sum(self._store_reject(reject) for reject in (*rejects, *refused))
-        duplicates += len(rejects) + len(refused) - stored
+        reasons = Counter(reject.reason.value for reject in (*rejects, *refused) if self._store_reject(reject))
+        duplicates += len(rejects) + len(refused) - reasons.total()
         self.diagnostics |= {(row.well_id, row.diagnosis, row.raised_us): row for row in diagnostics}
         self.states |= {each.well_id: each for each in checkpoints}
         if failure == "after":
             raise StoreUnavailable("told to fail", "after the commit")
-        return WriteResult(written, duplicates, stored, tuple(refused))
+        path = "bisect" if refused else "staging" if duplicates else "direct"
+        return WriteResult(written, duplicates, reasons.total(), tuple(refused), reasons, path)
 
     def ping(self) -> None:
         if self.away:

@@ -35,6 +35,7 @@ class StoreContract:
     def test_stores_what_it_is_handed(self, store: Store) -> None:
         result = store.write(readings([("w1", 0), ("w2", 0), ("w1", 1)], [10, 20, 30]), [reject()], [DIAGNOSIS])
         assert (result.written, result.duplicates, result.rejected, result.refused) == (3, 0, 1, ())
+        assert (dict(result.reasons), result.path) == ({reject().reason.value: 1}, "direct")
         assert self.flow_rates(store) == {
             ("w1", START_US): 10,
             ("w2", START_US): 20,
@@ -52,6 +53,7 @@ class StoreContract:
         store.write(batch, [reject()], [DIAGNOSIS])
         result = store.write(batch, [reject()], [DIAGNOSIS])
         assert (result.written, result.duplicates, result.rejected) == (0, 3, 0)
+        assert (dict(result.reasons), result.path) == ({}, "staging")
         assert len(self.flow_rates(store)) == 2
         assert len(self.reject_payloads(store)) == 1
         assert len(self.diagnosis_states(store)) == 1
@@ -74,6 +76,8 @@ class StoreContract:
         result = store.write(batch, [reject()], [DIAGNOSIS])
         assert (result.written, result.duplicates, result.rejected) == (19, 0, 2)
         assert len(result.refused) == 1
+        assert dict(result.reasons) == {reject().reason.value: 1, "refused_by_database": 1}
+        assert result.path == "bisect"
         assert result.refused[0].payload in self.reject_payloads(store)
         assert len(self.flow_rates(store)) == 19
         assert self.diagnosis_states(store) == [("gas_lock", "active")]
@@ -96,6 +100,7 @@ class StoreContract:
         later = replace(reject(1, redelivered=True), received_us=START_US + 999)
         result = store.write(Readings.empty(), [later, reject(2)], [])
         assert (result.duplicates, result.rejected) == (1, 1)
+        assert dict(result.reasons) == {reject(2).reason.value: 1}, "what was stored before is no reject again"
         assert self.reject_payloads(store) == [reject(1).payload, reject(2).payload]
 
     def test_a_redelivered_reject_that_was_never_stored_is_stored(self, store: Store) -> None:

@@ -109,6 +109,29 @@ def test_a_commit_whose_outcome_is_unknown_is_written_again_harmlessly(rig: Rig)
     assert len(rig.store.telemetry) == 3
 
 
+def test_items_add_up_when_a_batch_with_a_reject_is_written_again(rig: Rig) -> None:
+    rig.store.failures = ["after"]
+    batch = rig.batch(0, 3)
+    batch.deliveries.append(Delivery(b"esp/W1/telemetry", b"not json", 1, 9, 1, rig.clock.now_us()))
+    assert rig.stage.process(batch).duplicates == 4
+    assert rig.value("readings_rejected_total", reason="invalid_json") == 0, "it was stored by the first write"
+    assert rig.value("readings_received_total") == rig.value("readings_duplicate_total") == 4
+    assert rig.value("batches_written_total", path="staging") == 1
+
+
+def test_what_drains_in_vain_is_not_received_twice(rig: Rig) -> None:
+    rig.store.away = True
+    rig.stage.process(rig.batch(0, 3))
+    for _ in range(3):
+        rig.clock.sleep(60)
+        rig.stage.idle()
+    assert rig.value("readings_received_total") == 0
+    rig.store.away = False
+    rig.clock.sleep(60)
+    rig.stage.idle()
+    assert rig.value("readings_received_total") == rig.value("readings_written_total") == 3
+
+
 def test_a_full_spool_stops_acknowledging_and_loses_nothing(tmp_path: Path) -> None:
     rig = Rig(tmp_path, after_seconds=0)
     assert rig.spool is not None
