@@ -320,10 +320,10 @@ INSERT INTO alarm_limits_history (scope, settings, rules) VALUES (%s, %s::text::
 -- name: read_outbox
 -- The oldest changes, each with what else is open at its well. Whoever holds the lock publishes, the others wait for
 -- their turn: with two, an older state could be the last one that the broker retains.
-SELECT o.revision, o.well_id, o.occurrence || jsonb_build_object('revision', o.revision, 'active', (
+SELECT o.revision, o.well_id, (o.occurrence || jsonb_build_object('revision', o.revision, 'active', (
            SELECT coalesce(jsonb_agg(jsonb_build_object('diagnosis', a.diagnosis, 'severity', a.severity,
                                                         'state', a.state) ORDER BY a.diagnosis), '[]')
-           FROM diagnostic_results a WHERE a.well_id = o.well_id AND a.cleared_at IS NULL))::text
+           FROM diagnostic_results a WHERE a.well_id = o.well_id AND a.cleared_at IS NULL)))::text
 FROM diagnostics_outbox o
 ORDER BY o.revision
 LIMIT %s;

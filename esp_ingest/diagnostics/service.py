@@ -176,8 +176,9 @@ class DiagnosticsService:
             return
         if not self._limits_recorded:
             rules = self._engine.rules
-            for scope in self._store.record_limits(limit_scopes(rules), rules.path):
-                log.info("limits changed", extra={"scope": scope, "rules": rules.path})
+            changed = self._store.record_limits(limit_scopes(rules), rules.path)
+            if changed:
+                log.info("limits changed", extra={"scopes": changed, "rules": rules.path})
             self._limits_recorded = True
         if self._newest_action is None:
             self._newest_action = self._store.newest_action()
