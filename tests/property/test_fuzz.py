@@ -1,13 +1,20 @@
-"""Bytes that nobody meant: mutations of a small kept corpus through decoder, configuration and the spool's folder.
+"""Bytes that nobody meant: mutations of a small kept corpus through the packet reader, the decoder, the configuration,
+the HTTP port and the spool's folder.
 
-``corpus/`` holds one file an idea; an input that once found a fault is added there. FUZZ_EXAMPLES=… runs longer. The
-packet reader (test_packets.py) and the HTTP port (unit/test_service_http.py) have fuzzers beside their tests.
+``corpus/`` holds one file an idea; an input that once found a fault is added there. FUZZ_EXAMPLES=… runs longer. What
+the packet reader makes of well-formed streams, however they are cut, is in test_packets.py.
 """
 
+import contextlib
+import logging
 import os
 import re
 import shutil
+import socket
+import struct
 import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +23,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from esp_ingest import config
-from esp_ingest.config import ConfigError, Settings, TelemetrySettings
+from esp_ingest.config import ConfigError, HttpSettings, ServiceSettings, Settings, TelemetrySettings
+from esp_ingest.service.clock import SystemClock
+from esp_ingest.service.health import Health
+from esp_ingest.service.http import HttpServer
+from esp_ingest.service.metrics import Metrics
 from esp_ingest.store.spool import Spool
 from esp_ingest.telemetry.decode import Decoder
 from esp_ingest.telemetry.model import SIGNALS, Delivery
+from tests.support.mqtt_clients import ReadingClient
 
 CORPUS = Path(__file__).parent / "corpus"
 SHIPPED = Path(__file__).parents[2] / "config" / "esp_ingest.toml"
@@ -57,6 +69,170 @@ def mutated(draw: st.DrawFn, seeds: list[bytes], tokens: list[bytes]) -> bytes:
         elif how == "bytes":
             data[start:start] = draw(st.binary(max_size=8))
     return bytes(data)
+
+
+PACKET_TOKENS = [
+    bytes([first]) for first in (0x00, 0x20, 0x30, 0x32, 0x34, 0x36, 0x3B, 0x40, 0x62, 0x90, 0xD0, 0xE0, 0xF0)
+]
+PACKET_TOKENS += [
+    b"\x00\x00",
+    b"\xff\xff",
+    b"\x80",
+    b"\xff\xff\xff\x7f",
+    b"\x80\x80\x80\x80",
+    b"\x00\x03esp",
+    b"\xed\xa0\x80",
+]
+
+
+@fuzzed
+@given(
+    st.lists(mutated(corpus("packets"), PACKET_TOKENS), min_size=1, max_size=4),
+    st.lists(st.integers(1, 40), max_size=20),
+    st.booleans(),
+    st.booleans(),
+)
+def test_the_packet_reader_survives(stream: list[bytes], cuts: list[int], is_mqtt5: bool, is_accepted: bool) -> None:
+    """It delivers or ends the connection, and never raises: an error there would kill the network thread."""
+    data = b"".join(stream)
+    pieces: list[bytes] = []
+    for size in cuts:
+        pieces, data = [*pieces, data[:size]], data[size:]
+    with ReadingClient(is_mqtt5=is_mqtt5, is_accepted=is_accepted) as reading:
+        reading.feed(*pieces, data)
+        assert sum(len(each.payload) for each in reading.deliveries) <= len(b"".join(stream))
+        for delivery in reading.deliveries:
+            assert delivery.topic
+            assert delivery.qos in (0, 1, 2)
+            assert (delivery.mid > 0) == (delivery.qos > 0)
+            assert is_accepted or reading.client._accepted, "nothing is taken before CONNACK"
+
+
+HTTP_TOKENS = [
+    b"GET ",
+    b"HEAD ",
+    b"POST ",
+    b"/",
+    b"/metrics",
+    b"/health/ready",
+    b"http://",
+    b"?",
+    b"#",
+    b"%00",
+    b"%2e%2e/",
+]
+HTTP_TOKENS += [
+    b" HTTP/1.1",
+    b" HTTP/9.9",
+    b"\r\n",
+    b"\n",
+    b"\r",
+    b"\r\n\r\n",
+    b"\n\n",
+    b"\x00",
+    b"\xff",
+    b"Host: ",
+    b"x" * 9_000,
+]
+HONEST = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+@dataclass
+class Client:
+    """What a client sends, in which pieces, and how it leaves."""
+
+    request: bytes
+    cuts: list[int]
+    leaves: str  # "reads" the answer, "half" closes and reads, "resets", "goes" without a word, or "stays"
+
+
+@contextlib.contextmanager
+def troubles(name: str) -> Iterator[list[str]]:
+    """What a logger is told meanwhile."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger(name)
+    logger.addHandler(handler)
+    try:
+        yield said
+    finally:
+        logger.removeHandler(handler)
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[HttpServer]:
+    health = Health(SystemClock(), ServiceSettings())
+    server = HttpServer(HttpSettings(port=0), health, Metrics())
+    server.start()
+    yield server
+    server.stop()
+    assert not server.alive
+
+
+@fuzzed
+@given(
+    st.lists(
+        st.builds(
+            Client,
+            mutated(corpus("http"), HTTP_TOKENS),
+            st.lists(st.integers(1, 200), max_size=4),
+            st.sampled_from(["reads", "half", "resets", "goes", "stays"]),
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_the_http_port_answers_or_closes_and_serves_the_next(port: HttpServer, clients: list[Client]) -> None:
+    with troubles("esp_ingest.service.http") as said, contextlib.ExitStack() as open_ones:
+        for client in clients:
+            sock = open_ones.enter_context(socket.create_connection(("127.0.0.1", port.port), timeout=5))
+            check_answer(converse(sock, client), client)
+        honest = open_ones.enter_context(socket.create_connection(("127.0.0.1", port.port), timeout=5))
+        answer = converse(honest, Client(HONEST, [], "reads"))
+        assert answer is not None
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert port.alive
+        assert said == [], "a client's bytes are no error of ours"
+
+
+def converse(sock: socket.socket, client: Client) -> bytes | None:
+    """Send, leave as the client does; what came back up to the end, or None where it did not look."""
+    data = client.request
+    with contextlib.suppress(OSError):  # refused before it was all sent: the answer is there to read
+        for size in client.cuts:
+            sock.sendall(data[:size])
+            data = data[size:]
+        sock.sendall(data)
+        if client.leaves == "half":
+            sock.shutdown(socket.SHUT_WR)
+    whole = b"\n\n" in client.request or b"\r\n\r\n" in client.request
+    if client.leaves == "half" or (client.leaves == "reads" and whole):
+        return received_from(sock)
+    if client.leaves == "resets":
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    if client.leaves != "stays":
+        sock.close()
+    return None
+
+
+def received_from(sock: socket.socket) -> bytes:
+    answer = b""
+    with contextlib.suppress(ConnectionError):
+        while piece := sock.recv(65_536):
+            answer += piece
+    return answer
+
+
+def check_answer(answer: bytes | None, client: Client) -> None:
+    """Nothing, or one whole answer of HTTP/1.1."""
+    if not answer:
+        return
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert re.match(rb"HTTP/1\.1 (200|400|404|405|431|503) ", head), head
+    length = re.search(rb"^Content-Length: (\d+)\r?$", head, re.MULTILINE)
+    assert length is not None
+    assert len(body) in (0, int(length[1])), "whole, or a HEAD's"
 
 
 JSON_TOKENS = [
