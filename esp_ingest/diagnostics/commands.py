@@ -9,12 +9,14 @@ from typing import Any
 
 from esp_ingest.config import ConfigError, Settings
 from esp_ingest.diagnostics.conditions import ConditionError, duration_us
+from esp_ingest.diagnostics.rules_commands import run_rules
 from esp_ingest.service.clock import SystemClock
 from esp_ingest.store import alarms
 from esp_ingest.store.alarms import Changed, Request
 from esp_ingest.store.connection import Connection, connect
 from esp_ingest.store.writer import at_us
 
+__all__ = ["run_alarms", "run_rules"]
 _LONGEST_SHELVING_US = 30 * 86_400_000_000  # longer is not shelving: take it out of service in rules.toml
 
 

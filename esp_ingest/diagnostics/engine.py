@@ -1122,7 +1122,7 @@ def _json(data: Any) -> str:
 
 def _sentence(lane: _Lane, value: float | None, threshold: float | None, since: int, signals: str, well: str) -> str:
     unit = lane.condition.headline.unit if lane.condition.headline else NONE
-    told, limit = _amount(value, unit), _amount(threshold, unit)
+    told, limit = amount(value, unit), amount(threshold, unit)
     seen = lane.rule.seen.format(value=told, threshold=limit, signals=signals, well=well, duration=told)
     return _compose(well, seen, since, lane.rule)
 
@@ -1135,7 +1135,8 @@ def _compose(well: str, seen: str, since: int, rule: Rule) -> str:
     return f"{' — '.join(parts)}."
 
 
-def _amount(value: float | None, unit: Unit) -> str:
+def amount(value: float | None, unit: Unit) -> str:
+    """A quantity for people: ``80 %``, ``12 min``, ``220 °F``."""
     if value is None:
         return "not known"
     if unit.same_kind(NONE):

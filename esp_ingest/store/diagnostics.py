@@ -76,7 +76,7 @@ class PostgresDiagnosticsStore:
             with connection.transaction(), connection.cursor("readings_after", binary=True) as cursor:
                 cursor.execute(query("readings_after"), parameters)
                 while page := cursor.fetchmany(_PAGE):
-                    yield _readings(page)
+                    yield to_readings(page)
         except psycopg.Error as error:
             raise self._lost(error) from None
 
@@ -107,7 +107,8 @@ class PostgresDiagnosticsStore:
         return sqlstate.unavailable(error)
 
 
-def _readings(rows: Sequence[tuple[Any, ...]]) -> Readings:
+def to_readings(rows: Sequence[tuple[Any, ...]]) -> Readings:
+    """Rows of readings_after or readings_between as columns."""
     wells: dict[str, int] = {}
     index = np.array([wells.setdefault(row[0], len(wells)) for row in rows], np.int32)
     values = np.array([row[3 : 3 + len(SIGNALS)] for row in rows], np.float64)  # None becomes NaN

@@ -41,7 +41,11 @@ FLOORS = {
     "esp_ingest.__main__": 10,
 }
 # Modules of one room that stand apart from it: they are commands, and see the rooms beside their own.
-COMMANDS = {"esp_ingest.diagnostics.commands": 6, "esp_ingest.service.docs": 6}
+COMMANDS = {
+    "esp_ingest.diagnostics.commands": 9,
+    "esp_ingest.diagnostics.rules_commands": 9,
+    "esp_ingest.service.docs": 6,
+}
 FLOORS |= COMMANDS
 
 CLOCKS = {

@@ -1,0 +1,44 @@
+"""Stored readings, read back for `esp-ingest rules`: which wells report, and what they sent in a span of time."""
+
+from collections.abc import Iterator, Sequence
+
+import psycopg
+
+from esp_ingest.config import DatabaseSettings
+from esp_ingest.store import sqlstate
+from esp_ingest.store.connection import connect
+from esp_ingest.store.diagnostics import to_readings
+from esp_ingest.store.queries import query
+from esp_ingest.store.writer import at_us
+from esp_ingest.telemetry.model import Readings
+
+_PAGE = 20_000
+
+
+def reporting_wells(settings: DatabaseSettings) -> list[str]:
+    """Wells with at least one stored reading, in order. Raises StoreUnavailable."""
+    try:
+        with connect(settings, autocommit=True) as connection:
+            return [row[0] for row in connection.execute(query("reporting_wells")).fetchall()]
+    except psycopg.Error as error:
+        raise sqlstate.unavailable(error) from None
+
+
+def readings_between(
+    settings: DatabaseSettings, wells: Sequence[str], since_us: int, until_us: int
+) -> Iterator[Readings]:
+    """Readings with ``since_us`` ≤ timestamp < ``until_us``, well by well in order of event time, a page at a time.
+
+    Raises StoreUnavailable."""
+    span = {"wells": list(wells), "since": at_us(since_us), "until": at_us(until_us)}
+    try:
+        with (
+            connect(settings, autocommit=True) as connection,
+            connection.transaction(),
+            connection.cursor("readings_between", binary=True) as cursor,
+        ):
+            cursor.execute(query("readings_between"), span)
+            while page := cursor.fetchmany(_PAGE):
+                yield to_readings(page)
+    except psycopg.Error as error:
+        raise sqlstate.unavailable(error) from None
