@@ -149,7 +149,7 @@ class Daemon:
 
         path = settings.diagnostics.rules_file or config_file("rules.toml")
         try:
-            return DiagnosticsService(
+            service = DiagnosticsService(
                 lambda: load(path),
                 PostgresDiagnosticsStore(settings.database, publish=settings.diagnostics.publish),
                 self._clock,
@@ -158,6 +158,8 @@ class Daemon:
             )
         except RulesError as error:
             raise ConfigError(str(error)) from None
+        self._metrics.diagnostics_running.set(1)
+        return service
 
     def _build_publisher(self) -> "Publisher | None":
         settings = self._settings

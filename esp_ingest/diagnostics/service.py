@@ -16,6 +16,7 @@ from itertools import islice
 
 from esp_ingest.diagnostics import alarms
 from esp_ingest.diagnostics.alarms import Occurrence
+from esp_ingest.diagnostics.coverage import rules_off
 from esp_ingest.diagnostics.engine import Engine, Evaluation
 from esp_ingest.diagnostics.rules import RulesError, RuleSet
 from esp_ingest.seams import Clock, DiagnosticsStore, StoreUnavailable
@@ -222,7 +223,7 @@ class DiagnosticsService:
         for well, state in self._engine.export(wells).items():
             newest_us = self._engine.newest_us(well)
             if newest_us is not None:
-                found.append(Checkpoint(well, newest_us, state))
+                found.append(Checkpoint(well, newest_us, state, _json(rules_off(self._engine, well))))
             else:  # it has sent nothing live yet
                 del self._dirty[well]
         return found

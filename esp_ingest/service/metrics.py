@@ -140,7 +140,10 @@ class Metrics:
         )
         self.spool_failures = counter("spool_failures", "attempts to write or read the spool that the disk refused")
 
-        # -- Diagnostics. The engine makes the series of its rules exist at start.
+        # -- Diagnostics. The series of each rule exist from the start (diagnostics/service.py).
+        self.diagnostics_running = gauge(
+            "diagnostics_running", "1 while the rules run in this process: not in a share group, nor switched off"
+        )
         self.diagnostics_raised = counter("diagnostics_raised", "occurrences raised", diagnosis=(), severity=())
         self.diagnostics_active = gauge(
             "diagnostics_active", "occurrences that have not cleared", diagnosis=(), severity=()

@@ -284,3 +284,14 @@ def test_health_of_the_alarm_system(well: Well) -> None:
     assert measures["loudest", "vibration"] == 1
     assert measures["alarms_per_10_minutes", None] == pytest.approx(0.007)
     assert 0.9 < measures["shelved_hours_left", "underload"] < 3.1
+
+
+def test_a_rule_that_is_blind_says_so(well: Well) -> None:
+    well.send(QUIET, 5)
+    well.run.finish()
+    well.start()
+    off = dict(well.database.all("SELECT diagnosis, reason FROM diagnostic_rules_off WHERE well_id = 'W1'"))
+    assert off["overload"] == "no limit is configured: motor_current"
+    assert off["underload"] == "the baseline needs 6 hours of running and has 0"
+    assert off["leakage"] == "the well has not sent leakage_current"
+    assert "vibration" not in off
