@@ -29,6 +29,11 @@ class Competitor:
     splits_arrays: bool = True
     writes_received_at: bool = True
 
+    @property
+    def answers_http(self) -> bool:
+        """It has health checks and metrics on the port it was given; several workers have one each."""
+        return self.kind == "daemon" and self.workers == 1
+
     def start(self, broker: Broker, database: Database) -> subprocess.Popen[bytes]:
         """The process, started. Its log is in the broker's folder."""
         log = (broker.folder / f"{self.kind}.log").open("ab")

@@ -6,7 +6,7 @@ import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -15,6 +15,7 @@ from typing import Any
 
 from tests.bench.cases import CASES
 from tests.bench.competitors import BASELINE, DAEMON, MQ_BRIDGE, MQ_BRIDGE_VERSION, TWO_WORKERS
+from tests.bench.probes import PATHS
 from tests.bench.runs import Measured
 from tests.bench.startup import Startup
 
@@ -81,6 +82,7 @@ class Results:
         p99 = self.median("c", us, lambda run: (run.committed_seconds or (math.nan, math.nan))[1] * 1e3)
         growth = self.median("c", us, lambda run: run.rss_growth_bytes / 1e6)
         rss = self.median("a", us, lambda run: run.rss_peak_bytes / 1e6)
+        http = {case: quantile(self.http_seconds(case), 0.99) for case in _HTTP_CASES}
         return [
             _at_least("a", "readings/s ÷ mq-bridge", 1.1, self.ratio("a", us, peer, _rate)),
             _at_most("a", "consumer CPU a reading ÷ mq-bridge", 0.8, self.ratio("a", us, peer, consumer)),
@@ -93,6 +95,7 @@ class Results:
             _at_least("e", "items/s ÷ (a)", 0.85, self.ratio("e", us, us, _rate, case_of_other="a")),
             _at_least("f", "2 workers ÷ 1", 1.0, self.ratio("f", TWO_WORKERS.name, us, _rate)),
             _at_most("a", "RSS, MB", 120, rss),
+            *(_at_most(case, "p99 of an HTTP answer, ms", 10, _milliseconds(p99)) for case, p99 in http.items()),
             _at_most("start", "import, s", 0.35, self.startup.import_seconds if self.startup else None),
             _at_most(
                 "start",
@@ -107,7 +110,10 @@ class Results:
         lines += table(_HEAD, (self._row(case.key, who) for case in CASES for who in self._who(case.key)))
         lines += ["", "Targets, each ratio taken within a round, the median of the rounds:", ""]
         lines += table(("case", "what", "wanted", "reached", "met"), (target.cells() for target in self.targets()))
-        lines += ["", *self._latency_lines(), *self._startup_lines(), *self._failure_lines()]
+        if answers := list(self._http_rows()):
+            lines += ["", "HTTP answers of the daemon under that load, of all rounds together:", ""]
+            lines += table(_HTTP_HEAD, answers)
+        lines += ["", *self._notes(), *self._latency_lines(), *self._startup_lines(), *self._failure_lines()]
         return "\n".join(lines) + "\n"
 
     def _who(self, case: str) -> list[str]:
@@ -132,6 +138,25 @@ class Results:
             f"{rss:.0f}" if rss else "–",
             count,
         )
+
+    def http_seconds(self, case: str, path: str | None = None) -> list[float]:
+        """Every answer of the daemon in a case, of one path or of all."""
+        runs = self.of(case, DAEMON.name)
+        return [one for run in runs for name, some in run.http_seconds.items() if path in (None, name) for one in some]
+
+    def _http_rows(self) -> Iterator[tuple[str, ...]]:
+        for case in _HTTP_CASES:
+            refused = sum(run.http_refused for run in self.of(case, DAEMON.name))
+            for path in PATHS:
+                seconds = self.http_seconds(case, path)
+                if seconds:
+                    told = (f"{quantile(seconds, at) * 1e3:.1f}" for at in (0.5, 0.99, 1.0))  # type: ignore[operator]  # not None: there are some
+                    yield (f"({case})", path, *told, f"{len(seconds)}", f"{refused}" if path == PATHS[0] else "")
+
+    def _notes(self) -> list[str]:
+        if not self.of("f", TWO_WORKERS.name):
+            return []
+        return [f"* (f) {TWO_WORKERS.name} share a group, in which no rules run (decision 0009); one worker runs them"]
 
     def _latency_lines(self) -> list[str]:
         lines = []
@@ -175,6 +200,8 @@ _LATENCIES: dict[str, Callable[[Measured], tuple[float, float] | None]] = {
     "received → committed": lambda run: run.committed_seconds,
     "published → committed": lambda run: run.end_to_end_seconds,
 }
+_HTTP_CASES = ("a", "c")
+_HTTP_HEAD = ("case", "path", "p50 ms", "p99 ms", "max ms", "answers", "not 200, all paths")
 _PARTS = ("consumer", "broker", "database", "publisher", "other")
 
 
@@ -188,6 +215,15 @@ def _cpu(part: str) -> Callable[[Measured], float]:
 
 def _cpu_of_all(run: Measured) -> float:
     return run.cpu_us("consumer") + run.cpu_us("broker") + run.cpu_us("database")
+
+
+def quantile(values: Sequence[float], at: float) -> float | None:
+    """The value that a share of ``at`` does not exceed; None without any."""
+    return sorted(values)[max(math.ceil(at * len(values)) - 1, 0)] if values else None
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else seconds * 1e3
 
 
 def _at_least(case: str, what: str, bound: float, reached: float | None) -> Target:

@@ -17,6 +17,7 @@ import numpy as np
 import psycopg
 
 from tests.bench.competitors import Competitor
+from tests.bench.probes import HttpWatch
 from tests.bench.processes import Machine, MemoryWatch, cpu_seconds
 from tests.bench.publisher import connect
 from tests.bench.servers import PUBLISHER, Broker, Reference, copy_rows, fingerprint, fresh_database
@@ -62,6 +63,8 @@ class Measured:
     published_per_second: float = math.nan
     committed_seconds: tuple[float, float] | None = None  # received → committed, p50 and p99
     end_to_end_seconds: tuple[float, float] | None = None  # published → committed, p50 and p99
+    http_seconds: dict[str, list[float]] = field(default_factory=dict)  # of each answer, by path
+    http_refused: int = 0
     failure: str = ""
 
     @property
@@ -112,12 +115,15 @@ def stream(
     measured = Measured(case, competitor.name, number, mark.items, mark.readings, load_before=os.getloadavg()[0])
     with _parts(server, competitor) as (broker, database), _running(competitor, broker, database) as process:
         _await_row_of_a_probe(broker, database, process)
-        with PublisherProcess(workload, mark, broker, rate) as publisher, MemoryWatch(process.pid) as memory:
+        http = HttpWatch(broker.http_port if competitor.answers_http else 0)
+        with PublisherProcess(workload, mark, broker, rate) as publisher, MemoryWatch(process.pid) as memory, http:
             meter = Meter({"consumer": process.pid, "broker": broker.pid, "database": server.pid})
             meter.start()
             report = publisher.go()
             _await_last(database, mark, process, competitor)
+            http.stop()
             meter.stop(measured, report.cpu_seconds)
+        measured.http_seconds, measured.http_refused = http.seconds, http.refused
         measured.rss_peak_bytes, measured.rss_growth_bytes = memory.peak_bytes, memory.growth_bytes
         measured.published_per_second = mark.messages / (report.ended - report.began)
         measured.seconds = _last_commit(database) - report.began

@@ -44,6 +44,7 @@ class Broker(Mosquitto):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(Path(tempfile.mkdtemp(prefix="broker-", dir=folder)), users=(PUBLISHER,))
+        self.http_port = free_port()  # where the daemon beside it answers
         with (self.folder / "acl").open("a", encoding="utf-8") as file:
             file.write(_PUBLISHER_ACL)
 
@@ -121,7 +122,7 @@ def environment(broker: Broker, database: Database) -> dict[str, str]:
         "ESP_INGEST_MQTT__USERNAME": DAEMON,
         "ESP_INGEST_MQTT__PASSWORD": broker.password_of(DAEMON),
         "ESP_INGEST_DATABASE__DSN": database.dsn,
-        "ESP_INGEST_HTTP__PORT": str(free_port()),
+        "ESP_INGEST_HTTP__PORT": str(broker.http_port),
         "ESP_INGEST_SPOOL__PATH": str(broker.folder / "spool"),
         "ESP_INGEST_LOG__FORMAT": "json",
     }

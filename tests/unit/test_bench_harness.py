@@ -1,5 +1,6 @@
 """The bench's own logic: what it publishes is what it expects, and what it counts is what happened."""
 
+import http.server
 import itertools
 import json
 import math
@@ -7,6 +8,7 @@ import os
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -15,8 +17,9 @@ import numpy as np
 import pytest
 
 from tests.bench import baseline, publisher
+from tests.bench.probes import PATHS, HttpWatch
 from tests.bench.processes import Machine, MemoryWatch, cpu_seconds, rss_bytes, tree
-from tests.bench.report import COPY, SUBSCRIBER, Results, table
+from tests.bench.report import COPY, SUBSCRIBER, Results, quantile, table
 from tests.bench.runs import Measured
 from tests.bench.workload import POSTGRES_EPOCH_US, Shape, Workload, after_header, generate
 
@@ -239,3 +242,43 @@ def test_the_obvious_design_reads_one_and_many() -> None:
     many = baseline.rows_of("esp/W/telemetry", b"[" + one + b"," + one + b"]", received)
     assert [row[1] for row in many] == ["W", "W"]
     assert many[0][3] == 1.5
+
+
+class SlowThenBroken(http.server.BaseHTTPRequestHandler):
+    """Answers /metrics with 503, the rest with 200 after 20 ms."""
+
+    def do_GET(self) -> None:
+        time.sleep(0.02)
+        self.send_response(503 if self.path == "/metrics" else 200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_http_answers_are_timed_and_refusals_counted() -> None:
+    with http.server.HTTPServer(("127.0.0.1", 0), SlowThenBroken) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        with HttpWatch(server.server_address[1]) as watch:
+            deadline = time.monotonic() + 10
+            while not watch.seconds["/metrics"] and time.monotonic() < deadline:
+                time.sleep(0.01)
+        server.shutdown()
+        thread.join()
+    assert watch.seconds.keys() == set(PATHS)
+    assert min(min(seconds) for seconds in watch.seconds.values()) >= 0.02
+    assert watch.refused == len(watch.seconds["/metrics"])
+
+
+def test_the_report_pools_the_http_answers_of_all_rounds() -> None:
+    runs = [run("a", "esp-ingest", number, 1.0) for number in range(2)]
+    for number, one in enumerate(runs):
+        one.http_seconds = {path: [0.001] * 50 + [0.02 + number] for path in PATHS}
+    results = Results(runs, None)
+    assert results.http_seconds("a", "/metrics").count(0.001) == 100
+    assert "| (a)  | /metrics      | 1.0    | 20.0   | 1020.0 | 102" in results.markdown()
+    target = next(target for target in results.targets() if target.case == "a" and "HTTP" in target.what)
+    assert target.reached == pytest.approx(20.0)
+    assert not target.fine
+    assert quantile([], 0.5) is None
