@@ -16,8 +16,8 @@ from esp_ingest.demo import replay
 from esp_ingest.diagnostics import rules
 from esp_ingest.diagnostics.alarms import moment, span
 from esp_ingest.diagnostics.conditions import Unit, nearest
-from esp_ingest.diagnostics.engine import amount
 from esp_ingest.diagnostics.rules import Rule, RuleSet
+from esp_ingest.diagnostics.texts import amount
 from esp_ingest.diagnostics.trial import Trial
 from esp_ingest.resources import config_file
 from esp_ingest.seams import StoreUnavailable

@@ -95,7 +95,7 @@ class WellArrays:
 
 
 def _plain(label: Hashable) -> str:
-    return label if isinstance(label, str) else "|".join(str(part) for part in label)  # type: ignore[attr-defined]
+    return label if isinstance(label, str) else "|".join(str(part) for part in label)  # type: ignore[attr-defined]  # a key is a text or a tuple
 
 
 class Journal:
