@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.databases import TRIXIE, Database, NativeTimescale, unavailable
-from tests.support.rig import Process, Rig
+from tests.support.rig import Process, Rig, say
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(240)]
 
@@ -145,6 +145,46 @@ def test_memory_is_bounded_in_an_outage(rig: Rig) -> None:
     rig.database.server.launch()
     rig.healed()
     rig.finish()
+
+
+def outage_at_full_rate(rig: Rig, messages: int, rate: float) -> None:
+    """The spool takes over, is full, and then only the window holds: acknowledgements stop, readiness says why, memory
+    stays, and the broker queues the rest."""
+    rig.settings |= {"MQTT__RECEIVE_MAXIMUM": "10000", "SPOOL__AFTER_SECONDS": "0.5"}
+    rig.settings |= {"SPOOL__MAX_BYTES": "4194304", "SPOOL__SEGMENT_BYTES": "524288"}
+    daemon = rig.start_daemon()
+    rig.publish(rate=rate)
+    time.sleep(1)
+    rig.database.server.halt()
+    rig.await_that(lambda: rig.metric("spool_full") == 1, "the spool says that it is full", 60)
+    rig.await_that(lambda: "bytes in use" in rig.health("ready")[1]["checks"]["spool"]["detail"], "and why", 10)
+    assert rig.health("ready")[0] == 503
+    rig.await_that(lambda: acknowledges_nothing(rig, 2.0), "what is not safe is not acknowledged", 20)
+    before, most = daemon.memory_bytes(), 0
+    goal = rig.confirmed() + messages
+    while rig.confirmed() < goal:
+        most = max(most, daemon.memory_bytes())
+        assert rig.metric("unacked_messages") <= 10_000
+        assert rig.health("live")[0] == 200
+        time.sleep(0.5)
+    say(f"{rig.name}: {(most - before) / MIB:+.1f} MiB over {messages} messages, {most / MIB:.0f} MiB at most")
+    assert most - before < 20 * MIB, "what does not fit the window stays at the broker"
+    rig.database.server.launch()
+    rig.healed()
+    rig.await_that(lambda: rig.metric("spool_messages") == 0, "the spool is empty", 30)
+    assert rig.metric("spool_full") == 0
+    rig.finish()
+
+
+def test_back_pressure_with_a_full_spool(rig: Rig) -> None:
+    outage_at_full_rate(rig, 20_000, 1_500)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_back_pressure_over_half_an_hour(rig: Rig) -> None:
+    """What a fleet of 300 wells at 1 Hz sends in 30 minutes of outage, as fast as the publisher goes."""
+    outage_at_full_rate(rig, 540_000, 3_000)
 
 
 def test_a_second_daemon_with_the_same_client_id(rig: Rig, tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 """The writer stage: patience, spooling, draining, isolation. Database and clock are fakes, the spool is real."""
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from esp_ingest.config import Settings, load
+from esp_ingest.service.health import Health
 from esp_ingest.service.metrics import Metrics
 from esp_ingest.stage import Batch, InlineStage, Outcome, Stage, ThreadedStage
 from esp_ingest.store.spool import Spool
@@ -189,6 +191,34 @@ def test_the_threads_error_is_raised_in_its_owner(rig: Rig) -> None:
     threaded.submit(rig.batch(0, 1))
     with pytest.raises(MemoryError):
         wait_for(threaded)
+
+
+def test_a_store_that_never_comes_back_turns_readiness_then_liveness_red(rig: Rig) -> None:
+    """The thread is there, and holds a batch, and does not move: only its beat tells."""
+    health = Health(rig.clock, rig.settings.service)
+    rig.stage._beat = lambda: health.beat("writer")
+    released = threading.Event()
+    store_once = rig.stage._store_once
+
+    def hangs(decoded: Decoded) -> Outcome:
+        assert released.wait(20.0)
+        return store_once(decoded)
+
+    rig.stage._store_once = hangs  # type: ignore[method-assign]  # the store does not answer
+    threaded = ThreadedStage(rig.stage)
+    threaded.start()
+    threaded.submit(rig.batch(0, 1))
+    assert threaded.poll(0.2) is None
+    stuck = rig.settings.service.stuck_after_seconds
+    rig.clock.advance(stuck)
+    assert health.ready()[1]["writer_loop"] == {"ok": False, "detail": f"has not moved for {stuck:.0f} s"}
+    assert health.live()[0]
+    rig.clock.advance(stuck / 2)
+    assert health.live()[1]["writer_loop"] == {"ok": False, "detail": f"has not moved for {1.5 * stuck:.0f} s"}
+    released.set()
+    assert wait_for(threaded)[1].written == 1
+    assert threaded.close(10.0)
+    assert health.live()[0]
 
 
 def test_a_thread_writes_what_is_submitted_and_ends_when_closed(rig: Rig) -> None:
