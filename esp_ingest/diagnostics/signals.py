@@ -58,8 +58,10 @@ class SignalState:
         state.add("moved_n", np.int64, 0, FREEZABLE)
 
     def forget_shortcuts(self) -> None:
-        """After a restore: any channel may have been bad."""
-        self._ever_bad = {*self._names, PRESSURE_ORDER}
+        """After a restore: channels that have been bad are those whose state says so."""
+        bad = (self._state["bad_count"] > 0) | (self._state["bad_us"] != NEVER)
+        channels = (*self._names, PRESSURE_ORDER)
+        self._ever_bad = {name for name, any_well in zip(channels, bad.any(axis=1).tolist(), strict=True) if any_well}
 
     def measure(self, journal: Journal, rows: Rows, values: FloatArray, bad: dict[str, BoolArray]) -> Measured:
         """``values`` (names, n) in the order of the rows; ``bad``: where a value was outside its hard limits."""
