@@ -42,8 +42,10 @@ class _Section(BaseModel):
             if path and isinstance(getattr(self, secret, None), SecretStr):
                 try:
                     text = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
-                except (OSError, UnicodeDecodeError) as error:
-                    raise ValueError(f"{name} cannot be read: {error}") from None
+                except OSError as error:
+                    raise ValueError(f"{name} cannot be read: {error.strerror}") from None
+                except UnicodeDecodeError:
+                    raise ValueError(f"{name} cannot be read: it is not UTF-8 text") from None
                 object.__setattr__(self, secret, SecretStr(text))
         return self
 
