@@ -1,5 +1,6 @@
 """What supervisors and operators see of a daemon in trouble: health, watchdog, alarm; as processes with real parts."""
 
+import json
 import os
 import signal
 import socket
@@ -205,6 +206,22 @@ def test_too_many_rejects_raise_an_alarm_and_stop_nothing(rig: Rig) -> None:
     rig.stop_daemon()
 
 
+def test_damage_in_the_spool_is_set_aside_and_told(rig: Rig) -> None:
+    folder = rig.folder / "spool"
+    folder.mkdir()
+    name = "segment-0000000000000001-0011223344556677.db"
+    (folder / name).write_bytes(b"no database " * 5_000)
+    rig.start_daemon()
+    assert rig.metric("spool_set_aside_total") == 1, "how much was in it nobody knows"
+    (line,) = [json.loads(line) for line in rig.daemon_log().splitlines() if "spool damage set aside" in line]
+    assert (line["file"], line["lost"], line["exact"], line["salvaged"]) == (name, 0, False, 0)
+    assert line["reason"]
+    rig.publish(rate=50)
+    rig.healed()
+    rig.finish()
+    assert (folder / "set-aside" / name).exists()
+
+
 # -- The session at the broker (docs/operations.md has a line for each).
 
 
@@ -228,14 +245,17 @@ def test_a_changed_topic_root_ends_the_old_subscription(rig: Rig) -> None:
     rig.start_daemon()
     rig.stop_daemon()
     rig.settings["MQTT__TOPIC_ROOT"] = "plant"
-    rig.start_daemon()
     body = b'{"timestamp":%d,"pip":1}' % (time.time_ns() // 1_000_000)
     with rig.broker.publisher("W1") as controller:
+        controller.publish(TOPIC, body)
+        rig.start_daemon()
+        rig.await_that(lambda: rig.metric("readings_rejected_total") == 1, "what was queued is kept as a reject", 10)
         rig.await_that(lambda: '"esp/' not in session_record(rig), "the broker has ended the old filter", 10)
         controller.publish(TOPIC, body)
         controller.publish("plant/W1/telemetry", body)
         rig.await_that(lambda: rig.metric("readings_written_total") == 1, "the new one is read", 10)
-    assert rig.metric("messages_received_total") == 1, "nothing comes under the old one"
+    assert rig.metric("messages_received_total") == 2, "nothing more comes under the old one"
+    assert rig.database.all("SELECT topic, reason, payload FROM ingest_rejects") == [(TOPIC, "invalid_topic", body)]
     rig.stop_daemon()
 
 
