@@ -20,6 +20,7 @@ from esp_ingest.diagnostics import rules
 from esp_ingest.diagnostics.engine import Engine
 from esp_ingest.resources import config_file
 from esp_ingest.telemetry.model import SIGNAL_ROW, Readings
+from tests.evaluate import pages
 
 BUDGET_US = 1.5
 _WARM_HOURS = 8
@@ -112,9 +113,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.rules", description=__doc__)
     parser.add_argument("--batches", type=int, default=30)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--paste", action="store_true", help="write the table into docs/diagnostics.md")
     options = parser.parse_args()
     costs = [measure(shape, options.batches) for shape in SHAPES]
-    lines = [json.dumps([asdict(cost) for cost in costs])] if options.json else table(costs)
+    lines = [json.dumps([asdict(cost) for cost in costs])] if options.json else list(table(costs))
+    if options.paste:
+        pages.paste("cost", list(table(costs)))
     for line in lines:
         sys.stdout.write(f"{line}\n")
     return 0

@@ -6,6 +6,7 @@
     python -m tests.evaluate --days 365       a year of it (two minutes)
     python -m tests.evaluate --paste          write the tables into docs/diagnostics.md
     python -m tests.evaluate --plots          draw the examples of docs/diagnostics/
+    python -m tests.evaluate --pages          write docs/diagnostics/ and the list of rules from config/rules.toml
 
 Exit code 1 when a demand of issue 5 is not met.
 """
@@ -25,11 +26,10 @@ def main() -> int:
     parser.add_argument("--days", type=float, default=30.0, help="of the healthy fleet (30)")
     parser.add_argument("--paste", action="store_true", help="write the tables into docs/diagnostics.md")
     parser.add_argument("--plots", action="store_true", help="draw the examples of docs/diagnostics/")
+    parser.add_argument("--pages", action="store_true", help="write the pages of docs/diagnostics/")
     options = parser.parse_args()
-    if options.plots:
-        from tests.evaluate import plots
-
-        return _say(plots.draw_all())
+    if options.plots or options.pages:
+        return _documents(options.plots, options.pages)
     everything = not options.recorded and not options.simulated
     met = True
     if options.recorded or everything:
@@ -37,6 +37,18 @@ def main() -> int:
     if options.simulated or everything:
         met &= _simulated(options.days, options.paste)
     return 0 if met else 1
+
+
+def _documents(plots: bool, pages: bool) -> int:
+    if plots:
+        from tests.evaluate.plots import draw_all
+
+        _say(draw_all())
+    if pages:
+        from tests.evaluate.pages import write_all
+
+        _say(write_all())
+    return 0
 
 
 def _recorded(paste: bool) -> bool:

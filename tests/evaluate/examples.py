@@ -1,0 +1,132 @@
+"""An example a rule, simulated: what the page of the rule shows, and what the rule says of it."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from esp_ingest.demo.fleet import Fault, FaultName, Fleet
+from esp_ingest.diagnostics.trial import Trial
+from esp_ingest.telemetry.model import SIGNAL_ROW, DiagnosticRow, FloatArray, Readings
+from tests.evaluate.simulated import in_batches, rule_set
+
+HOUR = 3_600.0
+Change = Callable[[FloatArray, FloatArray], FloatArray]  # (values, hours since onset) → values
+
+
+@dataclass(frozen=True)
+class Example:
+    """A simulated well at 5-minute samples that goes wrong at ``onset_hours``, by a fault of the simulator or by
+    ``changes`` to its signals; ``panels`` are drawn."""
+
+    panels: tuple[str, ...]
+    fault: FaultName | None = None
+    changes: Mapping[str, Change] = field(default_factory=dict)
+    extra: str = ""  # name of an extra signal, which is 12 from the onset on and 2 before
+    ahead_seconds: float = 0.0  # of the device's clock, from the onset on
+    onset_hours: float = 10.0
+    hours: float = 15.0
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An example played: hours since its start, its readings, and the rule's occurrences."""
+
+    hours: FloatArray
+    readings: Readings
+    occurrences: list[DiagnosticRow]
+    start_us: int
+
+    def hour_of(self, at_us: int) -> float:
+        return (at_us - self.start_us) / 3.6e9
+
+
+def scaled(factor: float, over_hours: float = 0.0, until: float = float("inf")) -> Change:
+    """By ``factor`` from the onset on, reached in ``over_hours``; as before after ``until`` hours."""
+
+    def change(values: FloatArray, t: FloatArray) -> FloatArray:
+        share = np.clip(t / over_hours, 0, 1) if over_hours else (t >= 0).astype(float)
+        return np.where(t < until, values * (1 + (factor - 1) * share), values)
+
+    return change
+
+
+def shifted(by: float, over_hours: float = 0.0) -> Change:
+    def change(values: FloatArray, t: FloatArray) -> FloatArray:
+        return values + by * (np.clip(t / over_hours, 0, 1) if over_hours else (t >= 0))
+
+    return change
+
+
+def hunting(values: FloatArray, t: FloatArray) -> FloatArray:
+    return np.where(t >= 0, values * (1 + 0.16 * np.sin(t * 2 * np.pi / 0.37)), values)
+
+
+def stops(values: FloatArray, t: FloatArray) -> FloatArray:
+    """Stopped for 20 minutes of every 80."""
+    return np.where((t >= 0) & (t % (4 / 3) < 1 / 3), 0.0, values)
+
+
+EXAMPLES: dict[str, Example] = {
+    "gas_lock": Example(("motor_current", "flow_rate", "pip"), FaultName.GAS_LOCK),
+    "underload": Example(("motor_current", "vsd_frequency"), changes={"motor_current": scaled(0.76, 0.5, 3)}),
+    "gas_interference": Example(("motor_current", "vsd_frequency"), changes={"motor_current": hunting}),
+    "pump_off": Example(("motor_current", "pip", "flow_rate"), FaultName.PUMP_OFF),
+    "low_flow": Example(("flow_rate",), changes={"flow_rate": scaled(0.7, 1)}),
+    "high_gor": Example(("gor",), changes={"gor": scaled(2.4, 1)}),
+    "dead_head": Example(("flow_rate", "pip", "discharge_pressure"), FaultName.DEAD_HEAD),
+    "broken_shaft": Example(("motor_current", "flow_rate", "pip"), FaultName.BROKEN_SHAFT),
+    "tubing_leak": Example(("flow_rate", "motor_current", "pip"), FaultName.TUBING_LEAK),
+    "blocked_intake": Example(
+        ("flow_rate", "motor_current", "pip"),
+        changes={"flow_rate": scaled(0.78, 36), "motor_current": scaled(0.88, 36), "pip": scaled(1.03, 36)},
+        onset_hours=7 * 24.0,
+        hours=11 * 24.0,
+    ),
+    "solids": Example(
+        ("motor_current", "vibration"), changes={"motor_current": scaled(1.22, 1), "vibration": scaled(1.8, 1)}
+    ),
+    "overload": Example(("motor_current",), FaultName.OVERLOAD),
+    "motor_hot": Example(("motor_temp",), FaultName.MOTOR_HOT),
+    "motor_heating": Example(("motor_temp", "vsd_frequency"), changes={"motor_temp": shifted(60, 1.0)}),
+    "vibration": Example(("vibration",), FaultName.VIBRATION),
+    "frequency_deviation": Example(("vsd_frequency",), changes={"vsd_frequency": shifted(-4)}),
+    "current_imbalance": Example(("current_imbalance",), extra="current_imbalance"),
+    "leakage": Example(("leakage_current",), changes={"leakage_current": scaled(2.2, 1)}),
+    "trip": Example(("motor_current", "vsd_frequency"), FaultName.TRIP),
+    "cycling": Example(
+        ("motor_current", "vsd_frequency"),
+        changes={"motor_current": stops, "vsd_frequency": stops, "flow_rate": stops},
+    ),
+    "gauge_dropout": Example(("pip", "motor_temp"), FaultName.GAUGE_DROPOUT),
+    "gauge_failure": Example(("pip", "discharge_pressure"), changes={"pip": shifted(2_500)}),
+    "frozen_signal": Example(("pip", "motor_current"), FaultName.FROZEN_SIGNAL),
+    "stale_well": Example(("motor_current",), FaultName.STALE),
+    "clock_skew": Example(("motor_current",), ahead_seconds=150),
+}
+
+
+def play(rule: str) -> Shown:
+    """The example of ``rule``, with the occurrences that it raised."""
+    example = EXAMPLES[rule]
+    planned = [] if example.fault is None else [Fault(example.fault, 0, example.onset_hours * HOUR, _length(example))]
+    fleet = Fleet(1, 3, 300.0, planned, spread=False)
+    readings = next(in_batches(fleet.run(round(example.hours * 12)), rows=10**9))
+    start = int(readings.timestamp_us[0])
+    hours = (readings.timestamp_us - start) / 3.6e9
+    since = hours - example.onset_hours
+    for name, change in example.changes.items():
+        row = SIGNAL_ROW[name]
+        readings.values[row] = change(readings.values[row], since)
+    if example.extra:
+        readings.extra = {at: json.dumps({example.extra: 12 if t >= 0 else 2}) for at, t in enumerate(since.tolist())}
+    ahead_us = np.where(since >= 0, example.ahead_seconds * 1e6, 0).astype(np.int64)
+    readings.received_us = readings.timestamp_us + 1_000_000 - ahead_us
+    trial = Trial(rule_set())
+    trial.feed(readings)
+    return Shown(hours, readings, [row for row in trial.seen() if row.diagnosis == rule], start)
+
+
+def _length(example: Example) -> float:
+    return HOUR if example.fault is FaultName.STALE else float("inf")
