@@ -364,7 +364,7 @@ class Baselines:
         state, closed, slots = self._state, runs.closed, runs.closing_slot
         some: Any = slice(None)
         if not runs.single:
-            recent = closed > runs.bucket[runs.last][runs.closing_well] - _RING
+            recent = closed >= runs.bucket[runs.last][runs.closing_well] - _RING
             newest = np.append(runs.new[1:], True)
             some = np.flatnonzero(recent | newest)
             closed, slots = closed[some], slots[some]

@@ -147,3 +147,29 @@ def test_durations(text: str, us: int) -> None:
 def test_no_duration(text: str) -> None:
     with pytest.raises(ConditionError):
         duration_us(text)
+
+
+def test_choose_takes_the_side_that_its_condition_says() -> None:
+    frame = Columns(
+        signal__pip=[90, 90, 70, 90, NAN],
+        measured__flow_rate=[1, 0, 0, NAN, 1],
+    )
+    condition = compiled("pip < choose(measured(flow_rate), 100 psi, 80 psi)", "10 %")
+    assert told(condition.evaluate(frame)) == "yny--"
+    assert condition.headline is not None
+    assert condition.headline.threshold(frame)[:3].tolist() == [100, 80, 80]
+    assert condition.signals == {"pip"}
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("pip < choose(stopped, 80 psi, 60 %)", "between psi and no unit: they are different kinds"),
+        ("pip < choose(pip, 80 psi, 60 psi)", "a condition and two quantities"),
+        ("pip < choose(stopped, 80 psi)", "expected ','"),
+    ],
+)
+def test_choose_refuses(text: str, complaint: str) -> None:
+    with pytest.raises(ConditionError) as error:
+        compiled(text)
+    assert complaint in str(error.value)

@@ -293,3 +293,82 @@ def test_what_must_not_be_called_out_of_turn(well: Well) -> None:
     well.engine.accept(evaluation)
     with pytest.raises(RuntimeError):
         well.engine.accept(evaluation)
+
+
+def test_a_gauge_that_reads_its_own_zero_is_a_dropout(well: Well) -> None:
+    """0 °C is 32 °F, and an interpolated nothing is not quite 0 psi (ESP01)."""
+    well.send(1, pip=2.6e-25, discharge_pressure=0.0, motor_temp=36.5, intake_temp=32.0)
+    well.send(3)
+    assert [row.severity for row in well.rows("gauge_dropout")] == [Severity.INFO]
+    assert well.names() == {"gauge_dropout"}
+
+
+def test_cold_but_alive_is_no_dropout(well: Well) -> None:
+    well.send(2, pip=300.0, discharge_pressure=0.0, motor_temp=36.5, intake_temp=32.0)
+    assert well.rows("gauge_dropout") == []
+
+
+def test_pressures_may_cross_within_the_error_of_two_gauges(well: Well) -> None:
+    well.send(6, discharge_pressure=390.0, pip=400.0)
+    assert well.rows("gauge_failure") == []
+    well.send(3, discharge_pressure=300.0, pip=400.0)
+    (row,) = well.rows("gauge_failure")
+    assert "pip or discharge_pressure" in row.message
+
+
+def test_gas_lock_without_a_flow_meter_asks_for_a_deeper_load() -> None:
+    well = Well()
+    nothing = {"flow_rate": float("nan")}
+    well.send(12 * 9, **nothing)
+    well.send(6, motor_current=45 * 0.70, **nothing)
+    assert well.rows("gas_lock") == []
+    assert len(well.rows("underload")) == 1
+    well.send(6, motor_current=45 * 0.60, **nothing)
+    (row,) = well.rows("gas_lock")
+    assert row.threshold == pytest.approx(0.65)
+
+
+def test_gas_lock_with_a_flow_meter_keeps_the_table(well: Well) -> None:
+    well.send(6, motor_current=45 * 0.70, flow_rate=200.0)
+    (row,) = well.rows("gas_lock")
+    assert row.threshold == pytest.approx(0.75)
+
+
+def test_a_latched_alarm_holds_back_what_it_causes(well: Well) -> None:
+    """The step of a broken shaft is an hour old one day; the shaft is still broken."""
+    broken = {"motor_current": 18.0, "flow_rate": 0.0, "pip": 480.0}
+    well.send(40, **broken)
+    (shaft,) = well.rows("broken_shaft")
+    assert shaft.state == "latched"
+    assert [row.state for row in well.rows("gas_lock")] == ["suppressed"]
+    assert [row.state for row in well.rows("underload")] == ["suppressed"]
+
+
+def test_a_median_that_becomes_known_within_a_batch_decides_who_runs() -> None:
+    """1 A is running as long as nothing is known of the well, and standing once 5 % of its median is more than that."""
+    count = 12 * 9
+    current = np.where(np.arange(count) % 7 == 6, 1.0, 45.0)
+
+    def readings(part: slice) -> Readings:
+        values = np.full((len(SIGNALS), count), np.nan)
+        for name, value in NORMAL.items():
+            values[SIGNAL_ROW[name]] = value
+        values[SIGNAL_ROW["motor_current"]] = current
+        t = START + np.arange(count) * 5 * MINUTE
+        return Readings(["W"], np.zeros(count, np.int32)[part], t[part], t[part] + 1, values[:, part])
+
+    rule_set = rules.parse(RULES_TEXT)
+    whole, cut = Engine(rule_set), Engine(rule_set)
+    evaluation = whole.evaluate(readings(slice(None)))
+    whole.accept(evaluation)
+    table = {(row.diagnosis, row.raised_us): row for row in evaluation.rows}
+    piecemeal: dict[tuple[str, int], DiagnosticRow] = {}
+    for at in range(count):
+        step = cut.evaluate(readings(slice(at, at + 1)))
+        cut.accept(step)
+        piecemeal |= {(row.diagnosis, row.raised_us): row for row in step.rows}
+    assert table == piecemeal
+    trips = sorted(at for name, at in table if name == "trip")
+    assert trips
+    assert trips[0] >= START + 6 * HOUR
+    assert whole.export() == cut.export()
