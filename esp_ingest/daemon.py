@@ -26,6 +26,7 @@ from esp_ingest.service.metrics import Metrics
 from esp_ingest.telemetry.model import Decoded, Delivery
 
 if TYPE_CHECKING:
+    from esp_ingest.diagnostics.follower import Follower
     from esp_ingest.diagnostics.publishing import Publisher
     from esp_ingest.diagnostics.service import DiagnosticsService
     from esp_ingest.store.spool import SetAside
@@ -105,6 +106,7 @@ class Daemon:
         self._store = PostgresStore(settings.database, settings.mqtt.topic_root, publish=settings.diagnostics.publish)
         state_folder = spool_settings.folder() if spool_settings.enabled else None
         self._source: MqttSource = MqttSource(settings.mqtt, clock, metrics, state_folder)
+        self._follower: Follower | None = None
         self._diagnostics = self._build_diagnostics()
         # A decoder a thread: its caches are not shared.
         self._stage: Stage = Stage(
@@ -133,33 +135,50 @@ class Daemon:
         self._notify = systemd.Notifier()
 
     def _build_diagnostics(self) -> "DiagnosticsService | None":
-        """The rules, where this daemon sees each well's readings in order: not in a share group (decision 0009)."""
+        """The rules on this daemon's batches. In a share group it does not see a well whole: there, a follower."""
         settings = self._settings
         if not settings.diagnostics.enabled:
             self._health.set(conditions.DIAGNOSTICS, True, "switched off by diagnostics.enabled")
             return None
+        from esp_ingest.diagnostics.rules import RulesError
+
+        try:
+            service = self._new_service(lambda: None)
+        except RulesError as error:
+            raise ConfigError(str(error)) from None
         if settings.mqtt.share_group:
-            detail = "no rules run in a share group: a well's readings are dealt to several daemons"
-            log.warning("diagnostics off", extra={"reason": detail, "share_group": settings.mqtt.share_group})
-            self._health.set(conditions.DIAGNOSTICS, True, detail)
+            self._follower = self._build_follower()
             return None
-        from esp_ingest.diagnostics.rules import RulesError, load
+        self._metrics.diagnostics_running.set(1)
+        return service
+
+    def _new_service(self, replay_until: Callable[[], int | None]) -> "DiagnosticsService":
+        """Raises RulesError."""
+        from esp_ingest.diagnostics.rules import load
         from esp_ingest.diagnostics.service import DiagnosticsService
         from esp_ingest.store.diagnostics import PostgresDiagnosticsStore
 
+        settings = self._settings
         path = settings.diagnostics.rules_file or config_file("rules.toml")
-        try:
-            service = DiagnosticsService(
-                lambda: load(path),
-                PostgresDiagnosticsStore(settings.database, publish=settings.diagnostics.publish),
-                self._clock,
-                self._metrics,
-                lambda: self._source.subscribed,
-            )
-        except RulesError as error:
-            raise ConfigError(str(error)) from None
-        self._metrics.diagnostics_running.set(1)
-        return service
+        return DiagnosticsService(
+            lambda: load(path),
+            PostgresDiagnosticsStore(settings.database, publish=settings.diagnostics.publish),
+            self._clock,
+            self._metrics,
+            lambda: self._source.subscribed,
+            replay_until,
+        )
+
+    def _build_follower(self) -> "Follower":
+        """The rules of a share group, on connections of their own (decision 0009)."""
+        from esp_ingest.diagnostics.follower import Follower
+        from esp_ingest.store.follow import PostgresFeed
+        from esp_ingest.store.writer import PostgresStore
+
+        settings = self._settings
+        store = PostgresStore(settings.database, settings.mqtt.topic_root, publish=settings.diagnostics.publish)
+        feed = PostgresFeed(settings.database)
+        return Follower(self._new_service, store, feed, self._clock, self._metrics)
 
     def _build_publisher(self) -> "Publisher | None":
         settings = self._settings
@@ -176,8 +195,9 @@ class Daemon:
         _spare_the_collector()
         self._writer.start()
         self._source.start()
-        if self._publisher is not None:
-            self._publisher.start()
+        for thread in (self._publisher, self._follower):
+            if thread is not None:
+                thread.start()
         try:
             self._pipeline.run(lambda: self._signals.stopping)
             return 0 if self._drain() else 1
@@ -193,6 +213,8 @@ class Daemon:
         drained = self._pipeline.drain(lambda: self._clock.monotonic() >= deadline)
         left = max(deadline - self._clock.monotonic(), 0.5)
         ended = self._writer.close(left)
+        if self._follower is not None:
+            self._follower.stop(_LAST_PUBLISH_SECONDS)
         if self._publisher is not None:
             self._publisher.stop(_LAST_PUBLISH_SECONDS)
         self._source.close()
@@ -213,8 +235,9 @@ class Daemon:
         self._health.beat("pipeline")
         if self._signals.reload:
             self._signals.reload = False
-            if self._diagnostics is not None:
-                self._diagnostics.ask_reload()
+            for rules in (self._diagnostics, self._follower):
+                if rules is not None:
+                    rules.ask_reload()
         now = self._clock.monotonic()
         if now >= self._next_observation:
             self._next_observation = now + _OBSERVE_SECONDS
@@ -246,9 +269,13 @@ class Daemon:
         health.set(
             "writer_thread", self._writer.alive, "there" if self._writer.alive else "the writer thread has ended"
         )
-        if self._publisher is not None:
-            there = self._publisher.alive
-            health.set("publisher_thread", there, "there" if there else "the publisher thread has ended")
+        for name, thread in (("publisher", self._publisher), ("follower", self._follower)):
+            if thread is not None:
+                there = thread.alive
+                health.set(f"{name}_thread", there, "there" if there else f"the {name} thread has ended")
+        if self._follower is not None:
+            leads = "this daemon runs the rules of the share group" if self._follower.leads else "another may lead"
+            health.set(conditions.DIAGNOSTICS, True, leads)
         is_ready, checks = health.ready()
         metrics.ready.set(is_ready)
         for loop, seconds in health.idle_seconds().items():

@@ -75,8 +75,12 @@ class Store(Protocol):
         rejects: Sequence[Reject],
         diagnostics: Sequence[DiagnosticRow],
         checkpoints: Sequence[Checkpoint] = (),
+        cursor_us: tuple[int, int] | None = None,
     ) -> WriteResult:
         """Store all of it in one transaction, or nothing. Writing the same again stores nothing twice.
+
+        ``cursor_us``: where the rules that follow the table stood and now stand; StoreUnavailable where they do not
+        stand there, because another daemon has moved them.
 
         Raises StoreUnavailable where it makes sense to try again; never raises for bad data."""
         ...
@@ -100,8 +104,11 @@ class DiagnosticsStore(Protocol):
         """The next wells in order that have a checkpoint."""
         ...
 
-    def readings_after(self, since_us: Mapping[str, int], limit: int) -> Iterator[Readings]:
-        """What these wells sent with a later event time, in the order received, in pages; the newest ``limit`` each."""
+    def readings_after(
+        self, since_us: Mapping[str, int], limit: int, until_us: int | None = None
+    ) -> Iterator[Readings]:
+        """What these wells sent with a later event time, in the order received, in pages; the newest ``limit`` each,
+        of those received up to ``until_us``."""
         ...
 
     def open_rows(self, wells: Sequence[str]) -> list[DiagnosticRow]:

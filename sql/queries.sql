@@ -198,6 +198,7 @@ FROM unnest(%(wells)s::text[], %(after)s::timestamptz[]) AS w (well_id, after)
 CROSS JOIN LATERAL (
     SELECT * FROM esp_telemetry e
     WHERE e.well_id = w.well_id AND e."timestamp" > w.after
+      AND (%(until)s::timestamptz IS NULL OR e.received_at <= %(until)s)
     ORDER BY e."timestamp" DESC
     LIMIT %(limit)s
 ) AS t
@@ -339,6 +340,35 @@ SELECT count(*) FROM diagnostics_outbox;
 -- name: delete_published
 -- Confirmed by the broker.
 DELETE FROM diagnostics_outbox WHERE revision = ANY (%s::bigint[]);
+
+-- name: lead
+-- One daemon of a share group runs the rules, for as long as its connection lives. The number means nothing.
+SELECT pg_try_advisory_lock(7046029254386353133);
+
+-- name: read_cursor
+-- How far the rules have come.
+SELECT (extract(epoch FROM received_at) * 1000000)::bigint FROM diagnostics_cursor;
+
+-- name: place_cursor
+-- The first time: from now on.
+INSERT INTO diagnostics_cursor (received_at) VALUES (%s) ON CONFLICT DO NOTHING;
+
+-- name: move_cursor
+-- In the transaction of what was evaluated. Nothing is moved where another daemon has moved it meanwhile.
+UPDATE diagnostics_cursor SET received_at = %(to)s WHERE received_at = %(from)s;
+
+-- name: received_between
+-- What was received after the cursor, all of the last microsecond included, so that the cursor can stand there. The bound
+-- on event time keeps to chunks that are not in the columnstore, which knows no order by received_at.
+SELECT t.well_id, (extract(epoch FROM t."timestamp") * 1000000)::bigint,
+       (extract(epoch FROM t.received_at) * 1000000)::bigint,
+       t.flow_rate, t.pip, t.motor_current, t.motor_temp, t.vibration, t.vsd_frequency, t.gor, t.discharge_pressure,
+       t.wellhead_pressure, t.casing_pressure, t.intake_temp, t.leakage_current, t.drive_voltage,
+       t.extra::text, t.quality::text
+FROM esp_telemetry t
+WHERE t.received_at > %(after)s AND t.received_at <= %(until)s AND t."timestamp" > %(oldest)s
+ORDER BY t.received_at, t."timestamp"
+FETCH FIRST %(limit)s ROWS WITH TIES;
 
 -- name: list_rejects
 -- Newest first. Every filter may be NULL; the topic is a LIKE pattern.

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 CYCLE_SECONDS = 240.0  # in this time every well with new readings is checkpointed once
 _MOST_A_BATCH = 50  # a checkpoint is 0.5 ms of CPU and 4 kB
 _MOST_AT_THE_END = 500
-_RESTORED_AT_ONCE = 200
+_RESTORED_AT_ONCE = 1_000
 _REPLAYED_ROWS = 20_000  # newest readings of a well that are replayed: more than five hours at 1 Hz
 _REPLAYED_WITHOUT = 600  # of a well without a checkpoint: killed in its first minutes, or new to the diagnostics
 _NEVER_US = -62_135_596_800_000_000  # the year 1
@@ -49,7 +49,8 @@ class Diagnosis:
 
 class DiagnosticsService:
     """The stage's Diagnostics. ``load_rules`` is called again for a reload and may raise RulesError; ``listening``
-    tells whether the broker would bring readings now, since only then does silence mean anything."""
+    tells whether the broker would bring readings now, since only then does silence mean anything; ``replay_until``: up
+    to what was received when a well is restored, None for all that is in the table."""
 
     def __init__(
         self,
@@ -58,12 +59,14 @@ class DiagnosticsService:
         clock: Clock,
         metrics: Metrics,
         listening: Callable[[], bool] = lambda: True,
+        replay_until: Callable[[], int | None] = lambda: None,
     ) -> None:
         self._load_rules = load_rules
         self._store = store
         self._clock = clock
         self._metrics = metrics
         self._listening = listening
+        self._replay_until = replay_until
         self._series: set[tuple[str, str]] = set()  # (diagnosis, severity) with a gauge
         self._engine = self._new_engine(load_rules())
         self._set_active()
@@ -258,7 +261,7 @@ class DiagnosticsService:
 
     def _replay_after(self, since_us: dict[str, int], limit: int) -> int:
         count = 0
-        for page in self._store.readings_after(since_us, limit) if since_us else ():
+        for page in self._store.readings_after(since_us, limit, self._replay_until()) if since_us else ():
             count += len(page)
             try:
                 self._engine.accept(self._engine.evaluate(page), replayed=True)

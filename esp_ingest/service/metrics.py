@@ -142,7 +142,10 @@ class Metrics:
 
         # -- Diagnostics. The series of each rule exist from the start (diagnostics/service.py).
         self.diagnostics_running = gauge(
-            "diagnostics_running", "1 while the rules run in this process: not in a share group, nor switched off"
+            "diagnostics_running", "1 while the rules run in this process; in a share group in one of them at a time"
+        )
+        self.diagnostics_behind_seconds = gauge(
+            "diagnostics_behind_seconds", "in a share group: age of the newest reading that the leader has evaluated"
         )
         self.diagnostics_raised = counter("diagnostics_raised", "occurrences raised", diagnosis=(), severity=())
         self.diagnostics_active = gauge(

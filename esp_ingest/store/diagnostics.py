@@ -64,11 +64,14 @@ class PostgresDiagnosticsStore:
             self._execute("record_limits", scope, json.dumps(settings), rules)
         return list(changed)
 
-    def readings_after(self, since_us: Mapping[str, int], limit: int) -> Iterator[Readings]:
+    def readings_after(
+        self, since_us: Mapping[str, int], limit: int, until_us: int | None = None
+    ) -> Iterator[Readings]:
         parameters = {
             "wells": list(since_us),
             "after": [at_us(each) for each in since_us.values()],
             "limit": limit,
+            "until": None if until_us is None else at_us(until_us),
         }
         connection = self._connected()
         try:

@@ -89,14 +89,15 @@ class PostgresStore:
         rejects: Sequence[Reject],
         diagnostics: Sequence[DiagnosticRow],
         checkpoints: Sequence[Checkpoint] = (),
+        cursor_us: tuple[int, int] | None = None,
     ) -> WriteResult:
         """Store all of it in one transaction, or nothing. See seams.Store."""
-        if not (len(readings) or rejects or diagnostics or checkpoints):
+        if not (len(readings) or rejects or diagnostics or checkpoints or cursor_us):
             return WriteResult(0, 0, 0)
         rung = Rung.STAGED if self._doubt else Rung.DIRECT
         while True:
             try:
-                tally = self._transaction(rung, readings, rejects, diagnostics, checkpoints)
+                tally = self._transaction(rung, readings, rejects, diagnostics, checkpoints, cursor_us)
             except _NextRung as step:
                 rung = step.rung
                 continue
@@ -180,6 +181,7 @@ class PostgresStore:
         rejects: Sequence[Reject],
         diagnostics: Sequence[DiagnosticRow],
         checkpoints: Sequence[Checkpoint],
+        cursor_us: tuple[int, int] | None,
     ) -> _Tally:
         """One try on one rung. Raises _NextRung or StoreUnavailable with nothing of it stored, except that a lost
         connection during the commit leaves that open."""
@@ -192,6 +194,8 @@ class PostgresStore:
                 )
                 if checkpoints:
                     cursor.execute(query("upsert_states"), _columns(checkpoints))
+                if cursor_us is not None:
+                    _move(cursor, *cursor_us)
                 if rung is Rung.STAGED and len(readings):
                     self._learn(cursor, readings)
             _reconcile(tally, len(readings) + len(rejects))
@@ -403,6 +407,12 @@ def _distinct(rejects: Sequence[Reject]) -> list[tuple[Reject, bytes]]:
         contents.add(digest)
         once.append((reject, digest))
     return once
+
+
+def _move(cursor: _Cursor, from_us: int, to_us: int) -> None:
+    cursor.execute(query("move_cursor"), {"from": at_us(from_us), "to": at_us(to_us)})
+    if cursor.rowcount != 1:
+        raise StoreUnavailable("another daemon follows the table", "this one lets go")
 
 
 def _columns(checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:

@@ -81,7 +81,9 @@ def vibration(rig: Rig) -> list[tuple[Any, ...]]:
     )
 
 
-def test_killed_between_raise_and_clear(rig: Rig, consumer: Consumer) -> None:
+@pytest.mark.parametrize("share_group", ["", "group"])
+def test_killed_between_raise_and_clear(rig: Rig, consumer: Consumer, share_group: str) -> None:
+    rig.settings["MQTT__SHARE_GROUP"] = share_group
     rig.start_daemon()
     story = Story(rig)
     story.send(0.1, 3)

@@ -75,7 +75,7 @@ class TestEveryKind:
         names = {
             row[0] for row in any_database.all("SELECT indexname FROM pg_indexes WHERE tablename = 'esp_telemetry'")
         }
-        assert names == {"esp_telemetry_pkey", "esp_telemetry_timestamp_idx"}
+        assert names == {"esp_telemetry_pkey", "esp_telemetry_timestamp_idx", "esp_telemetry_received_at_idx"}
 
     def test_twice_is_once(self, any_database: Database) -> None:
         migrate(any_database.settings)

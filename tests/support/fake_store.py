@@ -21,6 +21,7 @@ class FakeStore:
         self.telemetry: dict[tuple[str, int], tuple[tuple[float, ...], str | None, str | None, int]] = {}
         self.rejects: dict[tuple[int, bytes], Reject] = {}
         self.diagnostics: dict[tuple[str, str, int], DiagnosticRow] = {}
+        self.cursor_us = 0
         self.states: dict[str, Checkpoint] = {}
         self.failures: list[str | None] = []
         self.away = False
@@ -34,8 +35,11 @@ class FakeStore:
         rejects: Sequence[Reject],
         diagnostics: Sequence[DiagnosticRow],
         checkpoints: Sequence[Checkpoint] = (),
+        cursor_us: tuple[int, int] | None = None,
     ) -> WriteResult:
         self.ping()
+        if cursor_us is not None and cursor_us[0] != self.cursor_us:
+            raise StoreUnavailable("another daemon follows the table")
         failure = self.failures.pop(0) if self.failures else None
         if failure == "before":
             raise StoreUnavailable("told to fail", "before the commit")
@@ -60,6 +64,7 @@ class FakeStore:
         reasons = Counter(reject.reason.value for reject in (*rejects, *refused) if self._store_reject(reject))
         duplicates += len(rejects) + len(refused) - reasons.total()
         self.diagnostics |= {(row.well_id, row.diagnosis, row.raised_us): row for row in diagnostics}
+        self.cursor_us = self.cursor_us if cursor_us is None else cursor_us[1]
         self.states |= {each.well_id: each for each in checkpoints}
         if failure == "after":
             raise StoreUnavailable("told to fail", "after the commit")
