@@ -1,7 +1,9 @@
 """The writer stage: patience, spooling, draining, isolation. Database and clock are fakes, the spool is real."""
 
+import gc
 import json
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from esp_ingest.service.health import Health
 from esp_ingest.service.metrics import Metrics
 from esp_ingest.stage import Batch, InlineStage, Outcome, Stage, ThreadedStage
 from esp_ingest.store.spool import Spool
+from esp_ingest.store.writer import PostgresStore
 from esp_ingest.telemetry.decode import Decoder
 from esp_ingest.telemetry.model import Decoded, Delivery, RejectReason
 from tests.support.fake_clock import FakeClock
@@ -132,6 +135,39 @@ def test_what_drains_in_vain_is_not_received_twice(rig: Rig) -> None:
     rig.clock.sleep(60)
     rig.stage.idle()
     assert rig.value("readings_received_total") == rig.value("readings_written_total") == 3
+
+
+class Watched(Decoded):
+    """Tells whether anybody still holds it."""
+
+    __slots__ = ("__weakref__",)
+
+
+def test_failed_tries_leave_nothing_behind(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failed connect of psycopg is a cycle that holds the frames below it, and so the batch: a gigabyte an hour."""
+    rig.store.away = True
+    rig.stage.process(rig.batch(0, 3))
+    seen: list[weakref.ref[Watched]] = []
+
+    def decode(deliveries: list[Delivery]) -> Decoded:
+        decoded = rig.decoder.decode(deliveries)
+        watched = Watched(decoded.readings, decoded.rejects, decoded.out_of_range)
+        seen.append(weakref.ref(watched))
+        return watched
+
+    monkeypatch.setattr(rig.stage, "_decode", decode)
+    monkeypatch.setattr(
+        rig.stage, "_store", PostgresStore(load(database={"dsn": "postgresql://x@127.0.0.1:1/x"}).database)
+    )
+    gc.disable()  # what it would do at some time is no bound
+    try:
+        for _ in range(10):
+            rig.clock.sleep(60)
+            rig.stage.idle()
+        assert len(seen) == 10
+        assert sum(each() is not None for each in seen) <= 1
+    finally:
+        gc.enable()
 
 
 def test_a_full_spool_stops_acknowledging_and_loses_nothing(tmp_path: Path) -> None:
