@@ -287,7 +287,9 @@ def load(file: str | Path | None = None, **overrides: Any) -> Settings:
 
     ``overrides`` are partial sections that win over both, for the demo and for tests. Raises ConfigError."""
     path = Path(file) if file is not None else None
-    if path is not None and not path.is_file():
+    if path is not None and path.is_dir():
+        raise ConfigError(f"The configuration file {path} is a folder: give the path of a TOML file with --config.")
+    if path is not None and not path.exists():
         raise ConfigError(f"The configuration file {path} does not exist: give the path of a TOML file with --config.")
     _refuse_unknown_environment()
 
@@ -310,7 +312,7 @@ def load(file: str | Path | None = None, **overrides: Any) -> Settings:
     except ValidationError as error:
         raise ConfigError(_explain(error)) from None
     except SettingsError as error:
-        raise ConfigError(f"An environment variable cannot be used: {error}.") from None
+        raise ConfigError(_explain_environment(error)) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"The configuration file {path} is not valid TOML: {error}.") from None
     except OSError as error:
@@ -333,12 +335,84 @@ def _explain(error: ValidationError) -> str:
     """One sentence on the first thing wrong. The value is not repeated: it may be a secret."""
     first = error.errors(include_url=False, include_input=False)[0]
     location = [str(part) for part in first["loc"]]
-    key = ".".join(location)
     if first["type"] == "extra_forbidden":
-        siblings = _fields_at(location[:-1])
-        return f"Unknown setting {key}{_nearest(location[-1], siblings, '.'.join(location[:-1]))}"
-    message = first["msg"].removeprefix("Value error, ").rstrip(".?")
-    return f"Setting {key}: {message}." if key else f"Configuration: {message}."
+        return _explain_unknown(location)
+    words = _in_our_words(first["type"], first["msg"], first.get("ctx") or {})
+    name, _, rest = words.partition(" ")
+    of_a_file = name.endswith("_file") and name in _fields_at(location)  # said by the section, of one of its settings
+    if of_a_file:
+        location, words = [*location, name], rest
+    variable = _variable(location)
+    come_from = f" (from {variable})" if variable else ""
+    place = f"Setting {'.'.join(location)}{come_from}" if location else "Configuration"
+    return f"{place}{'' if of_a_file else ':'} {words}."
+
+
+def _explain_unknown(location: list[str]) -> str:
+    variable = _variable(location)
+    come_from = f" (from {variable})" if variable else ""
+    if len(location) == 1:
+        return f"Unknown section [{location[0]}]{come_from}{_nearest(location[0], Settings.model_fields)}"
+    parent = ".".join(location[:-1])
+    return f"Unknown setting {'.'.join(location)}{come_from}{_nearest(location[-1], _fields_at(location[:-1]), parent)}"
+
+
+def _explain_environment(error: SettingsError) -> str:
+    """What pydantic-settings could not read is a whole section that is set as JSON, or a table in it."""
+    names = [name for name in os.environ if name.upper().startswith(ENV_PREFIX)]
+    said = re.search(r'"(\w+)"', str(error))
+    section = f"{ENV_PREFIX}{said[1]}" if said else ENV_PREFIX
+    wrong = next((name for name in sorted(names) if name.upper().startswith(section.upper())), section)
+    return (
+        f"The environment variable {wrong} cannot be used: set each setting by itself, as "
+        f"{ENV_PREFIX}SECTION__KEY, and a table as a JSON object."
+    )
+
+
+def _variable(location: list[str]) -> str:
+    """The environment variable that set this, "" where the file did."""
+    for length in range(len(location), 0, -1):
+        wanted = ENV_PREFIX + "__".join(location[:length]).upper()
+        for name in os.environ:
+            if name.upper() == wanted:
+                return name
+    return ""
+
+
+_WORDS = {
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be more than {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be less than {lt}",
+    "literal_error": "must be {expected}",
+    "finite_number": "must be a finite number",
+    "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "string_too_short": "must not be empty",
+    "string_too_long": "must be at most {max_length} characters",
+    "string_pattern_mismatch": "must not contain +, # or /",
+    "missing": "is missing",
+    "dict_type": "must be a table",
+    "model_type": "must be a table",
+    "model_attributes_type": "must be a table",
+}
+
+
+def _in_our_words(kind: str, message: str, context: dict[str, Any]) -> str:
+    """pydantic's message in the words of this program; what is raised here is in them already."""
+    if kind in _WORDS:
+        return _WORDS[kind].format_map({name: _plainly(value) for name, value in context.items()})
+    return message.removeprefix("Value error, ").rstrip(".?")
+
+
+def _plainly(value: Any) -> Any:
+    return f"{value:g}" if isinstance(value, float) and abs(value) < 1e6 else value
 
 
 def _fields_at(location: list[str]) -> list[str]:

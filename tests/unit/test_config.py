@@ -90,7 +90,7 @@ def test_a_secret_can_be_a_file_and_is_never_shown(tmp_path: Path, monkeypatch: 
     assert getattr(getattr(read, section), name).get_secret_value() == "hunter2"
     assert "hunter2" not in repr(read)
     monkeypatch.setenv(f"ESP_INGEST_{section}__{name}_FILE".upper(), str(tmp_path / "missing"))
-    with pytest.raises(ConfigError, match=f"{name}_file cannot be read"):
+    with pytest.raises(ConfigError, match=rf"{name}_file \(from ESP_INGEST_\w+_FILE\) cannot be read"):
         load()
 
 
@@ -98,7 +98,15 @@ def test_a_secret_can_be_a_file_and_is_never_shown(tmp_path: Path, monkeypatch: 
     ("text", "says"),
     [
         ("[mqtt]\nhots = 'x'", r"mqtt\.hots: did you mean mqtt\.host\?"),
-        ("[mqqt]\nhost = 'x'", r"mqqt: did you mean mqtt\?"),
+        ("[mqt]\nhost = 'x'", r"Unknown section \[mqt\]: did you mean mqtt\?"),
+        ("[mqtt]\nport = 70000", r"mqtt\.port: must be at most 65535\."),
+        ("[mqtt]\nport = 'many'", r"mqtt\.port: must be a whole number\."),
+        ("[mqtt]\ntls = 'perhaps'", r"mqtt\.tls: must be true or false\."),
+        ("[mqtt]\nhost = ''", r"mqtt\.host: must not be empty\."),
+        ("[mqtt]\nshare_group = 'a/b'", r"mqtt\.share_group: must not contain"),
+        ("[mqtt]\nconnect_timeout_seconds = 0", r"mqtt\.connect_timeout_seconds: must be more than 0\."),
+        ("mqtt = 1", r"mqtt: must be a table\."),
+        ("[telemetry.extra_signals.x]\nlow = 1", r"telemetry\.extra_signals\.x\.high: is missing\."),
         ("[mqtt]\nport = 70000", r"mqtt\.port"),
         ("[mqtt]\nport = 'many'", r"mqtt\.port"),
         ("[mqtt]\nreceive_maximum = 9999", r"mqtt\.receive_maximum \(9999\) must be at least twice batch\.max_rows"),
@@ -112,7 +120,7 @@ def test_a_secret_can_be_a_file_and_is_never_shown(tmp_path: Path, monkeypatch: 
         ("[telemetry.limits.pip]\nlow = 5\nhigh = 5", r"low must be below high"),
         ("[batch]\nmax_age_seconds = nan", r"batch\.max_age_seconds"),
         ("not toml at all", r"is not valid TOML"),
-        ("[log]\nlevel = 'loud'", r"log\.level"),
+        ("[log]\nlevel = 'loud'", r"log\.level: must be 'debug', 'info', 'warning' or 'error'"),
     ],
 )
 def test_what_is_wrong_is_one_sentence_that_names_the_key(tmp_path: Path, text: str, says: str) -> None:
@@ -124,7 +132,7 @@ def test_what_is_wrong_is_one_sentence_that_names_the_key(tmp_path: Path, text: 
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("ESP_INGEST_MQTT__HOTS", r"mqtt\.hots: did you mean mqtt\.host"),
+        ("ESP_INGEST_MQTT__HOTS", r"mqtt\.hots \(from ESP_INGEST_MQTT__HOTS\): did you mean mqtt\.host"),
         ("ESP_INGEST_MQQT__HOST", r"ESP_INGEST_MQQT__HOST: did you mean mqtt"),
     ],
 )
@@ -140,9 +148,37 @@ def test_variables_that_kubernetes_sets_by_itself_are_left_alone(monkeypatch: py
     assert load().model_dump() == Settings().model_dump()
 
 
-def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_folder_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not exist"):
         load(tmp_path / "nothing.toml")
+    with pytest.raises(ConfigError, match="is a folder: give the path of a TOML file"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("ESP_INGEST_MQTT__PORT", "hunter2", r"Setting mqtt\.port \(from ESP_INGEST_MQTT__PORT\): must be a whole"),
+        ("ESP_INGEST_MQTT", "hunter2", r"variable ESP_INGEST_MQTT cannot be used"),
+        (
+            "ESP_INGEST_TELEMETRY__LIMITS",
+            "{hunter2",
+            r"ESP_INGEST_TELEMETRY__LIMITS\b.*(cannot be used|must be a table)",
+        ),
+        (
+            "ESP_INGEST_DATABASE__PASSWORD_FILE",
+            "/nowhere/hunter2",
+            r"password_file \(from ESP_INGEST_DATABASE\w+\) cannot be",
+        ),
+    ],
+)
+def test_what_is_wrong_in_the_environment_names_the_variable(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=says) as caught:
+        load()
+    assert "hunter2" not in str(caught.value)
 
 
 def test_a_wrong_secret_is_not_repeated(tmp_path: Path) -> None:
