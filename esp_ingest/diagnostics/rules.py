@@ -7,10 +7,10 @@ immutable: a reload builds a new one, and a file that cannot be used leaves the 
 import fnmatch
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from esp_ingest.diagnostics.conditions import (
     NONE,
@@ -49,13 +49,19 @@ DERIVED: dict[str, tuple[Unit, tuple[str, ...]]] = {
     "current_load": (Unit((("A", 1), ("Hz", -2))), ("motor_current", "vsd_frequency")),
     "pump_head": (Unit((("psi", 1),)), ("discharge_pressure", "pip")),
 }
+Read = TypeVar("Read")
 APPLIES = ("settled", "running", "always")
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _MAX_DELAY_US = 7 * 86_400_000_000
 
 
 class RulesError(Exception):
-    """The rules cannot be used. The message is one sentence that names file, place and key."""
+    """The rules cannot be used. The message is one sentence that names file, place and key; ``mistakes`` has one for
+    each rule, group or well that is wrong, so that a file is put right in one go."""
+
+    def __init__(self, message: str, mistakes: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.mistakes = tuple(mistakes) or (message,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +284,7 @@ class _Reader:
         self._limits, limit_defaults = self._read_limits(top.table("limits"))
         rules_table = top.table("rules")
         names = list(rules_table.names())
-        rules = [self._read_rule(name, rules_table.table(name), defaults, names) for name in names]
+        rules = self._each(names, lambda name: self._read_rule(name, rules_table.table(name), defaults, names))
         if not rules:
             raise RulesError(f"{self._file}: rules: there is no rule.")
         self._check_defaults(defaults)
@@ -297,6 +303,20 @@ class _Reader:
             sites=self._site,
             warnings=tuple(self._warnings),
         )
+
+    def _each(self, names: Iterable[str], read: Callable[[str], Read]) -> list[Read]:
+        """``read`` of each name. Raises RulesError with the mistakes of all of them."""
+        found: list[Read] = []
+        mistakes: list[str] = []
+        for name in names:
+            try:
+                found.append(read(name))
+            except RulesError as error:
+                mistakes += error.mistakes
+        if mistakes:
+            more = f" (And {len(mistakes) - 1} more: esp-ingest rules check lists them.)" if len(mistakes) > 1 else ""
+            raise RulesError(mistakes[0] + more, mistakes)
+        return found
 
     # -- signals and limits
 
@@ -472,21 +492,20 @@ class _Reader:
     # -- groups and wells
 
     def _read_overrides(self, section: str, rules: dict[str, Rule]) -> list[Override]:
-        found = []
         table = self._top.table(section)
-        for name in table.names():
-            entry = table.table(name)
-            wells = entry.texts("wells") if section == "groups" else (name,)
-            if not wells:
-                raise entry.fail("wells", 'a group names its wells, for example ["ESP-1*"]')
-            limits = entry.table("limits")
-            values = {limit: self._limit_value(limits, limit) for limit in limits.names()}
-            changes = entry.table("rules")
-            by_rule = {rule: self._read_changes(changes, rule, rules) for rule in changes.names()}
-            entry.get("description", str, "")
-            entry.finish()
-            found.append(Override(f"{section}.{name}", wells, values, by_rule))
-        return found
+        return self._each(table.names(), lambda name: self._read_override(section, name, table.table(name), rules))
+
+    def _read_override(self, section: str, name: str, entry: _Table, rules: dict[str, Rule]) -> Override:
+        wells = entry.texts("wells") if section == "groups" else (name,)
+        if not wells:
+            raise entry.fail("wells", 'a group names its wells, for example ["ESP-1*"]')
+        limits = entry.table("limits")
+        values = {limit: self._limit_value(limits, limit) for limit in limits.names()}
+        changes = entry.table("rules")
+        by_rule = {rule: self._read_changes(changes, rule, rules) for rule in changes.names()}
+        entry.get("description", str, "")
+        entry.finish()
+        return Override(f"{section}.{name}", wells, values, by_rule)
 
     def _limit_value(self, table: _Table, name: str) -> float:
         if name not in self._limits:

@@ -16,7 +16,7 @@ from esp_ingest.demo import replay
 from esp_ingest.diagnostics import rules
 from esp_ingest.diagnostics.alarms import moment, span
 from esp_ingest.diagnostics.conditions import Unit, nearest
-from esp_ingest.diagnostics.rules import Rule, RuleSet
+from esp_ingest.diagnostics.rules import Rule, RulesError, RuleSet
 from esp_ingest.diagnostics.texts import amount
 from esp_ingest.diagnostics.trial import Trial
 from esp_ingest.resources import config_file
@@ -32,10 +32,19 @@ _DELIVERED_AFTER_US = 1_000_000  # a recording is tried as if each reading had c
 
 
 def run_rules(settings: Settings, arguments: argparse.Namespace) -> int:
-    """`esp-ingest rules check|explain|test`. Raises RulesError for a file that cannot be used, ConfigError for wrong
-    usage, ReplayError for a recording, StoreUnavailable without a database that was asked for."""
-    for line in lines(settings, arguments, SystemClock().now_us()):
-        sys.stdout.write(f"{line}\n")
+    """`esp-ingest rules check|explain|test`. ``check`` says each mistake in a line and returns 2.
+
+    Raises RulesError for a file that cannot be used, ConfigError for wrong usage, ReplayError for a recording,
+    StoreUnavailable without a database that was asked for."""
+    try:
+        for line in lines(settings, arguments, SystemClock().now_us()):
+            sys.stdout.write(f"{line}\n")
+    except RulesError as error:
+        if arguments.action != "check" or arguments.debug:
+            raise
+        for mistake in error.mistakes:
+            sys.stderr.write(f"error: {mistake}\n")
+        return 2
     return 0
 
 

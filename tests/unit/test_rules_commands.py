@@ -68,6 +68,33 @@ def test_a_bad_file_is_one_sentence_and_exit_code_2(
     assert "mine.toml" in said.err
 
 
+def test_check_lists_every_mistake_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mine.toml"
+    text = SHIPPED.replace('severity = "critical"', 'severity = "grave"').replace(
+        "vibration > level", "vibration > 5 psi"
+    )
+    path.write_text(text, encoding="utf-8")
+    assert main(["rules", "check", "--rules", str(path)]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert all(line.startswith("error: ") and line.endswith(".") for line in said)
+    assert [rule in "\n".join(said) for rule in ("gas_lock", "dead_head", "broken_shaft", "overload", "vibration")] == [
+        True
+    ] * 5
+    assert main(["rules", "explain", "--rules", str(path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"(And {len(said) - 1} more: esp-ingest rules check lists them.)" in line
+
+
+def test_check_lists_the_mistakes_of_every_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mine.toml"
+    own = '[wells.A]\nlimits = { motor_temp = "1 psi" }\n[wells.B]\nrules.solid = { enabled = false }\n'
+    path.write_text(f"{SHIPPED}\n{own}", encoding="utf-8")
+    assert main(["rules", "check", "--rules", str(path)]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert "wells.A.limits: motor_temp" in first
+    assert "did you mean solids?" in second
+
+
 def test_check_warns_and_notes(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:  # type: ignore[no-untyped-def]  # a fixture
     monkeypatch.setenv("ESP_INGEST_DATABASE__DSN", "host=127.0.0.1 port=1 connect_timeout=1")
     path = tmp_path / "mine.toml"
