@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from esp_ingest.diagnostics.rules import RuleSet
-from esp_ingest.telemetry.model import SIGNAL_ROW, DiagnosticRow
+from esp_ingest.telemetry.model import SIGNAL_ROW, DiagnosticRow, Severity
 from tests.evaluate.recorded import (
     ESP01,
     GAUGE_FAILURE,
@@ -119,6 +119,11 @@ def trade_off(settings: Sequence[tuple[str, str, str, str]]) -> Iterator[Setting
         yield Setting(load, on_delay, off_delay, deadband, len(rows) / each.days, caught, len(stops))
 
 
+def alarms_per_day(each: Played) -> float:
+    """Of all diagnoses together; events (info) are no alarms."""
+    return sum(row.severity is not Severity.INFO for row in each.trial.seen()) / each.days
+
+
 # --- gas lock, where flow is not measured
 
 
@@ -192,14 +197,10 @@ def agreements() -> Iterator[Agreement]:
     ):
         times = [at for name, at, _ in derived_events() if name == event]
         exact = {row.raised_us for row in plain.of(*ours)}
-        agree = sum(at in exact for at in times)
-        yield Agreement(
-            event,
-            ours[0],
-            len(times),
-            agree,
-            Counter({"another moment": len(times) - agree} if agree < len(times) else {}),
-        )
+        left = [at for at in times if at not in exact]
+        later = sum(at + 5 * MINUTE_US in exact for at in left)
+        why = Counter({"a sample later: the drive was still running down": later, "not found": len(left) - later})
+        yield Agreement(event, ours[0], len(times), len(times) - len(left), +why)
     yield _explained("OUT_OF_RANGE", ("gauge_failure",), plain, [])
     yield _explained(
         "UNDERLOAD",

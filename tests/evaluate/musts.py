@@ -39,6 +39,8 @@ def musts() -> Iterator[Must]:
     yield Must("steady week: at most 2 alarms above low", f"{len(above_low)}", len(above_low) <= 2)
     rate = len(everything[ESP01].of("underload")) / everything[ESP01].days
     yield Must("underload of ESP01: at most 0.5 a day", f"{rate:.2f} a day", rate <= 0.5)
+    fleet = judged.alarms_per_day(everything[ESP01]) * 100 / 144
+    yield Must("100 wells like ESP01: at most 1 alarm per 10 minutes", f"{fleet:.2f}", fleet <= 1)
     warned, stops = judged.announced(everything[ESP01])
     yield Must("stops of ESP01 after an underload announced: 80 %", f"{warned} of {stops}", warned >= 0.8 * stops)
     yield from _gauge(everything[GAUGE_FAILURE])

@@ -68,6 +68,12 @@ def recorded() -> Iterator[str]:
             )
     header = ("recording", "diagnosis", "occurrences", "a day", "median min", "severities", "held back")
     yield from table(header, rows)
+    rate = judged.alarms_per_day(played(ESP01))
+    yield (
+        f"All diagnoses of ESP01 together: {rate:.2f} alarms a day. A hundred wells like it would give an operator "
+        f"{rate * 100 / 144:.2f} alarms per 10 minutes (EEMUA 191: about 1 is manageable)."
+    )
+    yield ""
     leads = judged.lead_minutes(played(ESP01))
     warned, stops = judged.announced(played(ESP01))
     span = f"{min(leads):.0f} to {max(leads):.0f} min, {len(leads)} trips"
