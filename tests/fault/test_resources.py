@@ -164,7 +164,7 @@ def outage_at_full_rate(rig: Rig, messages: int, rate: float) -> None:
     goal = rig.confirmed() + messages
     while rig.confirmed() < goal:
         most = max(most, daemon.memory_bytes())
-        assert rig.metric("unacked_messages") <= 10_000
+        assert rig.metric("unacked_messages") <= 20_000, "a window of this connection and one of the last"
         assert rig.health("live")[0] == 200
         time.sleep(0.5)
     say(f"{rig.name}: {(most - before) / MIB:+.1f} MiB over {messages} messages, {most / MIB:.0f} MiB at most")

@@ -55,7 +55,7 @@ class _Watch:
 
     pattern: bytes
     direction: Direction
-    action: Callable[[], None]
+    action: Callable[[], object]
     seen: dict[int, bytes] = field(default_factory=dict)
 
     def matches(self, connection: _Connection, data: bytes) -> bool:
@@ -139,7 +139,7 @@ class TcpProxy:
     def release(self) -> None:
         self._held.clear()
 
-    def watch(self, pattern: bytes, direction: Direction, action: Callable[[], None]) -> None:
+    def watch(self, pattern: bytes, direction: Direction, action: Callable[[], object]) -> None:
         """Call ``action`` from the proxy's thread when ``pattern`` comes by, before its last bytes go on. Once."""
         with self._lock:
             self._watches.append(_Watch(pattern, direction, action))
