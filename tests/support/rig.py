@@ -20,11 +20,12 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 
 from tests.support.brokers import ROOT, WELLS, Mosquitto
 from tests.support.databases import Database, free_port
@@ -103,14 +104,12 @@ class Rig:
         self.run("migrate", dsn=self.database.dsn)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:
         for process in (self.publisher, self.daemon):
             if process is not None:
                 process.kill()
         for proxy in (self.to_broker, self.to_database):
             proxy.__exit__()
-        if kind is not None:
-            self._keep_failure()
 
     # -- The daemon.
 
@@ -257,7 +256,7 @@ class Rig:
     def _note_counts(self) -> None:
         self.duplicates += int(self.metric("readings_duplicate_total"))
 
-    def _keep_failure(self) -> None:
+    def keep_failure(self) -> None:
         """What a failure needs to be understood, with its seed, where the next run does not delete it."""
         kept = Path(os.environ.get("FAULT_KEEP", "/tmp/esp-ingest-faults")) / f"{self.name}-{self.seed}"
         kept.mkdir(parents=True, exist_ok=True)
@@ -265,6 +264,18 @@ class Rig:
             if path.exists():
                 shutil.copy(path, kept / f"{path.parent.name}-{path.name}")
         say(f"{self.name}: FAULT_SEED={self.seed}, logs in {kept}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A fixture does not learn that its test failed; this does, before the rig is taken down."""
+    report = yield
+    rig = getattr(item, "funcargs", {}).get("rig")
+    if report.failed and call.when == "call" and isinstance(rig, Rig):
+        rig.keep_failure()
+    return report
 
 
 @contextlib.contextmanager
