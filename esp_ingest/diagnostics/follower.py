@@ -63,7 +63,8 @@ class Follower:
     def stop(self, timeout_seconds: float) -> None:
         """Write the last checkpoints and let go, so that another member goes on at once."""
         self._stopping.set()
-        self._thread.join(timeout_seconds)
+        if self._thread.is_alive():  # it may never have been started
+            self._thread.join(timeout_seconds)
 
     @property
     def alive(self) -> bool:

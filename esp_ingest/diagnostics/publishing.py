@@ -78,7 +78,8 @@ class Publisher:
         """One last look, then the end. The source must still be there."""
         self._confirm_seconds = _LAST_CONFIRM_SECONDS
         self._stopping.set()
-        self._thread.join(timeout_seconds)
+        if self._thread.is_alive():  # it may never have been started
+            self._thread.join(timeout_seconds)
 
     def run_once(self) -> float:
         """Publish what is there. Returns how long to wait before the next look, in seconds."""
