@@ -7,6 +7,7 @@ moving in every outage.
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -20,6 +21,7 @@ from esp_ingest.telemetry.model import Decoded, Delivery
 log = logging.getLogger(__name__)
 
 _ARRAY = ord("[")
+_RESUMED_SECONDS = 60.0  # for so long a resumed session may bring what it brought before
 _IDLE_SECONDS = 0.1  # longest wait of one turn: bounds the reaction to signals and the pulse of the health check
 
 
@@ -66,6 +68,8 @@ class Pipeline:
         self._open = _OpenBatch(batch)
         self._ready: Batch | None = None  # decoded, waiting for the stage
         self._alarm = RejectAlarm(service, clock)
+        self._epoch = 0
+        self._epoch_since = 0.0
 
     def run(self, stopping: Callable[[], bool]) -> None:
         """Run until ``stopping``; what is held stays held, :meth:`drain` writes it."""
@@ -110,14 +114,26 @@ class Pipeline:
 
     def _cut(self) -> Batch:
         batch = Batch(deliveries=self._open.take())
+        may_repeat = self._may_repeat(batch.deliveries)
         if not self._stage.spooling:
             try:
                 batch.decoded = self._decode(batch.deliveries)
+                if may_repeat:
+                    batch.decoded.rejects = [replace(each, redelivered=True) for each in batch.decoded.rejects]
                 self._metrics.readings_received.inc(batch.decoded.items)
                 self._metrics.readings_held.inc(batch.decoded.items)
             except Exception:  # the stage isolates the message at fault; one message must not stop the rest
                 log.exception("decode failed")
         return batch
+
+    def _may_repeat(self, deliveries: list[Delivery]) -> bool:
+        """Some of these may be stored already, or by another daemon meanwhile, whatever their DUP flags say: their
+        connection has ended, or it has just resumed a session. Readings have a key that tells; rejects have not."""
+        now, epoch = self._clock.monotonic(), self._source.epoch
+        if epoch != self._epoch:
+            self._epoch, self._epoch_since = epoch, now
+        has_ended = deliveries[0].epoch != epoch  # epochs only grow
+        return has_ended or (self._source.resumed and now - self._epoch_since < _RESUMED_SECONDS)
 
     def _turn_stage(self, timeout_seconds: float) -> None:
         """Hand over what is ready, settle what has come back. Waits for the stage only where there is no other work."""

@@ -34,6 +34,18 @@ class Source(Protocol):
         delivery that ``take`` returned is settled exactly once, QoS 0 included, so that its window slot comes back."""
         ...
 
+    @property
+    def epoch(self) -> int:
+        """The number of the connection that stands now, 0 where none does: what an earlier one delivered comes again,
+        here or at another daemon."""
+        ...
+
+    @property
+    def resumed(self) -> bool:
+        """The connection that stands resumed a session of the broker, which may send again what it sent before: a
+        broker that crashed does so without MQTT's DUP flag."""
+        ...
+
     def buffered(self) -> tuple[int, int]:
         """(messages, bytes) received and not yet taken."""
         ...

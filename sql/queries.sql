@@ -97,6 +97,14 @@ CROSS JOIN LATERAL (
 COPY ingest_rejects (received_at, digest, item, topic, topic_bytes, reason, detail, payload, redelivered)
 FROM STDIN (FORMAT binary);
 
+-- name: share_rejects
+-- Held to the commit by whoever stores rejects that were not delivered before. The number means nothing.
+SELECT pg_advisory_xact_lock_shared(7046029254386353132);
+
+-- name: await_rejects
+-- Before a redelivered reject is looked for: whoever had it before may be about to commit it.
+SELECT pg_advisory_xact_lock(7046029254386353132);
+
 -- name: create_staging_rejects
 -- As create_staging, for rejects that may be stored already.
 CREATE TEMPORARY TABLE IF NOT EXISTS esp_ingest_staging_rejects (LIKE ingest_rejects) ON COMMIT DELETE ROWS;

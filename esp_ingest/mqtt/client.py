@@ -51,8 +51,9 @@ def walk(
     """Append the PUBLISH packets of ``data`` from ``at`` on, up to the first packet that is another or is not whole.
 
     Returns (where it stopped, payload bytes appended, messages that are not plain new QoS 1). ``has_properties`` is
-    MQTT 5. Raises MalformedPacket; what came before the malformed packet is appended. The hottest loop of the product:
-    0.8 µs a message, so no calls but one.
+    MQTT 5. Raises MalformedPacket; what came before the malformed packet is appended. The first message is received at
+    ``received_us`` and each further one 1 µs later, so that two of equal content are two. The hottest loop of the
+    product: 0.8 µs a message, so no calls but one.
     """
     append, new, of, qos1 = deliveries.append, tuple.__new__, Delivery, _PUBLISH_QOS1
     end = len(data)
@@ -99,6 +100,7 @@ def walk(
             if start > stop or not topic or not mid or qos > 2:
                 raise MalformedPacket("PUBLISH")
             append(new(of, (topic, data[start:stop], qos, mid if qos else 0, epoch, received_us, first > 0x37)))
+            received_us += 1
             size += stop - start
             at = stop
     except IndexError:
@@ -165,6 +167,7 @@ class BulkClient(paho.Client):
         self._accepted = False
         self._epoch_lock = threading.Lock()
         self._opening: socket.socket | None = None
+        self._last_received_us = 0
         self._parts: list[bytes] = []
         self._have_bytes = self._need_bytes = 0
         # Merely set, this keeps paho from writing to the socket in the thread that queues a packet.
@@ -299,10 +302,10 @@ class BulkClient(paho.Client):
         deliveries: list[Delivery] = []
         at = size = unusual = 0
         outcome = MQTTErrorCode.MQTT_ERR_SUCCESS
-        received_us = self._clock.now_us()
+        received_us = self._next_received_us()
         try:
             while outcome == MQTTErrorCode.MQTT_ERR_SUCCESS:
-                at, more, odd = walk(data, at, deliveries, self.epoch, received_us, self._is_mqtt5)
+                at, more, odd = walk(data, at, deliveries, self.epoch, received_us + len(deliveries), self._is_mqtt5)
                 size += more
                 unusual += odd
                 if deliveries and not self._accepted:
@@ -322,9 +325,16 @@ class BulkClient(paho.Client):
             outcome = MQTTErrorCode.MQTT_ERR_PROTOCOL
             # The walk was cut short, and with it its sums.
             size, unusual = sum(len(delivery.payload) for delivery in deliveries), len(deliveries)
+        if deliveries:
+            self._last_received_us = deliveries[-1].received_us
         if deliveries and self._accepted:
             self._on_deliveries(deliveries, size, unusual)
         return outcome
+
+    def _next_received_us(self) -> int:
+        """Now, or just after the last message, so that their times differ. A clock that was set back is followed."""
+        now_us, last_us = self._clock.now_us(), self._last_received_us
+        return last_us + 1 if now_us <= last_us < now_us + 1_000_000 else now_us
 
     def _hand_to_paho(self, command: int, body: bytes) -> MQTTErrorCode:
         if command & 0xF0 == _CONNACK and self._accepted:

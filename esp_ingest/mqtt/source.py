@@ -144,6 +144,14 @@ class MqttSource:
                 self._metrics.messages_stale.inc(stale)
         return queued
 
+    @property
+    def epoch(self) -> int:
+        return self._client.epoch if self.connected else 0
+
+    @property
+    def resumed(self) -> bool:
+        return self.connected and self._link.session_present
+
     def buffered(self) -> tuple[int, int]:
         return self._buffer.size()
 
@@ -187,6 +195,12 @@ class MqttSource:
         :meth:`forget_session`."""
         self._is_leaving = True
         self._wake()
+
+    @property
+    def has_left(self) -> bool:
+        """After :meth:`stop_subscribing`: connected, and the broker has confirmed that it deals nothing new."""
+        link = self._link
+        return self.connected and link.has_left and not link.unsubscribing and not self._record.filters
 
     def forget_session(self) -> bool:
         """Close, and end the session on the broker with all that it holds: its subscriptions and its queue. For a

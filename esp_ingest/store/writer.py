@@ -358,6 +358,7 @@ class _Attempt:
         """Returns how many were new, by reason."""
         once = _distinct(rejects)
         redelivered = any(reject.redelivered for reject, _ in once)
+        self._cursor.execute(query("await_rejects" if redelivered else "share_rejects"))
         if self._rung is Rung.DIRECT and not redelivered:
             self._copied("copy_rejects", rejects_stream(once), len(once))
             return Counter(reject.reason.value for reject, _ in once)

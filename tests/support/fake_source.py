@@ -32,6 +32,7 @@ class BrokerSession:
         self.inflight: OrderedDict[int, Message] = OrderedDict()
         self.acked: list[bytes] = []  # payloads, in the order of their acknowledgements
         self._last_mid = 0
+        self.resumed = False  # this connection found the session there
 
     def publish(self, topic: bytes | str, payload: bytes, qos: int = 1) -> None:
         self.queue.append(Message(topic.encode() if isinstance(topic, str) else topic, payload, qos))
@@ -59,6 +60,7 @@ class BrokerSession:
 
     def reconnected(self, *, kept: bool = True) -> None:
         """The connection is a new one. Kept: what was under way goes out again, marked DUP. Lost: nothing does."""
+        self.resumed = kept
         if kept:
             self.queue.extendleft(replace(message, is_dup=True) for message in reversed(self.inflight.values()))
         else:
@@ -77,7 +79,8 @@ class FakeSource:
     def __init__(self, clock: Clock, session: BrokerSession | None = None) -> None:
         self._clock = clock
         self.session = session if session is not None else BrokerSession()
-        self.epoch = 0
+        self._epoch = 0
+        self._last_us = 0
         self.connected = self.subscribed = False
         self.last_error = ""
         self.published: list[tuple[str, bytes, int, bool]] = []
@@ -106,10 +109,18 @@ class FakeSource:
         queued = 0
         for delivery in deliveries:
             self._unsettled.popleft()
-            if delivery.qos and delivery.epoch == self.epoch and self.connected:
+            if delivery.qos and delivery.epoch == self.epoch:
                 assert self.session.acknowledge(delivery.mid), f"packet id {delivery.mid} acknowledged twice"
                 queued += 1
         return queued
+
+    @property
+    def epoch(self) -> int:
+        return self._epoch if self.connected else 0
+
+    @property
+    def resumed(self) -> bool:
+        return self.connected and self.session.resumed
 
     def buffered(self) -> tuple[int, int]:
         self._receive()
@@ -148,7 +159,7 @@ class FakeSource:
     # -- What a test does to it.
 
     def connect(self) -> None:
-        self.epoch += 1
+        self._epoch += 1
         self.connected = self.subscribed = True
 
     def disconnect(self) -> None:
@@ -164,8 +175,8 @@ class FakeSource:
     def _receive(self) -> None:
         while self.connected and self._is_receiving and (out := self.session.next_out()):
             mid, message = out
-            now_us = self._clock.now_us()
+            now_us = self._last_us = max(self._clock.now_us(), self._last_us + 1)
             self._buffer.append(
-                Delivery(message.topic, message.payload, message.qos, mid, self.epoch, now_us, message.is_dup)
+                Delivery(message.topic, message.payload, message.qos, mid, self._epoch, now_us, message.is_dup)
             )
             self._unsettled.append(self._clock.monotonic())

@@ -115,6 +115,38 @@ def test_nothing_is_acknowledged_before_the_stage_gives_it_back() -> None:
     assert rig.stage.submitted[0].decoded is not None
 
 
+@pytest.mark.parametrize(
+    ("session_kept", "waited_seconds", "marked"), [(True, 1, True), (True, 70, False), (False, 1, False)]
+)
+def test_rejects_of_a_resumed_session_may_be_there_already(
+    session_kept: bool, waited_seconds: int, marked: bool
+) -> None:
+    rig = Rig(max_rows=1)
+    rig.source.break_connection(session_kept=session_kept)
+    rig.publish(1)
+    rig.pipeline.run_once()
+    rig.stage.finished = Outcome(written=1)
+    rig.clock.advance(waited_seconds)
+    rig.publish(1, b"nonsense")
+    rig.pipeline.run_once()
+    rig.pipeline.run_once()
+    decoded = rig.stage.submitted[0].decoded
+    assert decoded is not None
+    assert [reject.redelivered for reject in decoded.rejects] == [marked]
+
+
+def test_rejects_of_an_ended_connection_may_be_stored_by_another_daemon() -> None:
+    rig = Rig()
+    rig.publish(2, b"nonsense")
+    rig.pipeline.run_once(0.1)  # taken, not yet cut
+    rig.source.break_connection(session_kept=False)
+    rig.clock.advance(1.0)
+    rig.pipeline.run_once(0.1)
+    decoded = rig.stage.submitted[0].decoded
+    assert decoded is not None
+    assert [reject.redelivered for reject in decoded.rejects] == [True, True]
+
+
 def test_a_batch_for_the_spool_is_not_decoded_in_vain() -> None:
     rig = Rig()
     rig.stage.spooling = True
