@@ -9,6 +9,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -121,8 +122,10 @@ class DatabaseSettings(_Section):
     password_file: str = Field("", description="a file that holds the password, in place of password")
     skip_init: bool = Field(False, description="start without checking the schema")
     connect_timeout_seconds: int = Field(5, ge=2, le=120, description="time to wait for a connection")
-    statement_timeout_seconds: float = Field(60.0, gt=0, description="longest time for one statement of a batch")
-    lock_timeout_seconds: float = Field(30.0, gt=0, description="longest wait for a lock on the tables")
+    statement_timeout_seconds: float = Field(
+        60.0, ge=0.1, le=86_400, description="longest time for one statement of a batch"
+    )
+    lock_timeout_seconds: float = Field(30.0, ge=0.1, le=86_400, description="longest wait for a lock on the tables")
     retry_min_seconds: float = Field(0.1, gt=0, le=60, description="first pause before a batch is written again")
     retry_max_seconds: float = Field(15.0, gt=0, le=3600, description="longest pause before a batch is written again")
 
@@ -130,7 +133,22 @@ class DatabaseSettings(_Section):
     def _check(self) -> Self:
         if self.retry_min_seconds > self.retry_max_seconds:
             raise ValueError("retry_min_seconds must not exceed retry_max_seconds")
+        _refuse_bare_password(self.dsn.get_secret_value())
         return self
+
+
+def _refuse_bare_password(dsn: str) -> None:
+    """In a URL whose password holds "@" or "/" as they are, libpq takes the rest of the password for a host, a port or
+    a database, and repeats it in its errors. The message says nothing of what was given."""
+    scheme, _, rest = dsn.strip().partition("://")
+    if scheme not in ("postgresql", "postgres"):
+        return
+    authority, _, path = rest.partition("/")
+    _, has_credentials, hosts = authority.partition("@")
+    if "@" in hosts.partition("?")[0] or (not has_credentials and "@" in path.partition("?")[0]):
+        raise ValueError(
+            'dsn has a user or password with a bare "@" or "/": percent-encode them, @ as %40 and / as %2F'
+        )
 
 
 class BatchSettings(_Section):
@@ -171,8 +189,10 @@ class ExtraSignal(_Section):
 class TelemetrySettings(_Section):
     """What counts as a reading."""
 
-    max_ahead_seconds: float = Field(300.0, ge=0, description="how far a timestamp may lie in the future")
-    max_age_days: float = Field(30.0, ge=0, description="how old a timestamp may be, 0 for any age")
+    max_ahead_seconds: float = Field(
+        300.0, ge=0, le=315_360_000, description="how far a timestamp may lie in the future"
+    )
+    max_age_days: float = Field(30.0, ge=0, le=36_500, description="how old a timestamp may be, 0 for any age")
     max_payload_bytes: int = Field(4_194_304, ge=1_024, le=268_435_455, description="largest payload taken apart")
     max_depth: int = Field(32, ge=2, le=256, description="deepest nesting of a payload")
     limits: dict[str, Limits] = Field(default_factory=dict, description="hard limits by signal")
@@ -282,6 +302,13 @@ class Settings(BaseSettings):
         return self
 
 
+class _TomlFile(TomlConfigSettingsSource):
+    """Some editors put a byte order mark before the first line, which tomllib takes for part of it."""
+
+    def _read_file(self, file_path: Path | Traversable) -> dict[str, Any]:
+        return tomllib.loads(file_path.read_bytes().decode("utf-8-sig"))
+
+
 def load(file: str | Path | None = None, **overrides: Any) -> Settings:
     """Read the settings from ``file`` (None: defaults alone) and the environment.
 
@@ -305,7 +332,7 @@ def load(file: str | Path | None = None, **overrides: Any) -> Settings:
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             if path is None:
                 return init_settings, env_settings
-            return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, path)
+            return init_settings, env_settings, _TomlFile(settings_cls, path)
 
     try:
         return Loaded(**overrides)

@@ -105,6 +105,13 @@ def test_a_secret_can_be_a_file_and_is_never_shown(tmp_path: Path, monkeypatch: 
         ("[mqtt]\nhost = ''", r"mqtt\.host: must not be empty\."),
         ("[mqtt]\nshare_group = 'a/b'", r"mqtt\.share_group: must not contain"),
         ("[mqtt]\nconnect_timeout_seconds = 0", r"mqtt\.connect_timeout_seconds: must be more than 0\."),
+        ("[telemetry]\nmax_ahead_seconds = 1e300", r"telemetry\.max_ahead_seconds: must be at most"),
+        ("[telemetry]\nmax_age_days = 36501", r"telemetry\.max_age_days: must be at most 36500\."),
+        (
+            "[database]\nstatement_timeout_seconds = 1e10",
+            r"database\.statement_timeout_seconds: must be at most 86400\.",
+        ),
+        ("[database]\nlock_timeout_seconds = 0.0001", r"database\.lock_timeout_seconds: must be at least 0\.1\."),
         ("mqtt = 1", r"mqtt: must be a table\."),
         ("[telemetry.extra_signals.x]\nlow = 1", r"telemetry\.extra_signals\.x\.high: is missing\."),
         ("[mqtt]\nport = 70000", r"mqtt\.port"),
@@ -185,6 +192,41 @@ def test_a_wrong_secret_is_not_repeated(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load(toml(tmp_path, "[database]\npassword = ['hunter2']\n"))
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://u:first@second@h/d",
+        "postgres://u:first@sec:ond@127.0.0.1:1/d?sslmode=require",
+        "postgresql://u:fir/second@h/d",
+        "postgresql://u:@second@h",
+    ],
+)
+def test_a_bare_at_in_a_password_is_refused_and_no_part_of_it_shown(dsn: str) -> None:
+    with pytest.raises(ConfigError, match=r"dsn has a user or password with a bare .* as %40") as caught:
+        load(database={"dsn": dsn})
+    assert not any(part in str(caught.value) for part in ("first", "fir/", "second", "sec:ond"))
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://u:se%40cret@h1:1,h2:2/d?options=-c%20a&application_name=a@b",
+        "postgresql:///d?user=a@b&host=@abstract",
+        "host=@abstract user=a@b dbname=d",
+        "postgresql://u:se?cr#t@h/d",
+        "",
+    ],
+)
+def test_other_connection_strings_are_left_to_libpq(dsn: str) -> None:
+    assert load(database={"dsn": dsn}).database.dsn.get_secret_value() == dsn
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "windows.toml"
+    path.write_bytes(b"\xef\xbb\xbf[mqtt]\r\nhost = 'h'\r\n")
+    assert load(path).mqtt.host == "h"
 
 
 @given(st.binary(max_size=200))
