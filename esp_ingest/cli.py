@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from esp_ingest import __version__
 
@@ -12,6 +12,15 @@ if TYPE_CHECKING:
     from esp_ingest.config import Settings
 
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE = 0, 1, 2
+# By name: importing the rooms that define them would cost every command a second.
+_USAGE_ERRORS = {"ConfigError", "RulesError", "ReplayError", "DsnError"}
+# demo/fleet.py has them; a test compares.
+FAULTS = (
+    "gas_lock, pump_off, broken_shaft, dead_head, tubing_leak, overload, motor_hot, vibration, frozen_signal, "
+    "gauge_dropout, trip, stale"
+)
+_TROUBLE = ("malformed", "duplicates", "late", "future")
+_MOST_WORKERS = 64
 
 
 class CommandFailed(Exception):
@@ -20,7 +29,10 @@ class CommandFailed(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``esp-ingest``. Returns the exit code."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if problem := _senseless(arguments):
+        parser.error(problem)
     try:
         command: Callable[[argparse.Namespace], int] = arguments.command
         return command(arguments)
@@ -33,12 +45,44 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.debug:
             raise
         print(f"esp-ingest: {_one_line(error)}", file=sys.stderr)
-        return EXIT_USAGE if type(error).__name__ in ("ConfigError", "RulesError") else EXIT_FAILURE
+        return EXIT_USAGE if type(error).__name__ in _USAGE_ERRORS else EXIT_FAILURE
 
 
 def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(_sentence(error).split()) or type(error).__name__
     return text if len(text) <= 500 else text[:497] + "..."
+
+
+def _sentence(error: Exception) -> str:
+    """What the database says, in a sentence of ours that says what to do."""
+    is_of_the_driver = type(error).__module__.split(".")[0] == "psycopg"
+    if is_of_the_driver or type(error).__name__ in ("StoreUnavailable", "DsnError"):
+        from esp_ingest.store import sqlstate
+
+        return sqlstate.sentence(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{f'{error.filename}: ' if error.filename else ''}{error.strerror}."
+    return str(error)
+
+
+def _senseless(arguments: argparse.Namespace) -> str:
+    """Options that exclude each other, of simulate and demo: which, and why; "" where there are none."""
+    given = set(getattr(arguments, "given", ()))
+    if not hasattr(arguments, "csv") or not hasattr(arguments, "seed"):
+        return ""
+    if arguments.csv is not None:
+        for option in ("wells", "rate", "fault", "fault_after", *(["duration"] if "fault" in arguments else ["seed"])):
+            if option in given:
+                return f"--{option.replace('_', '-')} is of a simulated fleet: leave it out, or leave out --csv"
+        return ""
+    for option in ("speed", "keep_timestamps"):
+        if option in given:
+            return f"--{option.replace('_', '-')} is of a recording: name one with --csv, or leave it out"
+    if "fault_after" in given and not arguments.fault:
+        return "--fault-after needs a --fault"
+    if sum(getattr(arguments, name, 0.0) for name in _TROUBLE) > 1:
+        return f"the shares of {', '.join(f'--{name}' for name in _TROUBLE)} are more than 1 together"
+    return ""
 
 
 def _settings(arguments: argparse.Namespace) -> "Settings":
@@ -54,14 +98,15 @@ def _print(lines: Iterable[str]) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from esp_ingest import daemon
+    from esp_ingest import daemon, workers
 
     settings = _settings(arguments)
+    if arguments.retire:
+        return daemon.run(settings, retire=True)
     if arguments.workers > 1:
-        from esp_ingest import workers
-
         return workers.run(settings, arguments.config, arguments.workers)
-    return daemon.run(settings)
+    with workers.leaving(settings, arguments.config):
+        return daemon.run(settings)
 
 
 def migrate(arguments: argparse.Namespace) -> int:
@@ -75,11 +120,14 @@ def check(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
     from esp_ingest import check as checks
 
-    fine = True
+    wrong = []
     for line in checks.run(settings):
-        fine = fine and line.ok
-        print(line)
-    return EXIT_OK if fine else EXIT_FAILURE
+        print(line, flush=True)
+        if not line.ok:
+            wrong.append(line.subject)
+    if not wrong:
+        return EXIT_OK
+    return EXIT_USAGE if "configuration" in wrong else EXIT_FAILURE
 
 
 def simulate(arguments: argparse.Namespace) -> int:
@@ -116,6 +164,27 @@ def alarms(arguments: argparse.Namespace) -> int:
     return commands.run_alarms(settings, arguments)
 
 
+class _Given(argparse.Action):
+    """Stores, and notes that the option was given: a default is no wish."""
+
+    def __call__(
+        self, _parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, _option: str | None = None
+    ) -> None:
+        if self.dest == "fault":
+            values = [*namespace.fault, values]
+        setattr(namespace, self.dest, values if self.nargs != 0 else True)
+        namespace.given = [*getattr(namespace, "given", ()), self.dest]
+
+
+class _Refused(argparse.Action):
+    """An option that every other command has."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, _namespace: object, _values: object, _option: str | None = None
+    ) -> None:
+        parser.error("the demo brings its own settings: leave out --config")
+
+
 class _Parser(argparse.ArgumentParser):
     """Wrong usage is one sentence too."""
 
@@ -125,29 +194,42 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    common = _Parser(add_help=False)
+    bare = _Parser(add_help=False)
+    bare.add_argument("--debug", action="store_true", help="show a traceback when a command fails")
+    common = _Parser(add_help=False, parents=[bare])
     common.add_argument(
         "--config", type=Path, metavar="FILE", help="TOML file with settings (default: built-in defaults)"
     )
-    common.add_argument("--debug", action="store_true", help="show a traceback when a command fails")
     parser = _Parser(prog="esp-ingest", description="The daemon between electric submersible pumps and TimescaleDB.")
     parser.add_argument("--version", action="version", version=f"esp-ingest {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
 
-    def add(name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        sub: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, parents=[common])
+    def add(
+        name: str, command: Callable[[argparse.Namespace], int], text: str, parent: _Parser = common
+    ) -> argparse.ArgumentParser:
+        sub: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, parents=[parent])
         sub.set_defaults(command=command)
         return sub
 
     daemon = add("run", run, "the daemon: subscribe, store, diagnose; SIGTERM drains")
-    daemon.add_argument("--workers", type=_count, default=1, metavar="N", help="processes that share the work (MQTT 5)")
+    daemon.add_argument(
+        "--workers",
+        type=_workers,
+        default=1,
+        metavar="N",
+        help="processes that share the work through a share group (MQTT 5). Worker 0 answers on http.port, worker K on "
+        "http.port + K. One of them runs the diagnostic rules for all, some seconds behind, from the table "
+        "(docs/operations.md). After fewer or more workers than before, those that are no longer there are emptied "
+        "and leave the broker by themselves",
+    )
+    daemon.add_argument("--retire", action="store_true", help=argparse.SUPPRESS)  # what workers.py starts to that end
     migration = add("migrate", migrate, "bring the database to the newest schema")
     migration.add_argument(
         "--adopt", action="store_true", help="apply what was left out before TimescaleDB was there; locks the tables"
     )
     add("check", check, "configuration, broker, database and schema, a line each")
     _add_simulate(add("simulate", simulate, "be a fleet of ESP controllers, or replay a recording"))
-    _add_demo(add("demo", demo, "all of it on this machine: embedded broker and database, a fleet with faults"))
+    _add_demo(add("demo", demo, "all of it on this machine: embedded broker and database, a fleet with faults", bare))
     _add_rejects(add("rejects", rejects, "list, show and replay what was rejected"), common)
     _add_rules(add("rules", rules, "check, explain and try the diagnostic rules"), common)
     _add_alarms(add("alarms", alarms, "list, acknowledge and shelve alarms"), common)
@@ -155,43 +237,74 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_simulate(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--wells", type=_count, default=10, metavar="N", help="wells in the fleet (10)")
-    sub.add_argument("--rate", type=_rate, default=1.0, metavar="HZ", help="readings a second and well (1)")
-    sub.add_argument("--duration", type=_seconds, default=60.0, metavar="S", help="seconds to run (60)")
-    sub.add_argument("--fault", action="append", default=[], metavar="NAME", help="fault to show; may be repeated")
+    _add_fleet(sub, wells=10)
     sub.add_argument(
-        "--fault-after", type=_seconds, default=0.0, metavar="S", help="seconds until the fault sets in (0)"
+        "--fault", action=_Given, default=[], metavar="NAME", help=f"fault to show; may be repeated: {FAULTS}"
     )
-    sub.add_argument("--seed", type=int, default=1, help="the same seed gives the same fleet (1)")
-    sub.add_argument("--csv", type=Path, metavar="FILE", help="replay this recording instead of simulating")
-    sub.add_argument("--speed", type=_seconds, default=1.0, metavar="X", help="times real time; 0: as fast as possible")
-    sub.add_argument("--keep-timestamps", action="store_true", help="replay with the recording's own timestamps")
-    for name in ("malformed", "duplicates", "late", "future"):
+    sub.add_argument(
+        "--fault-after",
+        action=_Given,
+        type=_seconds,
+        default=0.0,
+        metavar="S",
+        help="seconds until the fault sets in (0)",
+    )
+    sub.add_argument(
+        "--speed",
+        action=_Given,
+        type=_seconds,
+        default=1.0,
+        metavar="X",
+        help="times real time; 0: as fast as possible",
+    )
+    sub.add_argument(
+        "--keep-timestamps",
+        action=_Given,
+        nargs=0,
+        default=False,
+        help="replay with the recording's own timestamps",
+    )
+    for name in _TROUBLE:
         sub.add_argument(
             f"--{name}", type=_share, default=0.0, metavar="SHARE", help=f"share of {name} messages, 0 to 1"
         )
 
 
 def _add_demo(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--duration", type=_seconds, default=60.0, metavar="S", help="seconds to run (60)")
-    sub.add_argument("--wells", type=_count, default=12, metavar="N", help="wells in the fleet (12)")
-    sub.add_argument("--rate", type=_rate, default=1.0, metavar="HZ", help="readings a second and well (1)")
-    sub.add_argument("--seed", type=int, default=1, help="the same seed gives the same fleet (1)")
+    sub.add_argument("--config", action=_Refused, help=argparse.SUPPRESS)
+    _add_fleet(sub, wells=12)
+    sub.add_argument(
+        "--json",
+        action="store_true",
+        help="print a last line of totals as JSON: messages published; readings written; duplicates; rejected; "
+        "diagnostics, the occurrences raised",
+    )
+
+
+def _add_fleet(sub: argparse.ArgumentParser, wells: int) -> None:
+    fleet = (
+        ("--wells", _count, wells, "N", f"wells in the fleet ({wells})"),
+        ("--rate", _rate, 1.0, "HZ", "readings a second and well (1)"),
+        ("--duration", _seconds, 60.0, "S", "seconds to run (60)"),
+        ("--seed", _seed, 1, "N", "the same seed gives the same fleet (1)"),
+    )
+    for name, kind, default, metavar, text in fleet:
+        sub.add_argument(name, action=_Given, type=kind, default=default, metavar=metavar, help=text)
     sub.add_argument("--csv", type=Path, metavar="FILE", help="replay this recording instead of simulating")
-    sub.add_argument("--json", action="store_true", help="print a last line of totals as JSON")
 
 
 def _add_rejects(sub: argparse.ArgumentParser, common: _Parser) -> None:
     actions = sub.add_subparsers(metavar="ACTION", required=True, dest="action", parser_class=_Parser)
     for name, text in (("list", "a line a reject, newest first"), ("replay", "put them through the pipeline again")):
         action = actions.add_parser(name, help=text, description=text, parents=[common])
-        action.add_argument("--reason", help="only this reason")
+        action.add_argument("--reason", help="only this reason, such as invalid_json (docs/payloads.md has all)")
         action.add_argument("--topic", help="only this topic; * stands for any text")
         action.add_argument("--since", metavar="TIME", help="received at or after, RFC 3339 or an age such as 2h or 7d")
         action.add_argument("--until", metavar="TIME", help="received before")
-        action.add_argument("--limit", type=_count, default=100 if name == "list" else 1_000_000, metavar="N")
+        most = 100 if name == "list" else 1_000_000
+        action.add_argument("--limit", type=_count, default=most, metavar="N", help=f"at most so many ({most})")
         if name == "replay":
-            action.add_argument("--id", help="only this reject")
+            action.add_argument("--id", help="only this reject, as printed by list")
             action.add_argument("--dry-run", action="store_true", help="say what would become of them, store nothing")
     show = actions.add_parser("show", help="one reject in full", description="one reject in full", parents=[common])
     show.add_argument("id", help="as printed by list")
@@ -199,38 +312,41 @@ def _add_rejects(sub: argparse.ArgumentParser, common: _Parser) -> None:
 
 def _add_rules(sub: argparse.ArgumentParser, common: _Parser) -> None:
     actions = sub.add_subparsers(metavar="ACTION", required=True, dest="action", parser_class=_Parser)
-    check_text = "read the rules and say what is wrong or odd in them"
-    check_action = actions.add_parser("check", help=check_text, description=check_text, parents=[common])
-    check_action.add_argument("--rules", type=Path, metavar="FILE", help="rules file (default: diagnostics.rules_file)")
-    explain = actions.add_parser("explain", help="a rule in words, with a well's limits", parents=[common])
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        action: argparse.ArgumentParser = actions.add_parser(name, help=text, description=text, parents=[common])
+        action.add_argument("--rules", type=Path, metavar="FILE", help="rules file (default: diagnostics.rules_file)")
+        return action
+
+    add("check", "read the rules and say what is wrong or odd in them")
+    explain = add("explain", "a rule in words, with a well's limits")
     explain.add_argument("diagnosis", nargs="?", help="the rule; all when left out")
     explain.add_argument("--well", help="with this well's limits")
-    explain.add_argument("--rules", type=Path, metavar="FILE")
-    test = actions.add_parser("test", help="run the rules without writing, and print the occurrences", parents=[common])
+    test = add("test", "run the rules without writing, and print the occurrences")
     test.add_argument("--csv", type=Path, metavar="FILE", help="over a recording")
     test.add_argument("--since", metavar="TIME", help="over the database from this time, RFC 3339 or an age such as 7d")
-    test.add_argument("--until", metavar="TIME")
+    test.add_argument("--until", metavar="TIME", help="up to this time (now)")
     test.add_argument("--well", help="only this well")
-    test.add_argument("--rules", type=Path, metavar="FILE")
     test.add_argument("--json", action="store_true", help="an occurrence a line as JSON")
 
 
 def _add_alarms(sub: argparse.ArgumentParser, common: _Parser) -> None:
     actions = sub.add_subparsers(metavar="ACTION", required=True, dest="action", parser_class=_Parser)
-    listing = actions.add_parser("list", help="open alarms, the gravest first", parents=[common])
-    listing.add_argument("--well")
+    text = "open alarms, the gravest first"
+    listing = actions.add_parser("list", help=text, description=text, parents=[common])
+    listing.add_argument("--well", help="only of this well")
     listing.add_argument("--all", action="store_true", help="cleared and shelved ones too")
-    listing.add_argument("--json", action="store_true")
+    listing.add_argument("--json", action="store_true", help="an alarm a line as JSON")
     for name, text in (
         ("ack", "acknowledge an alarm"),
         ("shelve", "silence a diagnosis of a well for a time"),
         ("unshelve", "end a shelving"),
     ):
         action = actions.add_parser(name, help=text, description=text, parents=[common])
-        action.add_argument("well")
-        action.add_argument("diagnosis")
-        action.add_argument("--by", required=True, help="who")
-        action.add_argument("--why", default="", help="the reason, kept")
+        action.add_argument("well", help="well id, as `alarms list` prints it")
+        action.add_argument("diagnosis", help="name of the rule, such as gas_lock (`rules explain` has all)")
+        action.add_argument("--by", required=True, help="who does it")
+        action.add_argument("--why", default="", help="the reason, kept" + (", required" if name == "shelve" else ""))
         if name == "shelve":
             action.add_argument("--for", required=True, dest="duration", metavar="DURATION", help="such as 8h or 3d")
 
@@ -255,6 +371,19 @@ def _rate(text: str) -> float:
 
 def _share(text: str) -> float:
     return _number(text, 0, 1, "a share from 0 to 1")
+
+
+def _seed(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
+
+
+def _workers(text: str) -> int:
+    number = _count(text)
+    if number > _MOST_WORKERS:
+        raise argparse.ArgumentTypeError(f"{text!r} workers are more than {_MOST_WORKERS}")
+    return number
 
 
 def _count(text: str) -> int:

@@ -3,6 +3,7 @@
 The health port answers first, before anything heavy is loaded; broker and database may come whenever they like.
 """
 
+import contextlib
 import gc
 import logging
 import os
@@ -10,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -37,11 +39,15 @@ log = logging.getLogger(__name__)
 _COLLECT_EVERY = 200_000  # new container objects between two collections of the youngest generation
 _SWITCH_SECONDS = 0.001  # a health check waits so long at most for the interpreter, not the default five times that
 _LAST_PUBLISH_SECONDS = 3.0  # after the last batch; what stays in the outbox goes out after the next start
+_QUIET_SECONDS = 5.0  # who leaves a share group for good waits so long for the last message that was dealt to it
 _OBSERVE_SECONDS = 0.5  # how often gauges, health and the watchdog are brought up to date
 
 
-def run(settings: Settings) -> int:
-    """Run until SIGTERM or SIGINT. Returns the exit code: 0 when all that was held is safe, 1 otherwise."""
+def run(settings: Settings, *, retire: bool = False) -> int:
+    """Run until SIGTERM or SIGINT. Returns the exit code: 0 when all that was held is safe, 1 otherwise.
+
+    ``retire``: take what the session and the spool hold, nothing new, and when that is done end the session, remove the
+    spool's files and return."""
     logs.configure(settings.log)
     sys.setswitchinterval(_SWITCH_SECONDS)
     clock = SystemClock()
@@ -51,9 +57,10 @@ def run(settings: Settings) -> int:
     health = Health(clock, settings.service)
     http = HttpServer(settings.http, health, metrics)
     http.start()
-    log.info("started", extra={"http_port": http.port, "pid": os.getpid()})
     try:
-        return Daemon(settings, clock, metrics, health, signals).run()
+        daemon = Daemon(settings, clock, metrics, health, signals)
+        log.info("started", extra={"http_port": http.port, "pid": os.getpid()})
+        return daemon.retire() if retire else daemon.run()
     finally:
         http.stop()
 
@@ -190,8 +197,33 @@ class Daemon:
         outbox = PostgresOutbox(settings.database)
         return Publisher(outbox, self._source.publish, settings.mqtt.topic_root, self._clock, self._metrics)
 
-    def run(self) -> int:
-        """Start, run the pipeline in this thread, and drain."""
+    def retire(self) -> int:
+        """Leave for good: see :func:`run`."""
+        self._source.stop_subscribing()
+        self._quiet_since = self._clock.monotonic()
+        code = self.run(self._has_left)
+        if code or self._signals.stopping:
+            return code
+        if self._stage.spooling:
+            log.error("the spool is not empty yet; it is tried again at the next start")
+            return 1
+        if not self._source.forget_session():
+            log.error("the session could not be ended at the broker; it is tried again at the next start")
+            return 1
+        if self._spool is not None:
+            _remove_spool(self._spool.folder)
+        log.info("left for good")
+        return 0
+
+    def _has_left(self) -> bool:
+        """The broker deals nothing more to this session, and for a while there has been nothing of it to store."""
+        now = self._clock.monotonic()
+        if not self._source.has_left or self._source.unacked() or self._stage.spooling:
+            self._quiet_since = now
+        return now - self._quiet_since >= _QUIET_SECONDS
+
+    def run(self, is_over: Callable[[], bool] = lambda: False) -> int:
+        """Start, run the pipeline in this thread until it is over or a signal asks to stop, and drain."""
         _spare_the_collector()
         self._writer.start()
         self._source.start()
@@ -199,7 +231,7 @@ class Daemon:
             if thread is not None:
                 thread.start()
         try:
-            self._pipeline.run(lambda: self._signals.stopping)
+            self._pipeline.run(lambda: self._signals.stopping or is_over())
             return 0 if self._drain() else 1
         except Exception:
             log.exception("the pipeline ended")
@@ -288,6 +320,14 @@ class Daemon:
     def _note_set_aside(self, report: "SetAside") -> None:
         self._metrics.spool_set_aside.inc(max(report.lost, 1))
         log.error("spool damage set aside", extra=asdict(report))
+
+
+def _remove_spool(folder: Path) -> None:
+    """What an emptied spool and an ended session leave. Damaged files that were set aside stay, and the folder then."""
+    for path in (*folder.glob("mqtt-session-*"), *folder.glob("segment-*"), folder / "lock"):
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _spare_the_collector() -> None:

@@ -202,6 +202,12 @@ class MqttSource:
         link = self._link
         return self.connected and link.has_left and not link.unsubscribing and not self._record.filters
 
+    @property
+    def has_left(self) -> bool:
+        """After :meth:`stop_subscribing`: connected, and the broker has confirmed that it deals nothing new."""
+        link = self._link
+        return self.connected and link.has_left and not link.unsubscribing and not self._record.filters
+
     def forget_session(self) -> bool:
         """Close, and end the session on the broker with all that it holds: its subscriptions and its queue. For a
         member that leaves a share group for good, to which the broker would deal messages for as long as the session
