@@ -1,5 +1,6 @@
 """`esp-ingest check`: configuration, broker, database, schema and what this database can do, a line each."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -18,18 +19,32 @@ class Line(NamedTuple):
     subject: str
     ok: bool
     detail: str
+    is_note: bool = False  # neither well nor wrong: what this database is able to do
 
     def __str__(self) -> str:
-        return f"{self.subject:<14} {'ok  ' if self.ok else 'FAIL'}  {self.detail}"
+        state = "FAIL" if not self.ok else "note" if self.is_note else "ok  "
+        return f"{self.subject:<14} {state}  {self.detail}"
 
 
 def run(settings: Settings) -> Iterator[Line]:
     """Look at everything, even where something before it failed. Reads only."""
-    yield Line("configuration", True, "valid")
+    logging.getLogger("esp_ingest").addHandler(logging.NullHandler())  # what is wrong is said in a line, once
+    yield _configuration(settings)
     yield _rules(settings)
     yield _spool(settings)
     yield _broker(settings, SystemClock())
     yield from _database(settings)
+
+
+def _configuration(settings: Settings) -> Line:
+    """What the settings alone cannot tell."""
+    from esp_ingest.store.connection import DsnError, conninfo
+
+    try:
+        conninfo(settings.database)
+    except DsnError as error:
+        return Line("configuration", False, f"{error}.")
+    return Line("configuration", True, "valid")
 
 
 def _rules(settings: Settings) -> Line:
@@ -52,13 +67,15 @@ def _spool(settings: Settings) -> Line:
     where = folder
     while not where.exists():
         where = where.parent
+    if not where.is_dir():
+        return Line("spool", False, f"{where} is no folder: set spool.path to a writable folder.")
     try:
         probe = where / ".esp-ingest-check"
         probe.touch()
         probe.unlink()
     except OSError as error:
         return Line(
-            "spool", False, f"{folder} cannot be written ({error.strerror}): set spool.path to a folder of ours."
+            "spool", False, f"{folder} cannot be written ({error.strerror}): set spool.path to a writable folder."
         )
     return Line("spool", True, str(folder))
 
@@ -94,4 +111,4 @@ def _database(settings: Settings) -> Iterator[Line]:
     yield Line("database", True, "reachable")
     yield Line("schema", schema.ok, schema.detail)
     for text in capabilities.lines():
-        yield Line("capability", True, text)
+        yield Line("capability", True, text, is_note=True)

@@ -54,6 +54,8 @@ def run_demo(arguments: argparse.Namespace) -> int:
     """The command. Reads duration (s), wells, rate (Hz), seed, csv and json from ``arguments``.
 
     Returns 0 when everything adds up, after Ctrl-C too; 1 otherwise. Raises EmbeddedError and ReplayError."""
+    if arguments.csv is not None:
+        replay.read(arguments.csv)  # one that cannot be used is found before anything starts
     clock = SystemClock()
     stop = _Stop()
     started = clock.monotonic()

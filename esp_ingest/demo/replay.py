@@ -14,16 +14,19 @@ import csv
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
+from esp_ingest.config import WELL_ID_PATTERN
 from esp_ingest.telemetry.timestamps import NO_TIME, parse_rfc3339
 
 PASCAL_PER_PSI = 6_894.757293168361  # 1 lbf/in²: 0.45359237 kg · 9.80665 m/s² / (0.0254 m)²
 _JSON_NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?", re.ASCII)
+_WELL_ID = re.compile(WELL_ID_PATTERN)
 _EPOCH = datetime(1970, 1, 1)  # naive, so that isoformat() writes no offset: it is UTC throughout
 
 
@@ -95,8 +98,11 @@ def read(path: Path) -> Recording:
             header = next(rows, [])
             read_row = _reader_of(path, header)
             parsed = [read_row(number, row) for number, row in enumerate(rows, 2) if row]
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise ReplayError(f"The recording {path} cannot be read: {error}.") from None
+    except UnicodeDecodeError:
+        raise ReplayError(f"The recording {path} cannot be read: it is not UTF-8 text.") from None
+    except (OSError, EOFError, csv.Error, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        raise ReplayError(f"The recording {path} cannot be read: {reason}.") from None
     if not parsed:
         raise ReplayError(f"The recording {path} holds no rows.")
     parsed.sort(key=lambda row: row[0])  # stable: rows of one time stay in the file's order
@@ -126,6 +132,10 @@ def _reader_of(path: Path, header: list[str]) -> Callable[[int, list[str]], _Row
         time_us = _time(row[time_at], clock)
         if time_us == NO_TIME:
             raise ReplayError(f"Line {line} of {path}: {row[time_at]!r} is no {clock}.")
+        if not _WELL_ID.fullmatch(row[well_at]):
+            raise ReplayError(
+                f"Line {line} of {path}: {row[well_at][:80]!r} is no well id (letters, digits, . _ -, at most 64)."
+            )
         parts = [f', "well_id": {json.dumps(row[well_at])}']
         for at, name in columns:
             if row[at]:

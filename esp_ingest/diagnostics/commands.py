@@ -74,6 +74,11 @@ def _spaced(text: str) -> str:
 def _ack(connection: Connection, request: Request) -> Iterator[str]:
     changed = alarms.acknowledge(connection, request)
     if not changed:
+        _must_exist(connection, request)
+        if not alarms.knows(connection, request.well_id, request.diagnosis)[1]:
+            raise LookupError(
+                f"{request.diagnosis} has never been raised at {request.well_id}: see `esp-ingest alarms list --all`."
+            )
         raise LookupError(
             f"Nothing of {request.diagnosis} at {request.well_id} waits to be acknowledged: "
             "see `esp-ingest alarms list --all`."

@@ -131,7 +131,7 @@ def new_client(
 def _connect_properties(settings: MqttSettings) -> Properties:
     """How long the broker keeps the session, and our window. The topic alias maximum stays unset: no aliases, since
     the packet walk does not resolve them."""
-    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho leaves it unannotated
     properties.SessionExpiryInterval = settings.session_expiry_seconds
     properties.ReceiveMaximum = settings.receive_maximum
     return properties
@@ -141,5 +141,16 @@ def _set_tls(client: BulkClient, settings: MqttSettings) -> None:
     try:
         client.tls_set(settings.ca_file or None, settings.cert_file or None, settings.key_file or None)
     except (OSError, ValueError) as error:
-        files = ", ".join(each for each in (settings.ca_file, settings.cert_file, settings.key_file) if each)
-        raise ConfigError(f"Setting mqtt.ca_file, cert_file or key_file: {files} cannot be used ({error}).") from None
+        raise ConfigError(_tls_problem(settings, error)) from None
+
+
+def _tls_problem(settings: MqttSettings, error: OSError | ValueError) -> str:
+    names = [name for name in ("ca_file", "cert_file", "key_file") if getattr(settings, name)]
+    for name in names:
+        try:
+            Path(getattr(settings, name)).read_bytes()
+        except OSError as unread:
+            return f"Setting mqtt.{name}: {getattr(settings, name)} cannot be read ({unread.strerror})."
+    reason = getattr(error, "strerror", None) or str(error)
+    files = ", ".join(f"mqtt.{name}" for name in names)
+    return f"Setting {files}: these are no PEM certificates and key that belong together ({reason})."

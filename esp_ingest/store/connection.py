@@ -39,6 +39,10 @@ class ImpatientConnection(Connection):
             raise
 
 
+class DsnError(StoreUnavailable):
+    """database.dsn is no connection string: trying again changes nothing."""
+
+
 class ServerSilent(psycopg.OperationalError):
     """The server took longer than it said it would allow itself."""
 
@@ -63,12 +67,14 @@ def _impatient(gen: PQGen[RV], looks: int) -> PQGen[RV]:
 def conninfo(settings: DatabaseSettings) -> str:
     """The libpq connection string for ``settings``. What the DSN itself says wins over our defaults.
 
-    Raises StoreUnavailable where the DSN cannot be parsed."""
+    Raises DsnError where the DSN cannot be parsed."""
     try:
         given = conninfo_to_dict(settings.dsn.get_secret_value())
     except psycopg.ProgrammingError:
         # psycopg's message repeats the string, and with it the password.
-        raise StoreUnavailable("database.dsn is not a connection string", "write it as postgresql://…") from None
+        raise DsnError(
+            "database.dsn is not a connection string", "write it as postgresql://user@host:5432/database"
+        ) from None
     ours: dict[str, Any] = {
         "connect_timeout": settings.connect_timeout_seconds,
         "application_name": APPLICATION_NAME,
@@ -99,7 +105,7 @@ def connect(settings: DatabaseSettings, *, autocommit: bool = False, patient: bo
     try:
         connection = ImpatientConnection.connect(info, autocommit=True, prepare_threshold=None)
     except psycopg.Error as error:
-        raise sqlstate.unavailable(error) from None
+        raise _unreachable(settings, error) from None
     if not patient:
         connection.silence_seconds = settings.statement_timeout_seconds + _ANSWER_GRACE_SECONDS
     try:
@@ -113,3 +119,11 @@ def connect(settings: DatabaseSettings, *, autocommit: bool = False, patient: bo
         connection.close()
         raise sqlstate.unavailable(error) from None
     return connection
+
+
+def _unreachable(settings: DatabaseSettings, error: psycopg.Error) -> StoreUnavailable:
+    """Who set no DSN has usually forgotten it, and libpq tried a socket of this machine."""
+    said = sqlstate.unavailable(error)
+    if settings.dsn.get_secret_value():
+        return said
+    return StoreUnavailable(said.reason, f"{said.detail} (database.dsn, ESP_INGEST_DATABASE__DSN, is empty)")

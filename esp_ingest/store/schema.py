@@ -369,8 +369,8 @@ def check_database(settings: DatabaseSettings) -> tuple[SchemaCheck, Capabilitie
         with connect(settings, autocommit=True) as connection:
             return check_schema(connection), capabilities(connection)
     except StoreUnavailable as error:
-        return SchemaCheck("unreachable", f"The database cannot be used: {error}."), None
+        return SchemaCheck("unreachable", sqlstate.sentence(error)), None
     except psycopg.Error as error:
-        return SchemaCheck("unreachable", f"The database cannot be used: {sqlstate.unavailable(error)}."), None
+        return SchemaCheck("unreachable", sqlstate.sentence(error)), None
     except SchemaError as error:
         return SchemaCheck("unusable", str(error)), None

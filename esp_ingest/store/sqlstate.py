@@ -116,6 +116,8 @@ _CONNECT_HINTS = (
     ("starting up", RULES["57P03"]),
     ("shutting down", RULES["57P01"]),
     ("could not translate host name", Decision(_T, "the database's host name does not resolve")),
+    ("invalid port number", Decision(_O, "database.dsn holds a value that cannot be used")),
+    ("invalid sslmode value", Decision(_O, "database.dsn holds a value that cannot be used")),
     ("refused", Decision(_T, "the database does not answer at its address")),
 )
 
@@ -128,3 +130,25 @@ def unavailable(error: BaseException) -> StoreUnavailable:
     """``error`` as the seam's exception: the fixed reason, and the first line of the database's own words."""
     lines = str(error).strip().splitlines()
     return StoreUnavailable(decide(error).reason, lines[0] if lines else type(error).__name__)
+
+
+_SET_DSN = "start it, or set database.dsn (ESP_INGEST_DATABASE__DSN)"
+# What an operator at a terminal can do, by reason; a daemon tries again, and its runbooks say more.
+_ADVICE = {
+    NO_ANSWER.reason: _SET_DSN,
+    "the database does not answer at its address": _SET_DSN,
+    "the database's host name does not resolve": "set database.dsn (ESP_INGEST_DATABASE__DSN)",
+    RULES["28"].reason: "check user and password in database.dsn, database.password or database.password_file",
+    RULES["3D"].reason: "create it, or name another in database.dsn",
+    RULES["42501"].reason: "log in as the owner of the tables, or have him grant it",
+}
+
+
+def sentence(error: BaseException) -> str:
+    """An error of psycopg, or the seam's, for somebody at a terminal: what is wrong, and what to do."""
+    said = error if isinstance(error, StoreUnavailable) else unavailable(error)
+    is_a_key = said.reason.startswith("database.")  # the name of a setting stays as it is written
+    reason = said.reason if is_a_key else f"{said.reason[:1].upper()}{said.reason[1:]}"
+    advice = _ADVICE.get(said.reason, "")
+    text = f"{reason} ({said.detail.rstrip('.')})" if said.detail else reason
+    return f"{text}: {advice}." if advice else f"{text}."

@@ -353,6 +353,8 @@ def test_a_moved_recording_ends_now_and_is_never_ahead(tmp_path: Path, speed: fl
         ("timestamp,well_id,pip\n2013-06-04,W1,2\n", "Line 2 .*'2013-06-04' is no timestamp"),
         ("epoch_s,well_id,pip\n1.5,W1,2\n", "Line 2 .* is no epoch_s"),
         ("timestamp,well_id,pip\n2013-06-04T06:00:00Z,W1\n", "Line 2 .* has 2 cells"),
+        ("timestamp,well_id,pip\n2013-06-04T06:00:00Z,a/b,1\n", r"Line 2 of .*wells.csv: 'a/b' is no well id"),
+        ("timestamp,well_id,pip\n2013-06-04T06:00:00Z,,1\n", "Line 2 .* is no well id"),
     ],
 )
 def test_a_recording_that_cannot_be_used_is_one_sentence(tmp_path: Path, text: str, complaint: str) -> None:
@@ -363,8 +365,12 @@ def test_a_recording_that_cannot_be_used_is_one_sentence(tmp_path: Path, text: s
 
 
 def test_a_missing_or_torn_recording(tmp_path: Path) -> None:
-    with pytest.raises(replay.ReplayError, match="cannot be read"):
+    with pytest.raises(replay.ReplayError, match=r"none.csv cannot be read: No such file or directory\.$"):
         replay.read(tmp_path / "none.csv")
+    binary = tmp_path / "binary.csv"
+    binary.write_bytes(b"\xff\xfe")
+    with pytest.raises(replay.ReplayError, match="it is not UTF-8 text"):
+        replay.read(binary)
     torn = tmp_path / "torn.csv.gz"
     torn.write_bytes(gzip.compress(random.Random(1).randbytes(10_000))[:5_000])
     with pytest.raises(replay.ReplayError, match="cannot be read"):
