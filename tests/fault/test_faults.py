@@ -65,13 +65,29 @@ def test_commit_answer_lost(rig: Rig) -> None:
     """The outcome of a commit is unknown: the connection goes after the commit and before its answer."""
     rig.start_daemon()
     rig.publish()
-    for _ in range(5):
+    for _ in range(4):
         before = rig.to_database.connections_total
         after_a_batch_commits(rig, lambda: rig.to_database.cut("rst"))
         rig.await_new_connection(rig.to_database, before)
     rig.healed()
     rig.finish()
     assert rig.duplicates > 0, "what was committed without its knowing was written again"
+
+
+def test_commit_lost(rig: Rig) -> None:
+    """The other way its outcome is unknown: the database never hears of it."""
+    rig.start_daemon()
+    rig.publish()
+    for _ in range(4):
+        before = rig.to_database.connections_total
+        rig.to_database.watch(
+            COPY_HEADER,
+            "up",
+            lambda: rig.to_database.watch(b"COMMIT\0", "up", lambda: rig.to_database.cut("rst")),
+        )
+        rig.await_new_connection(rig.to_database, before)
+    rig.healed()
+    rig.finish()
 
 
 def test_database_connection_cut_mid_packet(rig: Rig) -> None:
@@ -143,8 +159,11 @@ def test_killed_while_spooling_and_draining(rig: Rig) -> None:
         rig.kill_daemon()
         rig.start_daemon(wait=False)
         rig.await_that(lambda: rig.health("live")[0] == 200, "live without a database", 10)
+    rig.to_database.watch(COPY_HEADER, "up", rig.kill_daemon)  # the first piece that is drained
     rig.database.server.launch()
-    for _ in range(3):
+    rig.await_that(lambda: rig.daemon is not None and not rig.daemon.running, "killed while draining", 20)
+    rig.start_daemon(wait=False)
+    for _ in range(2):
         time.sleep(rig.random.uniform(0.1, 0.8))
         rig.kill_daemon()
         rig.start_daemon(wait=False)
