@@ -2,7 +2,7 @@
 contract suite (tests/…/contract_*.py): Clock (service/clock.py), Source (mqtt/source.py), Store (store/writer.py) and
 Metrics (service/metrics.py, whose fake is the same class on a private registry)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -78,6 +78,10 @@ class WriteResult:
     path: str = "direct"
 
 
+# What the rules make of a batch: rows of occurrences, and checkpoints of their state.
+Findings = tuple[Sequence[DiagnosticRow], Sequence[Checkpoint]]
+
+
 class Store(Protocol):
     """The database. Called from one thread at a time."""
 
@@ -88,11 +92,15 @@ class Store(Protocol):
         diagnostics: Sequence[DiagnosticRow],
         checkpoints: Sequence[Checkpoint] = (),
         cursor_us: tuple[int, int] | None = None,
+        diagnose: Callable[[], Findings] | None = None,
     ) -> WriteResult:
         """Store all of it in one transaction, or nothing. Writing the same again stores nothing twice.
 
         ``cursor_us``: where the rules that follow the table stood and now stand; StoreUnavailable where they do not
         stand there, because another daemon has moved them.
+
+        ``diagnose`` is called once at most, when the readings are on their way, so that the rules run while the
+        database reads; what it finds is stored too. It must not raise. An error may come before it was called.
 
         Raises StoreUnavailable where it makes sense to try again; never raises for bad data."""
         ...

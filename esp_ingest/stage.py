@@ -13,19 +13,20 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
 from esp_ingest.config import Settings
 from esp_ingest.diagnostics.service import Diagnosis
-from esp_ingest.seams import Clock, Store, StoreUnavailable, WriteResult
+from esp_ingest.seams import Clock, Findings, Store, StoreUnavailable, WriteResult
 from esp_ingest.service.log import Repeated
 from esp_ingest.service.metrics import Metrics
 from esp_ingest.store.spool import Spool, SpoolError, SpoolFull
 from esp_ingest.telemetry.model import Decoded, Delivery, Readings, Reject, RejectReason
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _DRAIN_STEPS = 2  # pieces of the spool drained for each batch that arrives: the backlog shrinks even at full load
 _PING_SECONDS = 5.0  # an idle stage asks this often whether the database is still there
@@ -159,7 +160,7 @@ class Stage:
         try:
             diagnosis = self._diagnostics.maintain()
             if diagnosis is not None:
-                self._write(Decoded(Readings.empty(), []), diagnosis)
+                self._write_diagnosis(self._diagnostics, diagnosis)
         except StoreUnavailable as error:
             self._outage.failed(error)
         except Exception as error:  # they advise; they never stop the writer
@@ -175,7 +176,7 @@ class Stage:
         deadline = self._clock.monotonic() + _FINISH_SECONDS
         try:
             for diagnosis in self._diagnostics.finish():
-                self._write(Decoded(Readings.empty(), []), diagnosis)
+                self._write_diagnosis(self._diagnostics, diagnosis)
                 self._beat()
                 if self._clock.monotonic() >= deadline:
                     break
@@ -300,7 +301,7 @@ class Stage:
     def _store_once(self, decoded: Decoded) -> Outcome:
         """One transaction: readings, rejects and what the rules made of the readings."""
         started = self._clock.monotonic()
-        result = self._write(decoded, self._evaluate(decoded.readings))
+        result = self._write_batch(decoded)
         self._outage.ended()
         settled = result.written + result.duplicates + result.rejected
         if settled != decoded.items:
@@ -309,27 +310,50 @@ class Stage:
         self._count(decoded, result, self._clock.monotonic() - started)
         return Outcome(result.written, result.duplicates, result.rejected, 0, [decoded.readings])
 
-    def _write(self, decoded: Decoded, diagnosis: Diagnosis | None) -> WriteResult:
-        """The transaction; the state of the rules advances with it or stays where it was."""
-        if self._diagnostics is None or diagnosis is None:
-            return self._store.write(decoded.readings, decoded.rejects, ())
+    def _write_batch(self, decoded: Decoded) -> WriteResult:
+        """The transaction of a batch. The rules run in the middle of it, while the database reads; their state advances
+        with it or stays where it was."""
+        diagnostics, readings = self._diagnostics, decoded.readings
+        if diagnostics is None:
+            return self._store.write(readings, decoded.rejects, ())
+        made: Diagnosis | None = None
+
+        def prepare() -> bool:
+            diagnostics.prepare(readings.wells)
+            return True
+
+        def diagnose() -> Findings:
+            nonlocal made
+            made = self._advised(lambda: diagnostics.evaluate(readings))
+            return ((), ()) if made is None else (made.rows, made.checkpoints)
+
+        ready = self._advised(prepare)
         try:
-            result = self._store.write(decoded.readings, decoded.rejects, diagnosis.rows, diagnosis.checkpoints)
+            result = self._store.write(readings, decoded.rejects, (), diagnose=diagnose if ready else None)
         except BaseException:
-            self._diagnostics.discard(diagnosis)
+            if made is not None:
+                diagnostics.discard(made)
             raise
-        self._diagnostics.accept(diagnosis)
+        if made is not None:
+            diagnostics.accept(made)
         return result
 
-    def _evaluate(self, readings: Readings) -> Diagnosis | None:
-        if self._diagnostics is None:
-            return None
+    def _write_diagnosis(self, diagnostics: Diagnostics, diagnosis: Diagnosis) -> None:
+        """A transaction without readings."""
         try:
-            self._diagnostics.prepare(readings.wells)
-            return self._diagnostics.evaluate(readings)
+            self._store.write(Readings.empty(), (), diagnosis.rows, diagnosis.checkpoints)
+        except BaseException:
+            diagnostics.discard(diagnosis)
+            raise
+        diagnostics.accept(diagnosis)
+
+    def _advised(self, ask: Callable[[], T]) -> T | None:
+        """Diagnostics advise; they never hold back a reading: None where they fail. StoreUnavailable passes."""
+        try:
+            return ask()
         except StoreUnavailable:
             raise
-        except Exception:  # diagnostics advise; they never hold back a reading
+        except Exception:
             log.exception("diagnostics failed on a batch, its readings are stored without")
             self._metrics.diagnostics_rule_failures.labels(diagnosis="engine").inc()
             return None

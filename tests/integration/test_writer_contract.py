@@ -4,10 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from esp_ingest.seams import Store
+from esp_ingest.seams import Findings, Store
 from esp_ingest.store.schema import migrate
 from esp_ingest.store.writer import PostgresStore
 from tests.support.databases import Database
+from tests.support.store_data import readings
 from tests.unit.contract_store import Rows, StoreContract
 
 
@@ -34,3 +35,13 @@ class TestPostgresStore(StoreContract):
 
     def poison(self, store: Store) -> str:
         return '{"text": "\\u0000"}'
+
+    def test_the_rules_run_while_the_database_reads(self, store: Store) -> None:
+        seen: list[tuple[object, ...]] = []
+
+        def diagnose() -> Findings:
+            seen.extend(self.database.all("SELECT query, wait_event FROM pg_stat_activity WHERE query LIKE 'COPY%'"))
+            return [], []
+
+        store.write(readings([("w1", 0)]), [], (), diagnose=diagnose)
+        assert len(seen) == 1, "the COPY is under way: begun and not ended"

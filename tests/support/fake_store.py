@@ -2,9 +2,9 @@
 fail the way a database does."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from esp_ingest.seams import StoreUnavailable, WriteResult
+from esp_ingest.seams import Findings, StoreUnavailable, WriteResult
 from esp_ingest.store.copy import digest_of
 from esp_ingest.store.writer import refused_reading
 from esp_ingest.telemetry.model import Checkpoint, DiagnosticRow, Readings, Reject
@@ -36,6 +36,7 @@ class FakeStore:
         diagnostics: Sequence[DiagnosticRow],
         checkpoints: Sequence[Checkpoint] = (),
         cursor_us: tuple[int, int] | None = None,
+        diagnose: Callable[[], Findings] | None = None,
     ) -> WriteResult:
         self.ping()
         if cursor_us is not None and cursor_us[0] != self.cursor_us:
@@ -63,6 +64,8 @@ class FakeStore:
                 written += 1
         reasons = Counter(reject.reason.value for reject in (*rejects, *refused) if self._store_reject(reject))
         duplicates += len(rejects) + len(refused) - reasons.total()
+        if diagnose is not None:
+            diagnostics, checkpoints = diagnose()
         self.diagnostics |= {(row.well_id, row.diagnosis, row.raised_us): row for row in diagnostics}
         self.cursor_us = self.cursor_us if cursor_us is None else cursor_us[1]
         self.states |= {each.well_id: each for each in checkpoints}

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from esp_ingest.seams import Store
+from esp_ingest.seams import Findings, Store
 from esp_ingest.telemetry.model import Readings
 from tests.support.store_data import DIAGNOSIS, START_US, cleared, readings, reject
 
@@ -120,6 +120,22 @@ class StoreContract:
     def test_the_last_state_of_an_occurrence_stays(self, store: Store) -> None:
         store.write(Readings.empty(), [], [DIAGNOSIS])
         store.write(Readings.empty(), [], [DIAGNOSIS, cleared(DIAGNOSIS, 5)])
+        assert self.diagnosis_states(store) == [("gas_lock", "cleared")]
+
+    def test_the_rules_are_asked_once_and_what_they_find_is_stored(self, store: Store) -> None:
+        asked: list[int] = []
+
+        def diagnose() -> Findings:
+            asked.append(1)
+            return [DIAGNOSIS], []
+
+        # A refused row sends the batch through every rung of the ladder.
+        batch = readings([("w1", at) for at in range(3)], extra={1: self.poison(store)})
+        result = store.write(batch, [], (), diagnose=diagnose)
+        assert (result.written, result.rejected) == (2, 1)
+        assert len(asked) == 1
+        assert self.diagnosis_states(store) == [("gas_lock", "active")]
+        store.write(Readings.empty(), [], (), diagnose=lambda: ([cleared(DIAGNOSIS, 1)], []))
         assert self.diagnosis_states(store) == [("gas_lock", "cleared")]
 
     def test_ping_is_quiet_when_all_is_well(self, store: Store) -> None:
