@@ -77,6 +77,7 @@ FIRES: dict[str, dict[str, str]] = {
     "EspIngestRuleDisabled": {"esp_ingest_diagnostics_rules_disabled": "1x60"},
     "EspIngestRulesNotReloaded": {'esp_ingest_diagnostics_reloads_total{outcome="failed"}': "0x50 1x10"},
     "EspIngestPublishBacklog": {"esp_ingest_diagnostics_publish_backlog": "3x60"},
+    "EspIngestRulesBehind": {"esp_ingest_diagnostics_behind_seconds": "900x60"},
 }
 # A daemon at work, on which none of them may fire.
 WELL = {
@@ -104,6 +105,7 @@ WELL = {
     "esp_ingest_diagnostics_rules_disabled": "0x60",
     'esp_ingest_diagnostics_reloads_total{outcome="failed"}': "0x60",
     "esp_ingest_diagnostics_publish_backlog": "0x60",
+    "esp_ingest_diagnostics_behind_seconds": "6x60",
 }
 
 
