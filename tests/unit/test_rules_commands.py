@@ -196,7 +196,7 @@ def test_wrong_usage_of_test(arguments: list[str], complaint: str, capsys: pytes
 def test_a_recording_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "none.csv"
     path.write_text("a,b\n1,2\n")
-    assert main(["rules", "test", "--csv", str(path)]) == 1
+    assert main(["rules", "test", "--csv", str(path)]) == 2
     assert "needs a column well_id" in capsys.readouterr().err
 
 
