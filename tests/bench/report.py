@@ -156,7 +156,10 @@ class Results:
     def _notes(self) -> list[str]:
         if not self.of("f", TWO_WORKERS.name):
             return []
-        return [f"* (f) {TWO_WORKERS.name} share a group, in which no rules run (decision 0009); one worker runs them"]
+        return [
+            f"* (f) {TWO_WORKERS.name} share a group: one of them runs the rules behind the table (decision 0009), "
+            "beside the batches and not in their transactions"
+        ]
 
     def _latency_lines(self) -> list[str]:
         lines = []
