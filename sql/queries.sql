@@ -36,6 +36,29 @@ CREATE TABLE IF NOT EXISTS esp_ingest_migrations (
 -- Which migrations this database has.
 SELECT number, feature, checksum FROM esp_ingest_migrations;
 
+-- name: obstacles
+-- What keeps this session from storing: a standby, a database that only reads, and each right that the daemon needs and
+-- this user lacks, as the GRANT that gives it. docs/operations.md has the same list.
+SELECT pg_is_in_recovery(),
+       current_setting('transaction_read_only')::boolean,
+       ARRAY(
+           SELECT format('GRANT %s ON %I TO %I', string_agg(privilege, ', ' ORDER BY place), relation, current_user)
+           FROM (VALUES ('esp_telemetry', '{SELECT,INSERT}'::text[]),
+                        ('ingest_rejects', '{SELECT,INSERT}'),
+                        ('diagnostic_results', '{SELECT,INSERT,UPDATE}'),
+                        ('diagnostic_state', '{SELECT,INSERT,UPDATE}'),
+                        ('diagnostics_cursor', '{SELECT,INSERT,UPDATE}'),
+                        ('diagnostics_outbox', '{SELECT,INSERT,DELETE}'),
+                        ('alarm_actions', '{SELECT}'),
+                        ('alarm_shelves', '{SELECT}'),
+                        ('alarm_limits_history', '{SELECT,INSERT}')) AS needed (relation, privileges),
+                unnest(privileges) WITH ORDINALITY AS each (privilege, place)
+           WHERE NOT has_table_privilege(to_regclass(relation), privilege)
+           GROUP BY relation
+           ORDER BY relation
+       ) || CASE WHEN has_database_privilege(current_database(), 'TEMPORARY') THEN '{}'::text[]
+                 ELSE ARRAY[format('GRANT TEMPORARY ON DATABASE %I TO %I', current_database(), current_user)] END;
+
 -- name: record_migration
 -- In the transaction of the migration itself.
 INSERT INTO esp_ingest_migrations (number, feature, name, checksum, applied_by) VALUES (%s, %s, %s, %s, %s);

@@ -335,8 +335,8 @@ class SchemaCheck:
 
 
 def check_schema(connection: Connection) -> SchemaCheck:
-    """One small query. Raises psycopg.Error where the connection fails; an open transaction is left as it is found,
-    except that a missing ledger aborts it."""
+    """Two small queries: the ledger, and whether this user may write here. Raises psycopg.Error where the connection
+    fails; an open transaction is left as it is found, except that a missing ledger aborts it."""
     try:
         ledger = _read_ledger(connection)
     except psycopg.errors.UndefinedTable:
@@ -355,7 +355,23 @@ def check_schema(connection: Connection) -> SchemaCheck:
         return SchemaCheck(
             "needs migrate", f"The schema is at version {newest} and {wanted} is needed: run esp-ingest migrate."
         )
-    return SchemaCheck("ok", f"The schema is at version {newest}.")
+    return _obstacle(connection) or SchemaCheck("ok", f"The schema is at version {newest}.")
+
+
+def _obstacle(connection: Connection) -> SchemaCheck | None:
+    """What would stop the first batch, or only the first duplicate, which needs a temporary table."""
+    row = connection.execute(query("obstacles")).fetchone()
+    assert row is not None
+    is_standby, is_read_only, grants = row
+    if is_standby:
+        what = "This database is a standby and only reads: give the primary, or add target_session_attrs=read-write."
+    elif is_read_only:
+        what = "This database only reads: turn default_transaction_read_only off for it and for its user."
+    elif grants:
+        what = f"The database user lacks rights: let the owner of the tables run {'; '.join(grants)}."
+    else:
+        return None
+    return SchemaCheck("unusable", what)
 
 
 def _would_run(connection: Connection, missing: list[Migration]) -> bool:

@@ -159,7 +159,9 @@ class PostgresStore:
         except schema.SchemaError as error:
             raise StoreUnavailable("the database cannot be used", str(error)) from None
         if not check.ok:
-            raise StoreUnavailable("the schema is not the one this program writes", check.detail)
+            differs = check.status == "needs migrate"
+            reason = "the schema is not the one this program writes" if differs else "nothing can be stored here"
+            raise StoreUnavailable(reason, check.detail)
         self._schema_ok = True
 
     def _give_back(self) -> None:

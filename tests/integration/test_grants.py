@@ -1,0 +1,138 @@
+"""A daemon with no more rights than docs/operations.md gives it, and what `check` says where one is missing."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from esp_ingest.seams import StoreUnavailable
+from esp_ingest.store.diagnostics import PostgresDiagnosticsStore
+from esp_ingest.store.follow import PostgresFeed
+from esp_ingest.store.outbox import PostgresOutbox
+from esp_ingest.store.schema import check_database, migrate
+from esp_ingest.store.writer import PostgresStore
+from esp_ingest.telemetry.model import Checkpoint, Readings
+from tests.support.databases import Database
+from tests.support.store_data import DIAGNOSIS, START_US, cleared, readings, reject
+
+ROOT = Path(__file__).parents[2]
+ROLE = "esp_ingest"
+
+
+def documented_grants() -> str:
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```sql\n(CREATE ROLE .*?)```", text, flags=re.DOTALL)
+    return str(block)
+
+
+@pytest.fixture
+def owner(timescaledb_apache: Database) -> Iterator[Database]:
+    """Migrated, with the documented role and nothing for anybody else."""
+    migrate(timescaledb_apache.settings)
+    name = timescaledb_apache.value("SELECT current_database()")
+    timescaledb_apache.run(f'REVOKE ALL ON DATABASE "{name}" FROM PUBLIC; GRANT CONNECT ON DATABASE "{name}" TO PUBLIC')
+    timescaledb_apache.run(documented_grants())
+    yield timescaledb_apache
+    timescaledb_apache.run(f"DROP OWNED BY {ROLE}; DROP ROLE {ROLE}")
+
+
+@pytest.fixture
+def daemon(owner: Database) -> Database:
+    return replace(owner, dsn=make_conninfo("", **(conninfo_to_dict(owner.dsn) | {"user": ROLE})))
+
+
+def test_the_documented_rights_are_enough_for_all_that_the_daemon_does(owner: Database, daemon: Database) -> None:
+    assert check_database(daemon.settings)[0].ok
+    store = PostgresStore(daemon.settings, publish=True)
+    store.ping()
+    first = readings([("w1", 0), ("w1", 1)])
+    checkpoint = Checkpoint("w1", START_US, b"state")
+    assert store.write(first, [reject(1)], [DIAGNOSIS], [checkpoint]).written == 2
+    again = store.write(
+        first, [reject(1, redelivered=True)], [cleared(DIAGNOSIS, 5)], [checkpoint]
+    )  # by staging tables
+    assert (again.written, again.duplicates, again.rejected) == (0, 3, 0)  # two readings and the reject
+    store.close()
+
+    outbox = PostgresOutbox(daemon.settings)
+    assert outbox.deliver(lambda changes: [change.revision for change in changes], 10) == (2, 0)
+    outbox.close()
+
+    diagnostics = PostgresDiagnosticsStore(daemon.settings, publish=True)
+    assert [state.well_id for state in diagnostics.states(["w1"])] == ["w1"]
+    assert diagnostics.wells_with_state("", 10) == ["w1"]
+    assert diagnostics.open_rows(["w1"]) == []
+    assert diagnostics.newest_action() == 0
+    assert diagnostics.actions_after(0) == []
+    assert diagnostics.shelves(["w1"]) == []
+    diagnostics.end_shelvings()
+    assert diagnostics.alarm_gauges()[1] == 0
+    assert diagnostics.record_limits({"*": "{}"}, "rules") in ([], ["*"])
+    assert sum(len(page) for page in diagnostics.readings_after({"w1": START_US - 1}, 10)) == 2
+    diagnostics.close()
+
+    feed = PostgresFeed(daemon.settings)
+    assert feed.lead()
+    assert feed.cursor(START_US - 1) == START_US - 1
+    assert len(feed.received(START_US - 1, START_US, 10)) == 2
+    follower = PostgresStore(daemon.settings)
+    follower.write(Readings.empty(), [], [], [], (START_US - 1, START_US))
+    follower.close()
+    assert feed.cursor(0) == START_US
+    feed.close()
+    assert owner.value("SELECT count(*) FROM esp_telemetry") == 2
+
+
+def lacking(owner: Database, daemon: Database, revoke: str) -> str:
+    owner.run(revoke)
+    store = PostgresStore(daemon.settings)
+    with pytest.raises(StoreUnavailable) as caught:
+        store.ping()
+    store.close()
+    found, _ = check_database(daemon.settings)
+    assert not found.ok
+    assert found.detail in str(caught.value)
+    return found.detail
+
+
+@pytest.mark.parametrize(
+    ("revoke", "grant"),
+    [
+        (f"REVOKE INSERT ON esp_telemetry FROM {ROLE}", f"GRANT INSERT ON esp_telemetry TO {ROLE}"),
+        (f"REVOKE ALL ON diagnostic_state FROM {ROLE}", f"GRANT SELECT, INSERT, UPDATE ON diagnostic_state TO {ROLE}"),
+        (f"REVOKE DELETE ON diagnostics_outbox FROM {ROLE}", f"GRANT DELETE ON diagnostics_outbox TO {ROLE}"),
+        (f'REVOKE TEMPORARY ON DATABASE "{{}}" FROM {ROLE}', f"GRANT TEMPORARY ON DATABASE {{}} TO {ROLE}"),
+    ],
+)
+def test_a_missing_right_is_named_as_its_grant_which_mends_it(
+    owner: Database, daemon: Database, revoke: str, grant: str
+) -> None:
+    name = owner.value("SELECT current_database()")
+    detail = lacking(owner, daemon, revoke.format(name))
+    assert grant.format(name) in detail
+    owner.run(detail.partition(" run ")[2].rstrip("."))
+    assert check_database(daemon.settings)[0].ok
+
+
+def test_a_database_that_only_reads_is_not_ready(owner: Database, daemon: Database) -> None:
+    detail = lacking(owner, daemon, f"ALTER ROLE {ROLE} SET default_transaction_read_only = on")
+    assert "default_transaction_read_only" in detail
+
+
+def test_jsonb_spells_numbers_as_payloads_says(owner: Database) -> None:
+    """docs/payloads.md"""
+    assert owner.all("SELECT '1E+2'::jsonb::text, '-0.0'::jsonb::text") == [("100", "0.0")]
+
+
+def test_the_daemon_waits_for_a_right_and_goes_on_when_it_is_there(owner: Database, daemon: Database) -> None:
+    owner.run(f"REVOKE INSERT ON esp_telemetry FROM {ROLE}")
+    store = PostgresStore(daemon.settings)
+    with pytest.raises(StoreUnavailable, match="GRANT INSERT ON esp_telemetry"):
+        store.ping()
+    owner.run(f"GRANT INSERT ON esp_telemetry TO {ROLE}")
+    store.ping()
+    assert store.write(readings([("w1", 0)]), [], []).written == 1
+    store.close()
