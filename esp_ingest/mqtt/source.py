@@ -49,6 +49,7 @@ MAX_PUBLICATIONS = 20  # paho's own inflight limit; the broker may set a lower o
 CLOSE_SECONDS = 4.0
 SILENT_CLOSES_BEFORE_FALLBACK = 2
 FLAPPING_CONNECTIONS = 2  # so many short-lived ones in a row
+SETTLED_SECONDS = 5.0  # a connection that stood for less has restored nothing
 
 _UNSUPPORTED_PROTOCOL, _BAD_LOGIN, _NOT_AUTHORIZED, _SESSION_TAKEN_OVER = 0x84, 0x86, 0x87, 0x8E
 _GRANTED_QOS0 = 0x00
@@ -311,7 +312,8 @@ class MqttSource:
         if not link.is_accepted:
             return 0.0
         lasted = self._clock.monotonic() - link.opened_at
-        self._short_lived = self._short_lived + 1 if lasted < self._settings.reconnect_max_seconds else 0
+        is_short = lasted < max(self._settings.reconnect_max_seconds, SETTLED_SECONDS)
+        self._short_lived = self._short_lived + 1 if is_short else 0
         return lasted
 
     def _serve(self, client: BulkClient, link: _Link) -> None:
@@ -372,7 +374,8 @@ class MqttSource:
 
     def _is_settled(self, link: _Link, now: float) -> bool:
         """A connection that comes and goes has not been restored: the log would tell it each time."""
-        return self._short_lived < FLAPPING_CONNECTIONS or now - link.opened_at >= self._settings.reconnect_max_seconds
+        needed = self._settings.reconnect_max_seconds if self._short_lived >= FLAPPING_CONNECTIONS else 0.0
+        return now - link.opened_at >= max(needed, SETTLED_SECONDS)
 
     def _after(self, link: _Link) -> None:
         """The connection is over: say why, once in a while, and choose what the next attempt speaks."""

@@ -9,6 +9,7 @@ import pytest
 from pydantic import SecretStr
 
 from esp_ingest.config import ConfigError, MqttSettings
+from esp_ingest.mqtt import source as source_module
 from esp_ingest.mqtt.session import session_file
 from esp_ingest.mqtt.source import MqttSource
 from esp_ingest.service.clock import SystemClock
@@ -380,6 +381,22 @@ def test_a_connection_that_comes_and_goes_does_not_flood_the_log(
     new_source(reconnect_min_seconds=0.001, reconnect_max_seconds=0.02)
     until(lambda: len(broker.connections) > 20)
     assert len(caplog.messages) < 12
+
+
+def test_a_connection_is_restored_when_it_has_stood_for_a_while(
+    broker: FakeBroker, new_source: SourceFactory, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of these outlasts the longest pause; told at each CONNACK, they were two lines each."""
+    monkeypatch.setattr(source_module, "SETTLED_SECONDS", 0.5)
+    caplog.set_level(logging.INFO)
+    source = new_source(reconnect_min_seconds=0.001, reconnect_max_seconds=0.02)
+    for number in range(1, 7):
+        until(lambda number=number: len(broker.connections) == number and source.subscribed)  # type: ignore[misc]
+        time.sleep(0.05)
+        assert "mqtt connection restored" not in caplog.messages
+        broker.connection(number).close()
+    assert caplog.messages.count("mqtt connection failed") <= 2  # as one that was lost, then as one that comes and goes
+    until(lambda: "mqtt connection restored" in caplog.messages)
 
 
 def test_starts_without_a_broker(metrics: Metrics, caplog: pytest.LogCaptureFixture) -> None:
