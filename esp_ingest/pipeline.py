@@ -16,11 +16,12 @@ from esp_ingest.config import BatchSettings, ServiceSettings
 from esp_ingest.seams import Clock, Source
 from esp_ingest.service.metrics import Metrics, observe_many
 from esp_ingest.stage import Batch, Outcome
+from esp_ingest.telemetry.exact import MOST_REJECTS
 from esp_ingest.telemetry.model import Decoded, Delivery
 
 log = logging.getLogger(__name__)
 
-_ARRAY = ord("[")
+_SPACE = b" \t\n\r"  # JSON's white space
 _RESUMED_SECONDS = 60.0  # for so long a resumed session may bring what it brought before
 _IDLE_SECONDS = 0.1  # longest wait of one turn: bounds the reaction to signals and the pulse of the health check
 
@@ -183,8 +184,8 @@ class _OpenBatch:
         for delivery in deliveries:
             payload = delivery[1]
             self._bytes += len(payload)
-            if payload and payload[0] == _ARRAY:  # a backlog: count its readings, one timestamp each
-                self._rows += max(payload.count(b'"timestamp"') - 1, 0)
+            if payload[:1] != b"{" and payload.lstrip(_SPACE)[:1] == b"[":
+                self._rows += _most_items(payload) - 1
 
     def room(self) -> tuple[int, int]:
         """(messages, bytes) that still fit."""
@@ -204,6 +205,11 @@ class _OpenBatch:
         self.deliveries = []
         self._rows = self._bytes = 0
         return deliveries
+
+
+def _most_items(payload: bytes) -> int:
+    """At most so many readings, each an object, or so many rejects (MOST_REJECTS) are made of an array."""
+    return max(payload.count(b"{"), min(payload.count(b",") + 1, MOST_REJECTS))
 
 
 class RejectAlarm:

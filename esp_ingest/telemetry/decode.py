@@ -25,12 +25,11 @@ import numpy.typing as npt
 from esp_ingest.config import WELL_ID_PATTERN, TelemetrySettings
 from esp_ingest.telemetry.exact import (
     KNOWN_KEYS,
-    LARGE_ARRAY,
     LONGEST_NUMBER,
     ExactReader,
     ExactReading,
     Refused,
-    is_flood,
+    is_crowded,
 )
 from esp_ingest.telemetry.limits import HardLimits
 from esp_ingest.telemetry.model import (
@@ -60,7 +59,7 @@ _Message = msgspec.defstruct(
 _BLANK = _Message()
 
 _MAX_CACHED_TOPICS = 100_000
-_SMALL_BYTES = LARGE_ARRAY  # an item takes a byte at least
+_SMALL_BYTES = 1024  # what is smaller cannot hold enough items to matter
 _LARGE_EXPONENT = re.compile(rb"[eE][+-]?\d{4}")
 # Only from where a number begins: tried at each of its characters, 4 MB of numbers just short enough took 2.7 s.
 _LONG_NUMBER = re.compile(rb"(?<![0-9.eE+-])[0-9.eE+-]{%d}" % (LONGEST_NUMBER + 1))
@@ -156,7 +155,7 @@ class Decoder:
 
     def _is_excessive(self, payload: bytes) -> bool:
         size = len(payload)
-        return size > self._max_payload_bytes or (size > _SMALL_BYTES and is_flood(payload.count(b"{"), size))
+        return size > self._max_payload_bytes or (size > _SMALL_BYTES and is_crowded(payload.count(b"{"), size))
 
     @staticmethod
     def _flatten(batch: "_Batch", messages: list[Any]) -> None:
@@ -329,15 +328,13 @@ class Decoder:
             yield 0, _reject(delivery, Refused(RejectReason.INVALID_TOPIC, detail), delivery.payload)
             return
         try:
-            items = self._exact.items(delivery.payload, only)
+            judged = self._exact.judge(delivery.payload, well, delivery.received_us, only)
         except Refused as refused:
             yield 0, _reject(delivery, refused, delivery.payload)
             return
-        for item in items:
-            try:
-                yield item.place, self._exact.read(item.tree, well, delivery.received_us)
-            except Refused as refused:
-                yield item.place, _reject(delivery, refused, item.payload, item.place)
+        yield from judged.readings
+        for place, why, payload in judged.rejects:
+            yield place, _reject(delivery, why, payload, place)
 
 
 class _Batch:

@@ -10,7 +10,8 @@ keep their spelling in ``quality`` and ``extra``.
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from json.encoder import encode_basestring
 from typing import Any, NamedTuple
 
@@ -28,10 +29,15 @@ LONGEST_NUMBER = 400
 """Characters of a number that is kept as a number. jsonb's numeric ends at 131 072 digits before the point and 16 383
 after it, and beyond that the database would refuse the row; such numbers are kept as strings, spelled as sent."""
 
-LARGE_ARRAY = 10_000  # items
+MOST_REJECTS = 100
+"""Items of one message that become rejects of their own. Of a message with more bad ones, its good items are stored and
+all its bad ones are one reject, the whole message: 4 MB of ``[{},{},…]`` would otherwise become a million rejects."""
+
+LARGE_ARRAY = 64  # items
 SHORTEST_READING = len('{"timestamp":0,"gor":0},')
-"""Large arrays whose items are shorter than that on average are refused whole: 4 MB of ``[0,0,…]`` would otherwise
-become two million rejects. An array of readings never looks like that."""
+"""In larger arrays whose items are shorter than that on average, the bad ones are one reject from the first on."""
+
+_TOGETHER = 1024  # items of an array that are parsed in one go
 
 _SPACE = b" \t\n\r"  # JSON's white space; bytes.strip() alone would take more
 _NUMBER = re.compile(rb"-?\d+(?:\.\d+)?(?:[eE][+-]?\d{1,3})?")
@@ -66,13 +72,25 @@ class ExactReading(NamedTuple):
     out_of_range: list[str]
 
 
-class Item(NamedTuple):
-    """One item of a message: its place in the array (else 0), its bytes as sent, and its JSON tree or what stands
-    against it."""
+@dataclass(slots=True)
+class Judged:
+    """What became of a message's items: (place in the array, reading), and (place, why, bytes) of what is refused."""
 
-    place: int
-    payload: bytes
-    tree: Any
+    readings: list[tuple[int, ExactReading]] = field(default_factory=list)
+    rejects: list[tuple[int, Refused, bytes]] = field(default_factory=list)
+
+
+class _Pieces(NamedTuple):
+    """An array taken apart: item k stands in ``body`` after ``edges[k]`` and ends before ``edges[k + 1]``; ``depth`` is
+    how many brackets are open after each byte. ``crowded``: most of the items are too short to be readings."""
+
+    body: bytes
+    edges: IntArray
+    depth: IntArray
+    crowded: bool
+
+    def item(self, place: int) -> bytes:
+        return self.body[int(self.edges[place]) + 1 : int(self.edges[place + 1])].strip(_SPACE)
 
 
 class _TwiceWithDifferentValues(dict[str, Any]):
@@ -108,10 +126,42 @@ class ExactReader:
         self._max_age_us = round(settings.max_age_days * 86_400e6)
         self._limits = limits
 
-    def items(self, payload: bytes, only: Sequence[int] | None = None) -> list[Item]:
-        """The items of a message, at least one; of a message known to be JSON, those at ``only`` suffice.
+    def judge(self, payload: bytes, well: str, received_us: int, only: Sequence[int] | None = None) -> Judged:
+        """Every item of a message; of a message known to be JSON, those at ``only`` suffice.
 
         Raises Refused for what concerns the message as a whole."""
+        body = self._body(payload)
+        judged = Judged()
+        if body[:1] != b"[":
+            if body.count(b"[") + body.count(b"{") > self._max_depth:
+                self._refuse_depth(int(_depth(_without_strings(body)).max()))
+            tree = _parse(body, "")
+            try:
+                judged.readings.append((0, self.read(tree, well, received_us)))
+            except Refused as refused:
+                judged.rejects.append((0, refused, payload))
+            return judged
+        pieces = self._take_apart(body)
+        most = 0 if pieces.crowded else MOST_REJECTS
+        first: tuple[int, Refused] | None = None
+        bad = 0
+        for place, tree in self._trees(pieces, only):
+            if bad > most and not isinstance(tree, dict):
+                bad += 1  # certainly no reading, and its reason is not told
+                continue
+            try:
+                judged.readings.append((place, self.read(tree, well, received_us)))
+            except Refused as refused:
+                first = first or (place, refused)
+                bad += 1
+                if bad <= most:
+                    judged.rejects.append((place, refused, pieces.item(place)))
+        if first is not None and bad > most:
+            judged.rejects = [(0, _together(bad, len(pieces.edges) - 1, *first), payload)]
+        return judged
+
+    def _body(self, payload: bytes) -> bytes:
+        """The payload without white space around it. Raises Refused where it is no UTF-8 text of a sensible size."""
         if len(payload) > self._max_payload_bytes:
             raise Refused(
                 RejectReason.PAYLOAD_TOO_LARGE,
@@ -125,15 +175,10 @@ class ExactReader:
         except UnicodeDecodeError as error:
             at = error.start + len(payload) - len(payload.lstrip(_SPACE))
             raise Refused(RejectReason.INVALID_UTF8, f"Byte {at} is not valid UTF-8.") from None
-        suspicious = body.count(b"[") + body.count(b"{") > self._max_depth
-        if body[:1] == b"[":
-            return self._array(body, only)
-        if suspicious:
-            self._refuse_depth(int(_depth(_without_strings(body)).max()))
-        return [Item(0, payload, _parse(body, ""))]
+        return body
 
-    def _array(self, body: bytes, only: Sequence[int] | None) -> list[Item]:
-        """Taken apart by its own commas, so that each item keeps its bytes and a bad one is refused alone."""
+    def _take_apart(self, body: bytes) -> _Pieces:
+        """By the array's own commas, so that each item keeps its bytes and a bad one is refused alone."""
         structure = _without_strings(body)
         depth = _depth(structure)
         if not (body[-1:] == b"]" and depth[-1] == 0 and bool((depth[:-1] > 0).all())):
@@ -142,23 +187,41 @@ class ExactReader:
             raise Refused(RejectReason.INVALID_JSON, "Not JSON: the brackets do not match.")
         if not body[1:-1].strip(_SPACE):
             raise Refused(RejectReason.NOT_AN_OBJECT, "An empty array holds no reading.")
-        commas = np.flatnonzero((structure == ord(",")) & (depth == 1)).tolist()
-        if is_flood(len(commas) + 1, len(body)):
-            raise Refused(
-                RejectReason.PAYLOAD_TOO_LARGE,
-                f"{len(commas) + 1} items in {len(body)} bytes: too many, and too short to be readings.",
-            )
-        starts, ends = [0, *commas], [*commas, len(body) - 1]
-        items: list[Item] = []
-        for place in range(len(starts)) if only is None else only:
-            start, end = starts[place], ends[place]
-            text = body[start + 1 : end].strip(_SPACE)
-            deepest = int(depth[start : end + 1].max())
-            if deepest > self._max_depth:
-                items.append(Item(place, text, self._too_deep(deepest)))
-            else:
-                items.append(Item(place, text, _parse(text, f" in item {place}")))
-        return items
+        commas = np.flatnonzero((structure == ord(",")) & (depth == 1))
+        edges = np.concatenate([[0], commas, [len(body) - 1]])
+        return _Pieces(body, edges, depth, is_crowded(len(commas) + 1, len(body)))
+
+    def _trees(self, pieces: _Pieces, only: Sequence[int] | None) -> Iterator[tuple[int, Any]]:
+        """(place, JSON tree, or what stands against it). Raises Refused where an item is not JSON."""
+        if only is not None:
+            for place in only:
+                yield place, self._tree(pieces, place)
+            return
+        count = len(pieces.edges) - 1
+        for start in range(0, count, _TOGETHER):
+            end = min(start + _TOGETHER, count)
+            trees = self._trees_together(pieces, start, end)
+            if trees is not None:
+                yield from enumerate(trees, start)
+                continue
+            for place in range(start, end):
+                yield place, self._tree(pieces, place)
+
+    def _trees_together(self, pieces: _Pieces, start: int, end: int) -> list[Any] | None:
+        """The items ``start`` … ``end`` parsed in one go; None where they have to be looked at one by one."""
+        first, last = int(pieces.edges[start]), int(pieces.edges[end])
+        if int(pieces.depth[first : last + 1].max()) > self._max_depth:
+            return None
+        try:
+            trees = _parse(b"[" + pieces.body[first + 1 : last] + b"]", "")
+        except Refused:
+            return None
+        return trees if isinstance(trees, list) and len(trees) == end - start else None
+
+    def _tree(self, pieces: _Pieces, place: int) -> Any:
+        start, end = int(pieces.edges[place]), int(pieces.edges[place + 1])
+        deepest = int(pieces.depth[start : end + 1].max())
+        return self._too_deep(deepest) if deepest > self._max_depth else _parse(pieces.item(place), f" in item {place}")
 
     def _refuse_depth(self, deepest: int) -> None:
         if deepest > self._max_depth:
@@ -228,9 +291,14 @@ class ExactReader:
             )
 
 
-def is_flood(items: int, size_bytes: int) -> bool:
+def is_crowded(items: int, size_bytes: int) -> bool:
     """Whether so many items in so few bytes are not worth a reject each."""
     return items > LARGE_ARRAY and items * SHORTEST_READING > size_bytes
+
+
+def _together(bad: int, items: int, place: int, first: Refused) -> Refused:
+    """Why the bad items of a message are one reject; its reason is that of the first of them."""
+    return Refused(first.reason, f"{bad} of {items} items are no readings, kept as one. Item {place}: {first.detail}")
 
 
 def _parse(text: bytes, where: str) -> Any:

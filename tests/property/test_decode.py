@@ -70,13 +70,22 @@ def reference(delivery: Delivery) -> list[Outcome]:
                 out.append(judge(tree, well, depth(piece) + 1))
             except Bad as bad:
                 out += refuse(str(bad), piece.encode(), place)
-        return out
+        return together(out, payload, crowded=len(pieces) > 64 and len(pieces) * 24 > len(body.encode()))
     try:
         if depth(body) > CONFIG.max_depth:
             raise Bad("too_deep")
         return [judge(parse(body), well, depth(body))]
     except Bad as bad:
         return refuse(str(bad), payload)
+
+
+def together(out: list[Outcome], payload: bytes, crowded: bool) -> list[Outcome]:
+    """More than 100 bad items, or any among many that are too short, are one reject of the whole message."""
+    bad = [outcome for outcome in out if outcome[0] == "reject"]
+    if len(bad) <= (0 if crowded else 100):
+        return out
+    good = [outcome for outcome in out if outcome[0] != "reject"]
+    return [*good, ("reject", bad[0][1], payload, 0, bad[0][4])]
 
 
 class Num(str):

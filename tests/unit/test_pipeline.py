@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from esp_ingest.config import load
-from esp_ingest.pipeline import Pipeline, RejectAlarm
+from esp_ingest.config import BatchSettings, load
+from esp_ingest.pipeline import Pipeline, RejectAlarm, _OpenBatch
 from esp_ingest.service.metrics import Metrics
 from esp_ingest.stage import Batch, Outcome
 from esp_ingest.telemetry.decode import Decoder
+from esp_ingest.telemetry.model import Delivery
 from tests.support.fake_clock import FakeClock
 from tests.support.fake_source import FakeSource
 
@@ -189,3 +190,13 @@ def test_the_alarm_ends_when_the_minute_is_over() -> None:
     assert alarm.note(0, 2_000) == 1
     clock.advance(61)
     assert alarm.note(10, 0) == 0
+
+
+@pytest.mark.parametrize("item", [b"{}", b'{"\\u0074imestamp":1,"pip":1}', b'{"timestamp" :1,"pip":1}', b"0"])
+@pytest.mark.parametrize("before", [b"", b"\n "])
+def test_a_backlog_counts_as_the_rows_that_it_may_become(item: bytes, before: bytes) -> None:
+    """However it is spelled: rows that are not counted are rows that no bound holds."""
+    batch = _OpenBatch(BatchSettings())
+    payload = before + b"[" + b",".join([item] * 100) + b"]"
+    batch.add([Delivery(b"esp/w/telemetry", payload, 1, 1, 1, 0)], now=0.0)
+    assert batch.room()[0] == 5_000 - 100
