@@ -277,7 +277,7 @@ def _add_demo(sub: argparse.ArgumentParser) -> None:
         "--json",
         action="store_true",
         help="print a last line of totals as JSON: messages published; readings written; duplicates; rejected; "
-        "diagnostics, the occurrences raised",
+        "diagnostics, the occurrences raised but for those that another one explains",
     )
 
 

@@ -7,14 +7,16 @@ place of both. At the end everything published has to be written, a duplicate or
 
 import argparse
 import json
+import os
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from esp_ingest.config import ENV_PREFIX
 from esp_ingest.demo import replay
-from esp_ingest.demo.recording import EVENTFUL_SECONDS, write_recording
+from esp_ingest.demo.recording import EVENTFUL_SECONDS, Recording, write_recording
 from esp_ingest.demo.screen import Picture, Screen, open_screen
 from esp_ingest.demo.theatre import Simulator, Stored, Theatre
 from esp_ingest.service.clock import SystemClock
@@ -34,7 +36,8 @@ limits = { motor_current = "55 A", motor_temp = "300 °F" }
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What was published and what became of it; items are readings and broken messages."""
+    """What was published and what became of it; items are readings and broken messages. ``diagnostics``: occurrences
+    that were raised, but for those that another one explains."""
 
     published: int
     written: int
@@ -59,6 +62,9 @@ def run_demo(arguments: argparse.Namespace) -> int:
     clock = SystemClock()
     stop = _Stop()
     started = clock.monotonic()
+    ignored = sorted(name for name in os.environ if name.upper().startswith(ENV_PREFIX))
+    if ignored:
+        _say(f"not used, as the demo brings its own settings: {', '.join(ignored)}")
     _say("starting PostgreSQL, an MQTT broker and the daemon, all in temporary folders")
     theatre = Theatre(clock, _ANY_AGE) if arguments.csv else Theatre(clock, {}, EQUIPMENT)
     with stop, theatre:
@@ -67,8 +73,8 @@ def run_demo(arguments: argparse.Namespace) -> int:
         _say(f"ready after {clock.monotonic() - started:.1f} s")
         play = _Play(theatre, clock, arguments, stop)
         play.run()
-        totals, problem = _reckon(theatre, play)
-        _summary(theatre, totals, problem, play)
+        totals, problem, diagnoses = _reckon(theatre, play)
+        _summary(totals, problem, play, diagnoses)
     if arguments.json:
         print(totals.json(), flush=True)
     return 1 if problem else 0
@@ -85,7 +91,7 @@ class _Play:
         self._started = clock.monotonic()
         self._duration_seconds = max(float(arguments.duration), 1.0)
         self.published = 0
-        self.story: dict[str, str] = {}
+        self._recording: Recording | None = None
         self.last = Picture()
 
     def run(self) -> None:
@@ -95,6 +101,10 @@ class _Play:
             else:
                 self._fleet(screen)
             self._settle(screen)
+
+    def story(self) -> dict[str, str]:
+        """Well → the fault that has begun at it: after Ctrl-C some have not."""
+        return begun(self._recording, self.last) if self._recording is not None else {}
 
     def _elapsed(self) -> float:
         return self._clock.monotonic() - self._started
@@ -114,7 +124,7 @@ class _Play:
         seed = self._arguments.seed
         end_us = self._clock.now_us() + round(self._duration_seconds * 1e6)
         recording = write_recording(self._theatre.folder, recorded, seed, end_us)
-        self.story = recording.faults
+        self._recording = recording
         calm = self._simulate("calm", "--csv", str(recording.calm), "--keep-timestamps", "--speed", "0")
         self._watch(screen, "a calm day, as fast as it goes", [calm])
         if self._stop.asked:
@@ -161,13 +171,26 @@ class _Play:
         return picture
 
 
-def _reckon(theatre: Theatre, play: _Play) -> tuple[Totals, str]:
+def begun(recording: Recording, picture: Picture) -> dict[str, str]:
+    """Well → its fault, of those whose time the well's newest stored reading has reached."""
+    newest = {well.well_id: well.time.timestamp() * 1e6 for well in picture.wells}
+    return {
+        well: fault for well, fault in recording.faults.items() if newest.get(well, 0.0) >= recording.begin_us[well]
+    }
+
+
+_Diagnoses = list[tuple[str, str, int]]
+
+
+def _reckon(theatre: Theatre, play: _Play) -> tuple[Totals, str, _Diagnoses]:
     """Stop the daemon and compare: what was published, what it counted, what the tables hold. "" when all agree."""
     status = theatre.stop_daemon()
     stored = theatre.stored()
     last = play.last
-    totals = Totals(play.published, last.written, last.duplicates, last.rejected, stored.diagnostics)
-    return totals, _problem(totals, stored, status, theatre)
+    diagnoses = theatre.diagnoses()
+    raised = sum(count for _, _, count in diagnoses)
+    totals = Totals(play.published, last.written, last.duplicates, last.rejected, raised)
+    return totals, _problem(totals, stored, status, theatre), diagnoses
 
 
 def _problem(totals: Totals, stored: Stored, status: int, theatre: Theatre) -> str:
@@ -181,7 +204,7 @@ def _problem(totals: Totals, stored: Stored, status: int, theatre: Theatre) -> s
     return ""
 
 
-def _summary(theatre: Theatre, totals: Totals, problem: str, play: _Play) -> None:
+def _summary(totals: Totals, problem: str, play: _Play, diagnoses: _Diagnoses) -> None:
     _say("")
     _say(
         f"published {totals.published} = {totals.written} written + {totals.duplicates} duplicates + "
@@ -189,10 +212,10 @@ def _summary(theatre: Theatre, totals: Totals, problem: str, play: _Play) -> Non
     )
     if play.last.reasons:
         _say("rejected: " + ", ".join(f"{count} {reason}" for reason, count in play.last.reasons.most_common()))
-    if play.story:
-        _say("simulated: " + ", ".join(f"{fault} at {well}" for well, fault in play.story.items()))
-    diagnoses = [f"{diagnosis} ({severity}) {count}" for diagnosis, severity, count in theatre.diagnoses()]
-    _say("diagnosed: " + (", ".join(diagnoses) or "nothing"))
+    if story := play.story():
+        _say("simulated: " + ", ".join(f"{fault} at {well}" for well, fault in story.items()))
+    named = [f"{diagnosis} ({severity}) {count}" for diagnosis, severity, count in diagnoses]
+    _say(f"diagnosed: {totals.diagnostics} = " + " + ".join(named) if named else "diagnosed: nothing")
     _say(f"problem: {problem}." if problem else "Everything adds up, and nothing is left running.")
 
 

@@ -38,11 +38,13 @@ _SCRIPT: tuple[tuple[FaultName, float], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """Two files in the form that ``simulate --csv`` reads; ``faults`` names what happens to which well."""
+    """Two files in the form that ``simulate --csv`` reads. ``faults`` names what happens to which well, ``begin_us`` from
+    when on."""
 
     calm: Path
     eventful: Path
     faults: dict[str, str]
+    begin_us: dict[str, int]
 
 
 def write_recording(folder: Path, wells: int, seed: int, end_us: int) -> Recording:
@@ -51,7 +53,14 @@ def write_recording(folder: Path, wells: int, seed: int, end_us: int) -> Recordi
     calm, eventful = folder / "calm.csv", folder / "eventful.csv"
     _write(calm, fleet, round(CALM_SECONDS / _INTERVAL_SECONDS))
     _write(eventful, fleet, round(EVENTFUL_SECONDS / _INTERVAL_SECONDS))
-    return Recording(calm, eventful, {fleet.wells[fault.well or 0]: fault.name.value for fault in fleet.faults})
+    start_us = _start_us(end_us)
+    faults = {fleet.wells[fault.well or 0]: fault for fault in fleet.faults}
+    begin_us = {well: start_us + round(fault.after_seconds * 1e6) for well, fault in faults.items()}
+    return Recording(calm, eventful, {well: fault.name.value for well, fault in faults.items()}, begin_us)
+
+
+def _start_us(end_us: int) -> int:
+    return end_us - (CALM_SECONDS + EVENTFUL_SECONDS) * 1_000_000
 
 
 def eventful_fleet(wells: int, seed: int, end_us: int) -> Fleet:
@@ -60,8 +69,7 @@ def eventful_fleet(wells: int, seed: int, end_us: int) -> Fleet:
         Fault(name, well, CALM_SECONDS + minutes * 60)
         for well, (name, minutes) in zip(range(1, wells), _SCRIPT, strict=False)
     )
-    start_us = end_us - (CALM_SECONDS + EVENTFUL_SECONDS) * 1_000_000
-    return Fleet(wells, seed, _INTERVAL_SECONDS, faults, start_us, prefix="well-")
+    return Fleet(wells, seed, _INTERVAL_SECONDS, faults, _start_us(end_us), prefix="well-")
 
 
 def _write(path: Path, fleet: Fleet, samples: int) -> None:

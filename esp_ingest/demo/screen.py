@@ -9,10 +9,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
 _PLAIN_SECONDS = 5.0
 _BAR_WIDTH = 30
+_GAP = 2  # between two columns
+_TIME = "%d %b %H:%M:%S"
+_TIME_WIDTH = 16  # of its heading, which is longer than it
+_LONGEST_DIAGNOSES = 40  # more of them are cut
 _COLOURS = {"critical": "bold red", "high": "red", "medium": "yellow", "low": "cyan", "info": "dim"}
 
 # Column of well_latest → heading, decimals.
@@ -118,25 +123,32 @@ class PlainScreen:
 class LiveScreen:
     """A table that is drawn again in place."""
 
-    def __init__(self) -> None:
+    def __init__(self, console: "Console | None" = None) -> None:
         from rich.live import Live
 
-        self._live = Live(refresh_per_second=4, transient=False)
+        self._live = Live(console=console, refresh_per_second=4, transient=False)
 
     def show(self, picture: Picture) -> None:
         from rich.console import Group
         from rich.text import Text
 
+        width, height = self._live.console.size
         done = round(picture.share() * _BAR_WIDTH)
         bar = Text.assemble(
             ("━" * done, "green"),
             ("━" * (_BAR_WIDTH - done), "dim"),
             f" {picture.elapsed_seconds:.0f}/{picture.duration_seconds:.0f} s  {picture.doing}",
+            no_wrap=True,
+            overflow="ellipsis",
         )
         lines = [Text(picture.counts()), bar]
         if picture.trouble:
             lines.append(Text(picture.trouble, style="bold red"))
-        self._live.update(Group(_table(picture), *lines), refresh=True)
+        taken = sum(1 if line.no_wrap else len(line.wrap(self._live.console, width)) for line in lines)
+        layout = fit(picture, width, height - taken - 1)  # the cursor stands on a line of its own
+        if layout.left_out:
+            lines.insert(0, Text(f"… and {layout.left_out} more", style="dim"))
+        self._live.update(Group(_table(picture, layout), *lines), refresh=True)
 
     def __enter__(self) -> Self:
         self._live.__enter__()
@@ -148,20 +160,70 @@ class LiveScreen:
         self._live.__exit__(kind, error, trace)
 
 
-def _table(picture: Picture) -> "Table":
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What of a picture goes on a terminal: ``columns`` of SHOWN, from the left; characters of a well's name; rows."""
+
+    columns: int
+    name_width: int
+    diagnoses_width: int
+    wells: tuple[Well, ...]
+    left_out: int
+
+
+def fit(picture: Picture, width: int, height: int) -> Layout:
+    """For ``width`` characters and ``height`` lines, heading included. Names and diagnoses stay, numbers go first;
+    where there are too many wells, those with a diagnosis stay."""
+    names = max([len(well.well_id) for well in picture.wells], default=0)
+    name_width = max(min(names, max(12, width // 4)), len("well"))
+    said = max([len(_diagnoses(picture, well)) for well in picture.wells], default=0)
+    left = width - name_width - _GAP - _TIME_WIDTH - _GAP
+    diagnoses_width = min(max(said, len("active diagnoses")), _LONGEST_DIAGNOSES, max(left, 1))
+    left -= diagnoses_width
+    columns = 0
+    for heading, _ in SHOWN.values():
+        left -= len(heading) + _GAP
+        if left < 0:
+            break
+        columns += 1
+    wells = tuple(picture.wells)
+    rows = max(height - 1, 1)
+    if len(wells) > rows:
+        rows = max(rows - 1, 1)  # the line that says how many are left out
+        ill = {alarm.well_id for alarm in picture.alarms}
+        chosen = sorted(range(len(wells)), key=lambda at: (wells[at].well_id not in ill, at))[:rows]
+        wells = tuple(wells[at] for at in sorted(chosen))
+    return Layout(columns, name_width, diagnoses_width, wells, len(picture.wells) - len(wells))
+
+
+def shortened(name: str, width: int) -> str:
+    """Cut in the middle: wells of one field begin alike, and differ at the end."""
+    if len(name) <= width:
+        return name
+    head = (width - 1) // 2
+    tail = width - 1 - head
+    return f"{name[:head]}…{name[len(name) - tail :]}"
+
+
+def _diagnoses(picture: Picture, well: Well) -> str:
+    return ", ".join(alarm.diagnosis for alarm in picture.alarms if alarm.well_id == well.well_id)
+
+
+def _table(picture: Picture, layout: Layout) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("well", no_wrap=True)
     table.add_column("reading of (UTC)", no_wrap=True)
-    for heading, _ in SHOWN.values():
+    for heading, _ in list(SHOWN.values())[: layout.columns]:
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("active diagnoses", ratio=1)
-    for well in picture.wells:
+    table.add_column("active diagnoses", no_wrap=True, overflow="ellipsis", width=layout.diagnoses_width)
+    for well in layout.wells:
         alarms = [alarm for alarm in picture.alarms if alarm.well_id == well.well_id]
         named = Text(", ").join(Text(alarm.diagnosis, style=_COLOURS.get(alarm.severity, "")) for alarm in alarms)
-        table.add_row(well.well_id, f"{well.time.astimezone(UTC):%d %b %H:%M:%S}", *cells(well), named)
+        name = shortened(well.well_id, layout.name_width)
+        table.add_row(name, f"{well.time.astimezone(UTC):{_TIME}}", *cells(well)[: layout.columns], named)
     return table
 
 

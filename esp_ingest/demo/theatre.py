@@ -3,8 +3,11 @@
 Daemon and simulators are the real commands in processes of their own, set up by environment variables alone.
 """
 
+import contextlib
+import fcntl
 import os
 import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -32,9 +35,22 @@ from esp_ingest.service.clock import SystemClock
 from esp_ingest.store import schema
 from esp_ingest.store.queries import query
 
+_PREFIX = "esp-ingest-demo-"
+_OWNER = "owner"  # a file that the demo holds a lock on: the kernel drops it, however the demo ends
 _READY_SECONDS = 30.0
 _GRACE_SECONDS = 30.0  # longer than the daemon's own drain deadline
 _RATE_SECONDS = 2.0  # rates and lag are means over at least so long
+
+
+def sweep(temporary: Path) -> None:
+    """Remove what demos that were killed could not remove themselves: folders of ours whose owner is gone."""
+    for folder in temporary.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):  # another's, in use, or gone meanwhile
+            if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
+                continue
+            with (folder / _OWNER).open("r+") as owner:
+                fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
 
 
 class Theatre:
@@ -52,8 +68,10 @@ class Theatre:
 
     def __enter__(self) -> Self:
         with self._stack:
-            folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="esp-ingest-demo-"))
+            sweep(Path(tempfile.gettempdir()))
+            folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix=_PREFIX))
             self.folder = Path(folder)
+            fcntl.flock(self._stack.enter_context((self.folder / _OWNER).open("w")), fcntl.LOCK_EX)
             rules = config_file("rules.toml").read_text(encoding="utf-8") + self._more_rules
             (self.folder / "rules.toml").write_text(rules, encoding="utf-8")
             self._database = self._stack.enter_context(EmbeddedPostgres())

@@ -1,6 +1,8 @@
 """The demo's parts that need no server: the recording, the screens, the reckoning."""
 
 import csv
+import fcntl
+import io
 import itertools
 import json
 import subprocess
@@ -11,13 +13,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from esp_ingest.demo import demo, embedded
 from esp_ingest.demo.demo import Totals
 from esp_ingest.demo.leash import Leash
 from esp_ingest.demo.recording import CALM_SECONDS, EVENTFUL_SECONDS, eventful_fleet, write_recording
-from esp_ingest.demo.screen import Alarm, Picture, PlainScreen, Well, cells
-from esp_ingest.demo.theatre import Simulator
+from esp_ingest.demo.screen import Alarm, LiveScreen, Picture, PlainScreen, Well, cells, shortened
+from esp_ingest.demo.theatre import Simulator, sweep
 from esp_ingest.diagnostics import rules
 from esp_ingest.diagnostics.engine import Engine
 from esp_ingest.resources import config_file
@@ -53,6 +56,32 @@ def test_the_eventful_hours_hold_the_faults_and_the_calm_day_none(tmp_path: Path
     assert highest(recording.calm, "well-00002") < 0.5
     assert highest(recording.eventful, "well-00002") > 0.7
     assert highest(recording.eventful, "well-00000") < 0.5
+
+
+def test_only_what_has_begun_is_told(tmp_path: Path) -> None:
+    recording = write_recording(tmp_path, wells=4, seed=1, end_us=END_US)
+    eventful_us = END_US - EVENTFUL_SECONDS * 1_000_000
+    assert recording.begin_us["well-00002"] == eventful_us + 15 * 60_000_000
+
+    def at(minutes: float) -> Picture:
+        time = datetime.fromtimestamp(eventful_us / 1e6 + minutes * 60, UTC)
+        return Picture(wells=[Well(f"well-{number:05}", time, ()) for number in range(3)])
+
+    assert demo.begun(recording, at(-60)) == {}
+    assert demo.begun(recording, at(12)) == {"well-00001": "gas_lock"}
+    assert demo.begun(recording, at(100)) == {"well-00001": "gas_lock", "well-00002": "vibration"}
+
+
+def test_what_a_killed_demo_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("esp-ingest-demo-killed", "esp-ingest-demo-alive", "esp-ingest-demo-new", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "owner").touch()
+    (tmp_path / "esp-ingest-demo-new" / "owner").unlink()
+    with (tmp_path / "esp-ingest-demo-alive" / "owner").open("w") as owner:
+        fcntl.flock(owner, fcntl.LOCK_EX)
+        sweep(tmp_path)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"esp-ingest-demo-alive", "esp-ingest-demo-new", "other"}
 
 
 def test_the_same_seed_gives_the_same_recording(tmp_path: Path) -> None:
@@ -133,6 +162,39 @@ def test_an_alarm_that_comes_back_is_named_again() -> None:
 def test_cells_show_a_dash_where_there_is_no_value() -> None:
     well = Well("w", datetime(2026, 1, 1, tzinfo=UTC), (1000.4, None, 50.06, 200.0, 0.204, 0.0))
     assert cells(well) == ["1000", "–", "50.1", "200", "0.20", "0.0"]
+
+
+def fleet_picture(wells: int, name: str = "well-{:05}") -> Picture:
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    rows = [Well(name.format(number), at, (1000.0, 2000.0, 50.0, 200.0, 0.2, 60.0)) for number in range(wells)]
+    alarms = [Alarm(rows[-1].well_id, diagnosis, "high", "seen") for diagnosis in ("broken_shaft", "gauge_failure")]
+    reasons = Counter(invalid_utf8=3, missing_timestamp=2, timestamp_ahead=4)
+    doing = "well-… in fast motion (174 times real time), sim-… live with broken messages"
+    return Picture(elapsed_seconds=9, duration_seconds=60, doing=doing, wells=rows, alarms=alarms, reasons=reasons)
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (60, 12), (200, 50)])
+@pytest.mark.parametrize("wells", [3, 60])
+def test_the_live_table_fits_the_terminal(width: int, height: int, wells: int) -> None:
+    """On 80 × 24 numbers are left out before names and diagnoses, and wells that are well before the ill."""
+    console = Console(width=width, height=height, file=io.StringIO(), force_terminal=True, color_system=None)
+    screen = LiveScreen(console)
+    with screen:
+        screen.show(fleet_picture(wells, "north-field-platform-{:05}"))
+    last = console.file.getvalue().rpartition("well ")[2]  # type: ignore[attr-defined]
+    lines = ("well " + last).removesuffix("\x1b[?25h").rstrip().splitlines()
+    assert len(lines) < height
+    assert all(len(line) <= width for line in lines)
+    assert "broken_shaft" in last
+    assert "active diagnoses" in lines[0]
+    assert f"{wells - 1:05}" in last
+    assert (" more" in last) == (wells > height - 6)
+    assert ("VSD Hz" in lines[0]) == (width == 200)
+
+
+def test_a_name_is_cut_in_the_middle() -> None:
+    assert shortened("north-field-platform-00017", 12) == "north…-00017"
+    assert shortened("W1", 12) == "W1"
 
 
 # -- The leash
