@@ -95,10 +95,12 @@ class Daemon:
         from esp_ingest.mqtt.source import MqttSource
         from esp_ingest.pipeline import Pipeline
         from esp_ingest.stage import Stage, ThreadedStage
+        from esp_ingest.store.connection import conninfo
         from esp_ingest.store.spool import Spool
         from esp_ingest.store.writer import PostgresStore
         from esp_ingest.telemetry.decode import Decoder
 
+        conninfo(settings.database)  # one that is no connection string stays so: DsnError now, not an outage
         self._settings = settings
         self._clock = clock
         self._metrics = metrics

@@ -34,6 +34,7 @@ _REPLAYED_WITHOUT = 600  # of a well without a checkpoint: killed in its first m
 _NEVER_US = -62_135_596_800_000_000  # the year 1
 _TICK_SECONDS = 5.0
 _GAUGES_SECONDS = 60.0
+_MOST_SCOPES_LOGGED = 5
 _GATHERED_WELLS = 100  # wells that have not sent yet, restored at each tick
 
 
@@ -181,7 +182,9 @@ class DiagnosticsService:
         if not self._limits_recorded:
             rules = self._engine.rules
             changed = self._store.record_limits(limit_scopes(rules), rules.path)
-            if changed:
+            if len(changed) > _MOST_SCOPES_LOGGED:  # the first start: alarm_limits_history tells which
+                log.info("limits recorded", extra={"scopes": len(changed), "rules": rules.path})
+            elif changed:
                 log.info("limits changed", extra={"scopes": changed, "rules": rules.path})
             self._limits_recorded = True
         if self._newest_action is None:

@@ -15,6 +15,7 @@ import contextlib
 import logging
 import select
 import socket
+import ssl
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -203,12 +204,6 @@ class MqttSource:
         link = self._link
         return self.connected and link.has_left and not link.unsubscribing and not self._record.filters
 
-    @property
-    def has_left(self) -> bool:
-        """After :meth:`stop_subscribing`: connected, and the broker has confirmed that it deals nothing new."""
-        link = self._link
-        return self.connected and link.has_left and not link.unsubscribing and not self._record.filters
-
     def forget_session(self) -> bool:
         """Close, and end the session on the broker with all that it holds: its subscriptions and its queue. For a
         member that leaves a share group for good, to which the broker would deal messages for as long as the session
@@ -302,7 +297,7 @@ class MqttSource:
             link.deadline = self._clock.monotonic() + self._settings.connect_timeout_seconds
             self._serve(client, link)
         except OSError as error:
-            link.end = f"The broker at {self._address} cannot be reached: {error.strerror or error}."
+            link.end = f"The broker at {self._address} cannot be reached: {self._reason(error)}."
         except Exception as error:
             link.end = f"The MQTT client failed: {error}."
             raise
@@ -397,7 +392,8 @@ class MqttSource:
             )
         if link.is_accepted:
             return f"The connection to the broker at {self._address} was lost."
-        return f"The broker at {self._address} closed the connection without an answer to CONNECT."
+        hint = "" if self._settings.tls else ": if this port speaks TLS, set mqtt.tls"
+        return f"The broker at {self._address} closed the connection without an answer to CONNECT{hint}."
 
     def _choose_protocol(self, link: _Link) -> None:
         """MQTT 5 first. 3.1.1 where the broker says that it knows no 5, or keeps hanging up on CONNECT, as some do."""
@@ -611,6 +607,17 @@ class MqttSource:
         if writer is not None:
             with contextlib.suppress(OSError):  # full: it is awake; closed: it has ended
                 writer.send(b"\0")
+
+    def _reason(self, error: OSError) -> str:
+        """What the system says, and for TLS what to do about it."""
+        if isinstance(error, ssl.SSLCertVerificationError):
+            advice = "set mqtt.ca_file to the CA that signed it, and mqtt.host to the name in it"
+            return f"certificate verify failed ({error.verify_message}): {advice}"
+        # A listener without TLS answers nothing that can be read, or hangs up on the first packet.
+        if isinstance(error, ssl.SSLError) or (self._settings.tls and isinstance(error, ConnectionResetError)):
+            why = (getattr(error, "reason", "") or error.strerror or "refused").replace("_", " ").lower()
+            return f"no TLS connection ({why}): set mqtt.port to the broker's TLS port, or mqtt.tls to false"
+        return error.strerror or str(error)
 
     @property
     def _address(self) -> str:

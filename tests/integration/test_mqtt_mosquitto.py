@@ -447,8 +447,20 @@ def test_tls(tmp_path: Path, certificates: Path) -> None:
         try:
             until(lambda: untrusting.last_error)
             assert "certificate verify failed" in untrusting.last_error
+            assert "set mqtt.ca_file" in untrusting.last_error
         finally:
             untrusting.close()
+        for wrong, hint in (
+            ({"tls": True, "port": broker.port}, "mqtt.tls to false"),
+            ({"port": port}, "set mqtt.tls"),
+        ):
+            misled = MqttSource(broker.settings(**wrong), SystemClock(), Metrics())
+            misled.start()
+            try:
+                until(lambda: misled.last_error)  # noqa: B023 - called at once
+                assert hint in misled.last_error
+            finally:
+                misled.close()
 
 
 # -- The file that ships.
