@@ -17,7 +17,8 @@ from tests.support.databases import NativeTimescale
 @dataclass(frozen=True, slots=True)
 class Case:
     """``rate`` messages a second, 0 for as fast as the broker takes them. ``backlog``: queued beforehand.
-    ``peers_once``: a long case, whose target is not a ratio to a peer: peers run in its first round only."""
+    ``peers_once``: mq-bridge runs in the first round only, where a case is long and its target no ratio to a peer, or
+    where it fails."""
 
     key: str
     title: str
@@ -72,6 +73,7 @@ CASES = (
         Shape("e", wells=1_000, rounds=250, reject_every=10, duplicate_share=0.01),
         Shape("e", wells=1_000, rounds=100, reject_every=10, duplicate_share=0.01),
         (DAEMON, MQ_BRIDGE, BASELINE),
+        peers_once=True,
     ),
     Case(
         "f",

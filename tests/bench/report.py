@@ -186,7 +186,10 @@ class Results:
 
     def _failure_lines(self) -> list[str]:
         failed = [run for run in self.runs if run.failure]
-        return [f"* ({run.case}) {run.competitor}, round {run.round + 1} failed: {run.failure}" for run in failed]
+        return [
+            f"* ({run.case}) {run.competitor}, round {run.round + 1} failed: {' '.join(run.failure.split())[:_FAILURE_TEXT]}"
+            for run in failed
+        ]
 
     def save(self, path: Path) -> None:
         """The figures of every run as JSON."""
@@ -203,6 +206,7 @@ _LATENCIES: dict[str, Callable[[Measured], tuple[float, float] | None]] = {
     "received → committed": lambda run: run.committed_seconds,
     "published → committed": lambda run: run.end_to_end_seconds,
 }
+_FAILURE_TEXT = 240  # characters: all of it is in the JSON
 _HTTP_CASES = ("a", "c")
 _HTTP_HEAD = ("case", "path", "p50 ms", "p99 ms", "max ms", "answers", "not 200, all paths")
 _PARTS = ("consumer", "broker", "database", "publisher", "other")
