@@ -186,10 +186,8 @@ class Results:
 
     def _failure_lines(self) -> list[str]:
         failed = [run for run in self.runs if run.failure]
-        return [
-            f"* ({run.case}) {run.competitor}, round {run.round + 1} failed: {' '.join(run.failure.split())[:_FAILURE_TEXT]}"
-            for run in failed
-        ]
+        told = [(run, " ".join(run.failure.split())[:_FAILURE_TEXT]) for run in failed]
+        return [f"* ({run.case}) {run.competitor}, round {run.round + 1} failed: {text}" for run, text in told]
 
     def save(self, path: Path) -> None:
         """The figures of every run as JSON."""
