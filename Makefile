@@ -11,21 +11,35 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 help:  ## list the targets
 	@grep -hE '^[a-z -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 36
 
-$(VENV)/.stamp: requirements.lock pyproject.toml
+# Everything pinned in a lock, into the virtual environment.
+define INSTALL
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "esp-ingest needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }
-	@echo "   setting up $(VENV) (half a minute the first time)"
+	@echo "   setting up $(VENV) with $(1) from PyPI ($(2); once)"
 	@$(PYTHON) -m venv $(VENV)
-	@SECONDS=0; $(PIP) --require-hashes -r requirements.lock && $(PIP) --no-deps --no-build-isolation -e . && \
+	@SECONDS=0; $(PIP) --require-hashes -r $(1) && $(PIP) --no-deps --no-build-isolation -e . && \
 	  echo "   set up in $$SECONDS s"
 	@touch $@
+endef
+
+$(VENV)/.stamp: requirements.lock pyproject.toml
+	$(call INSTALL,requirements.lock,500 MB, half a minute to some minutes)
+
+# What the demo needs and no more; an environment that has everything will do.
+$(VENV)/.stamp-demo: requirements-demo.lock pyproject.toml
+	@if [ -e $(VENV)/.stamp ] && $(MAKE) --silent --question $(VENV)/.stamp; then touch $@; else $(MAKE) --silent demo-setup; fi
+
+.PHONY: demo-setup
+demo-setup:
+	$(call INSTALL,requirements-demo.lock,230 MB, a quarter of a minute and more on a slow line)
+	@rm -f $@ && touch $(VENV)/.stamp-demo
 
 .PHONY: setup
 setup: $(VENV)/.stamp  ## virtual environment with everything pinned
 	@:
 
 .PHONY: demo
-demo: setup  ## all of it on this machine, a minute (DURATION=seconds, ARGS="--csv FILE --json …")
+demo: $(VENV)/.stamp-demo  ## all of it on this machine, a minute (DURATION=seconds, ARGS="--csv FILE --json …")
 	@$(BIN)/esp-ingest demo --duration $(DURATION) $(ARGS)
 
 .PHONY: test
@@ -70,6 +84,7 @@ LOCK = $(BIN)/uv pip compile --universal --generate-hashes --no-header --no-anno
 lock: setup  ## pin the newest versions that pyproject.toml allows (ARGS=--upgrade)
 	@$(LOCK) pyproject.toml --all-extras --group dev --group bench -o requirements.lock $(ARGS)
 	@$(LOCK) pyproject.toml -c requirements.lock -o requirements-run.lock $(ARGS)
+	@printf 'hatchling\neditables\n' | $(LOCK) pyproject.toml - --extra demo -c requirements.lock -o requirements-demo.lock $(ARGS)
 	@echo hatchling | $(LOCK) - -c requirements.lock -o requirements-build.lock $(ARGS)
 
 .PHONY: docs

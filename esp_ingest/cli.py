@@ -66,8 +66,10 @@ def _sentence(error: Exception) -> str:
 
 
 def _senseless(arguments: argparse.Namespace) -> str:
-    """Options that exclude each other, of simulate and demo: which, and why; "" where there are none."""
+    """Options that exclude each other, of run, simulate and demo: which, and why; "" where there are none."""
     given = set(getattr(arguments, "given", ()))
+    if getattr(arguments, "retire", False) and arguments.workers > 1:
+        return "--retire is of one daemon: leave out --workers, whose surplus leaves by itself"
     if not hasattr(arguments, "csv") or not hasattr(arguments, "seed"):
         return ""
     if arguments.csv is not None:
@@ -222,7 +224,11 @@ def _parser() -> argparse.ArgumentParser:
         "(docs/operations.md). After fewer or more workers than before, those that are no longer there are emptied "
         "and leave the broker by themselves",
     )
-    daemon.add_argument("--retire", action="store_true", help=argparse.SUPPRESS)  # what workers.py starts to that end
+    daemon.add_argument(
+        "--retire",
+        action="store_true",
+        help="leave for good: take what the session at the broker and the spool hold, end the session, exit",
+    )
     migration = add("migrate", migrate, "bring the database to the newest schema")
     migration.add_argument(
         "--adopt", action="store_true", help="apply what was left out before TimescaleDB was there; locks the tables"

