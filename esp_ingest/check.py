@@ -61,9 +61,14 @@ def _rules(settings: Settings) -> Line:
 
 
 def _spool(settings: Settings) -> Line:
-    if not settings.spool.enabled:
-        return Line("spool", True, "switched off: the broker's queue has to hold an outage of the database")
     folder = settings.spool.folder()
+    if not settings.spool.enabled:
+        from esp_ingest.store.spool import orphans
+
+        if left := orphans(folder):
+            detail = f"switched off, but {folder} has acknowledged messages in {len(left)} files, which nobody stores: "
+            return Line("spool", False, detail + "set spool.enabled and run until spool_messages is 0.")
+        return Line("spool", True, "switched off: the broker's queue has to hold an outage of the database")
     where = folder
     while not where.exists():
         where = where.parent

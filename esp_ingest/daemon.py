@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from esp_ingest.diagnostics.follower import Follower
     from esp_ingest.diagnostics.publishing import Publisher
     from esp_ingest.diagnostics.service import DiagnosticsService
-    from esp_ingest.store.spool import SetAside
+    from esp_ingest.store.spool import SetAside, Spool
     from esp_ingest.telemetry.decode import Decoder
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,6 @@ class Daemon:
         from esp_ingest.pipeline import Pipeline
         from esp_ingest.stage import Stage, ThreadedStage
         from esp_ingest.store.connection import conninfo
-        from esp_ingest.store.spool import Spool
         from esp_ingest.store.writer import PostgresStore
         from esp_ingest.telemetry.decode import Decoder
 
@@ -107,11 +106,7 @@ class Daemon:
         self._health = health
         self._signals = signals
         spool_settings = settings.spool
-        self._spool = (
-            Spool(spool_settings.folder(), spool_settings.max_bytes, spool_settings.segment_bytes, self._note_set_aside)
-            if spool_settings.enabled
-            else None
-        )
+        self._spool = self._open_spool()
         self._store = PostgresStore(settings.database, settings.mqtt.topic_root, publish=settings.diagnostics.publish)
         state_folder = spool_settings.folder() if spool_settings.enabled else None
         self._source: MqttSource = MqttSource(settings.mqtt, clock, metrics, state_folder)
@@ -142,6 +137,25 @@ class Daemon:
         self._publisher = self._build_publisher()
         self._next_observation = 0.0
         self._notify = systemd.Notifier()
+
+    def _open_spool(self) -> "Spool | None":
+        """None where it is switched off. What an earlier start left in it nobody drains then, and that is said."""
+        from esp_ingest.store.spool import Spool, SpoolUnusable, orphans
+
+        settings = self._settings.spool
+        if settings.enabled:
+            try:
+                return Spool(settings.folder(), settings.max_bytes, settings.segment_bytes, self._note_set_aside)
+            except SpoolUnusable as error:
+                raise ConfigError(str(error)) from None
+        left = orphans(settings.folder())
+        self._metrics.spool_orphaned_files.set(len(left))
+        if left:
+            fields = {"folder": str(settings.folder()), "files": len(left)}
+            log.error(
+                "spool switched off with acknowledged messages in it: run with it once to store them", extra=fields
+            )
+        return None
 
     def _build_diagnostics(self) -> "DiagnosticsService | None":
         """The rules on this daemon's batches. In a share group it does not see a well whole: there, a follower."""

@@ -25,12 +25,11 @@ _SHOWN_PAYLOAD_CHARACTERS = 4_000
 
 def run(settings: Settings, arguments: argparse.Namespace) -> Iterator[str]:
     """The lines to print. Raises ConfigError for a senseless filter, StoreUnavailable without a database."""
+    which = RejectFilter() if arguments.action == "show" else _filter(arguments, SystemClock().now_us())
     with connect(settings.database) as connection:
         if arguments.action == "show":
             yield from _show(connection, arguments.id)
-            return
-        which = _filter(arguments, SystemClock().now_us())
-        if arguments.action == "list":
+        elif arguments.action == "list":
             yield from _list(connection, which, arguments.limit)
         else:
             yield from _replay(settings, connection, which, arguments)

@@ -138,6 +138,9 @@ class Metrics:
         self.spool_set_aside = counter(
             "spool_set_aside", "messages lost to spool damage, or 1 a report where none is or nobody knows"
         )
+        self.spool_orphaned_files = gauge(
+            "spool_orphaned_files", "files of acknowledged messages in a spool that is switched off: nobody stores them"
+        )
         self.spool_failures = counter("spool_failures", "attempts to write or read the spool that the disk refused")
 
         # -- Diagnostics. The series of each rule exist from the start (diagnostics/service.py).

@@ -12,6 +12,8 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
+import stat
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,12 +24,20 @@ from esp_ingest.store.spool_segment import Segment, SegmentDamaged, Torn, disk_b
 from esp_ingest.telemetry.model import Delivery
 
 _FOLDER_MODE = 0o700
+_SHARED = stat.S_ISVTX | stat.S_IWOTH  # as /tmp: others may put files beside ours. A volume of a container is 0777.
 _REPORTS_KEPT = 100
 _FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LASTING_ERRNOS = frozenset(
+    (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+)
 
 
 class SpoolError(Exception):
     """The spool cannot be used, or did not take an append; the message is one plain sentence."""
+
+
+class SpoolUnusable(SpoolError):
+    """The folder is none that this process may use: a matter of configuration, trying again changes nothing."""
 
 
 class SpoolFull(SpoolError):
@@ -304,6 +314,13 @@ class Spool:
         return folder
 
 
+def orphans(folder: Path) -> list[Path]:
+    """Files with messages in the spool ``folder`` and in those of workers under it (or beside it, where it is a worker's):
+    acknowledged, and nobody's while no daemon uses these folders."""
+    root = folder.parent if re.fullmatch(r"worker-\d+", folder.name) else folder
+    return sorted((*root.glob("segment-*.db"), *root.glob("worker-*/segment-*.db")))
+
+
 def _peek_salvaged(segment: Segment, max_messages: int, max_bytes: int) -> SpoolBatch:
     deliveries: list[Delivery] = []
     room, last = max_bytes, 0
@@ -331,14 +348,19 @@ def _failed_append(folder: Path, error: Exception) -> SpoolError:
 
 
 def _lock_folder(folder: Path) -> int:
-    """Make ``folder`` and hold the lock on it, which the kernel drops with the process, however that ends."""
+    """Make ``folder`` and hold the lock on it, which the kernel drops with the process, however that ends.
+
+    A folder that is there keeps its mode: it may be a mount, or not ours. The files in it are for us alone anyway."""
     try:
         folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
-        with contextlib.suppress(PermissionError):  # a mount that belongs to someone else keeps its mode
-            folder.chmod(_FOLDER_MODE)
-        handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        if folder.stat().st_mode & _SHARED == _SHARED:
+            raise SpoolUnusable(
+                f"The spool folder {folder} is open to every user: give a folder of its own with spool.path."
+            )
+        handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     except OSError as error:
-        raise SpoolError(
+        kind = SpoolUnusable if error.errno in _LASTING_ERRNOS else SpoolError
+        raise kind(
             f"The spool folder {folder} cannot be used ({error.strerror}): give a writable one with spool.path."
         ) from error
     try:

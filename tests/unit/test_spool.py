@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from esp_ingest.store import spool_segment
-from esp_ingest.store.spool import SetAside, Spool, SpoolError, SpoolFull
+from esp_ingest.store.spool import SetAside, Spool, SpoolError, SpoolFull, SpoolUnusable, orphans
 from esp_ingest.telemetry.model import Delivery
 
 MIB = 1_048_576
@@ -192,6 +192,48 @@ def test_nobody_else_may_read(spool: Spool) -> None:
     spool.append(messages(10))
     assert stat.S_IMODE(spool.folder.stat().st_mode) == 0o700
     assert {stat.S_IMODE(path.stat().st_mode) for path in spool.folder.iterdir()} == {0o600}
+
+
+def test_a_folder_that_is_there_keeps_its_mode(tmp_path: Path) -> None:
+    folder = tmp_path / "mount"
+    folder.mkdir()
+    folder.chmod(0o2775)
+    spool = Spool(folder, MIB, 65_536)
+    spool.append(messages(1))
+    spool.close()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o2775
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
+
+
+def test_a_folder_that_every_user_shares_is_refused_and_left_alone(tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)
+    with pytest.raises(SpoolUnusable, match=r"open to every user: give a folder of its own with spool\.path\.$"):
+        Spool(tmp_path, MIB, 65_536)
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o1777
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_points_elsewhere_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("kept")
+    (tmp_path / "spool").mkdir()
+    (tmp_path / "spool" / "lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(SpoolUnusable):
+        Spool(tmp_path / "spool", MIB, 65_536)
+    assert (tmp_path / "precious").read_text() == "kept"
+
+
+def test_orphans_are_the_files_of_a_spool_and_of_its_workers(tmp_path: Path) -> None:
+    assert orphans(tmp_path / "nowhere") == []
+    for folder in (tmp_path, tmp_path / "worker-1"):
+        spool = Spool(folder, MIB, 65_536)
+        spool.append(messages(3))
+        spool.close()
+    assert [path.parent.name for path in orphans(tmp_path)] == [tmp_path.name, "worker-1"]
+    assert orphans(tmp_path / "worker-0") == orphans(tmp_path)
+    drained = Spool(tmp_path, MIB, 65_536)
+    drain(drained)
+    drained.close()
+    assert [path.parent.name for path in orphans(tmp_path)] == ["worker-1"]
 
 
 def bend(path: Path, at: int, what: bytes) -> None:
