@@ -126,4 +126,4 @@ def _unreachable(settings: DatabaseSettings, error: psycopg.Error) -> StoreUnava
     said = sqlstate.unavailable(error)
     if settings.dsn.get_secret_value():
         return said
-    return StoreUnavailable(said.reason, f"{said.detail} (database.dsn, ESP_INGEST_DATABASE__DSN, is empty)")
+    return StoreUnavailable(said.reason, f"{said.detail}; database.dsn is empty")

@@ -224,6 +224,10 @@ def test_commands_refuse_what_makes_no_sense(well: Well) -> None:
         well.command("ack", by=" ")
     with pytest.raises(LookupError, match="No well W9"):
         well.command("shelve", well="W9", duration="8h")
+    with pytest.raises(LookupError, match="No well W9"):
+        well.command("ack", well="W9")
+    with pytest.raises(LookupError, match="vibration has never been raised at W1"):
+        well.command("ack")
     with pytest.raises(LookupError, match="not shelved"):
         well.command("unshelve")
     assert well.database.value("SELECT count(*) FROM alarm_actions") == 0

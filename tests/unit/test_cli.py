@@ -152,8 +152,8 @@ def test_no_database_says_what_to_do(capsys: pytest.CaptureFixture[str], monkeyp
     assert cli.main(["rejects", "list"]) == 1
     complaint = capsys.readouterr().err
     assert "The database does not answer at its address" in complaint
-    assert "ESP_INGEST_DATABASE__DSN, is empty" in complaint
-    assert "start it, or set database.dsn" in complaint
+    assert "; database.dsn is empty" in complaint
+    assert "start it, or set database.dsn (ESP_INGEST_DATABASE__DSN)" in complaint
 
 
 @pytest.mark.parametrize(
@@ -170,6 +170,27 @@ def test_what_the_database_refuses_is_a_sentence_that_says_what_to_do(error: Exc
     assert cli._one_line(error) == " ".join(sqlstate.sentence(error).split())
     assert says in cli._one_line(error)
     assert "LINE 1" not in cli._one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "code", "says"),
+    [
+        ("DATABASE__DSN", "hunter2", 2, "database.dsn is not a connection string"),
+        ("DIAGNOSTICS__RULES_FILE", "/nowhere/rules.toml", 2, "The rules file /nowhere/rules.toml cannot be read"),
+        ("SPOOL__PATH", "/dev/null/spool", 2, "The spool folder /dev/null/spool cannot be used"),
+    ],
+)
+def test_a_daemon_that_cannot_start_says_why_and_not_that_it_started(
+    tmp_path: Path, setting: str, value: str, code: int, says: str
+) -> None:
+    chosen = {"SPOOL__PATH": str(tmp_path), "HTTP__PORT": "0", setting: value}
+    environment = {"PATH": "/usr/bin:/bin"} | {f"ESP_INGEST_{name}": text for name, text in chosen.items()}
+    command = [sys.executable, "-m", "esp_ingest", "run"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert '"started"' not in done.stdout
+    assert done.returncode == code
 
 
 def test_check_says_it_in_lines_and_nothing_beside(tmp_path: Path) -> None:
