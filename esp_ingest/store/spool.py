@@ -315,7 +315,7 @@ class Spool:
 
 
 def orphans(folder: Path) -> list[Path]:
-    """Files with messages in the spool ``folder`` and in those of workers under it (or beside it, where it is a worker's):
+    """Files with messages in the spool ``folder`` and in those of workers under it, or beside it if it is a worker's:
     acknowledged, and nobody's while no daemon uses these folders."""
     root = folder.parent if re.fullmatch(r"worker-\d+", folder.name) else folder
     return sorted((*root.glob("segment-*.db"), *root.glob("worker-*/segment-*.db")))
