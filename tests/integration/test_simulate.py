@@ -98,6 +98,23 @@ def test_a_broker_that_refuses_is_an_error(tmp_path: Any) -> None:
             run_simulate(settings, arguments())
 
 
+def test_the_shipped_rights_have_lines_for_the_simulator(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """As config/mosquitto/README.md says: the comment signs off, and a user."""
+    broker = Mosquitto(tmp_path / "mosquitto", users=("simulator",))
+    acl = tmp_path / "mosquitto" / "acl"
+    shipped = acl.read_text(encoding="utf-8")
+    lines = "#user simulator\n#topic write esp/+/telemetry\n"
+    assert lines in shipped
+    acl.write_text(shipped.replace(lines, lines.replace("#", "")), encoding="utf-8")
+    with broker:
+        listener = Listener(broker)
+        settings = Settings(mqtt=broker.settings(username="simulator", password=broker.password_of("simulator")))
+        assert run_simulate(settings, arguments()) == 0
+        assert "acknowledged 20, refused 0" in capsys.readouterr().out
+        assert len(listener.wait_for(20)) == 20
+        listener.close()
+
+
 def test_a_wrong_password_is_an_error(broker: Mosquitto) -> None:
     settings = Settings(mqtt=broker.settings(password="wrong"))  # type: ignore[arg-type]
     with pytest.raises(SimulatorError, match=r"No connection to the broker .*Not authorized"):
