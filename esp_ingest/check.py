@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from esp_ingest.config import Settings
+from esp_ingest.config import ConfigError, Settings
 from esp_ingest.seams import Clock
 from esp_ingest.service.clock import SystemClock
 from esp_ingest.service.metrics import Metrics
@@ -61,10 +61,10 @@ def _rules(settings: Settings) -> Line:
 
 
 def _spool(settings: Settings) -> Line:
+    from esp_ingest.store.spool import is_shared, orphans
+
     folder = settings.spool.folder()
     if not settings.spool.enabled:
-        from esp_ingest.store.spool import orphans
-
         if left := orphans(folder):
             detail = f"switched off, but {folder} has acknowledged messages in {len(left)} files, which nobody stores: "
             return Line("spool", False, detail + "set spool.enabled and run until spool_messages is 0.")
@@ -75,6 +75,8 @@ def _spool(settings: Settings) -> Line:
     if not where.is_dir():
         return Line("spool", False, f"{where} is no folder: set spool.path to a writable folder.")
     try:
+        if where == folder and is_shared(folder):
+            return Line("spool", False, f"{folder} is open to every user: set spool.path to a folder of its own.")
         probe = where / ".esp-ingest-check"
         probe.touch()
         probe.unlink()
@@ -92,7 +94,10 @@ def _broker(settings: Settings, clock: Clock) -> Line:
     mqtt = settings.mqtt
     address = f"{mqtt.host}:{mqtt.port}"
     probe = mqtt.model_copy(update={"client_id": f"{mqtt.client_id[:100]}-check", "share_group": ""})
-    source = MqttSource(probe, clock, Metrics())
+    try:
+        source = MqttSource(probe, clock, Metrics())
+    except ConfigError as error:
+        return Line("broker", False, str(error))
     source.start()
     try:
         deadline = clock.monotonic() + mqtt.connect_timeout_seconds
