@@ -366,13 +366,13 @@ def _explain(error: ValidationError) -> str:
         return _explain_unknown(location)
     words = _in_our_words(first["type"], first["msg"], first.get("ctx") or {})
     name, _, rest = words.partition(" ")
-    of_a_file = name.endswith("_file") and name in _fields_at(location)  # said by the section, of one of its settings
-    if of_a_file:
+    of_a_setting = bool(location) and name in _fields_at(location)  # said by the section, of one of its settings
+    if of_a_setting:
         location, words = [*location, name], rest
     variable = _variable(location)
     come_from = f" (from {variable})" if variable else ""
     place = f"Setting {'.'.join(location)}{come_from}" if location else "Configuration"
-    return f"{place}{'' if of_a_file else ':'} {words}."
+    return f"{place}{'' if of_a_setting else ':'} {words}."
 
 
 def _explain_unknown(location: list[str]) -> str:

@@ -314,6 +314,11 @@ class Spool:
         return folder
 
 
+def is_shared(folder: Path) -> bool:
+    """Whether every user may put files into it, as into /tmp: no place for a spool. Raises OSError."""
+    return folder.stat().st_mode & _SHARED == _SHARED
+
+
 def orphans(folder: Path) -> list[Path]:
     """Files with messages in the spool ``folder`` and in those of workers under it, or beside it if it is a worker's:
     acknowledged, and nobody's while no daemon uses these folders."""
@@ -353,7 +358,7 @@ def _lock_folder(folder: Path) -> int:
     A folder that is there keeps its mode: it may be a mount, or not ours. The files in it are for us alone anyway."""
     try:
         folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
-        if folder.stat().st_mode & _SHARED == _SHARED:
+        if is_shared(folder):
             raise SpoolUnusable(
                 f"The spool folder {folder} is open to every user: give a folder of its own with spool.path."
             )

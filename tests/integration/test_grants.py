@@ -15,7 +15,7 @@ from esp_ingest.store.outbox import PostgresOutbox
 from esp_ingest.store.schema import check_database, migrate
 from esp_ingest.store.writer import PostgresStore
 from esp_ingest.telemetry.model import Checkpoint, Readings
-from tests.support.databases import Database
+from tests.support.databases import Database, Missing, NativeTimescale, unavailable
 from tests.support.store_data import DIAGNOSIS, START_US, cleared, readings, reject
 
 ROOT = Path(__file__).parents[2]
@@ -136,3 +136,24 @@ def test_the_daemon_waits_for_a_right_and_goes_on_when_it_is_there(owner: Databa
     store.ping()
     assert store.write(readings([("w1", 0)]), [], []).written == 1
     store.close()
+
+
+def test_a_standby_is_not_ready() -> None:
+    try:
+        started = NativeTimescale.start()
+    except Missing as missing:
+        unavailable(str(missing))
+        raise
+    with started as server:
+        database = server.create_database()
+        migrate(database.settings)
+        server.halt()
+        (server.folder / "standby.signal").touch()
+        server.launch()
+        found, _ = check_database(database.settings)
+        assert (found.ok, found.status) == (False, "unusable")
+        assert "is a standby" in found.detail
+        store = PostgresStore(database.settings)
+        with pytest.raises(StoreUnavailable, match="target_session_attrs=read-write"):
+            store.ping()
+        store.close()

@@ -204,7 +204,7 @@ def test_a_wrong_secret_is_not_repeated(tmp_path: Path) -> None:
     ],
 )
 def test_a_bare_at_in_a_password_is_refused_and_no_part_of_it_shown(dsn: str) -> None:
-    with pytest.raises(ConfigError, match=r"dsn has a user or password with a bare .* as %40") as caught:
+    with pytest.raises(ConfigError, match=r"database\.dsn has a user or password with a bare .* as %40") as caught:
         load(database={"dsn": dsn})
     assert not any(part in str(caught.value) for part in ("first", "fir/", "second", "sec:ond"))
 

@@ -74,6 +74,8 @@ def test_a_spool_folder_that_cannot_be_used_is_wrong_configuration(tmp_path: Pat
     else:
         folder.mkdir()
         folder.chmod(0o1777)
+    line = check._spool(load(spool={"path": str(folder)}))
+    assert not line.ok, line
     with start(SPOOL__PATH=folder) as daemon:
         _, said = daemon.communicate(timeout=30)
     assert daemon.returncode == 2, said
