@@ -140,6 +140,8 @@ def simulate(arguments: argparse.Namespace) -> int:
 
 
 def demo(arguments: argparse.Namespace) -> int:
+    if arguments.config is not None:
+        _settings(arguments)  # a file that cannot be used is found before anything starts
     from esp_ingest.demo import demo as demonstration
 
     return demonstration.run_demo(arguments)
@@ -176,15 +178,6 @@ class _Given(argparse.Action):
             values = [*namespace.fault, values]
         setattr(namespace, self.dest, values if self.nargs != 0 else True)
         namespace.given = [*getattr(namespace, "given", ()), self.dest]
-
-
-class _Refused(argparse.Action):
-    """An option that every other command has."""
-
-    def __call__(
-        self, parser: argparse.ArgumentParser, _namespace: object, _values: object, _option: str | None = None
-    ) -> None:
-        parser.error("the demo brings its own settings: leave out --config")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -277,7 +270,6 @@ def _add_simulate(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_demo(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--config", action=_Refused, help=argparse.SUPPRESS)
     _add_fleet(sub, wells=12)
     sub.add_argument(
         "--json",

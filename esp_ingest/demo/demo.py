@@ -66,7 +66,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
     if ignored:
         _say(f"not used, as the demo brings its own settings: {', '.join(ignored)}")
     _say("starting PostgreSQL, an MQTT broker and the daemon, all in temporary folders")
-    theatre = Theatre(clock, _ANY_AGE) if arguments.csv else Theatre(clock, {}, EQUIPMENT)
+    theatre = Theatre(clock, _ANY_AGE if arguments.csv else {}, "" if arguments.csv else EQUIPMENT, arguments.config)
     with stop, theatre:
         for line in theatre.schema_lines:
             _say(f"  {line}")

@@ -56,10 +56,13 @@ def sweep(temporary: Path) -> None:
 class Theatre:
     """Broker, database and daemon, up and ready after ``with``; gone after it, however it is left."""
 
-    def __init__(self, clock: SystemClock, settings: Mapping[str, str], more_rules: str = "") -> None:
+    def __init__(
+        self, clock: SystemClock, settings: Mapping[str, str], more_rules: str = "", config: Path | None = None
+    ) -> None:
         """``settings``: environment overrides for the daemon, on top of where broker and database are; ``more_rules``
-        is appended to the rules that ship."""
+        is appended to the rules that ship; ``config``: a file with further settings, below all of these."""
         self._clock = clock
+        self._config = [] if config is None else ["--config", str(config.absolute())]
         self._more_rules = more_rules
         self._extra = dict(settings)
         self._stack = ExitStack()
@@ -111,7 +114,7 @@ class Theatre:
         with (self.folder / "daemon.log").open("wb") as log:
             self._daemon = self._stack.enter_context(
                 Leash(
-                    [sys.executable, "-P", "-m", "esp_ingest", "run"],
+                    [sys.executable, "-P", "-m", "esp_ingest", "run", *self._config],
                     output=log,
                     grace_seconds=_GRACE_SECONDS,
                     environment=self.environment() | {"ESP_INGEST_HTTP__PORT": str(port)},

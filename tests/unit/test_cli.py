@@ -98,7 +98,7 @@ def test_the_faults_in_the_help_are_those_there_are() -> None:
         ("demo --csv /nowhere/x.csv", "x.csv cannot be read: No such file or directory."),
         ("demo --csv x.csv --rate 3", "--rate is of a simulated fleet"),
         ("demo --csv x.csv --seed 3", "--seed is of a simulated fleet"),
-        ("demo --config x.toml", "the demo brings its own settings"),
+        ("demo --config x.toml", "x.toml"),
         ("run --retire --workers 2", "--retire is of one daemon"),
         ("run --workers 1000", "'1000' workers are more than 64"),
         ("check --config /", "/ is a folder: give the path of a TOML file"),
