@@ -189,9 +189,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    bare = _Parser(add_help=False)
-    bare.add_argument("--debug", action="store_true", help="show a traceback when a command fails")
-    common = _Parser(add_help=False, parents=[bare])
+    common = _Parser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show a traceback when a command fails")
     common.add_argument(
         "--config", type=Path, metavar="FILE", help="TOML file with settings (default: built-in defaults)"
     )
@@ -199,10 +198,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"esp-ingest {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
 
-    def add(
-        name: str, command: Callable[[argparse.Namespace], int], text: str, parent: _Parser = common
-    ) -> argparse.ArgumentParser:
-        sub: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, parents=[parent])
+    def add(name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        sub: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, parents=[common])
         sub.set_defaults(command=command)
         return sub
 
@@ -228,7 +225,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("check", check, "configuration, broker, database and schema, a line each")
     _add_simulate(add("simulate", simulate, "be a fleet of ESP controllers, or replay a recording"))
-    _add_demo(add("demo", demo, "all of it on this machine: embedded broker and database, a fleet with faults", bare))
+    _add_demo(add("demo", demo, "all of it on this machine: embedded broker and database, a fleet with faults"))
     _add_rejects(add("rejects", rejects, "list, show and replay what was rejected"), common)
     _add_rules(add("rules", rules, "check, explain and try the diagnostic rules"), common)
     _add_alarms(add("alarms", alarms, "list, acknowledge and shelve alarms"), common)
