@@ -160,6 +160,7 @@ def test_failed_tries_leave_nothing_behind(rig: Rig, monkeypatch: pytest.MonkeyP
         rig.stage, "_store", PostgresStore(load(database={"dsn": "postgresql://x@127.0.0.1:1/x"}).database)
     )
     gc.disable()  # what it would do at some time is no bound
+    gc.freeze()  # as the daemon does
     try:
         for _ in range(10):
             rig.clock.sleep(60)
@@ -167,6 +168,7 @@ def test_failed_tries_leave_nothing_behind(rig: Rig, monkeypatch: pytest.MonkeyP
         assert len(seen) == 10
         assert sum(each() is not None for each in seen) <= 1
     finally:
+        gc.unfreeze()
         gc.enable()
 
 
