@@ -83,7 +83,19 @@ FROM STDIN (FORMAT binary);
 -- name: create_staging
 -- Where suspect rows wait for ON CONFLICT, which COPY does not know. Kept for the life of the connection: creating it in
 -- every transaction would bloat the catalogs.
-CREATE TEMPORARY TABLE IF NOT EXISTS esp_ingest_staging (LIKE esp_telemetry) ON COMMIT DELETE ROWS;
+CREATE TEMPORARY TABLE IF NOT EXISTS esp_ingest_staging (
+    LIKE esp_telemetry,
+    place bigint GENERATED ALWAYS AS IDENTITY
+) ON COMMIT DELETE ROWS;
+
+-- name: create_checked_staging
+-- In its place, for a batch with a row at fault: what a constraint of the table refuses is refused here already, where
+-- it costs no chunk that is created and rolled back again. Anew each time, as an operator may change constraints.
+DROP TABLE IF EXISTS pg_temp.esp_ingest_staging;
+CREATE TEMPORARY TABLE esp_ingest_staging (
+    LIKE esp_telemetry INCLUDING CONSTRAINTS,
+    place bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY
+) ON COMMIT DROP;
 
 -- name: copy_staging
 -- Suspect readings; the same columns as copy_telemetry.
@@ -103,9 +115,48 @@ SELECT "timestamp", received_at, flow_rate, pip, motor_current, motor_temp, vibr
 FROM esp_ingest_staging
 ON CONFLICT DO NOTHING;
 
--- name: empty_staging
--- Between the pieces of a batch that is being halved.
-TRUNCATE esp_ingest_staging;
+-- name: insert_staged_range
+-- As insert_staged, for a batch that is being halved.
+INSERT INTO esp_telemetry ("timestamp", received_at, flow_rate, pip, motor_current, motor_temp, vibration,
+                           vsd_frequency, gor, discharge_pressure, wellhead_pressure, casing_pressure, intake_temp,
+                           leakage_current, drive_voltage, well_id, extra, quality)
+SELECT "timestamp", received_at, flow_rate, pip, motor_current, motor_temp, vibration, vsd_frequency, gor,
+       discharge_pressure, wellhead_pressure, casing_pressure, intake_temp, leakage_current, drive_voltage, well_id,
+       extra, quality
+FROM esp_ingest_staging
+WHERE place BETWEEN %s AND %s
+ORDER BY place
+ON CONFLICT DO NOTHING;
+
+-- name: staged_places
+-- The staged rows in the order in which they were sent.
+SELECT place FROM esp_ingest_staging ORDER BY place;
+
+-- name: unstage
+-- Rows at fault: they were not inserted, and are not to be compared.
+DELETE FROM esp_ingest_staging WHERE place = ANY (%s::bigint[]);
+
+-- name: staged_conflicts
+-- Staged rows that are not in the table as they are: what stands under their key says something else. Numbers are
+-- compared by their bits (*=). The span of time lets the planner leave out all other chunks, LIMIT keeps it from joining
+-- the whole table.
+SELECT s.place
+FROM esp_ingest_staging s
+LEFT JOIN LATERAL (
+    SELECT * FROM esp_telemetry e
+    WHERE e.well_id = s.well_id AND e."timestamp" = s."timestamp" AND e."timestamp" BETWEEN %s AND %s
+    LIMIT 1
+) t ON true
+WHERE t.well_id IS NULL
+   OR NOT ROW (t.flow_rate, t.pip, t.motor_current, t.motor_temp, t.vibration, t.vsd_frequency, t.gor,
+               t.discharge_pressure, t.wellhead_pressure, t.casing_pressure, t.intake_temp, t.leakage_current,
+               t.drive_voltage)::record
+          *= ROW (s.flow_rate, s.pip, s.motor_current, s.motor_temp, s.vibration, s.vsd_frequency, s.gor,
+                  s.discharge_pressure, s.wellhead_pressure, s.casing_pressure, s.intake_temp, s.leakage_current,
+                  s.drive_voltage)::record
+   OR t.extra IS DISTINCT FROM s.extra
+   OR t.quality IS DISTINCT FROM s.quality
+ORDER BY s.place;
 
 -- name: newest_of_wells
 -- The newest stored timestamp of each well, one probe of the primary key each.

@@ -80,6 +80,8 @@ RULES: dict[str, Decision] = {
     "P0": Decision(_O, "a trigger or function of the database raised an error"),
     "XX": Decision(_O, "the database reports damage or an internal error"),
 }
+# What a smaller transaction may be spared: no memory or locks left, too many rows decompressed, too long a statement.
+_TOO_MUCH = frozenset(("53200", "53400", "57014"))
 NO_ANSWER = Decision(_T, "the database does not answer")
 UNKNOWN = Decision(_T, "an error of a kind not known here")
 CLIENT_DATA = Decision(_D, "the client library cannot encode a value")
@@ -102,6 +104,11 @@ def decide(error: BaseException) -> Decision:
     if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
         return _from_text(str(error))
     return UNKNOWN
+
+
+def is_too_much(error: BaseException) -> bool:
+    """Whether the transaction may have been too much at once, rather than the moment a bad one."""
+    return isinstance(error, psycopg.Error) and error.sqlstate in _TOO_MUCH
 
 
 # libpq gives no SQLSTATE when the server refuses the connection itself, only its text, in the server's language. These

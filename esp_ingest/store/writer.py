@@ -5,13 +5,15 @@ staging table with ON CONFLICT DO NOTHING. When a key turns out to be there alre
 everything goes through the staging table. When the database refuses a row, the batch is halved until the rows at fault
 are found, and they become rejects. Each rung is a transaction of its own, so that nothing of a failed one stays.
 
+What is too much for one transaction (its locks, its memory, its time) is written in parts, each a transaction.
+
 Nothing here relies on memory for correctness: whatever was committed without our knowing is found by its key.
 """
 
 import json
 import logging
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -33,6 +35,10 @@ from esp_ingest.store.sqlstate import Verdict
 from esp_ingest.telemetry.model import SIGNAL_NAMES, Checkpoint, DiagnosticRow, Readings, Reject, RejectReason
 
 log = logging.getLogger(__name__)
+
+_DAY_US = 86_400_000_000
+_MOST_DAYS = 64  # of one transaction: each day is a chunk, and a new one takes a dozen locks and 20 ms
+_TOO_MUCH_TRIES = 3  # a batch that is too much so often in a row is halved; a row that is so alone becomes a reject
 
 _Rows = npt.NDArray[np.intp]
 _Cursor = psycopg.Cursor[tuple[Any, ...]]
@@ -60,12 +66,21 @@ class _Tally:
     def rejected(self) -> int:
         return self.reasons.total()
 
+    def add(self, other: "_Tally") -> None:
+        """What became of another part of the batch."""
+        self.written += other.written
+        self.duplicates += other.duplicates
+        self.reasons += other.reasons
+        self.refused += other.refused
+        self.path = max(self.path, other.path, key=("direct", "staging", "bisect").index)
+
 
 class PostgresStore:
     """seams.Store on one connection of its own, opened when it is needed and opened again after it was lost.
 
     ``topic_root`` is the first level of the topic that is put down for a reading which the database refused.
-    ``publish``: changes of occurrences go to the outbox as well."""
+    ``publish``: changes of occurrences go to the outbox as well. ``beat`` is called between the steps of a write that
+    takes long."""
 
     def __init__(
         self,
@@ -73,7 +88,9 @@ class PostgresStore:
         topic_root: str = "esp",
         connect: Callable[[DatabaseSettings], Connection] = connect,
         publish: bool = False,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
+        self._beat = beat
         self._settings = settings
         self._publish = publish
         self._topic_root = topic_root
@@ -82,6 +99,8 @@ class PostgresStore:
         self._schema_ok = False
         self._marks = Marks()
         self._doubt = False  # a commit's outcome is unknown: the next batch is probably there already
+        self._too_much = 0  # times in a row that a batch was more than the database takes at once
+        self._stubborn: Counter[tuple[str, int]] = Counter()  # single rows that were, by key
 
     def write(
         self,
@@ -92,27 +111,77 @@ class PostgresStore:
         cursor_us: tuple[int, int] | None = None,
         diagnose: Callable[[], Findings] | None = None,
     ) -> WriteResult:
-        """Store all of it in one transaction, or nothing. See seams.Store."""
+        """Store all of it in one transaction, or nothing; where that is too much, in parts. See seams.Store."""
         if not (len(readings) or rejects or diagnostics or checkpoints or cursor_us or diagnose):
             return WriteResult(0, 0, 0)
-        findings = _Found(diagnostics, checkpoints, diagnose)
+        found = _Found(diagnostics, checkpoints, diagnose)
+        tally: _Tally | None = None
+        parts = _by_days(readings)
+        if not parts:
+            try:
+                tally = self._ladder(readings, rejects, found, cursor_us)
+            except _TooMuch:
+                if len(readings) < 2 or self._too_much < _TOO_MUCH_TRIES:
+                    raise
+                parts = _halves(np.arange(len(readings)))
+        if tally is None:
+            tally, stubborn = self._in_parts(readings, parts)
+            tally.add(self._ladder(Readings.empty(), [*rejects, *stubborn], found, cursor_us))
+            tally.refused += stubborn
+        self._too_much = 0
+        self._stubborn.clear()
+        return WriteResult(
+            tally.written,
+            tally.duplicates,
+            tally.rejected,
+            tuple(tally.refused),
+            tally.reasons,
+            tally.path,
+        )
+
+    def _in_parts(self, readings: Readings, parts: list[_Rows]) -> tuple[_Tally, list[Reject]]:
+        """Each part a transaction; one that is still too much is halved, down to one row. Returns what became of them,
+        and rows that are too much by themselves, time and again, while others are not: those become rejects.
+
+        Raises StoreUnavailable with some of them stored; they are duplicates when they are written again."""
+        tally = _Tally()
+        todo = deque(parts)
+        stuck: list[tuple[int, _TooMuch]] = []
+        while todo:
+            self._beat()
+            rows = todo.popleft()
+            try:
+                tally.add(self._ladder(readings.select(rows), (), _Found((), (), None), None))
+            except _TooMuch as error:
+                if len(rows) > 1:
+                    todo.extendleft(reversed(_halves(rows)))
+                else:
+                    stuck.append((int(rows[0]), error))
+        if not stuck:
+            return tally, []
+        for row, _ in stuck:
+            self._stubborn[readings.well_of(row), int(readings.timestamp_us[row])] += 1
+        if len(stuck) == len(readings) or min(self._stubborn.values()) < _TOO_MUCH_TRIES:
+            raise stuck[0][1]  # the moment's fault, as far as can be told
+        return tally, [refused_reading(readings, row, error, self._topic_root) for row, error in stuck]
+
+    def _ladder(
+        self, readings: Readings, rejects: Sequence[Reject], found: "_Found", cursor_us: tuple[int, int] | None
+    ) -> _Tally:
+        """One transaction, tried on one rung after the other."""
         rung = Rung.STAGED if self._doubt else Rung.DIRECT
         while True:
             try:
-                tally = self._transaction(rung, readings, rejects, findings, cursor_us)
+                tally = self._transaction(rung, readings, rejects, found, cursor_us)
             except _NextRung as step:
                 rung = step.rung
                 continue
+            except _TooMuch:
+                self._too_much += 1
+                raise
             self._doubt = False
             self._marks.committed(readings)
-            return WriteResult(
-                tally.written,
-                tally.duplicates,
-                tally.rejected,
-                tuple(tally.refused),
-                tally.reasons,
-                tally.path,
-            )
+            return tally
 
     def ping(self) -> None:
         """See seams.Store. The schema is looked at once a connection, unless ``database.skip_init`` says not to."""
@@ -192,7 +261,7 @@ class PostgresStore:
         committing = False
         try:
             with connection.cursor() as cursor:
-                attempt = _Attempt(cursor, rung, self._marks, self._topic_root, self._publish, found)
+                attempt = _Attempt(cursor, rung, self._marks, self._topic_root, self._publish, found, self._beat)
                 tally = attempt.run(readings, rejects)
                 if found.checkpoints:
                     cursor.execute(query("upsert_states"), _columns(found.checkpoints))
@@ -243,6 +312,27 @@ class _Found:
             self.rows, self.checkpoints = diagnose()
 
 
+class _TooMuch(StoreUnavailable):
+    """Perhaps the moment, perhaps the batch is more than the database takes in one transaction."""
+
+
+def _by_days(readings: Readings) -> list[_Rows]:
+    """Rows in parts of so many days; none where one transaction will do. What has the same key stays in one part, in
+    order."""
+    if len(readings) <= _MOST_DAYS or np.ptp(readings.timestamp_us) < _MOST_DAYS * _DAY_US:
+        return []
+    days, day = np.unique(readings.timestamp_us // _DAY_US, return_inverse=True)
+    if len(days) <= _MOST_DAYS:
+        return []
+    part = day // _MOST_DAYS
+    return [np.flatnonzero(part == at) for at in range(int(part.max()) + 1)]
+
+
+def _halves(rows: _Rows) -> list[_Rows]:
+    half = len(rows) // 2
+    return [rows[:half], rows[half:]]
+
+
 class _NextRung(Exception):
     """The batch has to be written again, more carefully."""
 
@@ -258,7 +348,8 @@ def _climb(rung: Rung, error: BaseException) -> Exception:
         return _NextRung(Rung.STAGED)
     if verdict in (Verdict.DUPLICATE, Verdict.DATA) and rung < Rung.ROW_BY_ROW:
         return _NextRung(Rung.ROW_BY_ROW)
-    return sqlstate.unavailable(error)
+    unavailable = sqlstate.unavailable(error)
+    return _TooMuch(unavailable.reason, unavailable.detail) if sqlstate.is_too_much(error) else unavailable
 
 
 def _reconcile(tally: _Tally, items: int) -> None:
@@ -276,8 +367,16 @@ class _Attempt:
     """The statements of one transaction on one rung; the caller commits."""
 
     def __init__(
-        self, cursor: _Cursor, rung: Rung, marks: Marks, topic_root: str, publish: bool, found: _Found
+        self,
+        cursor: _Cursor,
+        rung: Rung,
+        marks: Marks,
+        topic_root: str,
+        publish: bool,
+        found: _Found,
+        beat: Callable[[], None],
     ) -> None:
+        self._beat = beat
         self._found = found
         self._publish = publish
         self._cursor = cursor
@@ -292,7 +391,7 @@ class _Attempt:
             if self._rung is Rung.DIRECT:
                 self._direct(readings)
             elif self._rung is Rung.STAGED:
-                self._count(self._staged(readings, None), len(readings))
+                self._staged(readings, np.arange(len(readings)))
             else:
                 self._row_by_row(readings)
         self._found.look()
@@ -309,53 +408,93 @@ class _Attempt:
         """What no mark speaks against goes straight into the table; an error ends the transaction."""
         first, fresh = first_of_each(readings), self._marks.fresh(readings)
         if first is None and fresh.all():
-            self._count(self._copied("copy_telemetry", telemetry_stream(readings), len(readings)), len(readings))
+            self._tally.written += self._copied("copy_telemetry", telemetry_stream(readings), len(readings))
             return
-        if first is not None:
-            self._tally.duplicates += len(readings) - int(first.sum())
-        else:
-            first = np.ones(len(readings), np.bool_)
-        direct, suspect = np.flatnonzero(first & fresh), np.flatnonzero(first & ~fresh)
-        if len(direct):
-            stream = telemetry_stream(readings, direct)
-            self._count(self._copied("copy_telemetry", stream, len(direct)), len(direct))
-        if len(suspect):
-            self._count(self._staged(readings, suspect), len(suspect))
+        direct = fresh if first is None else first & fresh
+        rows, suspect = np.flatnonzero(direct), np.flatnonzero(~direct)
+        if len(rows):
+            self._tally.written += self._copied("copy_telemetry", telemetry_stream(readings, rows), len(rows))
+        self._staged(readings, suspect)
 
-    def _staged(self, readings: Readings, rows: _Rows | None) -> int:
-        """Through the staging table, in order. Returns how many were new."""
-        count = len(readings) if rows is None else len(rows)
-        self._tally.path = "bisect" if self._rung is Rung.ROW_BY_ROW else "staging"
+    def _staged(self, readings: Readings, rows: _Rows) -> None:
+        """Through the staging table, in order."""
+        self._tally.path = "staging"
         self._cursor.execute(query("create_staging"))
-        self._copied("copy_staging", telemetry_stream(readings, rows), count)
+        self._copied("copy_staging", telemetry_stream(readings, rows), len(rows))
         self._cursor.execute(query("insert_staged"))
-        return self._cursor.rowcount
+        self._count_staged(readings, rows.tolist(), self._cursor.rowcount)
 
     def _row_by_row(self, readings: Readings) -> None:
         """Halve until the rows at fault stand alone; those become rejects. The order received is kept, so the first
-        storable one of each key is the one that stays."""
-        todo = [np.arange(len(readings))]
+        storable one of each key is the one that stays. The staging table is filled once, then inserted in ranges."""
+        self._tally.path = "bisect"
+        self._cursor.execute(query("create_checked_staging"))
+
+        def fill(start: int, end: int) -> int:
+            return self._copied("copy_staging", telemetry_stream(readings, np.arange(start, end)), end - start)
+
+        filled, _ = self._halving(len(readings), fill, lambda at, error: self._refuse(readings, at, error))
+        if not filled:
+            return
+        places = [int(place) for (place,) in self._cursor.execute(query("staged_places"))]
+        at_fault: list[int] = []
+
+        def insert(start: int, end: int) -> int:
+            self._cursor.execute(query("insert_staged_range"), (places[start], places[end - 1]))
+            return self._cursor.rowcount
+
+        def refuse(at: int, error: BaseException) -> None:
+            self._refuse(readings, filled[at], error)
+            at_fault.append(places[at])
+
+        inserted, new = self._halving(len(filled), insert, refuse)
+        self._cursor.execute(query("unstage"), (at_fault,))
+        self._count_staged(readings, [filled[at] for at in inserted], new)
+
+    def _halving(
+        self, count: int, work: Callable[[int, int], int], refuse: Callable[[int, BaseException], None]
+    ) -> tuple[list[int], int]:
+        """``work`` from 0 to ``count``, in order, in halves where there is a row at fault, down to the row. Returns
+        where it succeeded, and the sum of what it returned."""
+        todo = [(0, count)]
+        done: list[int] = []
+        total = 0
         while todo:
-            rows = todo.pop()
+            self._beat()
+            start, end = todo.pop()
             try:
                 with self._cursor.connection.transaction():
-                    new = self._staged(readings, rows)
-                    self._cursor.execute(query("empty_staging"))
+                    result = work(start, end)
             except psycopg.Error as error:
                 if not _is_a_row(error):
                     raise
-                if len(rows) == 1:
-                    reject = refused_reading(readings, int(rows[0]), error, self._topic_root)
-                    self._tally.refused.append(reject)
+                if end - start == 1:
+                    refuse(start, error)
                 else:
-                    half = len(rows) // 2
-                    todo += [rows[half:], rows[:half]]
+                    half = (start + end) // 2
+                    todo += [(half, end), (start, half)]
             else:
-                self._count(new, len(rows))
+                total += result
+                done += range(start, end)
+        return done, total
 
-    def _count(self, new: int, sent: int) -> None:
+    def _refuse(self, readings: Readings, row: int, error: BaseException) -> None:
+        self._tally.refused.append(refused_reading(readings, row, error, self._topic_root))
+
+    def _count_staged(self, readings: Readings, rows: list[int], new: int) -> None:
+        """``rows`` stand in the staging table, in that order, and ``new`` of them went on from there. What did not is a
+        duplicate where the very same is stored; else it says something else, and is kept as a reject."""
+        conflicts: list[int] = []
+        if new < len(rows):
+            times = [int(readings.timestamp_us[rows].min()), int(readings.timestamp_us[rows].max())]
+            found = self._cursor.execute(query("staged_conflicts"), [at_us(each) for each in times]).fetchall()
+            if found:
+                places = [place for (place,) in self._cursor.execute(query("staged_places"))]
+                row_of = dict(zip(places, rows, strict=True))
+                conflicts = [row_of[place] for (place,) in found]
         self._tally.written += new
-        self._tally.duplicates += sent - new
+        self._tally.duplicates += len(rows) - new - len(conflicts)
+        self._tally.refused += [conflicting_reading(readings, row, self._topic_root) for row in conflicts]
 
     def _copied(self, name: str, stream: Iterable[Buffer], count: int) -> int:
         """Run a COPY. Returns how many rows the database took, which has to be ``count``."""
@@ -479,10 +618,20 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def refused_reading(readings: Readings, row: int, error: BaseException, topic_root: str) -> Reject:
-    """A reading that the database refused, as a reject whose payload is a message with the same content.
+    """A reading that the database refused, as a reject whose payload is a message with the same content."""
+    return _reject_of(readings, row, RejectReason.REFUSED_BY_DATABASE, _say(error), topic_root)
 
-    Marked as redelivered: its content alone tells whether it is stored already, since a reading does not know whether
-    it came before."""
+
+def conflicting_reading(readings: Readings, row: int, topic_root: str) -> Reject:
+    """A reading whose place another one has that says something else, as a reject whose payload is a message with the
+    same content."""
+    detail = "Another reading of this well with this timestamp is stored, with other content; the first one stays."
+    return _reject_of(readings, row, RejectReason.CONFLICTING_DUPLICATE, detail, topic_root)
+
+
+def _reject_of(readings: Readings, row: int, reason: RejectReason, detail: str, topic_root: str) -> Reject:
+    """Marked as redelivered: its content alone tells whether it is stored already, since a reading does not know
+    whether it came before."""
     well = readings.well_of(row)
     members: dict[str, Any] = {"timestamp": at_us(int(readings.timestamp_us[row])).isoformat(), "well_id": well}
     for name, value in zip(SIGNAL_NAMES, readings.values[:, row].tolist(), strict=True):
@@ -495,8 +644,8 @@ def refused_reading(readings: Readings, row: int, error: BaseException, topic_ro
     return Reject(
         received_us=int(readings.received_us[row]),
         topic=f"{topic_root}/{well}/telemetry".encode("utf-8", "surrogatepass"),
-        reason=RejectReason.REFUSED_BY_DATABASE,
-        detail=_say(error),
+        reason=reason,
+        detail=detail,
         payload=payload.encode("utf-8", "surrogatepass"),
         redelivered=True,
     )
@@ -514,5 +663,7 @@ def _refused_diagnostic(row: DiagnosticRow, error: BaseException, topic_root: st
 
 
 def _say(error: BaseException) -> str:
+    if isinstance(error, StoreUnavailable):
+        return str(error)
     decision = sqlstate.decide(error)
     return f"{decision.reason}: {sqlstate.unavailable(error).detail}"

@@ -64,6 +64,7 @@ class RejectReason(StrEnum):
     NO_SIGNAL = "no_signal"
     UNSTORABLE_TEXT = "unstorable_text"
     REFUSED_BY_DATABASE = "refused_by_database"
+    CONFLICTING_DUPLICATE = "conflicting_duplicate"
     INTERNAL_ERROR = "internal_error"
 
 

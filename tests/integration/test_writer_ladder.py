@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -108,7 +109,7 @@ class TestDuplicates:
         batch = readings([(f"w{at % 5}", at) for at in range(100)])
         make(database).write(batch, [reject()], [DIAGNOSIS])
         restarted = make(database)
-        more = readings([(f"w{at % 5}", at) for at in range(50, 150)])
+        more = readings([(f"w{at % 5}", at) for at in range(50, 150)], list(range(50, 150)))
         result = restarted.write(more, [reject()], [DIAGNOSIS])
         assert (result.written, result.duplicates, result.rejected) == (50, 51, 0)
         assert count(database) == 150
@@ -120,7 +121,8 @@ class TestDuplicates:
         before = log.stat().st_size
         restarted = make(plain)
         for start in (0, 100, 200):
-            result = restarted.write(readings([("w1", at) for at in range(start, start + 100)]), [], [])
+            span = range(start, start + 100)
+            result = restarted.write(readings([("w1", at) for at in span], list(span)), [], [])
             assert result.duplicates == 100
         assert log.read_bytes()[before:].count(b"duplicate key value") == 1
 
@@ -192,6 +194,87 @@ class TestBadRows:
         assert (result.written, result.duplicates, result.rejected) == (1, 0, 1)
         assert database.all("SELECT diagnosis FROM diagnostic_results ORDER BY 1") == [("gas_lock",), ("trip",)]
         assert count(database, "ingest_rejects WHERE topic = 'esp/w1/diagnostics'") == 1
+
+    def test_five_thousand_refused_rows_settle_with_the_heart_beating(self, plain: Database, make: Make) -> None:
+        """They took 60 ms each and no beat in between: the health check ended the daemon, which began anew."""
+        plain.run("ALTER TABLE esp_telemetry ADD CHECK (flow_rate < 0)")
+        beats: list[float] = []
+        store = make(plain, beat=lambda: beats.append(time.monotonic()))
+        started = time.monotonic()
+        result = store.write(readings([(f"w{at % 3}", at) for at in range(5_000)]), [], [])
+        assert (result.written, result.rejected, result.path) == (0, 5_000, "bisect")
+        assert time.monotonic() - started < 60  # about 7 alone on this machine
+        assert max(np.diff(beats)) < 2
+
+    def test_the_order_received_decides_among_halves(self, plain: Database, make: Make) -> None:
+        plain.run("ALTER TABLE esp_telemetry ADD CHECK (flow_rate <> 3)")
+        keys = [("w1", at // 2) for at in range(20)]
+        result = make(plain).write(readings(keys, extra={8: "no json"}), [], [])
+        assert (result.written, result.duplicates, result.rejected) == (10, 0, 10)
+        stored = plain.all('SELECT flow_rate FROM esp_telemetry ORDER BY "timestamp"')
+        assert [flow for (flow,) in stored] == [0, 2, 4, 6, 9, 10, 12, 14, 16, 18]
+
+
+# Raises as a database does whose locks or memory do not suffice for more than so many rows in a transaction.
+_LIMIT = """
+CREATE FUNCTION limited() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE rows integer := coalesce(nullif(current_setting('test.rows', true), ''), '0')::integer + 1;
+BEGIN
+    PERFORM set_config('test.rows', rows::text, true);
+    IF rows > 10 OR NEW.flow_rate = -1 THEN RAISE 'out of shared memory' USING ERRCODE = '53200'; END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER limited BEFORE INSERT ON esp_telemetry FOR EACH ROW EXECUTE FUNCTION limited();
+"""
+
+
+class TestTooMuchAtOnce:
+    def test_the_third_time_it_is_written_in_halves(self, plain: Database, make: Make) -> None:
+        plain.run(_LIMIT)
+        store, batch = make(plain), readings([(f"w{at % 3}", at) for at in range(100)])
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable, match="out of memory"):
+                store.write(batch, [reject()], [DIAGNOSIS])
+            assert count(plain) == count(plain, "ingest_rejects") == 0
+        result = store.write(batch, [reject()], [DIAGNOSIS])
+        assert (result.written, result.duplicates, result.rejected) == (100, 0, 1)
+        assert (count(plain), count(plain, "diagnostic_results")) == (100, 1)
+        with pytest.raises(StoreUnavailable):  # another batch, another count
+            store.write(readings([("w1", at) for at in range(200, 250)]), [], [])
+
+    def test_a_row_that_is_too_much_alone_becomes_a_reject_and_stops_no_other(
+        self, plain: Database, make: Make
+    ) -> None:
+        plain.run(_LIMIT)
+        store, batch = make(plain), readings([("w1", at) for at in range(20)], [*range(7), -1, *range(8, 20)])
+        tries = 0
+        while True:
+            tries += 1
+            assert tries < 10
+            try:
+                result = store.write(batch, [reject()], [])
+                break
+            except StoreUnavailable:
+                continue
+        assert (tries, result.rejected, result.written + result.duplicates) == (5, 2, 19)
+        assert count(plain) == 19
+        assert plain.value("SELECT payload FROM ingest_rejects WHERE reason = 'refused_by_database'") is not None
+
+    def test_a_bad_moment_makes_no_rejects(self, plain: Database, make: Make) -> None:
+        plain.run(_LIMIT.replace("rows > 10", "true"))
+        store, batch = make(plain), readings([("w1", at) for at in range(4)])
+        for _ in range(8):
+            with pytest.raises(StoreUnavailable):
+                store.write(batch, [], [])
+        plain.run("DROP TRIGGER limited ON esp_telemetry")
+        assert store.write(batch, [], []).written == 4
+
+    def test_a_backlog_of_many_days_is_many_transactions(self, plain: Database, make: Make) -> None:
+        """Each day is a chunk with its locks: five thousand of them in one transaction were never stored."""
+        batch = readings([(f"w{at % 2}", -at * 86_400) for at in range(150)] * 2, list(range(150)) * 2)
+        result = make(plain).write(batch, [reject()], [DIAGNOSIS])
+        assert (result.written, result.duplicates, result.rejected) == (150, 150, 1)
+        assert plain.value("SELECT count(DISTINCT xmin::text) FROM esp_telemetry") == 3
 
 
 class _Unlucky:
@@ -336,11 +419,13 @@ class TestTheSetUp:
         assert count(plain, "ingest_rejects") == 0
 
     def test_an_index_that_an_operator_added(self, plain: Database, make: Make) -> None:
-        """Its conflicts are duplicates as well, and cost no more than the row."""
+        """What it refuses is no duplicate, since it is not stored: a reject, and it costs no more than the row."""
         plain.run('CREATE UNIQUE INDEX mine ON esp_telemetry (flow_rate, "timestamp")')
         store = make(plain)
-        result = store.write(readings([("w1", 0), ("w2", 0), ("w3", 0)], [1, 1, 2]), [], [])
-        assert (result.written, result.duplicates) == (2, 1)
+        batch = readings([("w1", 0), ("w2", 0), ("w3", 0)], [1, 1, 2])
+        for outcome in ((2, 0, 1), (0, 3, 0)):
+            result = store.write(batch, [], [])
+            assert (result.written, result.duplicates, result.rejected) == outcome
 
     def test_the_decompression_limit_is_lifted_where_there_is_one(self, database: Database) -> None:
         opened = Opened()

@@ -1,12 +1,15 @@
 """A Store in memory. Passes the same contract suite as PostgresStore (tests/unit/contract_store.py), and can be told to
 fail the way a database does."""
 
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from esp_ingest.seams import Findings, StoreUnavailable, WriteResult
 from esp_ingest.store.copy import digest_of
-from esp_ingest.store.writer import refused_reading
+from esp_ingest.store.writer import conflicting_reading, refused_reading
 from esp_ingest.telemetry.model import Checkpoint, DiagnosticRow, Readings, Reject
 
 
@@ -45,23 +48,23 @@ class FakeStore:
         if failure == "before":
             raise StoreUnavailable("told to fail", "before the commit")
         self.writes += 1
-        written = duplicates = 0
+        written = duplicates = conflicts = 0
         refused: list[Reject] = []
         for row in range(len(readings)):
             if self._poisoned(readings, row):
                 refused.append(refused_reading(readings, row, UnicodeError("told to refuse"), "esp"))
                 continue
             key = (readings.well_of(row), int(readings.timestamp_us[row]))
-            if key in self.telemetry:
+            values = tuple(readings.values[:, row].tolist())
+            extra, quality = readings.extra.get(row), readings.quality.get(row)
+            if key not in self.telemetry:
+                self.telemetry[key] = (values, extra, quality, int(readings.received_us[row]))
+                written += 1
+            elif _content(*self.telemetry[key][:3]) == _content(values, extra, quality):
                 duplicates += 1
             else:
-                self.telemetry[key] = (
-                    tuple(readings.values[:, row].tolist()),
-                    readings.extra.get(row),
-                    readings.quality.get(row),
-                    int(readings.received_us[row]),
-                )
-                written += 1
+                refused.append(conflicting_reading(readings, row, "esp"))
+                conflicts += 1
         reasons = Counter(reject.reason.value for reject in (*rejects, *refused) if self._store_reject(reject))
         duplicates += len(rejects) + len(refused) - reasons.total()
         if diagnose is not None:
@@ -71,7 +74,7 @@ class FakeStore:
         self.states |= {each.well_id: each for each in checkpoints}
         if failure == "after":
             raise StoreUnavailable("told to fail", "after the commit")
-        path = "bisect" if refused else "staging" if duplicates else "direct"
+        path = "bisect" if len(refused) > conflicts else "staging" if duplicates or conflicts else "direct"
         return WriteResult(written, duplicates, reasons.total(), tuple(refused), reasons, path)
 
     def ping(self) -> None:
@@ -92,3 +95,9 @@ class FakeStore:
         if not known:
             self.rejects[(reject.received_us, digest)] = reject
         return not known
+
+
+def _content(values: tuple[float, ...], extra: str | None, quality: str | None) -> tuple[bytes, object, object]:
+    """What tells two readings of one key apart: bits, and JSON as values."""
+    texts = [None if text is None else json.loads(text) for text in (extra, quality)]
+    return np.array(values).tobytes(), texts[0], texts[1]

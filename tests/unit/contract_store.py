@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from esp_ingest.seams import Findings, Store
@@ -60,14 +61,61 @@ class StoreContract:
 
     def test_the_first_reading_of_a_key_stays(self, store: Store) -> None:
         result = store.write(readings([("w1", 0), ("w1", 0), ("w1", 1)], [1, 2, 3]), [], [])
-        assert (result.written, result.duplicates) == (2, 1)
+        assert (result.written, result.duplicates, result.rejected) == (2, 0, 1)
         result = store.write(readings([("w1", 1), ("w1", 2)], [4, 5]), [], [])
-        assert (result.written, result.duplicates) == (1, 1)
+        assert (result.written, result.duplicates, result.rejected) == (1, 0, 1)
         assert sorted(self.flow_rates(store).values()) == [1, 3, 5]
+
+    def test_another_reading_of_a_key_becomes_a_reject_and_is_not_lost(self, store: Store) -> None:
+        store.write(readings([("w1", 0)], [1], extra={0: '{"a": 1}'}, quality={0: '{"q": 2}'}), [], [])
+        others = [
+            readings([("w1", 0)], [2], extra={0: '{"a": 1}'}, quality={0: '{"q": 2}'}),
+            readings([("w1", 0)], [1], extra={0: '{"a": 7}'}, quality={0: '{"q": 2}'}),
+            readings([("w1", 0)], [1], extra={0: '{"a": 1}'}),
+            readings([("w1", 0)], [1]),
+        ]
+        others[3].values[:] = np.nan
+        for number, other in enumerate(others):
+            result = store.write(other, [], [])
+            assert (result.written, result.duplicates, result.rejected) == (0, 0, 1)
+            assert dict(result.reasons) == {"conflicting_duplicate": 1}
+            assert (result.refused[0].topic, result.path) == (b"esp/w1/telemetry", "staging")
+            assert result.refused[0].payload in self.reject_payloads(store)
+            assert len(self.reject_payloads(store)) == number + 1
+        assert list(self.flow_rates(store).values()) == [1]
+
+    def test_a_conflicting_reading_is_kept_once_however_often_it_comes(self, store: Store) -> None:
+        batch = readings([("w1", 0), ("w1", 0), ("w1", 0), ("w2", 0)], [1, 2, 1, 3])
+        result = store.write(batch, [], [])
+        assert (result.written, result.duplicates, result.rejected) == (2, 1, 1)
+        for later_us in (0, 5):
+            again = replace(batch, received_us=batch.received_us + later_us)
+            result = store.write(again, [], [])
+            assert (result.written, result.duplicates, result.rejected) == (0, 4, 0)
+        assert len(self.reject_payloads(store)) == 1
+
+    def test_the_same_reading_spelled_otherwise_is_a_duplicate(self, store: Store) -> None:
+        store.write(readings([("w1", 0)], extra={0: '{"a": 1, "b": [2]}'}), [], [])
+        result = store.write(readings([("w1", 0)], extra={0: '{"b":[2],"a":1}'}), [], [])
+        assert (result.duplicates, result.rejected) == (1, 0)
+
+    def test_the_sign_of_zero_tells_two_readings_apart(self, store: Store) -> None:
+        batch = readings([("w1", 0)], [0.0])
+        store.write(batch, [], [])
+        batch.values[0] = -0.0
+        result = store.write(batch, [], [])
+        assert (result.duplicates, result.rejected) == (0, 1)
+
+    def test_a_refused_and_a_conflicting_reading_in_one_batch(self, store: Store) -> None:
+        keys = [("w1", 0), ("w1", 0), ("w1", 1), ("w1", 1), ("w1", 2)]
+        result = store.write(readings(keys, [1, 2, 3, 4, 5], extra={0: self.poison(store)}), [], [])
+        assert (result.written, result.duplicates, result.rejected) == (3, 0, 2)
+        assert dict(result.reasons) == {"refused_by_database": 1, "conflicting_duplicate": 1}
+        assert sorted(self.flow_rates(store).values()) == [2, 3, 5]
 
     def test_late_readings_are_stored(self, store: Store) -> None:
         store.write(readings([("w1", 100)], [1]), [], [])
-        result = store.write(readings([("w1", 50), ("w1", 101), ("w1", 100)], [2, 3, 4]), [], [])
+        result = store.write(readings([("w1", 50), ("w1", 101), ("w1", 100)], [2, 3, 1]), [], [])
         assert (result.written, result.duplicates) == (2, 1)
         assert sorted(self.flow_rates(store).values()) == [1, 2, 3]
 
