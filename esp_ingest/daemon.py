@@ -107,7 +107,12 @@ class Daemon:
         self._signals = signals
         spool_settings = settings.spool
         self._spool = self._open_spool()
-        self._store = PostgresStore(settings.database, settings.mqtt.topic_root, publish=settings.diagnostics.publish)
+        self._store = PostgresStore(
+            settings.database,
+            settings.mqtt.topic_root,
+            publish=settings.diagnostics.publish,
+            beat=lambda: health.beat("writer"),
+        )
         state_folder = spool_settings.folder() if spool_settings.enabled else None
         self._source: MqttSource = MqttSource(settings.mqtt, clock, metrics, state_folder)
         self._follower: Follower | None = None

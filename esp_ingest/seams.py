@@ -67,9 +67,9 @@ class StoreUnavailable(Exception):
 class WriteResult:
     """What became of the items of a batch: written + duplicates + rejected == readings + rejects handed in.
 
-    ``refused`` are the readings that were stored as rejects instead: the database refused them, or another one with other
-    content has their place. ``reasons``
-    are the newly stored rejects by reason, together ``rejected``. ``path`` is how the batch went, of WRITE_PATHS."""
+    ``refused`` are the readings that were stored as rejects instead: the database refused them, or one with other
+    content has their place. ``reasons`` are the newly stored rejects by reason, together ``rejected``. ``path`` is how
+    the batch went, of WRITE_PATHS."""
 
     written: int
     duplicates: int
@@ -95,8 +95,8 @@ class Store(Protocol):
         cursor_us: tuple[int, int] | None = None,
         diagnose: Callable[[], Findings] | None = None,
     ) -> WriteResult:
-        """Store all of it in one transaction, or nothing; what is too much for one, in parts, and the rejects, diagnostics
-        and checkpoints in the last of them. Writing the same again stores nothing twice.
+        """Store all of it in one transaction, or nothing; what is too much for one, in parts, and the rejects,
+        diagnostics and checkpoints in the last of them. Writing the same again stores nothing twice.
 
         ``cursor_us``: where the rules that follow the table stood and now stand; StoreUnavailable where they do not
         stand there, because another daemon has moved them.

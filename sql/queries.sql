@@ -6,7 +6,8 @@
 -- What this database is. The license setting exists only where the extension is loaded.
 SELECT current_setting('server_version_num')::int,
        coalesce((SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'), ''),
-       coalesce(current_setting('timescaledb.license', true), '');
+       coalesce(current_setting('timescaledb.license', true), ''),
+       current_setting('fsync') = 'on';
 
 -- name: extension_available
 -- Does this server bring TimescaleDB that this database does not have yet?
@@ -68,6 +69,11 @@ INSERT INTO esp_ingest_migrations (number, feature, name, checksum, applied_by) 
 SELECT set_config(name, '0', false)
 FROM pg_settings
 WHERE name = 'timescaledb.max_tuples_decompressed_per_dml_transaction';
+
+-- name: commit_durably
+-- For the session; a stronger setting of the server's (remote_apply) or one that asks more than this machine stays.
+SELECT set_config('synchronous_commit', 'on', false)
+WHERE current_setting('synchronous_commit') NOT IN ('on', 'remote_write', 'remote_apply');
 
 -- name: ping
 -- Is the connection alive?

@@ -10,6 +10,7 @@ from psycopg.waiting import Ready
 from esp_ingest.config import DatabaseSettings
 from esp_ingest.seams import StoreUnavailable
 from esp_ingest.store import sqlstate
+from esp_ingest.store.queries import query
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -100,7 +101,9 @@ def connect(settings: DatabaseSettings, *, autocommit: bool = False, patient: bo
     Raises StoreUnavailable with a reason from :mod:`esp_ingest.store.sqlstate`.
 
     Timeouts are set by statement and not in the startup packet, which connection poolers refuse. Statements are never
-    prepared by name, so that a pooler in transaction mode will do; a batch is few statements, so that costs nothing."""
+    prepared by name, so that a pooler in transaction mode will do; a batch is few statements, so that costs nothing.
+
+    Commits wait for the disk even where the server's default is not to: what is committed is acknowledged."""
     info = conninfo(settings)
     try:
         connection = ImpatientConnection.connect(info, autocommit=True, prepare_threshold=None)
@@ -114,6 +117,7 @@ def connect(settings: DatabaseSettings, *, autocommit: bool = False, patient: bo
             ("lock_timeout", settings.lock_timeout_seconds),
         ):
             connection.execute("SELECT set_config(%s, %s, false)", (name, f"{round(seconds * 1000)}ms"))
+        connection.execute(query("commit_durably"))
         connection.autocommit = autocommit
     except psycopg.Error as error:
         connection.close()

@@ -41,6 +41,7 @@ class Capabilities:
     postgresql: int
     timescaledb: str
     license: str
+    fsync: bool = True
 
     @property
     def features(self) -> frozenset[str]:
@@ -65,8 +66,10 @@ class Capabilities:
     def lines(self) -> list[str]:
         """For the terminal, a line each: the database, then what it can and cannot do."""
         have = self.features
+        unsafe = "note:   fsync = off: a power cut may cost readings that were acknowledged, or the whole database"
         return [
             self.kind,
+            *([] if self.fsync else [unsafe]),
             _line(
                 "timescaledb" in have,
                 "hypertables",
@@ -103,7 +106,7 @@ def capabilities(connection: Connection) -> Capabilities:
     """Ask the database what it is. Raises SchemaError where it is too old."""
     row = connection.execute(query("capabilities")).fetchone()
     assert row is not None
-    found = Capabilities(postgresql=row[0], timescaledb=row[1], license=row[2])
+    found = Capabilities(postgresql=row[0], timescaledb=row[1], license=row[2], fsync=row[3])
     if found.postgresql < OLDEST_POSTGRESQL:
         raise SchemaError(f"{found.kind} is too old: use PostgreSQL {OLDEST_POSTGRESQL // 10_000} or newer.")
     return found

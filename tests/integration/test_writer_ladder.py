@@ -437,6 +437,17 @@ class TestTheSetUp:
         assert row[0] in ("0", None)
         store.close()
 
+    @pytest.mark.parametrize(
+        ("theirs", "ours"), [("off", "on"), ("local", "on"), ("on", "on"), ("remote_apply", "remote_apply")]
+    )
+    def test_a_commit_waits_for_the_disk_whatever_the_default(self, plain: Database, theirs: str, ours: str) -> None:
+        """With synchronous_commit = off a power cut costs what was acknowledged in the last half second."""
+        plain.run(f"ALTER DATABASE {plain.dsn.rsplit('/', 1)[1]} SET synchronous_commit = {theirs}")
+        connection = connections.connect(plain.settings)
+        row = connection.execute("SHOW synchronous_commit").fetchone()
+        connection.close()
+        assert row == (ours,)
+
     def test_nothing_is_left_open_at_the_end(self, database: Database) -> None:
         store = PostgresStore(database.settings)
         store.write(readings([("w1", 0)]), [], [])

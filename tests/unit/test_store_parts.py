@@ -180,3 +180,10 @@ def test_a_database_that_is_not_there_is_reported_and_not_raised() -> None:
     assert check.status == "unreachable"
     assert "does not answer at its address" in check.detail
     assert found is None
+
+
+def test_a_server_that_does_not_wait_for_its_disk_is_told_of() -> None:
+    safe, unsafe = (Capabilities(17_00_05, "2.23.0", "timescale", fsync=fsync).lines() for fsync in (True, False))
+    assert [line for line in unsafe if line not in safe] == [
+        "note:   fsync = off: a power cut may cost readings that were acknowledged, or the whole database"
+    ]
