@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
+import numpy as np
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
 from esp_ingest.config import Settings
@@ -34,14 +35,6 @@ _FINISH_SECONDS = 5.0  # for the last checkpoints; what is missing is replayed f
 
 
 @dataclass(slots=True)
-class Batch:
-    """Deliveries on their way to safety. ``decoded`` is None where decoding is left to the stage."""
-
-    deliveries: list[Delivery]
-    decoded: Decoded | None = None
-
-
-@dataclass(slots=True)
 class Outcome:
     """What became of a batch. ``committed`` are the readings of each transaction; a spooled batch has none yet."""
 
@@ -51,6 +44,11 @@ class Outcome:
     spooled: int = 0
     committed: list[Readings] = field(default_factory=list)
 
+    @property
+    def stored(self) -> int:
+        """Items that are in the tables."""
+        return self.written + self.duplicates + self.rejected
+
     def __iadd__(self, other: "Outcome") -> "Outcome":
         self.written += other.written
         self.duplicates += other.duplicates
@@ -58,6 +56,16 @@ class Outcome:
         self.spooled += other.spooled
         self.committed += other.committed
         return self
+
+
+@dataclass(slots=True)
+class Batch:
+    """Deliveries on their way to safety. ``decoded`` is None where decoding is left to the stage. ``done`` is what is
+    stored of it already where it takes several transactions."""
+
+    deliveries: list[Delivery]
+    decoded: Decoded | None = None
+    done: Outcome = field(default_factory=Outcome)
 
 
 class Diagnostics(Protocol):
@@ -135,7 +143,7 @@ class Stage:
             spooled = self._append(batch.deliveries)
             if spooled is not None:
                 if batch.decoded is not None:
-                    self._metrics.readings_spooled.inc(batch.decoded.items)
+                    self._metrics.readings_spooled.inc(batch.decoded.items - batch.done.stored)
                 return spooled
             self._drain_or_pause()
 
@@ -193,7 +201,7 @@ class Stage:
         try:
             piece = self._spool.peek(bounds.max_rows, bounds.max_bytes)
             if piece.deliveries:
-                self._store_isolating(piece.deliveries, None)
+                self._store_isolating(piece.deliveries, None, Outcome())
             self._spool.discard(piece)
             self._metrics.spool_drained.inc(len(piece))
         except StoreUnavailable as error:
@@ -226,7 +234,7 @@ class Stage:
         ):
             with attempt:
                 try:
-                    return self._store_isolating(batch.deliveries, batch.decoded)
+                    return self._store_isolating(batch.deliveries, batch.decoded, batch.done)
                 except StoreUnavailable as error:
                     self._outage.failed(error)
                     raise
@@ -267,24 +275,27 @@ class Stage:
         if self._outage.reason is not None:
             self._pause_alive(min(self._outage.seconds_to_next(), 1.0))
 
-    def _store_isolating(self, deliveries: Sequence[Delivery], decoded: Decoded | None) -> Outcome:
+    def _store_isolating(self, deliveries: Sequence[Delivery], decoded: Decoded | None, done: Outcome) -> Outcome:
         """Store; where our own code fails on a batch, halve it until the one message at fault is a reject.
 
         ``decoded`` was counted as received where it was decoded. What is decoded here is counted here, once it is
-        stored: a try that the database cut short is made again, and would count it again."""
+        stored: a try that the database cut short is made again, and would count it again. ``done`` is what an earlier
+        try has stored of ``decoded``, and grows."""
         try:
             result = decoded if decoded is not None else self._decode(list(deliveries))
-            outcome = self._store_once(result)
-            if decoded is None:
-                self._metrics.readings_received.inc(result.items)
-            return outcome
+            for piece in _slices(result, self._settings.batch.max_rows, done.stored):
+                self._beat()
+                done += self._store_once(piece)
+                if decoded is None:
+                    self._metrics.readings_received.inc(piece.items)
+            return done
         except StoreUnavailable:
             raise
         except Exception as error:
             log.exception("batch failed in our own code", extra={"messages": len(deliveries)})
             outcome = self._store_halves(deliveries, error)
         if decoded is not None:
-            self._metrics.readings_spooled.inc(decoded.items)  # they left this count and were received again
+            self._metrics.readings_spooled.inc(decoded.items - done.stored)  # left this count, were received again
         return outcome
 
     def _store_halves(self, deliveries: Sequence[Delivery], error: Exception) -> Outcome:
@@ -294,8 +305,8 @@ class Stage:
             self._metrics.readings_received.inc()
             return outcome
         half = len(deliveries) // 2
-        outcome = self._store_isolating(deliveries[:half], None)
-        outcome += self._store_isolating(deliveries[half:], None)
+        outcome = self._store_isolating(deliveries[:half], None, Outcome())
+        outcome += self._store_isolating(deliveries[half:], None, Outcome())
         return outcome
 
     def _store_once(self, decoded: Decoded) -> Outcome:
@@ -433,6 +444,20 @@ class _Outage:
 
     def seconds_to_next(self) -> float:
         return max(self._next - self._clock.monotonic(), 0.01)
+
+
+def _slices(decoded: Decoded, most: int, start: int) -> Iterator[Decoded]:
+    """All items from ``start`` on, readings first: in one piece, or, where they are more than twice ``most``, in pieces
+    of so many. Arrays make of few messages a batch as large as its bytes allow; a transaction stays bounded."""
+    if decoded.items <= 2 * most:
+        yield decoded
+        return
+    count = len(decoded.readings)
+    for at in range(start, count, most):
+        rows = np.arange(at, min(at + most, count))
+        yield Decoded(decoded.readings.select(rows), [], decoded.out_of_range if at == 0 else {})
+    for at in range(max(start - count, 0), len(decoded.rejects), most):
+        yield Decoded(Readings.empty(), decoded.rejects[at : at + most])
 
 
 def _internal_error(delivery: Delivery, error: Exception) -> Reject:

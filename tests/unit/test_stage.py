@@ -269,3 +269,53 @@ def test_a_thread_writes_what_is_submitted_and_ends_when_closed(rig: Rig) -> Non
     assert finished[1].written == 4
     assert not threaded.busy
     assert threaded.close(10.0)
+
+
+def _backlog(rig: Rig, messages: int) -> Batch:
+    """Arrays of four: three readings and an item that is none."""
+    now_ms = rig.clock.now_us() // 1000
+    batch = Batch(
+        [
+            Delivery(
+                b"esp/W1/telemetry",
+                json.dumps([{"timestamp": now_ms - 3 * at - k, "pip": at} for k in range(3)] + [at]).encode(),
+                1,
+                at + 1,
+                1,
+                now_ms * 1000,
+            )
+            for at in range(messages)
+        ]
+    )
+    batch.decoded = rig.decoder.decode(batch.deliveries)
+    rig.metrics.readings_received.inc(batch.decoded.items)
+    return batch
+
+
+@pytest.mark.parametrize(
+    "failures", [[], ["after"], [None, "before"], [None, None, "after", "before"], [None] * 5 + ["before"]]
+)
+def test_a_batch_of_many_items_is_several_transactions(rig: Rig, failures: list[str | None]) -> None:
+    rig.store.failures = list(failures)
+    outcome = rig.stage.process(_backlog(rig, 9))
+    assert outcome.stored == 36
+    assert len(rig.store.telemetry) == 27
+    assert len(rig.store.rejects) == 9
+    assert rig.store.writes == 8 + failures.count("after"), "27 readings in sixes of five, 9 rejects in two"
+    settled = sum(rig.value(f"readings_{name}_total") for name in ("written", "duplicate"))
+    assert settled + rig.value("readings_rejected_total", reason="not_an_object") == rig.value(
+        "readings_received_total"
+    )
+
+
+def test_what_is_stored_of_a_batch_that_is_spooled_is_counted_once(rig: Rig) -> None:
+    rig.store.failures = [None, None, *["before"] * 100]
+    assert rig.stage.process(_backlog(rig, 9)).spooled == 9
+    assert (rig.value("readings_written_total"), rig.value("readings_spooled_total")) == (10, 26)
+    rig.store.failures = []
+    rig.clock.sleep(60)
+    while rig.stage.spooling:
+        rig.stage.idle()
+    assert (len(rig.store.telemetry), len(rig.store.rejects)) == (27, 9)
+    assert rig.value("readings_received_total") == 72
+    assert (rig.value("readings_written_total"), rig.value("readings_duplicate_total")) == (27, 10)
