@@ -28,6 +28,7 @@ from esp_ingest.service.clock import SystemClock
 
 log = logging.getLogger(__name__)
 
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _POLL_SECONDS = 0.2
 _RESTART_MIN_SECONDS = 2.0  # pause before a worker that died is started again; doubled with each death in a row
 _RESTART_MAX_SECONDS = 60.0
@@ -199,9 +200,20 @@ def start(settings: Settings, config_file: Path | None, index: int, *, leaves: b
     environment = {} if index == ALONE else worker_environment(settings, index)
     if leaves:  # it needs no known port, and stays out of the election of who runs the rules
         environment |= {f"{ENV_PREFIX}HTTP__PORT": "0", f"{ENV_PREFIX}DIAGNOSTICS__ENABLED": "false"}
-    worker = subprocess.Popen(command, env=os.environ | environment)  # noqa: S603 - our own program
+    worker = subprocess.Popen(  # noqa: S603 - our own program
+        command,
+        env=os.environ | environment,
+        preexec_fn=_end_with_parent,  # safe: the supervisor has one thread
+    )
     log.info("worker leaving" if leaves else "worker started", extra={"worker": index, "pid": worker.pid})
     return worker
+
+
+def _end_with_parent() -> None:
+    """In the worker, before it is one: should the supervisor be killed, the kernel asks it to drain (Linux)."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def worker_environment(settings: Settings, index: int) -> dict[str, str]:

@@ -142,6 +142,15 @@ def test_who_has_to_leave(tmp_path: Path) -> None:
     assert surplus(settings, 2) == [ALONE, 2]
 
 
+def test_workers_end_with_a_supervisor_that_is_killed(rig: Rig) -> None:
+    port = two_free_ports_in_a_row()
+    environment = rig.environment() | {"ESP_INGEST_HTTP__PORT": str(port)}
+    supervisor = Process([*rig.daemon_command, "run", "--workers", "2"], rig.folder / "daemon.log", environment)
+    rig.await_that(lambda: ready(port) and ready(port + 1), "both workers are ready", 30)
+    supervisor.kill()
+    rig.await_that(lambda: rig.daemon_log().count('"event": "stopped"') == 2, "both drained and ended", 20)
+
+
 def test_workers_differ_in_what_must_differ(tmp_path: Path) -> None:
     settings = load(spool={"path": str(tmp_path)}, http={"port": 9_000}, mqtt={"client_id": "x"})
     first, second = worker_environment(settings, 0), worker_environment(settings, 1)
