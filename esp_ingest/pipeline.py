@@ -208,8 +208,12 @@ class _OpenBatch:
 
 
 def _most_items(payload: bytes) -> int:
-    """At most so many readings, each an object, or so many rejects (MOST_REJECTS) are made of an array."""
-    return max(payload.count(b"{"), min(payload.count(b",") + 1, MOST_REJECTS))
+    """About so many readings, each an object, and rejects (MOST_REJECTS at most) are made of an array.
+
+    Between objects of f fields stand f - 1 commas and f colons (more, in timestamps), so commas that no colon explains
+    stand between items that are no objects."""
+    others = payload.count(b",") + 1 - payload.count(b":")
+    return payload.count(b"{") + min(max(others, 0), MOST_REJECTS)
 
 
 class RejectAlarm:
