@@ -8,16 +8,15 @@ place of both. At the end everything published has to be written, a duplicate or
 import argparse
 import json
 import os
-import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from esp_ingest.config import ENV_PREFIX
 from esp_ingest.demo import replay
 from esp_ingest.demo.recording import EVENTFUL_SECONDS, Recording, write_recording
 from esp_ingest.demo.screen import Picture, Screen, open_screen
+from esp_ingest.demo.stop import Stop
 from esp_ingest.demo.theatre import Simulator, Stored, Theatre
 from esp_ingest.service.clock import SystemClock
 
@@ -60,7 +59,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
     if arguments.csv is not None:
         replay.read(arguments.csv)  # one that cannot be used is found before anything starts
     clock = SystemClock()
-    stop = _Stop()
+    stop = Stop()
     started = clock.monotonic()
     ignored = sorted(name for name in os.environ if name.upper().startswith(ENV_PREFIX))
     if ignored:
@@ -83,7 +82,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
 class _Play:
     """The traffic of one demo, and the screen that follows it."""
 
-    def __init__(self, theatre: Theatre, clock: SystemClock, arguments: argparse.Namespace, stop: "_Stop") -> None:
+    def __init__(self, theatre: Theatre, clock: SystemClock, arguments: argparse.Namespace, stop: Stop) -> None:
         self._theatre = theatre
         self._clock = clock
         self._arguments = arguments
@@ -221,25 +220,3 @@ def _summary(totals: Totals, problem: str, play: _Play, diagnoses: _Diagnoses) -
 
 def _say(text: str) -> None:
     print(text, flush=True)
-
-
-class _Stop:
-    """The first SIGINT or SIGTERM asks, the second one interrupts."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
-
-    def _ask(self, _number: int, _frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def __enter__(self) -> "_Stop":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

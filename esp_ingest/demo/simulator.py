@@ -20,6 +20,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersi
 from esp_ingest.config import ConfigError, MqttSettings, Settings
 from esp_ingest.demo import replay
 from esp_ingest.demo.fleet import Fault, FaultName, Fleet
+from esp_ingest.demo.stop import Stop
 from esp_ingest.seams import Clock
 from esp_ingest.service.clock import SystemClock
 from esp_ingest.telemetry.model import SIGNAL_NAMES, Readings
@@ -82,7 +83,11 @@ def run_simulate(settings: Settings, arguments: argparse.Namespace, clock: Clock
 
     Reads from ``arguments``: wells, rate (Hz), duration (s), fault (list of names), fault_after (s), seed, csv, speed,
     keep_timestamps, malformed, duplicates, late, future; and, if there, all_signals."""
-    clock = clock or SystemClock()
+    with Stop() as stop:  # from here on Ctrl-C is answered with totals, while connecting too
+        return _simulate(settings, arguments, clock or SystemClock(), stop)
+
+
+def _simulate(settings: Settings, arguments: argparse.Namespace, clock: Clock, stop: Stop) -> int:
     totals = Totals()
     root = settings.mqtt.topic_root
     trouble = Trouble(arguments.malformed, arguments.duplicates, arguments.late, arguments.future)
@@ -104,7 +109,7 @@ def run_simulate(settings: Settings, arguments: argparse.Namespace, clock: Clock
             print(f"{fleet.wells[fault.well or 0]}: {fault.name} after {fault.after_seconds:g} s")
     spoiled = spoil(messages, trouble, totals, arguments.seed)
     with Publisher(settings.mqtt, clock) as publisher:
-        interrupted = not publish(spoiled, publisher, totals, clock)
+        interrupted = not publish(spoiled, publisher, totals, clock, lambda: stop.asked)
     print(totals.line() + (" (interrupted)" if interrupted else ""))
     return 0
 
