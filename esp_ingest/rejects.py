@@ -15,9 +15,9 @@ from esp_ingest.service.clock import SystemClock
 from esp_ingest.store import rejects as stored_rejects
 from esp_ingest.store.connection import Connection, connect
 from esp_ingest.store.rejects import RejectFilter, StoredReject
-from esp_ingest.store.writer import PostgresStore, at_us
+from esp_ingest.store.writer import PostgresStore
 from esp_ingest.telemetry.decode import Decoder
-from esp_ingest.telemetry.model import Delivery, RejectReason
+from esp_ingest.telemetry.model import Delivery, RejectReason, at_us
 from esp_ingest.telemetry.timestamps import parse_moment
 
 _SHOWN_PAYLOAD_CHARACTERS = 4_000

@@ -14,7 +14,7 @@ from esp_ingest.service.clock import SystemClock
 from esp_ingest.store import alarms
 from esp_ingest.store.alarms import Changed, Request
 from esp_ingest.store.connection import Connection, connect
-from esp_ingest.store.writer import at_us
+from esp_ingest.telemetry.model import at_us
 
 __all__ = ["run_alarms", "run_rules"]
 _LONGEST_SHELVING_US = 30 * 86_400_000_000  # longer is not shelving: take it out of service in rules.toml

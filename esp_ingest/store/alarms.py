@@ -10,7 +10,7 @@ from psycopg.rows import dict_row
 
 from esp_ingest.store.connection import Connection
 from esp_ingest.store.queries import query
-from esp_ingest.store.writer import at_us
+from esp_ingest.telemetry.model import at_us
 
 
 @dataclass(frozen=True, slots=True)

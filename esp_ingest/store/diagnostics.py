@@ -12,8 +12,7 @@ from esp_ingest.seams import StoreUnavailable
 from esp_ingest.store import sqlstate
 from esp_ingest.store.connection import Connection, connect
 from esp_ingest.store.queries import query
-from esp_ingest.store.writer import at_us
-from esp_ingest.telemetry.model import SIGNALS, AlarmAction, Checkpoint, DiagnosticRow, Readings, Severity
+from esp_ingest.telemetry.model import SIGNALS, AlarmAction, Checkpoint, DiagnosticRow, Readings, Severity, at_us
 
 _PAGE = 20_000
 

@@ -11,8 +11,7 @@ from esp_ingest.store import sqlstate
 from esp_ingest.store.connection import Connection, connect
 from esp_ingest.store.diagnostics import to_readings
 from esp_ingest.store.queries import query
-from esp_ingest.store.writer import at_us
-from esp_ingest.telemetry.model import Readings
+from esp_ingest.telemetry.model import Readings, at_us
 
 _OLDEST_US = 6 * 86_400_000_000
 Result = TypeVar("Result")

@@ -9,8 +9,7 @@ from esp_ingest.store import sqlstate
 from esp_ingest.store.connection import connect
 from esp_ingest.store.diagnostics import to_readings
 from esp_ingest.store.queries import query
-from esp_ingest.store.writer import at_us
-from esp_ingest.telemetry.model import Readings
+from esp_ingest.telemetry.model import Readings, at_us
 
 _PAGE = 20_000
 

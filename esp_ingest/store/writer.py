@@ -10,13 +10,10 @@ What is too much for one transaction (its locks, its memory, its time) is writte
 Nothing here relies on memory for correctness: whatever was committed without our knowing is found by its key.
 """
 
-import json
 import logging
-import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from enum import IntEnum
 from typing import Any
 
@@ -31,8 +28,9 @@ from esp_ingest.store.connection import Connection, connect
 from esp_ingest.store.copy import Buffer, digest_of, rejects_stream, storable, telemetry_stream
 from esp_ingest.store.marks import Marks, first_of_each
 from esp_ingest.store.queries import query
+from esp_ingest.store.refused import conflicting_reading, refused_diagnostic, refused_reading
 from esp_ingest.store.sqlstate import Verdict
-from esp_ingest.telemetry.model import SIGNAL_NAMES, Checkpoint, DiagnosticRow, Readings, Reject, RejectReason
+from esp_ingest.telemetry.model import Checkpoint, DiagnosticRow, Readings, Reject, at_us
 
 log = logging.getLogger(__name__)
 
@@ -550,7 +548,7 @@ class _Attempt:
                 if not _is_a_row(error):
                     raise
                 log.error("diagnosis refused by the database", extra={"diagnosis": row.diagnosis, "error": str(error)})
-                self._refused_diagnostics.append(_refused_diagnostic(row, error, self._topic_root))
+                self._refused_diagnostics.append(refused_diagnostic(row, error, self._topic_root))
 
 
 def _is_a_row(error: BaseException) -> bool:
@@ -607,63 +605,3 @@ def _parameters(row: DiagnosticRow) -> dict[str, Any]:
         "actions": row.actions_json,
         "snapshot": row.snapshot_json,
     }
-
-
-def at_us(us: int) -> datetime:
-    """Microseconds since the epoch as an exact datetime in UTC."""
-    return _EPOCH + timedelta(microseconds=us)
-
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-def refused_reading(readings: Readings, row: int, error: BaseException, topic_root: str) -> Reject:
-    """A reading that the database refused, as a reject whose payload is a message with the same content."""
-    return _reject_of(readings, row, RejectReason.REFUSED_BY_DATABASE, _say(error), topic_root)
-
-
-def conflicting_reading(readings: Readings, row: int, topic_root: str) -> Reject:
-    """A reading whose place another one has that says something else, as a reject whose payload is a message with the
-    same content."""
-    detail = "Another reading of this well with this timestamp is stored, with other content; the first one stays."
-    return _reject_of(readings, row, RejectReason.CONFLICTING_DUPLICATE, detail, topic_root)
-
-
-def _reject_of(readings: Readings, row: int, reason: RejectReason, detail: str, topic_root: str) -> Reject:
-    """Marked as redelivered: its content alone tells whether it is stored already, since a reading does not know
-    whether it came before."""
-    well = readings.well_of(row)
-    members: dict[str, Any] = {"timestamp": at_us(int(readings.timestamp_us[row])).isoformat(), "well_id": well}
-    for name, value in zip(SIGNAL_NAMES, readings.values[:, row].tolist(), strict=True):
-        if not math.isnan(value):
-            members[name] = value
-    # What was refused may be no JSON at all, so the texts are joined as texts: nothing of them is changed.
-    texts = [json.dumps(members, ensure_ascii=False)[1:-1]]
-    texts += [text.strip()[1:-1] for text in (readings.extra.get(row), readings.quality.get(row)) if text is not None]
-    payload = "{" + ", ".join(text for text in texts if text.strip()) + "}"
-    return Reject(
-        received_us=int(readings.received_us[row]),
-        topic=f"{topic_root}/{well}/telemetry".encode("utf-8", "surrogatepass"),
-        reason=reason,
-        detail=detail,
-        payload=payload.encode("utf-8", "surrogatepass"),
-        redelivered=True,
-    )
-
-
-def _refused_diagnostic(row: DiagnosticRow, error: BaseException, topic_root: str) -> Reject:
-    return Reject(
-        received_us=row.raised_us,
-        topic=f"{topic_root}/{row.well_id}/diagnostics".encode("utf-8", "surrogatepass"),
-        reason=RejectReason.REFUSED_BY_DATABASE,
-        detail=_say(error),
-        payload=repr(row).encode("utf-8", "backslashreplace"),
-        redelivered=True,
-    )
-
-
-def _say(error: BaseException) -> str:
-    if isinstance(error, StoreUnavailable):
-        return str(error)
-    decision = sqlstate.decide(error)
-    return f"{decision.reason}: {sqlstate.unavailable(error).detail}"

@@ -5,6 +5,7 @@ Unix epoch in UTC (``*_us``): exact, and the unit of PostgreSQL's timestamptz.
 """
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -13,6 +14,13 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def at_us(us: int) -> datetime:
+    """Microseconds since the epoch as an exact datetime in UTC."""
+    return _EPOCH + timedelta(microseconds=us)
 
 
 class Signal(NamedTuple):

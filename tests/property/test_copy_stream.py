@@ -24,8 +24,7 @@ from esp_ingest.store.copy import (
     storable,
     telemetry_stream,
 )
-from esp_ingest.store.writer import at_us
-from esp_ingest.telemetry.model import SIGNALS, Readings, Reject, RejectReason
+from esp_ingest.telemetry.model import SIGNALS, Readings, Reject, RejectReason, at_us
 
 _LAST_US = 253_402_300_799_999_999  # the end of year 9999
 _times = st.integers(-62_135_596_800_000_000, _LAST_US)

@@ -9,7 +9,7 @@ import numpy as np
 
 from esp_ingest.seams import Findings, StoreUnavailable, WriteResult
 from esp_ingest.store.copy import digest_of
-from esp_ingest.store.writer import conflicting_reading, refused_reading
+from esp_ingest.store.refused import conflicting_reading, refused_reading
 from esp_ingest.telemetry.model import Checkpoint, DiagnosticRow, Readings, Reject
 
 
