@@ -117,7 +117,6 @@ class Daemon:
         self._source: MqttSource = MqttSource(settings.mqtt, clock, metrics, state_folder)
         self._follower: Follower | None = None
         self._diagnostics = self._build_diagnostics()
-        # A decoder a thread: its caches are not shared.
         self._stage: Stage = Stage(
             settings,
             self._store,
@@ -131,7 +130,6 @@ class Daemon:
         self._writer: ThreadedStage = ThreadedStage(self._stage)
         self._pipeline = Pipeline(
             self._source,
-            _decode_with(Decoder(settings.telemetry, settings.mqtt.topic_root)),
             self._writer,
             clock,
             metrics,

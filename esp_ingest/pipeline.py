@@ -1,13 +1,11 @@
 """THE loop: take → decode → write + diagnose → acknowledge.
 
-The main thread collects deliveries into a batch, decodes it and hands it to the writer stage; when the stage gives it
-back it is safe, and it is settled. Everything that may wait for the database waits in the stage, so the loop keeps
-moving in every outage.
+The main thread collects deliveries into a batch and hands it to the writer stage, which decodes, diagnoses and
+writes; when the stage gives it back it is safe, and it is settled. Everything that may wait for the database waits in
+the stage, so the loop keeps moving in every outage.
 """
 
-import logging
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -17,9 +15,7 @@ from esp_ingest.seams import Clock, Source
 from esp_ingest.service.metrics import Metrics, observe_many
 from esp_ingest.stage import Batch, Outcome
 from esp_ingest.telemetry.exact import MOST_REJECTS
-from esp_ingest.telemetry.model import Decoded, Delivery
-
-log = logging.getLogger(__name__)
+from esp_ingest.telemetry.model import Delivery
 
 _SPACE = b" \t\n\r"  # JSON's white space
 _RESUMED_SECONDS = 60.0  # for so long a resumed session may bring what it brought before
@@ -33,11 +29,6 @@ class WriterStage(Protocol):
     def busy(self) -> bool: ...
     @property
     def has_room(self) -> bool: ...
-    @property
-    def spooling(self) -> bool:
-        """Batches go to the spool undecoded just now, so decoding them in advance would be wasted."""
-        ...
-
     def submit(self, batch: Batch) -> None: ...
     def poll(self, timeout_seconds: float) -> tuple[Batch, Outcome] | None: ...
     def hurry(self) -> None:
@@ -51,7 +42,6 @@ class Pipeline:
     def __init__(
         self,
         source: Source,
-        decode: Callable[[list[Delivery]], Decoded],
         stage: WriterStage,
         clock: Clock,
         metrics: Metrics,
@@ -60,14 +50,12 @@ class Pipeline:
         beat: Callable[[], None] = lambda: None,
     ) -> None:
         self._source = source
-        self._decode = decode
         self._stage = stage
         self._clock = clock
         self._metrics = metrics
         self._bounds = batch
         self._beat = beat
         self._open = _OpenBatch(batch)
-        self._ready: Batch | None = None  # decoded, waiting for the stage
         self._alarm = RejectAlarm(service, clock)
         self._epoch = 0
         self._epoch_since = 0.0
@@ -81,8 +69,8 @@ class Pipeline:
         """One turn; waits at most ``timeout_seconds`` for something to do."""
         self._beat()
         self._collect(timeout_seconds)
-        if self._ready is None and self._open.due(self._clock.monotonic()):
-            self._ready = self._cut()
+        if self._open.due(self._clock.monotonic()):
+            self._submit()
         self._turn_stage(timeout_seconds)
 
     def drain(self, expired: Callable[[], bool]) -> bool:
@@ -93,39 +81,28 @@ class Pipeline:
                 return False
             self._beat()
             self._collect(0.0)
-            if self._ready is None and self._open.deliveries:
-                self._ready = self._cut()
+            if self._open.deliveries:
+                self._submit()
             self._turn_stage(_IDLE_SECONDS)
         return True
 
     @property
     def held(self) -> bool:
         """Deliveries were taken that are not settled yet."""
-        return bool(self._open.deliveries) or self._ready is not None or self._stage.busy
+        return bool(self._open.deliveries) or self._stage.busy
 
     def _collect(self, timeout_seconds: float) -> None:
-        room_messages, room_bytes = self._open.room()
-        if room_messages <= 0 or room_bytes <= 0:
+        if self._open.full:
             return
-        waiting = self._ready is not None or self._stage.busy
-        patience = 0.0 if waiting else self._open.patience(self._clock.monotonic(), timeout_seconds)
-        deliveries = self._source.take(room_messages, room_bytes, patience)
+        patience = 0.0 if self._stage.busy else self._open.patience(self._clock.monotonic(), timeout_seconds)
+        deliveries = self._source.take(*self._open.room(), patience)
         if deliveries:
             self._open.add(deliveries, self._clock.monotonic())
 
-    def _cut(self) -> Batch:
-        batch = Batch(deliveries=self._open.take())
-        may_repeat = self._may_repeat(batch.deliveries)
-        if not self._stage.spooling:
-            try:
-                batch.decoded = self._decode(batch.deliveries)
-                if may_repeat:
-                    batch.decoded.rejects = [replace(each, redelivered=True) for each in batch.decoded.rejects]
-                self._metrics.readings_received.inc(batch.decoded.items)
-                self._metrics.readings_held.inc(batch.decoded.items)
-            except Exception:  # the stage isolates the message at fault; one message must not stop the rest
-                log.exception("decode failed")
-        return batch
+    def _submit(self) -> None:
+        if self._stage.has_room:
+            deliveries = self._open.take()
+            self._stage.submit(Batch(deliveries, may_repeat=self._may_repeat(deliveries)))
 
     def _may_repeat(self, deliveries: list[Delivery]) -> bool:
         """Some of these may be stored already, or by another daemon meanwhile, whatever their DUP flags say: their
@@ -137,19 +114,12 @@ class Pipeline:
         return has_ended or (self._source.resumed and now - self._epoch_since < _RESUMED_SECONDS)
 
     def _turn_stage(self, timeout_seconds: float) -> None:
-        """Hand over what is ready, settle what has come back. Waits for the stage only where there is no other work."""
-        self._submit_ready()
+        """Settle what has come back. Waits for the stage only where there is no other work."""
         if self._stage.busy:
-            idle = self._ready is not None or not any(self._source.buffered())
+            idle = self._open.full or not any(self._source.buffered())
             finished = self._stage.poll(timeout_seconds if idle else 0.0)
             if finished is not None:
                 self._settle(*finished)
-                self._submit_ready()
-
-    def _submit_ready(self) -> None:
-        if self._ready is not None and self._stage.has_room:
-            self._stage.submit(self._ready)
-            self._ready = None
 
     def _settle(self, batch: Batch, outcome: Outcome) -> None:
         self._source.settle(batch.deliveries)
@@ -173,6 +143,7 @@ class _OpenBatch:
         self._rows = 0
         self._bytes = 0
         self._since = 0.0
+        self._rows_a_message = 1.0  # of those that came last, so that a batch of arrays ends near its bound
 
     def add(self, deliveries: list[Delivery], now: float) -> None:
         if not self.deliveries:
@@ -180,19 +151,26 @@ class _OpenBatch:
             self.deliveries = deliveries
         else:
             self.deliveries += deliveries
+        rows_before = self._rows
         self._rows += len(deliveries)
         for delivery in deliveries:
             payload = delivery[1]
             self._bytes += len(payload)
             if payload[:1] != b"{" and payload.lstrip(_SPACE)[:1] == b"[":
                 self._rows += _most_items(payload) - 1
+        self._rows_a_message = max((self._rows - rows_before) / len(deliveries), 1.0)
+
+    @property
+    def full(self) -> bool:
+        return self._rows >= self._bounds.max_rows or self._bytes >= self._bounds.max_bytes
 
     def room(self) -> tuple[int, int]:
-        """(messages, bytes) that still fit."""
-        return self._bounds.max_rows - self._rows, self._bounds.max_bytes - self._bytes
+        """(messages, bytes) that still fit, if messages go on as they came."""
+        rows = self._bounds.max_rows - self._rows
+        return max(int(rows / self._rows_a_message), 1), self._bounds.max_bytes - self._bytes
 
     def due(self, now: float) -> bool:
-        return bool(self.deliveries) and (min(self.room()) <= 0 or now - self._since >= self._bounds.max_age_seconds)
+        return bool(self.deliveries) and (self.full or now - self._since >= self._bounds.max_age_seconds)
 
     def patience(self, now: float, timeout_seconds: float) -> float:
         """How long to wait for more: not past the batch's age."""

@@ -93,7 +93,7 @@ class Store(Protocol):
         diagnostics: Sequence[DiagnosticRow],
         checkpoints: Sequence[Checkpoint] = (),
         cursor_us: tuple[int, int] | None = None,
-        diagnose: Callable[[], Findings] | None = None,
+        meanwhile: Callable[[], Findings] | None = None,
     ) -> WriteResult:
         """Store all of it in one transaction, or nothing; what is too much for one, in parts, and the rejects,
         diagnostics and checkpoints in the last of them. Writing the same again stores nothing twice.
@@ -101,10 +101,15 @@ class Store(Protocol):
         ``cursor_us``: where the rules that follow the table stood and now stand; StoreUnavailable where they do not
         stand there, because another daemon has moved them.
 
-        ``diagnose`` is called once at most, when the readings are on their way, so that the rules run while the
+        ``meanwhile`` is called once at most, when the readings are on their way, so that the rules run while the
         database reads; what it finds is stored too. It must not raise. An error may come before it was called.
 
         Raises StoreUnavailable where it makes sense to try again; never raises for bad data."""
+        ...
+
+    def prepare(self, readings: Readings) -> None:
+        """These will be written next, most likely: what needs no database is done now, so that it need not be done
+        then. May be called in the middle of a write (``meanwhile``)."""
         ...
 
     def ping(self) -> None:

@@ -1,6 +1,10 @@
-"""The writer stage: diagnose and write one batch, retry what is transient, spool what has to wait too long.
+"""The writer stage: decode, diagnose and write one batch, retry what is transient, spool what has to wait too long.
 
-One batch is worked on at a time, and one may wait behind it, so that the database is not idle between the two. A batch
+One batch is worked on at a time, and one may wait behind it. While the database reads the rows of a batch, its rules
+are run and the one behind it is decoded. That is one thread's work: where another decoded, the two fought for the
+interpreter lock, and the database waited for both (docs/performance.md).
+
+A batch
 comes back when it is safe: committed, or fsynced in the spool. While the spool holds anything, batches go through it
 (first in, first out), and the stage drains it between them.
 
@@ -12,7 +16,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -60,10 +64,12 @@ class Outcome:
 
 @dataclass(slots=True)
 class Batch:
-    """Deliveries on their way to safety. ``decoded`` is None where decoding is left to the stage. ``done`` is what is
-    stored of it already where it takes several transactions."""
+    """Deliveries on their way to safety. ``may_repeat``: some of them may be stored already, whatever their DUP flags
+    say. ``decoded`` is None until the stage has decoded it, and stays so where it goes to the spool. ``done`` is what
+    is stored of it already where it takes several transactions."""
 
     deliveries: list[Delivery]
+    may_repeat: bool = False
     decoded: Decoded | None = None
     done: Outcome = field(default_factory=Outcome)
 
@@ -85,7 +91,8 @@ class Diagnostics(Protocol):
 
 
 class Stage:
-    """All waiting for the database is in here; ``pause`` is how it waits (it returns early when a batch arrives)."""
+    """All waiting for the database is in here; ``pause`` is how it waits (it returns early when a batch arrives).
+    ``next_batch`` is asked while the database is busy: the one that waits, if one does."""
 
     def __init__(
         self,
@@ -107,6 +114,7 @@ class Stage:
         self._metrics = metrics
         self._beat = beat
         self.pause: Callable[[float], None] = clock.sleep
+        self.next_batch: Callable[[], Batch | None] = lambda: None
         self.hurrying = False
         self._wait = wait_random_exponential(
             multiplier=settings.database.retry_min_seconds,
@@ -133,6 +141,8 @@ class Stage:
 
     def process(self, batch: Batch) -> Outcome:
         """Make the batch safe. Returns when it is, however long that takes."""
+        if not self.spooling:
+            self._decode_batch(batch)
         while True:
             self._beat()
             if not self.spooling and not self._outage.lasting(self._patience_seconds()):
@@ -212,6 +222,33 @@ class Stage:
         self._note_spool()
         if not self.spooling:
             log.info("spool drained")
+
+    def _decode_batch(self, batch: Batch) -> None:
+        """Once a batch, unless our own code fails on it: then the message at fault is looked for when it is stored."""
+        if batch.decoded is not None:
+            return
+        try:
+            decoded = self._decode(batch.deliveries)
+        except Exception:  # one message must not stop the rest
+            log.exception("decode failed")
+            return
+        if batch.may_repeat:
+            decoded.rejects = [replace(each, redelivered=True) for each in decoded.rejects]
+        self._metrics.readings_received.inc(decoded.items)
+        self._metrics.readings_held.inc(decoded.items)
+        batch.decoded = decoded
+
+    def _look_ahead(self) -> None:
+        """The database is busy with a batch: time to make the next one ready for it. Does not raise."""
+        batch = self.next_batch()
+        if batch is None or self.spooling:
+            return
+        self._decode_batch(batch)
+        if batch.decoded is not None and not _needs_slices(batch.decoded, self._settings.batch.max_rows):
+            try:
+                self._store.prepare(batch.decoded.readings)
+            except Exception:  # it comes again when it is written, and is isolated there
+                log.exception("batch not prepared")
 
     def _patience_seconds(self) -> float:
         """How long a batch may wait for the database before it is spooled."""
@@ -325,29 +362,30 @@ class Stage:
         """The transaction of a batch. The rules run in the middle of it, while the database reads; their state advances
         with it or stays where it was."""
         diagnostics, readings = self._diagnostics, decoded.readings
-        if diagnostics is None:
-            return self._store.write(readings, decoded.rejects, ())
         made: Diagnosis | None = None
+        ready = diagnostics is not None and self._advised(lambda: self._prepare(diagnostics, readings))
 
-        def prepare() -> bool:
-            diagnostics.prepare(readings.wells)
-            return True
-
-        def diagnose() -> Findings:
+        def meanwhile() -> Findings:
             nonlocal made
-            made = self._advised(lambda: diagnostics.evaluate(readings))
+            if diagnostics is not None and ready:
+                made = self._advised(lambda: diagnostics.evaluate(readings))
+            self._look_ahead()
             return ((), ()) if made is None else (made.rows, made.checkpoints)
 
-        ready = self._advised(prepare)
         try:
-            result = self._store.write(readings, decoded.rejects, (), diagnose=diagnose if ready else None)
+            result = self._store.write(readings, decoded.rejects, (), meanwhile=meanwhile)
         except BaseException:
-            if made is not None:
+            if diagnostics is not None and made is not None:
                 diagnostics.discard(made)
             raise
-        if made is not None:
+        if diagnostics is not None and made is not None:
             diagnostics.accept(made)
         return result
+
+    @staticmethod
+    def _prepare(diagnostics: Diagnostics, readings: Readings) -> bool:
+        diagnostics.prepare(readings.wells)
+        return True
 
     def _write_diagnosis(self, diagnostics: Diagnostics, diagnosis: Diagnosis) -> None:
         """A transaction without readings."""
@@ -446,10 +484,14 @@ class _Outage:
         return max(self._next - self._clock.monotonic(), 0.01)
 
 
+def _needs_slices(decoded: Decoded, most: int) -> bool:
+    return decoded.items > 2 * most
+
+
 def _slices(decoded: Decoded, most: int, start: int) -> Iterator[Decoded]:
     """All items from ``start`` on, readings first: in one piece, or, where they are more than twice ``most``, in pieces
     of so many. Arrays make of few messages a batch as large as its bytes allow; a transaction stays bounded."""
-    if decoded.items <= 2 * most:
+    if not _needs_slices(decoded, most):
         yield decoded
         return
     count = len(decoded.readings)
@@ -472,45 +514,53 @@ def _internal_error(delivery: Delivery, error: Exception) -> Reject:
 
 
 class InlineStage:
-    """The stage without a thread: a batch is processed where it is submitted. For tests and for run_once()."""
+    """The stage without a thread, for tests and for run_once(): a batch is processed when another waits behind it, as
+    with the thread, or when none has come between two polls."""
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
-        self._finished: tuple[Batch, Outcome] | None = None
+        stage.next_batch = lambda: self._queue[0] if self._queue else None
+        self._queue: deque[Batch] = deque()
+        self._polled = False
 
     @property
     def busy(self) -> bool:
-        return self._finished is not None
+        return bool(self._queue)
 
     @property
     def has_room(self) -> bool:
-        return self._finished is None
-
-    @property
-    def spooling(self) -> bool:
-        return self._stage.spooling
+        return len(self._queue) < 2
 
     def submit(self, batch: Batch) -> None:
-        assert self._finished is None, "one batch at a time"
-        self._finished = (batch, self._stage.process(batch))
+        assert self.has_room, "one batch waits at most"
+        self._queue.append(batch)
+        self._polled = False
 
     def poll(self, timeout_seconds: float) -> tuple[Batch, Outcome] | None:
         del timeout_seconds
-        finished, self._finished = self._finished, None
-        return finished
+        if not self._queue or (self.has_room and not self._polled and not self._stage.hurrying):
+            self._polled = True
+            return None
+        batch = self._queue.popleft()
+        return batch, self._stage.process(batch)
 
     def hurry(self) -> None:
         self._stage.hurrying = True
 
 
 class ThreadedStage:
-    """The stage in a thread of its own. An error in it is raised again in the caller of `poll`."""
+    """The stage in a thread of its own. An error in it is raised again in the caller of `poll`.
+
+    What is safe is given back while the database is busy with the next batch, or at once where none waits: settling is
+    Python's work, and would hold up the next batch on its way to the database."""
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
         stage.pause = self._pause
+        stage.next_batch = self._give_back_and_look
         self._changed = threading.Condition()
         self._waiting: Batch | None = None
+        self._safe: list[tuple[Batch, Outcome]] = []  # the thread's own, not given back yet
         self._finished: deque[tuple[Batch, Outcome]] = deque()
         self._error: BaseException | None = None
         self._held = 0  # submitted and not given back
@@ -533,10 +583,6 @@ class ThreadedStage:
     def has_room(self) -> bool:
         """A batch may be submitted: none waits behind the one that is worked on."""
         return self._waiting is None
-
-    @property
-    def spooling(self) -> bool:
-        return self._stage.spooling
 
     def submit(self, batch: Batch) -> None:
         with self._changed:
@@ -577,10 +623,9 @@ class ThreadedStage:
                 if batch is None:
                     self._stage.finish()
                     return
-                outcome = self._stage.process(batch)
-                with self._changed:
-                    self._finished.append((batch, outcome))
-                    self._changed.notify_all()
+                self._safe.append((batch, self._stage.process(batch)))
+                if self._waiting is None or self._stage.spooling:
+                    self._give_back()
                 for _ in range(_DRAIN_STEPS):
                     if self._stage.spooling:
                         self._stage.drain_step()
@@ -598,14 +643,24 @@ class ThreadedStage:
                     self._changed.wait(wait_seconds)
                 if self._waiting is not None:
                     batch, self._waiting = self._waiting, None
-                    self._changed.notify_all()
-                    return batch
+                    return batch  # the owner learns of the room with the next batch that is given back
                 if self._closing:
                     return None
             wait_seconds = self._stage.idle()
 
+    def _give_back(self) -> None:
+        with self._changed:
+            self._finished.extend(self._safe)
+            self._safe.clear()
+            self._changed.notify_all()
+
+    def _give_back_and_look(self) -> Batch | None:
+        self._give_back()
+        return self._waiting
+
     def _pause(self, seconds: float) -> None:
         """Wait for another try; cut short when the process wants to end."""
+        self._give_back()
         with self._changed:
             if not self._stage.hurrying:
                 self._changed.wait_for(lambda: self._stage.hurrying or self._closing, seconds)

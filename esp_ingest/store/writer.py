@@ -96,6 +96,8 @@ class PostgresStore:
         self._connection: Connection | None = None
         self._schema_ok = False
         self._marks = Marks()
+        self._prepared: _Prepared | None = None  # of the readings that come next
+        self._underway: _Prepared | None = None  # of those that are being written
         self._doubt = False  # a commit's outcome is unknown: the next batch is probably there already
         self._too_much = 0  # times in a row that a batch was more than the database takes at once
         self._stubborn: Counter[tuple[str, int]] = Counter()  # single rows that were, by key
@@ -107,12 +109,13 @@ class PostgresStore:
         diagnostics: Sequence[DiagnosticRow],
         checkpoints: Sequence[Checkpoint] = (),
         cursor_us: tuple[int, int] | None = None,
-        diagnose: Callable[[], Findings] | None = None,
+        meanwhile: Callable[[], Findings] | None = None,
     ) -> WriteResult:
         """Store all of it in one transaction, or nothing; where that is too much, in parts. See seams.Store."""
-        if not (len(readings) or rejects or diagnostics or checkpoints or cursor_us or diagnose):
+        if not (len(readings) or rejects or diagnostics or checkpoints or cursor_us or meanwhile):
             return WriteResult(0, 0, 0)
-        found = _Found(diagnostics, checkpoints, diagnose)
+        self._underway, self._prepared = self._prepared, None
+        found = _Found(diagnostics, checkpoints, meanwhile)
         tally: _Tally | None = None
         parts = _by_days(readings)
         if not parts:
@@ -180,6 +183,11 @@ class PostgresStore:
             self._doubt = False
             self._marks.committed(readings)
             return tally
+
+    def prepare(self, readings: Readings) -> None:
+        """See seams.Store: the COPY stream, where all of them can be expected to go directly."""
+        if len(readings):
+            self._prepared = _Prepared.of(readings, self._marks)
 
     def ping(self) -> None:
         """See seams.Store. The schema is looked at once a connection, unless ``database.skip_init`` says not to."""
@@ -259,7 +267,9 @@ class PostgresStore:
         committing = False
         try:
             with connection.cursor() as cursor:
-                attempt = _Attempt(cursor, rung, self._marks, self._topic_root, self._publish, found, self._beat)
+                attempt = _Attempt(
+                    cursor, rung, self._marks, self._topic_root, self._publish, found, self._beat, self._underway
+                )
                 tally = attempt.run(readings, rejects)
                 if found.checkpoints:
                     cursor.execute(query("upsert_states"), _columns(found.checkpoints))
@@ -298,16 +308,16 @@ class _Found:
         self,
         rows: Sequence[DiagnosticRow],
         checkpoints: Sequence[Checkpoint],
-        diagnose: Callable[[], Findings] | None,
+        look: Callable[[], Findings] | None,
     ) -> None:
         self.rows = rows
         self.checkpoints = checkpoints
-        self._diagnose = diagnose
+        self._look = look
 
     def look(self) -> None:
-        if self._diagnose is not None:
-            diagnose, self._diagnose = self._diagnose, None
-            self.rows, self.checkpoints = diagnose()
+        if self._look is not None:
+            look, self._look = self._look, None
+            self.rows, self.checkpoints = look()
 
 
 class _TooMuch(StoreUnavailable):
@@ -361,6 +371,22 @@ def _reconcile(tally: _Tally, items: int) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What a write needs to know of its readings and can be known before: which are the first of their key (None: all),
+    and the COPY stream of all of them, where no mark speaks against one yet."""
+
+    readings: Readings
+    first: npt.NDArray[np.bool_] | None
+    stream: list[Buffer] | None
+
+    @staticmethod
+    def of(readings: Readings, marks: Marks) -> "_Prepared":
+        first = first_of_each(readings)
+        direct = first is None and bool(marks.fresh(readings).all())
+        return _Prepared(readings, first, telemetry_stream(readings) if direct else None)
+
+
 class _Attempt:
     """The statements of one transaction on one rung; the caller commits."""
 
@@ -373,8 +399,10 @@ class _Attempt:
         publish: bool,
         found: _Found,
         beat: Callable[[], None],
+        prepared: "_Prepared | None",
     ) -> None:
         self._beat = beat
+        self._prepared = prepared
         self._found = found
         self._publish = publish
         self._cursor = cursor
@@ -404,9 +432,13 @@ class _Attempt:
 
     def _direct(self, readings: Readings) -> None:
         """What no mark speaks against goes straight into the table; an error ends the transaction."""
-        first, fresh = first_of_each(readings), self._marks.fresh(readings)
+        prepared = self._prepared
+        if prepared is None or prepared.readings is not readings:
+            prepared = _Prepared.of(readings, self._marks)
+        first, fresh = prepared.first, self._marks.fresh(readings)
         if first is None and fresh.all():
-            self._tally.written += self._copied("copy_telemetry", telemetry_stream(readings), len(readings))
+            stream = prepared.stream or telemetry_stream(readings)
+            self._tally.written += self._copied("copy_telemetry", stream, len(readings))
             return
         direct = fresh if first is None else first & fresh
         rows, suspect = np.flatnonzero(direct), np.flatnonzero(~direct)

@@ -43,5 +43,5 @@ class TestPostgresStore(StoreContract):
             seen.extend(self.database.all("SELECT query, wait_event FROM pg_stat_activity WHERE query LIKE 'COPY%'"))
             return [], []
 
-        store.write(readings([("w1", 0)]), [], (), diagnose=diagnose)
+        store.write(readings([("w1", 0)]), [], (), meanwhile=diagnose)
         assert len(seen) == 1, "the COPY is under way: begun and not ended"

@@ -41,11 +41,11 @@ class CrashingStore(FakeStore):
         super().__init__()
         self.crash = "none"
 
-    def write(self, readings, rejects, diagnostics, checkpoints=()):  # type: ignore[no-untyped-def]
+    def write(self, *args, **options):  # type: ignore[no-untyped-def]
         crash, self.crash = self.crash, "none"
         if crash == "before":
             raise Crash
-        result = super().write(readings, rejects, diagnostics, checkpoints)
+        result = super().write(*args, **options)
         if crash == "after":
             raise Crash
         return result
@@ -93,7 +93,6 @@ class PipelineMachine(RuleBasedStateMachine):
         self.stage.pause = self.wait_for_database
         self.pipeline = Pipeline(
             self.source,
-            decoder.decode,
             InlineStage(self.stage),
             self.clock,
             self.metrics,

@@ -30,6 +30,7 @@ class FakeStore:
         self.away = False
         self.poison_texts: set[str] = set()
         self.writes = 0
+        self.prepared = 0
         self.closed = False
 
     def write(
@@ -39,7 +40,7 @@ class FakeStore:
         diagnostics: Sequence[DiagnosticRow],
         checkpoints: Sequence[Checkpoint] = (),
         cursor_us: tuple[int, int] | None = None,
-        diagnose: Callable[[], Findings] | None = None,
+        meanwhile: Callable[[], Findings] | None = None,
     ) -> WriteResult:
         self.ping()
         if cursor_us is not None and cursor_us[0] != self.cursor_us:
@@ -67,8 +68,8 @@ class FakeStore:
                 conflicts += 1
         reasons = Counter(reject.reason.value for reject in (*rejects, *refused) if self._store_reject(reject))
         duplicates += len(rejects) + len(refused) - reasons.total()
-        if diagnose is not None:
-            diagnostics, checkpoints = diagnose()
+        if meanwhile is not None:
+            diagnostics, checkpoints = meanwhile()
         self.diagnostics |= {(row.well_id, row.diagnosis, row.raised_us): row for row in diagnostics}
         self.cursor_us = self.cursor_us if cursor_us is None else cursor_us[1]
         self.states |= {each.well_id: each for each in checkpoints}
@@ -76,6 +77,9 @@ class FakeStore:
             raise StoreUnavailable("told to fail", "after the commit")
         path = "bisect" if len(refused) > conflicts else "staging" if duplicates or conflicts else "direct"
         return WriteResult(written, duplicates, reasons.total(), tuple(refused), reasons, path)
+
+    def prepare(self, readings: Readings) -> None:
+        self.prepared += 1
 
     def ping(self) -> None:
         if self.away:

@@ -179,12 +179,32 @@ class StoreContract:
 
         # A refused row sends the batch through every rung of the ladder.
         batch = readings([("w1", at) for at in range(3)], extra={1: self.poison(store)})
-        result = store.write(batch, [], (), diagnose=diagnose)
+        result = store.write(batch, [], (), meanwhile=diagnose)
         assert (result.written, result.rejected) == (2, 1)
         assert len(asked) == 1
         assert self.diagnosis_states(store) == [("gas_lock", "active")]
-        store.write(Readings.empty(), [], (), diagnose=lambda: ([cleared(DIAGNOSIS, 1)], []))
+        store.write(Readings.empty(), [], (), meanwhile=lambda: ([cleared(DIAGNOSIS, 1)], []))
         assert self.diagnosis_states(store) == [("gas_lock", "cleared")]
+
+    def test_what_was_prepared_is_written_like_anything_else(self, store: Store) -> None:
+        first, second, third = (readings([("w1", at), ("w2", at)]) for at in range(3))
+        store.prepare(Readings.empty())
+        store.prepare(first)
+        assert store.write(first, [], ()).written == 2
+        store.prepare(second)
+        assert store.write(third, [], ()).written == 2, "another one came first"
+        assert store.write(second, [], ()).written == 2
+
+        def look_ahead() -> Findings:
+            store.prepare(fifth)
+            return [], []
+
+        fourth = readings([("w1", 3), ("w1", 4)], [1.5, 1.5])
+        fifth = readings([("w1", 4), ("w1", 5), ("w1", 5)], [1.5] * 3)
+        assert store.write(fourth, [], (), meanwhile=look_ahead).written == 2
+        result = store.write(fifth, [], ())
+        assert (result.written, result.duplicates) == (1, 2), "stored meanwhile, and twice in it"
+        assert len(self.flow_rates(store)) == 9
 
     def test_ping_is_quiet_when_all_is_well(self, store: Store) -> None:
         store.ping()

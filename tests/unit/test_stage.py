@@ -4,19 +4,21 @@ import gc
 import json
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from esp_ingest.config import Settings, load
+from esp_ingest.seams import Findings, WriteResult
 from esp_ingest.service.health import Health
 from esp_ingest.service.metrics import Metrics
 from esp_ingest.stage import Batch, InlineStage, Outcome, Stage, ThreadedStage
 from esp_ingest.store.spool import Spool
 from esp_ingest.store.writer import PostgresStore
 from esp_ingest.telemetry.decode import Decoder
-from esp_ingest.telemetry.model import Decoded, Delivery, RejectReason
+from esp_ingest.telemetry.model import Decoded, Delivery, Readings, RejectReason
 from tests.support.fake_clock import FakeClock
 from tests.support.fake_store import FakeStore
 
@@ -130,11 +132,13 @@ def test_what_drains_in_vain_is_not_received_twice(rig: Rig) -> None:
     for _ in range(3):
         rig.clock.sleep(60)
         rig.stage.idle()
-    assert rig.value("readings_received_total") == 0
+    assert rig.value("readings_received_total") == rig.value("readings_spooled_total") == 3, (
+        "once, before it was spooled"
+    )
     rig.store.away = False
     rig.clock.sleep(60)
     rig.stage.idle()
-    assert rig.value("readings_received_total") == rig.value("readings_written_total") == 3
+    assert (rig.value("readings_received_total"), rig.value("readings_written_total")) == (6, 3)
 
 
 class Watched(Decoded):
@@ -268,6 +272,118 @@ def test_a_thread_writes_what_is_submitted_and_ends_when_closed(rig: Rig) -> Non
     assert finished[0] is batch
     assert finished[1].written == 4
     assert not threaded.busy
+    assert threaded.close(10.0)
+
+
+def test_rejects_of_a_batch_that_may_repeat_are_looked_for_first(rig: Rig) -> None:
+    batch = Batch([Delivery(b"esp/W1/telemetry", b"nonsense", 1, 1, 1, rig.clock.now_us())], may_repeat=True)
+    assert rig.stage.process(batch).rejected == 1
+    again = Batch([Delivery(b"esp/W1/telemetry", b"nonsense", 1, 1, 2, rig.clock.now_us() + 1)], may_repeat=True)
+    assert (rig.stage.process(again).duplicates, len(rig.store.rejects)) == (1, 1)
+
+
+def test_the_next_batch_is_decoded_while_the_database_reads_this_one(rig: Rig) -> None:
+    first, second = rig.batch(0, 3), rig.batch(3, 2)
+    inline = InlineStage(rig.stage)
+    inline.submit(first)
+    inline.submit(second)
+    write = rig.store.write
+
+    def looks_before_the_commit(*args: Any, meanwhile: Callable[[], Findings], **options: Any) -> WriteResult:
+        def look() -> Findings:
+            assert second.decoded is None
+            found = meanwhile()
+            assert second.decoded is not None
+            return found
+
+        return write(*args, meanwhile=look, **options)
+
+    rig.store.write = looks_before_the_commit  # type: ignore[method-assign]
+    assert inline.poll(0.0) == (first, Outcome(written=3, committed=[first.decoded.readings]))  # type: ignore[union-attr]
+    rig.store.write = write  # type: ignore[method-assign]
+    assert rig.store.prepared == 1
+    rig.stage._decode = lambda _: pytest.fail("it is decoded already")
+    assert inline.poll(0.0) is None, "it might not be the last one"
+    finished = inline.poll(0.0)
+    assert finished is not None
+    assert finished[1].written == 2
+    assert rig.value("readings_received_total") == 5
+
+
+def test_what_goes_to_the_spool_is_not_decoded_in_vain(rig: Rig) -> None:
+    rig.store.away = True
+    rig.stage.process(rig.batch(0, 3))
+    batch = rig.batch(3, 3)
+    assert rig.stage.process(batch).spooled == 3
+    assert batch.decoded is None
+    rig.stage.next_batch = lambda: batch
+    rig.store.away = False
+    rig.clock.sleep(60)
+    rig.stage.drain_step()
+    assert rig.stage.spooling
+    assert batch.decoded is None, "it waits behind what is spooled"
+
+
+def test_a_mistake_in_looking_ahead_costs_nothing(rig: Rig) -> None:
+    second = rig.batch(3, 2)
+    rig.stage.next_batch = lambda: second
+    rig.store.prepare = lambda _: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+    assert rig.stage.process(rig.batch(0, 3)).written == 3
+    assert rig.stage.process(second).written == 2
+
+
+def test_what_is_safe_is_given_back_while_the_next_batch_is_written(rig: Rig) -> None:
+    """Or its acknowledgements would wait for as long as the database takes for the next one."""
+    threaded = ThreadedStage(rig.stage)
+    writing, go_on = threading.Event(), threading.Event()
+    write = rig.store.write
+
+    def slow(readings: Readings, *args: Any, meanwhile: Callable[[], Findings], **options: Any) -> WriteResult:
+        def look() -> Findings:
+            found = meanwhile()
+            writing.set()
+            assert go_on.wait(20.0)
+            return found
+
+        return write(readings, *args, meanwhile=look, **options)
+
+    rig.store.write = slow  # type: ignore[method-assign]
+    first, second = rig.batch(0, 3), rig.batch(3, 2)
+    threaded.start()
+    threaded.submit(first)
+    assert writing.wait(20.0)
+    threaded.submit(second)
+    writing.clear()
+    go_on.set()
+    assert wait_for(threaded)[0] is first
+    go_on.clear()
+    assert wait_for(threaded)[0] is second
+    assert threaded.close(10.0)
+
+
+def test_what_is_safe_is_given_back_when_the_database_goes_away_behind_it(rig: Rig) -> None:
+    threaded = ThreadedStage(rig.stage)
+    released = threading.Event()
+    process = rig.stage.process
+
+    def waits(batch: Batch) -> Outcome:
+        assert released.wait(20.0)
+        outcome = process(batch)
+        rig.store.away = True
+        return outcome
+
+    rig.stage.process = waits  # type: ignore[method-assign]
+    first, second = rig.batch(0, 3), rig.batch(3, 2)
+    threaded.start()
+    threaded.submit(first)
+    while not threaded.has_room:
+        pass
+    threaded.submit(second)
+    released.set()
+    assert wait_for(threaded) == (first, Outcome(written=3, committed=[first.decoded.readings]))  # type: ignore[union-attr]
+    assert threaded.busy, "the second one waits for the database"
+    rig.clock.advance(60)
+    assert wait_for(threaded)[1].spooled == 2
     assert threaded.close(10.0)
 
 
