@@ -1,7 +1,7 @@
 """The writer stage: decode, diagnose and write one batch, retry what is transient, spool what has to wait too long.
 
-One batch is worked on at a time, and one may wait behind it. While the database reads the rows of a batch, its rules
-are run and the one behind it is decoded. That is one thread's work: where another decoded, the two fought for the
+One batch is worked on at a time, and two may wait behind it. While the database reads the rows of a batch, its rules
+are run and the next one is decoded; the other is there so that the next is there in time. That is one thread's work: where another decoded, the two fought for the
 interpreter lock, and the database waited for both (docs/performance.md).
 
 A batch
@@ -35,6 +35,7 @@ T = TypeVar("T")
 
 _DRAIN_STEPS = 2  # pieces of the spool drained for each batch that arrives: the backlog shrinks even at full load
 _PING_SECONDS = 5.0  # an idle stage asks this often whether the database is still there
+_MOST_WAITING = 2  # batches behind the one that is worked on
 _FINISH_SECONDS = 5.0  # for the last checkpoints; what is missing is replayed from the table at the next start
 
 
@@ -529,16 +530,16 @@ class InlineStage:
 
     @property
     def has_room(self) -> bool:
-        return len(self._queue) < 2
+        return len(self._queue) <= _MOST_WAITING
 
     def submit(self, batch: Batch) -> None:
-        assert self.has_room, "one batch waits at most"
+        assert self.has_room, "two batches wait at most"
         self._queue.append(batch)
         self._polled = False
 
     def poll(self, timeout_seconds: float) -> tuple[Batch, Outcome] | None:
         del timeout_seconds
-        if not self._queue or (self.has_room and not self._polled and not self._stage.hurrying):
+        if not self._queue or (len(self._queue) == 1 and not self._polled and not self._stage.hurrying):
             self._polled = True
             return None
         batch = self._queue.popleft()
@@ -559,7 +560,7 @@ class ThreadedStage:
         stage.pause = self._pause
         stage.next_batch = self._give_back_and_look
         self._changed = threading.Condition()
-        self._waiting: Batch | None = None
+        self._waiting: deque[Batch] = deque()
         self._safe: list[tuple[Batch, Outcome]] = []  # the thread's own, not given back yet
         self._finished: deque[tuple[Batch, Outcome]] = deque()
         self._error: BaseException | None = None
@@ -581,14 +582,14 @@ class ThreadedStage:
 
     @property
     def has_room(self) -> bool:
-        """A batch may be submitted: none waits behind the one that is worked on."""
-        return self._waiting is None
+        """A batch may be submitted."""
+        return len(self._waiting) < _MOST_WAITING
 
     def submit(self, batch: Batch) -> None:
         with self._changed:
-            assert self._waiting is None, "one batch waits at most"
+            assert self.has_room, "two batches wait at most"
             self._held += 1
-            self._waiting = batch
+            self._waiting.append(batch)
             self._changed.notify_all()
 
     def poll(self, timeout_seconds: float) -> tuple[Batch, Outcome] | None:
@@ -624,7 +625,7 @@ class ThreadedStage:
                     self._stage.finish()
                     return
                 self._safe.append((batch, self._stage.process(batch)))
-                if self._waiting is None or self._stage.spooling:
+                if not self._waiting or self._stage.spooling:
                     self._give_back()
                 for _ in range(_DRAIN_STEPS):
                     if self._stage.spooling:
@@ -639,11 +640,10 @@ class ThreadedStage:
         wait_seconds = 0.0
         while True:
             with self._changed:
-                if self._waiting is None and not self._closing and wait_seconds > 0:
+                if not self._waiting and not self._closing and wait_seconds > 0:
                     self._changed.wait(wait_seconds)
-                if self._waiting is not None:
-                    batch, self._waiting = self._waiting, None
-                    return batch  # the owner learns of the room with the next batch that is given back
+                if self._waiting:
+                    return self._waiting.popleft()  # its owner learns of the room when a batch is given back
                 if self._closing:
                     return None
             wait_seconds = self._stage.idle()
@@ -656,7 +656,7 @@ class ThreadedStage:
 
     def _give_back_and_look(self) -> Batch | None:
         self._give_back()
-        return self._waiting
+        return self._waiting[0] if self._waiting else None
 
     def _pause(self, seconds: float) -> None:
         """Wait for another try; cut short when the process wants to end."""

@@ -376,7 +376,7 @@ def test_what_is_safe_is_given_back_when_the_database_goes_away_behind_it(rig: R
     first, second = rig.batch(0, 3), rig.batch(3, 2)
     threaded.start()
     threaded.submit(first)
-    while not threaded.has_room:
+    while threaded._waiting:
         pass
     threaded.submit(second)
     released.set()
