@@ -1,12 +1,11 @@
 """The writer stage: decode, diagnose and write one batch, retry what is transient, spool what has to wait too long.
 
 One batch is worked on at a time, and two may wait behind it. While the database reads the rows of a batch, its rules
-are run and the next one is decoded; the other is there so that the next is there in time. That is one thread's work: where another decoded, the two fought for the
-interpreter lock, and the database waited for both (docs/performance.md).
+are run and the next one is decoded; the other is there so that the next is there in time. That is one thread's work:
+where another decoded, the two fought for the interpreter lock, and the database waited for both (decision 0001).
 
-A batch
-comes back when it is safe: committed, or fsynced in the spool. While the spool holds anything, batches go through it
-(first in, first out), and the stage drains it between them.
+A batch comes back when it is safe: committed, or fsynced in the spool. While the spool holds anything, batches go
+through it (first in, first out), and the stage drains it between them.
 
 `Stage` is the logic and needs no thread; `InlineStage` and `ThreadedStage` are two ways to run it.
 """

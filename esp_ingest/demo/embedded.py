@@ -36,14 +36,36 @@ class EmbeddedError(Exception):
     """An embedded server cannot be had. The message is one sentence that says what to do."""
 
 
-class EmbeddedPostgres:
+class _Embedded:
+    """A server in a temporary folder; ends and removes it. ``start`` is the servers' own."""
+
+    _leash: Leash | None = None
+
+    def start(self) -> Self:
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """End it and remove its folder. Safe to call twice."""
+        if self._leash is not None:
+            self._leash.stop()
+            self._leash = None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+class EmbeddedPostgres(_Embedded):
     """PostgreSQL 18 on a unix socket in a temporary folder. Plain PostgreSQL, without TimescaleDB.
 
     ``start()`` takes about a second and raises EmbeddedError; ``dsn`` is valid after it. fsync is off: the data does
     not outlive the process anyway."""
 
     def __init__(self) -> None:
-        self._leash: Leash | None = None
         self.dsn = ""
 
     def start(self) -> Self:
@@ -88,22 +110,8 @@ class EmbeddedPostgres:
             return False
         return True
 
-    def stop(self) -> None:
-        """End it and remove its folder. Safe to call twice."""
-        if self._leash is not None:
-            self._leash.stop()
-            self._leash = None
 
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-
-class EmbeddedBroker:
+class EmbeddedBroker(_Embedded):
     """rumqttd on 127.0.0.1: ``port`` speaks MQTT 5 and ``port_v311`` MQTT 3.1.1, to the same subscribers.
 
     Two ports, because one rumqttd listener speaks one version. Sessions live in memory. ``start()`` takes about a tenth
@@ -112,7 +120,6 @@ class EmbeddedBroker:
     host = _LOOPBACK
 
     def __init__(self) -> None:
-        self._leash: Leash | None = None
         self.port = 0
         self.port_v311 = 0
 
@@ -140,20 +147,6 @@ class EmbeddedBroker:
             )
         for port in (self.port, self.port_v311):
             _wait_until(partial(_accepts, port), self._leash, "The broker", log)
-
-    def stop(self) -> None:
-        """End it and release its ports. Safe to call twice."""
-        if self._leash is not None:
-            self._leash.stop()
-            self._leash = None
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
 
 # rumqttd's defaults (20 KiB a payload, 100 messages in flight) would be the demo's limits, not esp-ingest's.

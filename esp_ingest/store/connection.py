@@ -125,6 +125,30 @@ def connect(settings: DatabaseSettings, *, autocommit: bool = False, patient: bo
     return connection
 
 
+class OnDemand:
+    """A connection in autocommit that is opened when it is needed, and again after it was lost. For one thread."""
+
+    def __init__(self, settings: DatabaseSettings) -> None:
+        self._settings = settings
+        self._connection: Connection | None = None
+
+    def get(self) -> Connection:
+        """The connection, open. Raises StoreUnavailable."""
+        if self._connection is None or self._connection.closed or self._connection.broken:
+            self._connection = connect(self._settings, autocommit=True)
+        return self._connection
+
+    def lost(self, error: psycopg.Error) -> StoreUnavailable:
+        """Close it after ``error``; what to raise."""
+        self.close()
+        return sqlstate.unavailable(error)
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+
 def _unreachable(settings: DatabaseSettings, error: psycopg.Error) -> StoreUnavailable:
     """Who set no DSN has usually forgotten it, and libpq tried a socket of this machine."""
     said = sqlstate.unavailable(error)

@@ -8,9 +8,7 @@ import numpy as np
 import psycopg
 
 from esp_ingest.config import DatabaseSettings
-from esp_ingest.seams import StoreUnavailable
-from esp_ingest.store import sqlstate
-from esp_ingest.store.connection import Connection, connect
+from esp_ingest.store.connection import OnDemand
 from esp_ingest.store.queries import query
 from esp_ingest.telemetry.model import SIGNALS, AlarmAction, Checkpoint, DiagnosticRow, Readings, Severity, at_us
 
@@ -22,9 +20,8 @@ class PostgresDiagnosticsStore:
     changes that are made here go to the outbox."""
 
     def __init__(self, settings: DatabaseSettings, publish: bool = False) -> None:
-        self._settings = settings
         self._publish = publish
-        self._connection: Connection | None = None
+        self._connection = OnDemand(settings)
 
     def states(self, wells: Sequence[str]) -> list[Checkpoint]:
         rows = self._rows("states_of_wells", list(wells))
@@ -72,7 +69,7 @@ class PostgresDiagnosticsStore:
             "limit": limit,
             "until": None if until_us is None else at_us(until_us),
         }
-        connection = self._connected()
+        connection = self._connection.get()
         try:
             # On the server's side, so that only a page of it is here at a time.
             with connection.transaction(), connection.cursor("readings_after", binary=True) as cursor:
@@ -80,33 +77,22 @@ class PostgresDiagnosticsStore:
                 while page := cursor.fetchmany(_PAGE):
                     yield to_readings(page)
         except psycopg.Error as error:
-            raise self._lost(error) from None
+            raise self._connection.lost(error) from None
 
     def close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
-
-    def _connected(self) -> Connection:
-        if self._connection is None or self._connection.closed or self._connection.broken:
-            self._connection = connect(self._settings, autocommit=True)
-        return self._connection
+        self._connection.close()
 
     def _execute(self, name: str, *parameters: object) -> None:
         try:
-            self._connected().execute(query(name), parameters)
+            self._connection.get().execute(query(name), parameters)
         except psycopg.Error as error:
-            raise self._lost(error) from None
+            raise self._connection.lost(error) from None
 
     def _rows(self, name: str, *parameters: object) -> list[tuple[Any, ...]]:
         try:
-            return self._connected().execute(query(name), parameters).fetchall()
+            return self._connection.get().execute(query(name), parameters).fetchall()
         except psycopg.Error as error:
-            raise self._lost(error) from None
-
-    def _lost(self, error: psycopg.Error) -> StoreUnavailable:
-        self.close()
-        return sqlstate.unavailable(error)
+            raise self._connection.lost(error) from None
 
 
 def to_readings(rows: Sequence[tuple[Any, ...]]) -> Readings:

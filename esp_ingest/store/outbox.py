@@ -6,9 +6,7 @@ from typing import NamedTuple
 import psycopg
 
 from esp_ingest.config import DatabaseSettings
-from esp_ingest.seams import StoreUnavailable
-from esp_ingest.store import sqlstate
-from esp_ingest.store.connection import Connection, connect
+from esp_ingest.store.connection import OnDemand
 from esp_ingest.store.queries import query
 
 
@@ -24,14 +22,13 @@ class PostgresOutbox:
     """On a connection of its own, opened when it is needed and again after it was lost. For one thread."""
 
     def __init__(self, settings: DatabaseSettings) -> None:
-        self._settings = settings
-        self._connection: Connection | None = None
+        self._connection = OnDemand(settings)
 
     def deliver(self, send: Callable[[Sequence[Change]], Collection[int]], limit: int) -> tuple[int, int]:
         """Hand the oldest ``limit`` changes to ``send``, which gives the revisions that are confirmed; those are
         removed. Returns (removed, left). Of several daemons one at a time gets any. Raises StoreUnavailable."""
         try:
-            connection = self._connected()
+            connection = self._connection.get()
             with connection.transaction():
                 row = connection.execute(query("outbox_lock")).fetchone()
                 if row is None or not row[0]:
@@ -46,18 +43,7 @@ class PostgresOutbox:
                     left = 0 if size is None else int(size[0])
             return len(confirmed), left
         except psycopg.Error as error:
-            raise self._lost(error) from None
+            raise self._connection.lost(error) from None
 
     def close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
-
-    def _connected(self) -> Connection:
-        if self._connection is None or self._connection.closed or self._connection.broken:
-            self._connection = connect(self._settings, autocommit=True)
-        return self._connection
-
-    def _lost(self, error: psycopg.Error) -> StoreUnavailable:
-        self.close()
-        return sqlstate.unavailable(error)
+        self._connection.close()

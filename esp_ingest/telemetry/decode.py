@@ -14,6 +14,7 @@ silence. Why msgspec and not pydantic: docs/decisions/0005-dependencies.md.
 """
 
 import re
+import struct
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 from typing import Any
@@ -36,6 +37,7 @@ from esp_ingest.telemetry.model import (
     SIGNAL_NAMES,
     Decoded,
     Delivery,
+    FloatArray,
     IntArray,
     Readings,
     Reject,
@@ -185,7 +187,7 @@ class Decoder:
             if column[0] is _ABSENT and column.count(_ABSENT) == n:  # by identity: half of the signals are never sent
                 batch.values[row] = np.nan
             else:
-                batch.values[row] = column
+                batch.values[row] = _floats(column)
         batch.timestamp_us = parse_column(timestamps)
         present = ~np.isnan(batch.values)
         wrong = batch.timestamp_us == NO_TIME
@@ -381,6 +383,14 @@ class _Batch:
             values=self.values,
             extra=self.extra,
         )
+
+
+def _floats(column: tuple[float | None, ...]) -> FloatArray:
+    """(n,); None becomes NaN. By way of struct, which takes a third of numpy's time."""
+    try:
+        return np.frombuffer(struct.pack(f"{len(column)}d", *column), np.float64)
+    except struct.error:
+        return np.array(column, np.float64)
 
 
 def _quotes_of(timestamps: Sequence[Any]) -> IntArray:

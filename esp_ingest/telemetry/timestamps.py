@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from esp_ingest.telemetry.model import IntArray
 
+Characters = npt.NDArray[np.uint8]
 NO_TIME = -(2**63)
 """What stands for "no timestamp" in an int64 array; no instant of the years 1 … 9999 has this value."""
 
@@ -146,7 +147,7 @@ def _parse_block(joined: str, length: int) -> IntArray:
     return out
 
 
-def _parse_layout(chars: npt.NDArray[np.uint8], fraction_width: int, *, zulu: bool) -> IntArray:
+def _parse_layout(chars: Characters, fraction_width: int, *, zulu: bool) -> IntArray:
     """Rows of characters (n, length) whose fraction, with its point, takes ``fraction_width`` characters."""
     if fraction_width == 1:  # a point without a digit
         return np.full(len(chars), NO_TIME, np.int64)
@@ -156,36 +157,57 @@ def _parse_layout(chars: npt.NDArray[np.uint8], fraction_width: int, *, zulu: bo
     valid = (columns[4] == ord("-")) & (columns[7] == ord("-"))
     valid &= (date_separator == ord("t")) | (columns[10] == ord(" "))
     valid &= (columns[13] == time_separator) & (columns[16] == time_separator)
-    places = [0, 1, 2, 3, 5, 6, 8, 9, 11, 12, 14, 15, 17, 18, *range(20, 19 + fraction_width)]
+    places = [11, 12, 14, 15, 17, 18, *range(20, 19 + fraction_width)]
     if fraction_width:
         valid &= columns[19] == ord(".")
     if not zulu:
         places += [-5, -4, -2, -1]
     valid &= (digits[places] <= 9).all(axis=0)
 
-    wide = digits.astype(np.int64)
-    year = wide[0] * 1000 + wide[1] * 100 + wide[2] * 10 + wide[3]
-    month, day = wide[5] * 10 + wide[6], wide[8] * 10 + wide[9]
-    hour, minute, second = wide[11] * 10 + wide[12], wide[14] * 10 + wide[15], wide[17] * 10 + wide[18]
-    valid &= (month >= 1) & (month <= 12) & (hour < 24) & (minute < 60) & (second < 60)
-    safe_month = np.where(valid, month, 1)
-    leap = (safe_month == 2) & (year % 4 == 0) & ((year % 100 != 0) | (year % 400 == 0))
-    valid &= (day >= 1) & (day <= _MONTH_DAYS[safe_month] + leap)
-    seconds = _days_since_epoch(year, safe_month, day) * 86_400 + hour * 3600 + minute * 60 + second
+    hour, minute, second = (digits[at] * np.uint8(10) + digits[at + 1] for at in (11, 14, 17))
+    valid &= (hour < 24) & (minute < 60) & (second < 60)
+    if len(chars) and (chars[:, :10] == chars[0, :10]).all():  # one day, as in most batches: worked out once
+        exists = np.ones(1, np.bool_)
+        days = _days(digits[:, :1], exists)
+        valid &= exists
+    else:
+        days = _days(digits, valid)
+    seconds = days * 86_400 + (hour * np.int32(3600) + minute * np.int32(60) + second)
     if not zulu:
-        seconds -= _offset_seconds(columns, wide, valid)
+        seconds -= _offset_seconds(columns, digits, valid)
     micros = seconds * 1_000_000
-    scale = 100_000
-    for place in range(20, min(26, 19 + fraction_width)):
-        micros += wide[place] * scale
-        scale //= 10
+    micros += _fraction_us(digits[20 : min(26, 19 + fraction_width)])
     valid &= (micros >= MIN_US) & (micros <= MAX_US)
     return np.where(valid, micros, NO_TIME)
 
 
-def _offset_seconds(columns: npt.NDArray[np.uint8], wide: IntArray, valid: npt.NDArray[np.bool_]) -> IntArray:
+def _days(digits: Characters, valid: npt.NDArray[np.bool_]) -> IntArray:
+    """Days since the epoch (n,) of dates, their first ten characters; clears ``valid`` where there is no such date."""
+    valid &= (digits[[0, 1, 2, 3, 5, 6, 8, 9]] <= 9).all(axis=0)
+    wide = digits[:10].astype(np.int64)
+    year = wide[0] * 1000 + wide[1] * 100 + wide[2] * 10 + wide[3]
+    month, day = wide[5] * 10 + wide[6], wide[8] * 10 + wide[9]
+    valid &= (month >= 1) & (month <= 12)
+    safe_month = np.where(valid, month, 1)
+    leap = (safe_month == 2) & (year % 4 == 0) & ((year % 100 != 0) | (year % 400 == 0))
+    valid &= (day >= 1) & (day <= _MONTH_DAYS[safe_month] + leap)
+    days: IntArray = _days_since_epoch(year, safe_month, day)
+    return days
+
+
+def _fraction_us(digits: Characters) -> npt.NDArray[np.int32]:
+    """The digits of a fraction (up to six rows, n) as microseconds."""
+    micros = np.zeros(digits.shape[1], np.int32)
+    scale = 100_000
+    for row in digits:
+        micros += row * np.int32(scale)
+        scale //= 10
+    return micros
+
+
+def _offset_seconds(columns: Characters, digits: Characters, valid: npt.NDArray[np.bool_]) -> IntArray:
     """The last six characters, ±hh:mm, as seconds; clears ``valid`` where they are anything else."""
-    hour, minute = wide[-5] * 10 + wide[-4], wide[-2] * 10 + wide[-1]
+    hour, minute = (digits[at].astype(np.int64) * 10 + digits[at + 1] for at in (-5, -2))
     sign, colon = columns[-6], columns[-3]
     valid &= (colon == ord(":")) & ((sign == ord("+")) | (sign == ord("-"))) & (hour < 24) & (minute < 60)
     seconds: IntArray = (hour * 60 + minute) * 60

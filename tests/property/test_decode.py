@@ -472,6 +472,17 @@ STAMPS = st.one_of(
 
 
 @settings(max_examples=300, deadline=None)
+@given(
+    st.from_regex(r"([0-9]{4}|0000|0001|9999)-[01][0-9]-[0-3][0-9]", fullmatch=True),
+    st.lists(st.from_regex(r"[0-2][0-9]:[0-6][0-9]:[0-6][0-9]", fullmatch=True), min_size=24, max_size=40),
+    st.sampled_from(["Z", ".1Z", ".123456Z", "+00:30", ".5-00:30", "+14:00"]),
+)
+def test_timestamps_of_one_day_are_those_read_one_by_one(date: str, times: list[str], end: str) -> None:
+    column = [f"{date}T{time}{end}" for time in times]
+    assert timestamps.parse_column(column).tolist() == [timestamps.parse_rfc3339(text) for text in column]
+
+
+@settings(max_examples=300, deadline=None)
 @given(st.lists(STAMPS, min_size=1, max_size=6))
 def test_timestamps_in_columns_are_those_read_one_by_one(texts: list[str]) -> None:
     column = [text for text in texts for _ in range(30)]  # enough of each length for the numpy way
