@@ -102,7 +102,9 @@ class Pipeline:
     def _submit(self) -> None:
         if self._stage.has_room:
             deliveries = self._open.take()
-            self._stage.submit(Batch(deliveries, may_repeat=self._may_repeat(deliveries)))
+            if self._may_repeat(deliveries):
+                deliveries = [each._replace(redelivered=True) for each in deliveries]
+            self._stage.submit(Batch(deliveries))
 
     def _may_repeat(self, deliveries: list[Delivery]) -> bool:
         """Some of these may be stored already, or by another daemon meanwhile, whatever their DUP flags say: their

@@ -15,7 +15,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -64,13 +64,12 @@ class Outcome:
 
 @dataclass(slots=True)
 class Batch:
-    """Deliveries on their way to safety. ``may_repeat``: some of them may be stored already, whatever their DUP flags
-    say. ``decoded`` is None until the stage has decoded it, and stays so where it goes to the spool. ``done`` is what
-    is stored of it already where it takes several transactions."""
+    """Deliveries on their way to safety. ``decoded`` is None until the stage has decoded it, and stays so where it goes
+    to the spool or ``decode_failed``. ``done`` is what is stored of it already where it takes several transactions."""
 
     deliveries: list[Delivery]
-    may_repeat: bool = False
     decoded: Decoded | None = None
+    decode_failed: bool = False
     done: Outcome = field(default_factory=Outcome)
 
 
@@ -143,9 +142,11 @@ class Stage:
         """Make the batch safe. Returns when it is, however long that takes."""
         if not self.spooling:
             self._decode_batch(batch)
+        spool_takes_it = self._spool is not None
         while True:
             self._beat()
-            if not self.spooling and not self._outage.lasting(self._patience_seconds()):
+            is_patient = not self._outage.lasting(self._patience_seconds())
+            if not self.spooling and (is_patient or not spool_takes_it):
                 try:
                     return self._write_patiently(batch)
                 except StoreUnavailable:
@@ -155,7 +156,8 @@ class Stage:
                 if batch.decoded is not None:
                     self._metrics.readings_spooled.inc(batch.decoded.items - batch.done.stored)
                 return spooled
-            self._drain_or_pause()
+            spool_takes_it = False
+            self._drain_and_pause()
 
     def idle(self) -> float:
         """Between batches: drain a piece of the spool, or see whether the database is there. Returns how long the next
@@ -225,15 +227,14 @@ class Stage:
 
     def _decode_batch(self, batch: Batch) -> None:
         """Once a batch, unless our own code fails on it: then the message at fault is looked for when it is stored."""
-        if batch.decoded is not None:
+        if batch.decoded is not None or batch.decode_failed:
             return
         try:
             decoded = self._decode(batch.deliveries)
         except Exception:  # one message must not stop the rest
+            batch.decode_failed = True
             log.exception("decode failed")
             return
-        if batch.may_repeat:
-            decoded.rejects = [replace(each, redelivered=True) for each in decoded.rejects]
         self._metrics.readings_received.inc(decoded.items)
         self._metrics.readings_held.inc(decoded.items)
         batch.decoded = decoded
@@ -303,12 +304,10 @@ class Stage:
             log.warning("database away, spooling to disk", extra={"reason": self._outage.reason})
         return Outcome(spooled=len(deliveries))
 
-    def _drain_or_pause(self) -> None:
+    def _drain_and_pause(self) -> None:
         """The spool takes nothing more: only the database can make room."""
         if self.spooling:
             self.drain_step()
-        else:
-            self._ping()
         if self._outage.reason is not None:
             self._pause_alive(min(self._outage.seconds_to_next(), 1.0))
 
@@ -560,7 +559,7 @@ class ThreadedStage:
         stage.next_batch = self._give_back_and_look
         self._changed = threading.Condition()
         self._waiting: deque[Batch] = deque()
-        self._safe: list[tuple[Batch, Outcome]] = []  # the thread's own, not given back yet
+        self._safe: list[tuple[Batch, Outcome]] = []  # not given back yet
         self._finished: deque[tuple[Batch, Outcome]] = deque()
         self._error: BaseException | None = None
         self._held = 0  # submitted and not given back
@@ -596,6 +595,8 @@ class ThreadedStage:
         with self._changed:
             if not self._finished and self._error is None and timeout_seconds > 0:
                 self._changed.wait(timeout_seconds)
+                if not self._finished:  # the next batch keeps the thread busy in other ways: wait no longer for it
+                    self._hand_over()
             if self._error is not None:
                 raise self._error
             if not self._finished:
@@ -623,7 +624,9 @@ class ThreadedStage:
                 if batch is None:
                     self._stage.finish()
                     return
-                self._safe.append((batch, self._stage.process(batch)))
+                outcome = self._stage.process(batch)
+                with self._changed:
+                    self._safe.append((batch, outcome))
                 if not self._waiting or self._stage.spooling:
                     self._give_back()
                 for _ in range(_DRAIN_STEPS):
@@ -649,9 +652,12 @@ class ThreadedStage:
 
     def _give_back(self) -> None:
         with self._changed:
-            self._finished.extend(self._safe)
-            self._safe.clear()
+            self._hand_over()
             self._changed.notify_all()
+
+    def _hand_over(self) -> None:
+        self._finished.extend(self._safe)
+        self._safe.clear()
 
     def _give_back_and_look(self) -> Batch | None:
         self._give_back()

@@ -114,7 +114,8 @@ class PostgresStore:
         """Store all of it in one transaction, or nothing; where that is too much, in parts. See seams.Store."""
         if not (len(readings) or rejects or diagnostics or checkpoints or cursor_us or meanwhile):
             return WriteResult(0, 0, 0)
-        self._underway, self._prepared = self._prepared, None
+        if self._prepared is not None and self._prepared.readings is readings:
+            self._underway, self._prepared = self._prepared, None
         found = _Found(diagnostics, checkpoints, meanwhile)
         tally: _Tally | None = None
         parts = _by_days(readings)
@@ -186,7 +187,7 @@ class PostgresStore:
 
     def prepare(self, readings: Readings) -> None:
         """See seams.Store: the COPY stream, where all of them can be expected to go directly."""
-        if len(readings):
+        if len(readings) and (self._prepared is None or self._prepared.readings is not readings):
             self._prepared = _Prepared.of(readings, self._marks)
 
     def ping(self) -> None:

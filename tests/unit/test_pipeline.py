@@ -142,7 +142,7 @@ def test_rejects_of_a_resumed_session_may_be_there_already(
     rig.publish(1, b"nonsense")
     rig.pipeline.run_once()
     rig.pipeline.run_once()
-    assert [batch.may_repeat for batch in rig.stage.submitted] == [marked]
+    assert [each.redelivered for batch in rig.stage.submitted for each in batch.deliveries] == [marked]
 
 
 def test_rejects_of_an_ended_connection_may_be_stored_by_another_daemon() -> None:
@@ -152,7 +152,7 @@ def test_rejects_of_an_ended_connection_may_be_stored_by_another_daemon() -> Non
     rig.source.break_connection(session_kept=False)
     rig.clock.advance(1.0)
     rig.pipeline.run_once(0.1)
-    assert [batch.may_repeat for batch in rig.stage.submitted] == [True]
+    assert [each.redelivered for each in rig.stage.submitted[0].deliveries] == [True, True]
 
 
 def test_drain_settles_what_is_held_and_says_when_it_could_not() -> None:

@@ -15,10 +15,10 @@ from esp_ingest.seams import Findings, WriteResult
 from esp_ingest.service.health import Health
 from esp_ingest.service.metrics import Metrics
 from esp_ingest.stage import Batch, InlineStage, Outcome, Stage, ThreadedStage
-from esp_ingest.store.spool import Spool
+from esp_ingest.store.spool import Spool, SpoolFull
 from esp_ingest.store.writer import PostgresStore
 from esp_ingest.telemetry.decode import Decoder
-from esp_ingest.telemetry.model import Decoded, Delivery, Readings, RejectReason
+from esp_ingest.telemetry.model import Decoded, Delivery, RejectReason
 from tests.support.fake_clock import FakeClock
 from tests.support.fake_store import FakeStore
 
@@ -275,13 +275,6 @@ def test_a_thread_writes_what_is_submitted_and_ends_when_closed(rig: Rig) -> Non
     assert threaded.close(10.0)
 
 
-def test_rejects_of_a_batch_that_may_repeat_are_looked_for_first(rig: Rig) -> None:
-    batch = Batch([Delivery(b"esp/W1/telemetry", b"nonsense", 1, 1, 1, rig.clock.now_us())], may_repeat=True)
-    assert rig.stage.process(batch).rejected == 1
-    again = Batch([Delivery(b"esp/W1/telemetry", b"nonsense", 1, 1, 2, rig.clock.now_us() + 1)], may_repeat=True)
-    assert (rig.stage.process(again).duplicates, len(rig.store.rejects)) == (1, 1)
-
-
 def test_the_next_batch_is_decoded_while_the_database_reads_this_one(rig: Rig) -> None:
     first, second = rig.batch(0, 3), rig.batch(3, 2)
     inline = InlineStage(rig.stage)
@@ -335,30 +328,82 @@ def test_a_mistake_in_looking_ahead_costs_nothing(rig: Rig) -> None:
 def test_what_is_safe_is_given_back_while_the_next_batch_is_written(rig: Rig) -> None:
     """Or its acknowledgements would wait for as long as the database takes for the next one."""
     threaded = ThreadedStage(rig.stage)
-    writing, go_on = threading.Event(), threading.Event()
+    begun, released = [threading.Event(), threading.Event()], [threading.Event(), threading.Event()]
     write = rig.store.write
 
-    def slow(readings: Readings, *args: Any, meanwhile: Callable[[], Findings], **options: Any) -> WriteResult:
+    def slow(*args: Any, meanwhile: Callable[[], Findings], **options: Any) -> WriteResult:
+        number = rig.store.writes
+
         def look() -> Findings:
             found = meanwhile()
-            writing.set()
-            assert go_on.wait(20.0)
+            begun[number].set()
+            assert released[number].wait(20.0)
             return found
 
-        return write(readings, *args, meanwhile=look, **options)
+        return write(*args, meanwhile=look, **options)
 
     rig.store.write = slow  # type: ignore[method-assign]
     first, second = rig.batch(0, 3), rig.batch(3, 2)
     threaded.start()
     threaded.submit(first)
-    assert writing.wait(20.0)
+    assert begun[0].wait(20.0)
     threaded.submit(second)
-    writing.clear()
-    go_on.set()
-    assert wait_for(threaded)[0] is first
-    go_on.clear()
+    released[0].set()
+    assert begun[1].wait(20.0)
+    assert threaded.poll(0.0) == (first, Outcome(written=3, committed=[first.decoded.readings]))  # type: ignore[union-attr]
+    released[1].set()
     assert wait_for(threaded)[0] is second
     assert threaded.close(10.0)
+
+
+def test_what_is_safe_waits_no_longer_than_a_poll_for_a_next_batch_that_hangs(rig: Rig) -> None:
+    threaded = ThreadedStage(rig.stage)
+    second_waits, begun, released = threading.Event(), threading.Event(), threading.Event()
+    process = rig.stage.process
+
+    def hangs(batch: Batch) -> Outcome:
+        assert second_waits.wait(20.0)
+        if batch is second:
+            begun.set()
+            assert released.wait(20.0)
+        return process(batch)
+
+    rig.stage.process = hangs  # type: ignore[method-assign]
+    first, second = rig.batch(0, 3), rig.batch(3, 2)
+    threaded.start()
+    threaded.submit(first)
+    while threaded._waiting:
+        pass
+    threaded.submit(second)
+    second_waits.set()
+    assert begun.wait(20.0)
+    finished = threaded.poll(0.01)
+    assert finished is not None
+    assert finished[0] is first
+    released.set()
+    assert wait_for(threaded)[0] is second
+    assert threaded.close(10.0)
+
+
+def test_a_database_that_answers_and_stores_nothing_beside_a_full_spool_is_tried_in_peace(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One disk for both, and full: 19 000 tries and as many lines in a second."""
+    rig.stage.hurrying = True
+    rig.store.failures = ["before"] * 40
+    rig.stage._spool = FullSpool()  # type: ignore[assignment]
+    began = rig.clock.monotonic()
+    assert rig.stage.process(rig.batch(0, 3)).written == 3
+    assert rig.clock.monotonic() - began > 10
+    assert caplog.text.count("database unavailable") + caplog.text.count("database available") < 20
+
+
+class FullSpool:
+    messages = bytes = 0
+    oldest_us = None
+
+    def append(self, _deliveries: object) -> None:
+        raise SpoolFull("told to be full")
 
 
 def test_what_is_safe_is_given_back_when_the_database_goes_away_behind_it(rig: Rig) -> None:
