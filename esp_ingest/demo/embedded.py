@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -36,13 +37,13 @@ class EmbeddedError(Exception):
     """An embedded server cannot be had. The message is one sentence that says what to do."""
 
 
-class _Embedded:
+class _Embedded(ABC):
     """A server in a temporary folder; ends and removes it. ``start`` is the servers' own."""
 
     _leash: Leash | None = None
 
-    def start(self) -> Self:
-        raise NotImplementedError
+    @abstractmethod
+    def start(self) -> Self: ...
 
     def stop(self) -> None:
         """End it and remove its folder. Safe to call twice."""
