@@ -20,17 +20,20 @@ from tests.support.fake_clock import FakeClock
 
 QUIET, SHAKING, SEVERE = 0.1, 0.6, 0.9
 MINUTE_US = 60_000_000
+HALF_HOUR_US = 30 * MINUTE_US
 TEXT = config_file("rules.toml").read_text(encoding="utf-8")
 LATCHING = rules.parse(TEXT.replace("[rules.vibration]", "[rules.vibration]\nlatching = true"))
 PLAIN = rules.parse(TEXT)
 
 
 class Well:
-    """A running well that shakes when told to, one sample every ten seconds of the real clock."""
+    """A running well that shakes when told to, one sample every ten seconds of the real clock, from a full half-hour
+    on: what is counted in half-hours of the clock (baselines) must not depend on when the test runs."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        self.now_us = int(database.value("SELECT (extract(epoch FROM now()) * 1000000)::bigint")) - 120 * MINUTE_US
+        now_us = int(database.value("SELECT (extract(epoch FROM now()) * 1000000)::bigint"))
+        self.now_us = now_us - 90 * MINUTE_US - now_us % HALF_HOUR_US
         self.clock = FakeClock(self.now_us)
         self.settings: Settings = load(
             database={"dsn": database.dsn}, batch={"max_rows": 1000}, mqtt={"receive_maximum": 2000}

@@ -17,6 +17,7 @@ from tests.support.databases import Database, PgLite
 WELLS = [f"well-{number}" for number in range(10)]
 DAYS = 15
 READINGS = 3_600
+MIDNIGHT = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)  # once: it may strike between two uses
 TABLES = ("esp_telemetry", "diagnostic_results", "ingest_rejects")
 
 
@@ -45,8 +46,7 @@ def store(database: Database, readings: Readings) -> None:
 
 
 def days_ago(days: float) -> datetime:
-    midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    return midnight - timedelta(days=days)
+    return MIDNIGHT - timedelta(days=days)
 
 
 @pytest.fixture(params=["timescaledb_apache", "pglite"])
