@@ -98,17 +98,17 @@ def test_queueing_does_not_write_when_somebody_else_does(client: paho.Client) ->
     theirs.close()
 
 
-def test_keepalive_asks_the_attributes_that_we_set(client: paho.Client) -> None:
+def test_keepalive_asks_the_attributes_that_we_set(client: paho.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """A silence of more than two keep alives, and an unanswered ping, end the connection, unless they are excused."""
+    now = 5_000.0  # the real clock counts from boot, and 0 means no ping to paho: a young machine has no 1 000 s ago
+    monkeypatch.setattr(paho, "time_func", lambda: now)
     ours, theirs = socket.socketpair()
     client._sock = ours
     client._state = paho._ConnectionState.MQTT_CS_CONNECTED
-    client._ping_t = paho.time_func() - 1_000
-    client._last_bytes_received = paho.time_func()
-    client._last_msg_out = paho.time_func()
+    client._last_bytes_received = client._last_msg_out = now
     client._ping_t = 0.0
     assert client.loop_misc() == MQTTErrorCode.MQTT_ERR_SUCCESS
-    client._ping_t = paho.time_func() - 1_000
+    client._ping_t = now - 1_000
     assert client.loop_misc() == MQTTErrorCode.MQTT_ERR_CONN_LOST
     assert client._sock is None
     theirs.close()
