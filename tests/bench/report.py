@@ -15,7 +15,7 @@ from typing import Any
 
 from tests.bench.cases import CASES
 from tests.bench.competitors import BASELINE, DAEMON, MQ_BRIDGE, MQ_BRIDGE_VERSION, TWO_WORKERS
-from tests.bench.probes import PATHS
+from tests.bench.probes import BARE, PATHS
 from tests.bench.runs import Measured
 from tests.bench.startup import Startup
 
@@ -140,14 +140,14 @@ class Results:
         )
 
     def http_seconds(self, case: str, path: str | None = None) -> list[float]:
-        """Every answer of the daemon in a case, of one path or of all."""
-        runs = self.of(case, DAEMON.name)
-        return [one for run in runs for name, some in run.http_seconds.items() if path in (None, name) for one in some]
+        """Every answer of the daemon in a case, of one path or of all; or those of BARE."""
+        runs, paths = self.of(case, DAEMON.name), PATHS if path is None else (path,)
+        return [one for run in runs for name in paths for one in run.http_seconds.get(name, [])]
 
     def _http_rows(self) -> Iterator[tuple[str, ...]]:
         for case in _HTTP_CASES:
             refused = sum(run.http_refused for run in self.of(case, DAEMON.name))
-            for path in PATHS:
+            for path in (*PATHS, BARE):
                 seconds = self.http_seconds(case, path)
                 if seconds:
                     told = (f"{quantile(seconds, at) * 1e3:.1f}" for at in (0.5, 0.99, 1.0))  # type: ignore[operator]  # not None: there are some

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from tests.bench import baseline, publisher
-from tests.bench.probes import PATHS, HttpWatch
+from tests.bench.probes import BARE, PATHS, HttpWatch
 from tests.bench.processes import Machine, MemoryWatch, cpu_seconds, rss_bytes, tree
 from tests.bench.report import COPY, SUBSCRIBER, Results, quantile, table
 from tests.bench.runs import Measured
@@ -262,22 +262,25 @@ def test_http_answers_are_timed_and_refusals_counted() -> None:
         thread.start()
         with HttpWatch(server.server_address[1]) as watch:
             deadline = time.monotonic() + 10
-            while not watch.seconds["/metrics"] and time.monotonic() < deadline:
+            while not watch.seconds[BARE] and time.monotonic() < deadline:
                 time.sleep(0.01)
         server.shutdown()
         thread.join()
-    assert watch.seconds.keys() == set(PATHS)
-    assert min(min(seconds) for seconds in watch.seconds.values()) >= 0.02
+    assert watch.seconds.keys() == {*PATHS, BARE}
+    assert min(min(watch.seconds[path]) for path in PATHS) >= 0.02
+    assert 0 < min(watch.seconds[BARE]) < min(watch.seconds["/metrics"]), "what answers at once is not slow as well"
     assert watch.refused == len(watch.seconds["/metrics"])
 
 
 def test_the_report_pools_the_http_answers_of_all_rounds() -> None:
     runs = [run("a", "esp-ingest", number, 1.0) for number in range(2)]
     for number, one in enumerate(runs):
-        one.http_seconds = {path: [0.001] * 50 + [0.02 + number] for path in PATHS}
+        one.http_seconds = {path: [0.001] * 50 + [0.02 + number] for path in PATHS} | {BARE: [9.0]}
     results = Results(runs, None)
     assert results.http_seconds("a", "/metrics").count(0.001) == 100
-    assert "| (a)  | /metrics      | 1.0    | 20.0   | 1020.0 | 102" in results.markdown()
+    rows = [[cell.strip() for cell in row.split("|")] for row in results.markdown().splitlines()]
+    assert ["", "(a)", "/metrics", "1.0", "20.0", "1020.0", "102", "", ""] in rows
+    assert ["", "(a)", BARE, "9000.0", "9000.0", "9000.0", "2", "", ""] in rows
     target = next(target for target in results.targets() if target.case == "a" and "HTTP" in target.what)
     assert target.reached == pytest.approx(20.0)
     assert not target.fine
