@@ -18,7 +18,6 @@ from esp_ingest.telemetry.exact import MOST_REJECTS
 from esp_ingest.telemetry.model import Delivery
 
 _SPACE = b" \t\n\r"  # JSON's white space
-_RESUMED_SECONDS = 60.0  # for so long a resumed session may bring what it brought before
 _IDLE_SECONDS = 0.1  # longest wait of one turn: bounds the reaction to signals and the pulse of the health check
 
 
@@ -57,8 +56,6 @@ class Pipeline:
         self._beat = beat
         self._open = _OpenBatch(batch)
         self._alarm = RejectAlarm(service, clock)
-        self._epoch = 0
-        self._epoch_since = 0.0
 
     def run(self, stopping: Callable[[], bool]) -> None:
         """Run until ``stopping``; what is held stays held, :meth:`drain` writes it."""
@@ -102,18 +99,11 @@ class Pipeline:
     def _submit(self) -> None:
         if self._stage.has_room:
             deliveries = self._open.take()
-            if self._may_repeat(deliveries):
-                deliveries = [each._replace(redelivered=True) for each in deliveries]
+            if deliveries[0].epoch != self._source.epoch:
+                # Their connection has ended, so a daemon that took over the session may store them meanwhile. Readings
+                # have a key that tells; rejects have not. At QoS 0 nothing comes twice.
+                deliveries = [each._replace(redelivered=True) if each.mid else each for each in deliveries]
             self._stage.submit(Batch(deliveries))
-
-    def _may_repeat(self, deliveries: list[Delivery]) -> bool:
-        """Some of these may be stored already, or by another daemon meanwhile, whatever their DUP flags say: their
-        connection has ended, or it has just resumed a session. Readings have a key that tells; rejects have not."""
-        now, epoch = self._clock.monotonic(), self._source.epoch
-        if epoch != self._epoch:
-            self._epoch, self._epoch_since = epoch, now
-        has_ended = deliveries[0].epoch != epoch  # epochs only grow
-        return has_ended or (self._source.resumed and now - self._epoch_since < _RESUMED_SECONDS)
 
     def _turn_stage(self, timeout_seconds: float) -> None:
         """Settle what has come back. Waits for the stage only where there is no other work."""

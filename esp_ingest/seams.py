@@ -36,14 +36,8 @@ class Source(Protocol):
 
     @property
     def epoch(self) -> int:
-        """The number of the connection that stands now, 0 where none does: what an earlier one delivered comes again,
-        here or at another daemon."""
-        ...
-
-    @property
-    def resumed(self) -> bool:
-        """The connection that stands resumed a session of the broker, which may send again what it sent before: a
-        broker that crashed does so without MQTT's DUP flag."""
+        """The connection that stands now, a number that no other has, 0 where none does: what an earlier one delivered
+        comes again, here or at another daemon."""
         ...
 
     def buffered(self) -> tuple[int, int]:

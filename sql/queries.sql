@@ -174,7 +174,8 @@ CROSS JOIN LATERAL (
 
 -- name: copy_rejects
 -- Rejects that were not delivered before. The columns are REJECT_COLUMNS of esp_ingest/store/copy.py.
-COPY ingest_rejects (received_at, digest, item, topic, topic_bytes, reason, detail, payload, redelivered)
+COPY ingest_rejects (received_at, digest, item, topic, topic_bytes, reason, detail, payload, redelivered, connection,
+                     packet_id)
 FROM STDIN (FORMAT binary);
 
 -- name: share_rejects
@@ -191,15 +192,23 @@ CREATE TEMPORARY TABLE IF NOT EXISTS esp_ingest_staging_rejects (LIKE ingest_rej
 
 -- name: copy_staging_rejects
 -- The same columns as copy_rejects.
-COPY esp_ingest_staging_rejects (received_at, digest, item, topic, topic_bytes, reason, detail, payload, redelivered)
+COPY esp_ingest_staging_rejects (received_at, digest, item, topic, topic_bytes, reason, detail, payload, redelivered,
+                                 connection, packet_id)
 FROM STDIN (FORMAT binary);
 
 -- name: insert_staged_rejects
--- A redelivered one whose content is there already is not stored again; ON CONFLICT is for a batch written again.
-INSERT INTO ingest_rejects (received_at, digest, item, topic, topic_bytes, reason, detail, payload, redelivered)
-SELECT received_at, digest, item, topic, topic_bytes, reason, detail, payload, redelivered
+-- A redelivered one is there already where another connection brought the same content under the same packet id, which a
+-- broker keeps: the same rubbish sent anew has another. Where the origin of either is not known (-1), the content decides.
+-- ON CONFLICT is for a batch written again.
+INSERT INTO ingest_rejects (received_at, digest, item, topic, topic_bytes, reason, detail, payload, redelivered,
+                            connection, packet_id)
+SELECT received_at, digest, item, topic, topic_bytes, reason, detail, payload, redelivered, connection, packet_id
 FROM esp_ingest_staging_rejects s
-WHERE NOT s.redelivered OR NOT EXISTS (SELECT FROM ingest_rejects r WHERE r.digest = s.digest)
+WHERE NOT s.redelivered OR NOT EXISTS (
+    SELECT FROM ingest_rejects r
+    WHERE r.digest = s.digest
+      AND (s.connection = -1 OR r.connection = -1 OR (r.packet_id = s.packet_id AND r.connection <> s.connection))
+)
 ON CONFLICT DO NOTHING
 RETURNING reason;
 

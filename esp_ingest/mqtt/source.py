@@ -50,6 +50,7 @@ MAX_PUBLICATIONS = 20  # paho's own inflight limit; the broker may set a lower o
 CLOSE_SECONDS = 4.0
 SILENT_CLOSES_BEFORE_FALLBACK = 2
 FLAPPING_CONNECTIONS = 2  # so many short-lived ones in a row
+_PACKET_IDS = 65_535  # 1 to 65 535, and round again
 SETTLED_SECONDS = 5.0  # a connection that stood for less has restored nothing
 
 _UNSUPPORTED_PROTOCOL, _BAD_LOGIN, _NOT_AUTHORIZED, _SESSION_TAKEN_OVER = 0x84, 0x86, 0x87, 0x8E
@@ -103,7 +104,10 @@ class MqttSource:
         self._drops = Repeated(logger, "mqtt messages dropped", "mqtt messages no longer dropped")
 
         is_311 = settings.protocol == "3.1.1"
-        self._client = self._new_client(MQTTProtocolVersion.MQTTv311 if is_311 else MQTTProtocolVersion.MQTTv5, 1)
+        protocol = MQTTProtocolVersion.MQTTv311 if is_311 else MQTTProtocolVersion.MQTTv5
+        self._client = self._new_client(protocol, clock.now_us())  # other processes begin at another microsecond
+        self._last_mid = 0  # the packet id that came last
+        self._resent_up_to = 0  # it when the session was resumed, while what comes may have come before; else 0
         self._silent_closes = 0
         self._has_warned_of_fallback = False
         self._connections = 0
@@ -149,10 +153,6 @@ class MqttSource:
     @property
     def epoch(self) -> int:
         return self._client.epoch if self.connected else 0
-
-    @property
-    def resumed(self) -> bool:
-        return self.connected and self._link.session_present
 
     def buffered(self) -> tuple[int, int]:
         return self._buffer.size()
@@ -425,6 +425,7 @@ class MqttSource:
         self._connections += 1
         if self._connections > 1:
             self._metrics.mqtt_reconnects.inc()
+        self._resent_up_to = self._last_mid if link.session_present else 0
         self._send_quota = min(MAX_PUBLICATIONS, getattr(properties, "ReceiveMaximum", MAX_PUBLICATIONS))
         self._set_connected(True)
         self._tell_of_session(link, properties)
@@ -557,11 +558,25 @@ class MqttSource:
         for delivery in (deliveries[0], deliveries[-1]):
             if not self._topics.is_ours(delivery.topic):
                 self._end_stray(delivery.topic)
+        if self._resent_up_to:
+            self._mark_resent(deliveries)
+        self._last_mid = deliveries[-1].mid or self._last_mid
         now = self._clock.monotonic()
         dropped = self._buffer.put(deliveries, size, now)
         if dropped:
             self._dropped.inc(dropped)
             self._drops.failed(now, "the buffer is full, and QoS 0 has no second delivery", messages=dropped)
+
+    def _mark_resent(self, deliveries: list[Delivery]) -> None:
+        """A broker that was killed goes back to its last snapshot: what it has sent since then it sends again, under
+        the packet ids of then, in their order, and without DUP what was waiting in the snapshot. Packet ids go up, so
+        the first one past the last of the connection before is new, and so is all that follows it."""
+        for at, delivery in enumerate(deliveries):
+            if delivery.mid and not delivery.redelivered:
+                if 0 < (delivery.mid - self._resent_up_to) % _PACKET_IDS < _PACKET_IDS // 2:
+                    self._resent_up_to = 0
+                    return
+                deliveries[at] = delivery._replace(redelivered=True)
 
     def _count_unusual(self, deliveries: list[Delivery]) -> None:
         counts = [0, 0, 0]

@@ -23,7 +23,8 @@ POSTGRES_EPOCH_US = 946_684_800_000_000  # 2000-01-01, where timestamptz counts 
 # The order in which telemetry_buffer writes; the column lists in sql/queries.sql follow it (a test compares them).
 TELEMETRY_COLUMNS = ("timestamp", "received_at", *SIGNAL_NAMES, "well_id", "extra", "quality")
 REJECT_COLUMNS = (
-    "received_at", "digest", "item", "topic", "topic_bytes", "reason", "detail", "payload", "redelivered",
+    "received_at", "digest", "item", "topic", "topic_bytes", "reason", "detail", "payload", "redelivered", "connection",
+    "packet_id",
 )  # fmt: skip
 
 Buffer = bytes | memoryview
@@ -196,7 +197,7 @@ def topic_text(topic: bytes) -> tuple[str, bytes | None]:
 
 
 _REJECT_HEAD = struct.Struct(">hiqi16sii")  # count, then received_at, digest and item with their lengths
-_BOOLEAN = (_field(b"\0"), _field(b"\1"))
+_REJECT_TAIL = struct.Struct(">i?iqii")  # redelivered, connection and packet id with their lengths
 
 
 def rejects_stream(rejects: Sequence[tuple[Reject, bytes]]) -> list[Buffer]:
@@ -213,7 +214,7 @@ def rejects_stream(rejects: Sequence[tuple[Reject, bytes]]) -> list[Buffer]:
             _field(reject.reason.value.encode()),
             _field(storable(reject.detail).encode()),
             _field(reject.payload),
-            _BOOLEAN[reject.redelivered],
+            _REJECT_TAIL.pack(1, reject.redelivered, 8, reject.epoch, 4, reject.mid),
         )
     parts.append(TRAILER)
     return [b"".join(parts)]

@@ -133,7 +133,7 @@ class Spool:
 
     def peek(self, max_messages: int, max_bytes: int) -> SpoolBatch:
         """The oldest messages, at most so many and so many bytes of topic and payload, but at least one if there is
-        any. They stay until :meth:`discard`. They come back as redelivered, of no connection (``mid`` 0, ``epoch`` -1).
+        any. They stay until :meth:`discard`, and are what they were when they were appended.
 
         Never raises for what is wrong on disk: that is reported and passed over."""
         assert max_messages > 0, "a batch of nothing would drain nothing, for ever"

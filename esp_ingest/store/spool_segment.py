@@ -36,8 +36,10 @@ _WAL_HEADER_BYTES, _FRAME_HEADER_BYTES = 32, 24
 _DISCARDS_PER_CHECKPOINT = 32
 _FILE_MODE = 0o600
 
-# tag | crc32 of all that follows | number | received_us | topic length | payload length | qos | topic | payload
+# tag | crc32 of the rest | number | received_us | topic length | payload length | qos | origin | topic | payload
 _HEAD = struct.Struct(">8sIQqIIB")
+_ORIGIN = struct.Struct(">qH?")  # epoch | packet id | redelivered; records of before schema 10 have none
+_HAS_ORIGIN = 0x80  # in the byte of the qos
 _CRC_END = 12
 _NAME = re.compile(r"segment-(\d{16})-([0-9a-f]{16})\.db")
 
@@ -69,21 +71,25 @@ def errors() -> tuple[type[Exception], ...]:
 
 def encode(delivery: Delivery, seq: int, tag: bytes) -> bytes:
     """The record of ``delivery`` under the number ``seq``."""
-    topic, payload = delivery.topic, delivery.payload
-    rest = struct.pack(">QqIIB", seq, delivery.received_us, len(topic), len(payload), delivery.qos) + topic + payload
+    topic, payload, qos = delivery.topic, delivery.payload, delivery.qos | _HAS_ORIGIN
+    rest = struct.pack(">QqIIB", seq, delivery.received_us, len(topic), len(payload), qos)
+    rest += _ORIGIN.pack(delivery.epoch, delivery.mid, delivery.redelivered) + topic + payload
     return b"%b%b%b" % (tag, zlib.crc32(rest).to_bytes(4, "big"), rest)
 
 
 def decode(record: bytes, tag: bytes) -> tuple[int, Delivery] | None:
-    """Number and delivery of a whole record, None where a byte of it is wrong. The delivery belongs to no connection
-    and counts as redelivered: a crash between its commit and its discard brings it a second time."""
+    """Number and delivery of a whole record, None where a byte of it is wrong. One without an origin may be anything
+    that was delivered before."""
     if len(record) < _HEAD.size:
         return None
     found, crc, seq, received_us, topic_bytes, payload_bytes, qos = _HEAD.unpack_from(record)
-    middle = _HEAD.size + topic_bytes
+    begin = _HEAD.size + (_ORIGIN.size if qos & _HAS_ORIGIN else 0)
+    middle = begin + topic_bytes
     if found != tag or len(record) != middle + payload_bytes or zlib.crc32(memoryview(record)[_CRC_END:]) != crc:
         return None
-    return seq, Delivery(record[_HEAD.size : middle], record[middle:], qos, 0, -1, received_us, True)
+    epoch, mid, redelivered = _ORIGIN.unpack_from(record, _HEAD.size) if qos & _HAS_ORIGIN else (-1, 0, True)
+    qos &= ~_HAS_ORIGIN
+    return seq, Delivery(record[begin:middle], record[middle:], qos, mid, epoch, received_us, redelivered)
 
 
 def scan(data: bytes, tag: bytes) -> dict[int, Delivery]:
@@ -93,11 +99,12 @@ def scan(data: bytes, tag: bytes) -> dict[int, Delivery]:
     while at >= 0:
         step = 1
         if at + _HEAD.size <= len(data):
-            _, _, _, _, topic_bytes, payload_bytes, _ = _HEAD.unpack_from(data, at)
-            whole = decode(data[at : at + _HEAD.size + topic_bytes + payload_bytes], tag)
+            _, _, _, _, topic_bytes, payload_bytes, qos = _HEAD.unpack_from(data, at)
+            size = _HEAD.size + (_ORIGIN.size if qos & _HAS_ORIGIN else 0) + topic_bytes + payload_bytes
+            whole = decode(data[at : at + size], tag)
             if whole is not None:
                 found[whole[0]] = whole[1]
-                step = _HEAD.size + topic_bytes + payload_bytes
+                step = size
         at = data.find(tag, at + step)
     return dict(sorted(found.items()))
 
@@ -106,7 +113,7 @@ def disk_bytes(deliveries: Sequence[Delivery]) -> int:
     """An upper bound of what appending ``deliveries`` adds to the database file; the log takes as much for a moment."""
     pages, used = 4, _PAGE_USABLE_BYTES  # header, both roots and an inner page may be written along
     for delivery in deliveries:
-        size = len(delivery.topic) + len(delivery.payload) + _HEAD.size + _CELL_OVERHEAD_BYTES
+        size = len(delivery.topic) + len(delivery.payload) + _HEAD.size + _ORIGIN.size + _CELL_OVERHEAD_BYTES
         used += size
         if used > _PAGE_USABLE_BYTES:
             pages += 1 + size // (_PAGE_USABLE_BYTES - 4)

@@ -591,17 +591,22 @@ def _is_a_row(error: BaseException) -> bool:
 
 def _distinct(rejects: Sequence[Reject]) -> list[tuple[Reject, bytes]]:
     """Each with its digest, without those that stand in the batch already: the same content at the same microsecond,
-    or a redelivery of it."""
+    or a redelivery of it (insert_staged_rejects has the rule)."""
     once: list[tuple[Reject, bytes]] = []
     keys: set[tuple[int, bytes]] = set()
-    contents: set[bytes] = set()
+    contents: dict[bytes, bool] = {}  # whether one of them came from nobody knows where
+    epochs: dict[tuple[bytes, int], int] = {}
     for reject in rejects:
         digest = digest_of(reject)
-        key = (reject.received_us, digest)
-        if key in keys or (reject.redelivered and digest in contents):
+        key, packet = (reject.received_us, digest), (digest, reject.mid)
+        is_known = digest in contents and (
+            reject.epoch == -1 or contents[digest] or epochs.get(packet, reject.epoch) != reject.epoch
+        )
+        if key in keys or (reject.redelivered and is_known):
             continue
         keys.add(key)
-        contents.add(digest)
+        contents[digest] = reject.epoch == -1 or contents.get(digest, False)
+        epochs[packet] = reject.epoch
         once.append((reject, digest))
     return once
 

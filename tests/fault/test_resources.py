@@ -73,12 +73,9 @@ def database_on_small_disk(durable_server: NativeTimescale) -> Iterator[tuple[Da
     data = folder / "data"
     data.mkdir()
     os.chown(data, *durable_server._ids())
-    database = durable_server.create_database()
-    name = database.dsn.rsplit("/", 1)[1]
-    inside = f"/{data.relative_to(TRIXIE)}"
     admin = Database(durable_server.dsn, durable_server)
-    admin.run(f"CREATE TABLESPACE small LOCATION '{inside}'")
-    admin.run(f"ALTER DATABASE {name} SET TABLESPACE small")
+    admin.run(f"CREATE TABLESPACE small LOCATION '/{data.relative_to(TRIXIE)}'")
+    database = durable_server.create_database(tablespace="small")
     yield database, folder
     durable_server.drop_database(database)
     admin.run("DROP TABLESPACE small")

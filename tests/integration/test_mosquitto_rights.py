@@ -133,7 +133,7 @@ def test_a_controller_cannot_take_the_session_of_the_daemon(two_listeners: TwoLi
     well.publish("esp/W1/telemetry")
     well.close()
     daemon = new_daemon(broker)
-    assert daemon.resumed
+    assert daemon._link.session_present
     assert payloads_of(daemon, 2) == [PAYLOAD, PAYLOAD]
     daemon.close()
 
@@ -155,6 +155,6 @@ def test_with_two_listeners_the_queue_of_an_absent_daemon_outlives_the_broker(tw
         well.close()
         broker.restart()
     daemon = new_daemon(broker)
-    assert daemon.resumed
+    assert daemon._link.session_present
     assert payloads_of(daemon, 2) == [PAYLOAD, PAYLOAD]
     daemon.close()

@@ -74,4 +74,6 @@ def test_killed_three_times_under_load(server: Server) -> None:
     # Whole batches only: a commit that was lost from sight comes back as duplicates, its reject included.
     assert (writer.written + writer.duplicates) >= BATCHES * ROWS
     assert writer.failures
-    assert all("connection" in why or "answer" in why or "starting" in why or "crash" in why for why in writer.failures)
+    # A backend whose postmaster is gone says that it shuts down, if it gets to saying anything.
+    words = ("connection", "answer", "starting", "crash", "shutting down")
+    assert not [why for why in writer.failures if not any(word in why for word in words)]

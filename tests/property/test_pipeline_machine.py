@@ -28,6 +28,8 @@ WINDOW = 12
 BATCH = 4
 SPOOL_BYTES = 1_048_576
 POISON = '{"poison":true}'
+RUBBISH = b"the same each time"
+RUBBISH_TOPIC = b"esp/W0/telemetry"
 
 
 class Crash(BaseException):
@@ -73,6 +75,7 @@ class PipelineMachine(RuleBasedStateMachine):
         self.published: list[tuple[bytes, bytes]] = []
         self.topic_of: dict[bytes, bytes] = {}
         self.lost_with_session: set[bytes] = set()
+        self.rubbish = 0
         self.start_process()
 
     def teardown(self) -> None:
@@ -126,9 +129,14 @@ class PipelineMachine(RuleBasedStateMachine):
 
     # -- What the world does.
 
-    @rule(count=st.integers(1, 6), kind=st.sampled_from(["reading", "poison", "malformed", "array"]))
+    @rule(count=st.integers(1, 6), kind=st.sampled_from(["reading", "poison", "malformed", "array", "rubbish"]))
     def publish(self, count: int, kind: str) -> None:
         for _ in range(count):
+            if kind == "rubbish":
+                self.rubbish += 1
+                self.topic_of[RUBBISH] = RUBBISH_TOPIC
+                self.session.publish(RUBBISH_TOPIC, RUBBISH)
+                continue
             self.number += 1
             now_ms = self.clock.now_us() // 1000
             payload: bytes
@@ -253,6 +261,10 @@ class PipelineMachine(RuleBasedStateMachine):
     def compare(self) -> None:
         stored = Counter(well for well, _ in self.store.telemetry)
         rejected = Counter(reject.topic for reject in self.store.rejects.values())
+        if RUBBISH in self.lost_with_session:
+            assert rejected[RUBBISH_TOPIC] <= self.rubbish
+        else:
+            assert rejected[RUBBISH_TOPIC] == self.rubbish, "each time is a message"
         for topic, payload in self.published:
             if payload in self.lost_with_session:
                 # The broker lost the session with it, before we had it, or had all of it: of an array that takes

@@ -267,11 +267,12 @@ class Server:
     ) -> None:
         self.stop()
 
-    def create_database(self, name: str | None = None) -> Database:
-        """An empty database without the extension; ``migrate`` makes the schema."""
+    def create_database(self, name: str | None = None, tablespace: str = "pg_default") -> Database:
+        """An empty database without the extension; ``migrate`` makes the schema. In its tablespace from the start: once
+        it is there, TimescaleDB's launcher looks into it, and a database in use cannot be moved."""
         name = name or f"t{uuid.uuid4().hex[:12]}"
         with psycopg.connect(self.dsn, autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name} TEMPLATE template0".encode())
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE template0 TABLESPACE {tablespace}".encode())
         return Database(self.dsn_of(name), self)
 
     def drop_database(self, database: Database) -> None:

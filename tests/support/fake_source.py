@@ -20,7 +20,7 @@ class Message:
     topic: bytes
     payload: bytes
     qos: int = 1
-    is_dup: bool = False
+    mid: int = 0  # the packet id that it was sent under before; 0: never sent
 
 
 class BrokerSession:
@@ -31,25 +31,28 @@ class BrokerSession:
         self.queue: deque[Message] = deque()
         self.inflight: OrderedDict[int, Message] = OrderedDict()
         self.acked: list[bytes] = []  # payloads, in the order of their acknowledgements
+        self.connections = 0  # ever
+        self.last_us = 0  # when a message was received last: no restart is so quick that two have the same time
         self._last_mid = 0
-        self.resumed = False  # this connection found the session there
 
     def publish(self, topic: bytes | str, payload: bytes, qos: int = 1) -> None:
         self.queue.append(Message(topic.encode() if isinstance(topic, str) else topic, payload, qos))
 
     def next_out(self) -> tuple[int, Message] | None:
-        """(packet id, message) to send now, None when the queue is empty or the window closed. Packet ids start again
-        at 1 with each connection, as with brokers: an old acknowledgement would hit another message."""
+        """(packet id, message) to send now, None when the queue is empty or the window closed. Packet ids go up and are
+        kept with what is sent again; they start at 1 with each session: an old acknowledgement would hit another
+        message."""
         if not self.queue or (self.queue[0].qos and len(self.inflight) >= self.window):
             return None
         message = self.queue.popleft()
         if message.qos == 0:
             return 0, message
-        self._last_mid = self._last_mid % 0xFFFF + 1
-        while self._last_mid in self.inflight:
-            self._last_mid = self._last_mid % 0xFFFF + 1
-        self.inflight[self._last_mid] = message
-        return self._last_mid, message
+        mid = message.mid
+        if not mid:
+            self._last_mid = mid = self._last_mid % 0xFFFF + 1
+        assert mid not in self.inflight, "the window is smaller than the packet ids are many"
+        self.inflight[mid] = message
+        return mid, message
 
     def acknowledge(self, mid: int) -> bool:
         """Whether it was under way."""
@@ -60,13 +63,13 @@ class BrokerSession:
 
     def reconnected(self, *, kept: bool = True) -> None:
         """The connection is a new one. Kept: what was under way goes out again, marked DUP. Lost: nothing does."""
-        self.resumed = kept
         if kept:
-            self.queue.extendleft(replace(message, is_dup=True) for message in reversed(self.inflight.values()))
+            again = [replace(message, mid=mid) for mid, message in self.inflight.items()]
+            self.queue.extendleft(reversed(again))
         else:
             self.queue.clear()
+            self._last_mid = 0
         self.inflight.clear()
-        self._last_mid = 0
 
     def holds(self) -> list[bytes]:
         """Payloads that the broker still answers for."""
@@ -79,8 +82,6 @@ class FakeSource:
     def __init__(self, clock: Clock, session: BrokerSession | None = None) -> None:
         self._clock = clock
         self.session = session if session is not None else BrokerSession()
-        self._epoch = 0
-        self._last_us = 0
         self.connected = self.subscribed = False
         self.last_error = ""
         self.published: list[tuple[str, bytes, int, bool]] = []
@@ -116,11 +117,7 @@ class FakeSource:
 
     @property
     def epoch(self) -> int:
-        return self._epoch if self.connected else 0
-
-    @property
-    def resumed(self) -> bool:
-        return self.connected and self.session.resumed
+        return self.session.connections if self.connected else 0
 
     def buffered(self) -> tuple[int, int]:
         self._receive()
@@ -159,7 +156,7 @@ class FakeSource:
     # -- What a test does to it.
 
     def connect(self) -> None:
-        self._epoch += 1
+        self.session.connections += 1
         self.connected = self.subscribed = True
 
     def disconnect(self) -> None:
@@ -175,8 +172,8 @@ class FakeSource:
     def _receive(self) -> None:
         while self.connected and self._is_receiving and (out := self.session.next_out()):
             mid, message = out
-            now_us = self._last_us = max(self._clock.now_us(), self._last_us + 1)
+            now_us = self.session.last_us = max(self._clock.now_us(), self.session.last_us + 1)
             self._buffer.append(
-                Delivery(message.topic, message.payload, message.qos, mid, self._epoch, now_us, message.is_dup)
+                Delivery(message.topic, message.payload, message.qos, mid, self.epoch, now_us, message.mid > 0)
             )
             self._unsettled.append(self._clock.monotonic())

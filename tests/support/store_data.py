@@ -34,7 +34,9 @@ def readings(
     )
 
 
-def reject(number: int = 0, redelivered: bool = False, received_us: int | None = None) -> Reject:
+def reject(
+    number: int = 0, redelivered: bool = False, received_us: int | None = None, epoch: int = -1, mid: int = 0
+) -> Reject:
     return Reject(
         received_us=START_US + number if received_us is None else received_us,
         topic=b"esp/w1/telemetry",
@@ -42,6 +44,8 @@ def reject(number: int = 0, redelivered: bool = False, received_us: int | None =
         detail="not JSON at byte 3",
         payload=b'{"broken %d' % number,
         redelivered=redelivered,
+        epoch=epoch,
+        mid=mid,
     )
 
 

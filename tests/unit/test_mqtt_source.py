@@ -140,7 +140,7 @@ class RealHarness:
     def _pump(self, connection: Connection) -> None:
         while out := self.session.next_out():
             mid, message = out
-            connection.send(publish(message.topic, message.payload, qos=message.qos, mid=mid, dup=message.is_dup))
+            connection.send(publish(message.topic, message.payload, qos=message.qos, mid=mid, dup=message.mid > 0))
 
 
 class TestMqttSource(SourceContract):
@@ -546,6 +546,27 @@ def test_qos_0_that_finds_a_full_buffer_is_dropped_and_counted(
     assert [d.qos for d in take(source, 10)] == [1] * 10
     connection.send(publish(TOPIC.encode(), b"0", qos=0))
     assert take(source, 1)[0].qos == 0
+
+
+@pytest.mark.parametrize("session_kept", [True, False])
+def test_what_a_killed_broker_sends_again_is_marked_up_to_the_first_new_message(
+    broker: FakeBroker, new_source: SourceFactory, metrics: Metrics, session_kept: bool
+) -> None:
+    """It keeps the packet ids, in their order, and sets no DUP on what was waiting in its snapshot."""
+    source = new_source()
+    until(lambda: source.subscribed)
+    topic = TOPIC.encode()
+    broker.connection().send(b"".join(publish(topic, b"x", mid=mid) for mid in (65_533, 65_534, 65_535, 1)))
+    assert not any(each.redelivered for each in take(source, 4))
+    broker.session_present = session_kept
+    broker.connection().close()
+    until(lambda: len(broker.connections) == 2 and source.subscribed)
+    again = [publish(topic, b"x", mid=65_534, dup=True), publish(topic, b"x", qos=0), publish(topic, b"x", mid=65_535)]
+    new = [publish(topic, b"x", mid=mid) for mid in (2, 3, 65_535)]
+    broker.connections[1].send(b"".join([*again, publish(topic, b"x", mid=1), *new]))
+    marked = [each.redelivered for each in take(source, 7)]
+    assert marked == [True, False, session_kept, session_kept, False, False, False]
+    assert value(metrics, "messages_redelivered_total") == 1, "DUP alone"
 
 
 def test_received_is_acked_and_unacked_and_stale(

@@ -5,8 +5,10 @@ import os
 import resource
 import sqlite3
 import stat
+import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 
 from esp_ingest.store import spool_segment
 from esp_ingest.store.spool import SetAside, Spool, SpoolError, SpoolFull, SpoolUnusable, orphans
+from esp_ingest.store.spool_segment import decode, encode, scan
 from esp_ingest.telemetry.model import Delivery
 
 MIB = 1_048_576
@@ -64,9 +67,23 @@ def test_first_in_first_out_over_many_files(spool: Spool) -> None:
     assert drain(spool, 333) == list(range(5_000))
 
 
-def test_a_message_comes_back_as_of_no_connection(spool: Spool) -> None:
-    spool.append([Delivery(b"\xff\x00", b"\x00\xfe", 2, 77, 3, -5)])
-    assert spool.peek(10, 10).deliveries == [Delivery(b"\xff\x00", b"\x00\xfe", 2, 0, -1, -5, True)]
+def test_a_message_comes_back_as_it_was(spool: Spool) -> None:
+    sent = [
+        Delivery(b"\xff\x00", b"\x00\xfe", 2, 77, 1_764_000_000_000_000, -5),
+        Delivery(b"t", b"", 0, 0, -1, 5, True),
+        Delivery(b"", b"p", 1, 65_535, 3, 6, True),
+    ]
+    spool.append(sent)
+    assert spool.peek(10, 10_000).deliveries == sent
+
+
+def test_a_record_without_an_origin_may_be_anything_that_came_before() -> None:
+    """As version 0.1 before schema 10 wrote them: an upgrade finds them in the spool."""
+    rest = struct.pack(">QqIIB", 7, 5, 1, 2, 1) + b"t" + b"pp"
+    record = b"tag-tag-" + zlib.crc32(rest).to_bytes(4, "big") + rest
+    came = Delivery(b"t", b"pp", 1, 0, -1, 5, True)
+    assert decode(record, b"tag-tag-") == (7, came)
+    assert scan(b"\0" * 30 + record + encode(came, 8, b"tag-tag-") + b"\0", b"tag-tag-") == {7: came, 8: came}
 
 
 def test_peek_is_bounded_but_never_stuck(spool: Spool) -> None:
