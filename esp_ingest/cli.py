@@ -189,11 +189,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    common = _Parser(add_help=False)
-    common.add_argument("--debug", action="store_true", help="show a traceback when a command fails")
-    common.add_argument(
-        "--config", type=Path, metavar="FILE", help="TOML file with settings (default: built-in defaults)"
-    )
+    common, again = _common(None, False), _common(argparse.SUPPRESS, argparse.SUPPRESS)
     parser = _Parser(prog="esp-ingest", description="The daemon between electric submersible pumps and TimescaleDB.")
     parser.add_argument("--version", action="version", version=f"esp-ingest {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
@@ -226,10 +222,25 @@ def _parser() -> argparse.ArgumentParser:
     add("check", check, "configuration, broker, database and schema, a line each")
     _add_simulate(add("simulate", simulate, "be a fleet of ESP controllers, or replay a recording"))
     _add_demo(add("demo", demo, "all of it on this machine: embedded broker and database, a fleet with faults"))
-    _add_rejects(add("rejects", rejects, "list, show and replay what was rejected"), common)
-    _add_rules(add("rules", rules, "check, explain and try the diagnostic rules"), common)
-    _add_alarms(add("alarms", alarms, "list, acknowledge and shelve alarms"), common)
+    _add_rejects(add("rejects", rejects, "list, show and replay what was rejected"), again)
+    _add_rules(add("rules", rules, "check, explain and try the diagnostic rules"), again)
+    _add_alarms(add("alarms", alarms, "list, acknowledge and shelve alarms"), again)
     return parser
+
+
+def _common(config: Any, debug: Any) -> _Parser:
+    """What every command takes, with these defaults. An action of a command takes it too, without a default: that would
+    undo what stands before the action, as in ``rejects --config FILE list``."""
+    common = _Parser(add_help=False)
+    common.add_argument("--debug", action="store_true", default=debug, help="show a traceback when a command fails")
+    common.add_argument(
+        "--config",
+        type=Path,
+        default=config,
+        metavar="FILE",
+        help="TOML file with settings (default: built-in defaults)",
+    )
+    return common
 
 
 def _add_simulate(sub: argparse.ArgumentParser) -> None:

@@ -306,7 +306,21 @@ class _TomlFile(TomlConfigSettingsSource):
     """Some editors put a byte order mark before the first line, which tomllib takes for part of it."""
 
     def _read_file(self, file_path: Path | Traversable) -> dict[str, Any]:
-        return tomllib.loads(file_path.read_bytes().decode("utf-8-sig"))
+        return _without_overridden_files(tomllib.loads(file_path.read_bytes().decode("utf-8-sig")))
+
+
+def _without_overridden_files(tables: dict[str, Any]) -> dict[str, Any]:
+    """The environment wins, a secret in it over the file that the TOML names for that secret, too."""
+    return {
+        section: {
+            key: value
+            for key, value in table.items()
+            if not (key.endswith("_file") and _variable([section, key.removesuffix("_file")]))
+        }
+        if isinstance(table, dict)
+        else table
+        for section, table in tables.items()
+    }
 
 
 def load(file: str | Path | None = None, **overrides: Any) -> Settings:
@@ -347,9 +361,18 @@ def load(file: str | Path | None = None, **overrides: Any) -> Settings:
 
 
 def _refuse_unknown_environment() -> None:
-    """pydantic-settings passes over variables of no known section; a typing error must not. Variables without the
-    double underscore are left alone: Kubernetes sets ESP_INGEST_PORT and the like by itself."""
-    for name in os.environ:
+    """pydantic-settings passes over variables of no known section; a typing error must not. Of those without the double
+    underscore only what would be a setting with it is one: Kubernetes sets ESP_INGEST_PORT and the like by itself, and
+    ESP_INGEST_HTTP_PORT to a URL where there is a service of that name."""
+    meant = {
+        f"{section}_{key}".upper(): f"{ENV_PREFIX}{section}__{key}".upper()
+        for section in Settings.model_fields
+        for key in _fields_at([section])
+    }
+    for name, value in os.environ.items():
+        right = meant.get(name.upper().removeprefix(ENV_PREFIX)) if name.upper().startswith(ENV_PREFIX) else None
+        if right is not None and not value.startswith("tcp://"):
+            raise ConfigError(f"Unknown environment variable {name}: did you mean {right}?")
         if name.upper().startswith(ENV_PREFIX) and "__" in name[len(ENV_PREFIX) :]:
             section = name[len(ENV_PREFIX) :].split("__")[0].lower()
             if section not in Settings.model_fields:

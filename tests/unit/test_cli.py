@@ -120,6 +120,18 @@ def test_wrong_usage_is_a_sentence_and_ends_with_2(
     assert said == ""
 
 
+@pytest.mark.parametrize("command", [["rejects", "list"], ["alarms", "list"], ["rules", "check"]])
+def test_common_options_count_before_and_after_an_action(command: list[str]) -> None:
+    before = cli._parser().parse_args([command[0], "--debug", "--config", "F", command[1]])
+    after = cli._parser().parse_args([*command, "--config", "F", "--debug"])
+    neither = cli._parser().parse_args(command)
+    assert [(each.config, each.debug) for each in (before, after, neither)] == [
+        (Path("F"), True),
+        (Path("F"), True),
+        (None, False),
+    ]
+
+
 def test_options_that_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
     for line in (
         "simulate --fault trip --fault gas_lock --fault-after 3",

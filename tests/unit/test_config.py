@@ -155,6 +155,28 @@ def test_variables_that_kubernetes_sets_by_itself_are_left_alone(monkeypatch: py
     assert load().model_dump() == Settings().model_dump()
 
 
+@pytest.mark.parametrize("key", ["database.dsn", "mqtt.password"])
+def test_a_secret_of_the_environment_wins_over_a_file_that_the_file_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    section, name = key.split(".")
+    (tmp_path / "secret").write_text("of-the-file", encoding="utf-8")
+    path = toml(tmp_path, f'[{section}]\n{name}_file = "{tmp_path / "secret"}"\n')
+    assert getattr(getattr(load(path), section), name).get_secret_value() == "of-the-file"
+    monkeypatch.setenv(f"ESP_INGEST_{section.upper()}__{name.upper()}", "of-the-environment")
+    assert getattr(getattr(load(path), section), name).get_secret_value() == "of-the-environment"
+
+
+@pytest.mark.parametrize("name", ["ESP_INGEST_MQTT_HOST", "ESP_INGEST_DATABASE_DSN", "ESP_INGEST_HTTP_PORT"])
+def test_one_underscore_in_place_of_two_is_found(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "1")
+    section, key = name.removeprefix("ESP_INGEST_").split("_")
+    with pytest.raises(ConfigError, match=f"^Unknown environment variable {name}: .*ESP_INGEST_{section}__{key}"):
+        load()
+    monkeypatch.setenv(name, "tcp://10.0.0.1:80")  # what Kubernetes says of a service that happens to have this name
+    load()
+
+
 def test_a_missing_file_and_a_folder_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not exist"):
         load(tmp_path / "nothing.toml")
