@@ -99,10 +99,13 @@ class Pipeline:
     def _submit(self) -> None:
         if self._stage.has_room:
             deliveries = self._open.take()
-            if deliveries[0].epoch != self._source.epoch:
+            epoch = self._source.epoch
+            if deliveries[0].epoch != epoch:
                 # Their connection has ended, so a daemon that took over the session may store them meanwhile. Readings
                 # have a key that tells; rejects have not. At QoS 0 nothing comes twice.
-                deliveries = [each._replace(redelivered=True) if each.mid else each for each in deliveries]
+                deliveries = [
+                    each._replace(redelivered=True) if each.mid and each.epoch != epoch else each for each in deliveries
+                ]
             self._stage.submit(Batch(deliveries))
 
     def _turn_stage(self, timeout_seconds: float) -> None:
