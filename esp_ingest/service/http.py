@@ -2,8 +2,9 @@
 
 http.server was refused: a thread a connection without bounds, 30 ms of import, and a client that trickles its request
 holds a thread for ever. Here everything is bounded: connections (the oldest gives way), bytes of a request, seconds for
-everything. Under load the time of an answer is the wait for the GIL, once for each system call before the answer is
-out; hence TCP_DEFER_ACCEPT and reading at once: three calls in place of seven.
+everything, and how often the metrics page is rendered. Under load the time of an answer is the wait for the GIL, once
+for each system call before the answer is out; hence TCP_DEFER_ACCEPT, reading at once and closing at once: four calls a
+client in place of a dozen.
 """
 
 import contextlib
@@ -26,7 +27,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MAX_CONNECTIONS = 32
+MAX_CONNECTIONS = 256
+BACKLOG = 1_024  # connections that the system completes ahead of us; past it a client waits a second for its next SYN
+ACCEPTS_A_TURN = 64
+SWEEP_SECONDS = 0.1  # how often overdue connections are looked for
+# The metrics page: a lone scraper gets the state of now, a flood of them gets a page that is a quarter of a second old.
+RENDERS_A_SECOND = 4.0
+RENDERS_AT_ONCE = 4.0
 MAX_REQUEST_BYTES = 8_192
 MAX_IGNORED_BYTES = 65_536  # of a body that nobody asked for, read so that the answer is not lost in a reset
 CONNECTION_SECONDS = 5.0  # for the request and its answer
@@ -60,6 +67,7 @@ class _State(Enum):
     READING = auto()  # the request
     SENDING = auto()  # the answer
     LINGERING = auto()  # until the client has closed: closing on unread bytes would reset it, and lose the answer
+    DONE = auto()
 
 
 class _Connection:
@@ -69,7 +77,8 @@ class _Connection:
         self.client = client
         self.deadline = deadline
         self.request = b""
-        self.answer = b""
+        self.answer = memoryview(b"")  # a view, since many clients are sent the same page
+        self.is_spent = False  # the request had nothing behind its head, so nothing unread can reset the answer
         self.state = _State.READING
         self.ignored_bytes = 0
         self.events = 0  # what the selector watches for, 0 before it was told of this client
@@ -86,25 +95,29 @@ class HttpServer:
         self._clock = health.clock
         self._selector = selectors.DefaultSelector()
         self._connections: dict[int, _Connection] = {}  # by file descriptor, oldest first
-        self._listener: socket.socket | None = None
+        self._listeners: list[socket.socket] = []
         self._wake, self._woken = socket.socketpair()
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
         self._stopping = False
+        self._page_bytes = b""  # the newest metrics page, as an answer
+        self._renders = RENDERS_AT_ONCE  # pages that may be rendered now
+        self._renders_at = self._clock.monotonic()
         self._troubles = Repeated(log, "an HTTP request failed inside", "HTTP requests work again")
 
     @property
     def port(self) -> int:
         """The port it listens on, which with http.port = 0 the system has chosen."""
-        assert self._listener is not None, "start() comes first"
-        return int(self._listener.getsockname()[1])
+        assert self._listeners, "start() comes first"
+        return int(self._listeners[0].getsockname()[1])
 
     @property
     def alive(self) -> bool:
         return self._thread.is_alive()
 
     def start(self) -> None:
-        self._listener = _listen(self._settings.host, self._settings.port)
-        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._listeners = _listen(self._settings.host, self._settings.port)
+        for listener in self._listeners:
+            self._selector.register(listener, selectors.EVENT_READ, listener)
         self._selector.register(self._woken, selectors.EVENT_READ)
         self._thread.start()
 
@@ -117,22 +130,24 @@ class HttpServer:
             self._thread.join(timeout=2.0)
         for connection in list(self._connections.values()):
             self._close(connection)
-        for end in (self._listener, self._wake, self._woken):
-            if end is not None:
-                end.close()
+        for end in (*self._listeners, self._wake, self._woken):
+            end.close()
         self._selector.close()
 
     def _run(self) -> None:
-        refresh_at = 0.0
+        refresh_at = sweep_at = 0.0
         while not self._stopping:
             for key, _ in self._selector.select(1.0):
-                if key.fileobj is self._listener:
-                    self._accept()
+                if key.data is not None:
+                    self._accept(key.data)
                 elif key.fd in self._connections:
                     self._guarded(self._connections[key.fd])
-            self._close_overdue()
-            if self.metrics is not None and self._clock.monotonic() >= refresh_at:
-                refresh_at = self._clock.monotonic() + PROCESS_SECONDS
+            now = self._clock.monotonic()
+            if now >= sweep_at:
+                sweep_at = now + SWEEP_SECONDS
+                self._close_overdue(now)
+            if self.metrics is not None and now >= refresh_at:
+                refresh_at = now + PROCESS_SECONDS
                 self._refresh(self.metrics)
 
     def _refresh(self, metrics: "Metrics") -> None:
@@ -141,19 +156,26 @@ class HttpServer:
         except Exception as error:
             self._troubles.failed(self._clock.monotonic(), repr(error))
 
-    def _accept(self) -> None:
-        assert self._listener is not None
-        try:
-            client, _ = self._listener.accept()
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                self._clock.sleep(0.05)  # it stays readable: without a pause this would spin until some are freed
-            return
-        if len(self._connections) >= MAX_CONNECTIONS:
+    def _accept(self, listener: socket.socket) -> None:
+        """Take in all that wait, up to a bound. A client whose request is here is answered and gone before the next."""
+        for _ in range(ACCEPTS_A_TURN):
+            try:
+                client, _ = listener.accept()
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    self._make_room()
+                    self._clock.sleep(0.05)  # it stays readable: without a pause this would spin until some are freed
+                return
+            if len(self._connections) >= MAX_CONNECTIONS:
+                self._make_room()
+            connection = _Connection(client, self._clock.monotonic() + CONNECTION_SECONDS)
+            self._connections[client.fileno()] = connection
+            self._guarded(connection)
+
+    def _make_room(self) -> None:
+        """The oldest client gives way."""
+        if self._connections:
             self._close(next(iter(self._connections.values())))
-        connection = _Connection(client, self._clock.monotonic() + CONNECTION_SECONDS)
-        self._connections[client.fileno()] = connection
-        self._guarded(connection)
 
     def _guarded(self, connection: _Connection) -> None:
         """One step of a connection. What goes wrong with a client ends that client, never the thread."""
@@ -185,13 +207,18 @@ class HttpServer:
             connection.request += piece
             whole = b"\r\n\r\n" in connection.request or b"\n\n" in connection.request
             if whole or len(connection.request) >= MAX_REQUEST_BYTES:
-                connection.answer = self._answer(connection.request, whole)
+                connection.answer = memoryview(self._answer(connection.request, whole))
+                connection.is_spent = whole and _has_no_body(connection.request)
                 connection.state = _State.SENDING
 
     def _send(self, connection: _Connection) -> None:
         while connection.answer:
             sent = connection.client.send(connection.answer, socket.MSG_DONTWAIT)
             connection.answer = connection.answer[sent:]
+        if connection.is_spent:
+            self._close(connection)
+            connection.state = _State.DONE
+            return
         connection.client.shutdown(socket.SHUT_WR)
         connection.state = _State.LINGERING
         connection.deadline = self._clock.monotonic() + LINGER_SECONDS
@@ -219,8 +246,7 @@ class HttpServer:
             self._selector.unregister(connection.client)
         connection.client.close()
 
-    def _close_overdue(self) -> None:
-        now = self._clock.monotonic()
+    def _close_overdue(self, now: float) -> None:
         for connection in [each for each in self._connections.values() if each.deadline <= now]:
             self._close(connection)
 
@@ -258,34 +284,72 @@ class HttpServer:
     def _metrics_page(self) -> bytes:
         if self.metrics is None:
             return _response(503, {"status": "error", "detail": "starting: no metrics yet"})
+        now = self._clock.monotonic()
+        self._renders = min(self._renders + (now - self._renders_at) * RENDERS_A_SECOND, RENDERS_AT_ONCE)
+        self._renders_at = now
+        if self._renders < 1.0 and self._page_bytes:
+            return self._page_bytes
+        self._renders -= 1.0
+        self._page_bytes = b""
         self.metrics.ready.set(self._health.ready()[0])
         for loop, seconds in self._health.idle_seconds().items():
             self.metrics.loop_idle_seconds.labels(loop).set(seconds)
-        return _framed(200, "text/plain; version=0.0.4; charset=utf-8", self.metrics.render())
+        self._page_bytes = _framed(200, "text/plain; version=0.0.4; charset=utf-8", self.metrics.render())
+        return self._page_bytes
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket. SO_REUSEADDR, so that a restart need not wait for old connections to be forgotten."""
+def _listen(host: str, port: int) -> list[socket.socket]:
+    """Listening sockets, one for each address of ``host``: ``localhost`` is 127.0.0.1 and ::1, and clients try either
+    first. An address family that this machine does not have is passed over while another works. Raises HttpError."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         raise HttpError(f"The HTTP address {host} cannot be used ({error.strerror}): set http.host.") from None
+    listeners: list[socket.socket] = []
+    missing: OSError | None = None
+    for family, address in dict.fromkeys((each[0], each[4]) for each in found):
+        if listeners and not port:
+            address = (address[0], listeners[0].getsockname()[1], *address[2:])  # all on the port that was chosen
+        try:
+            listeners.append(_listener(family, address, is_one_of_several=len(found) > 1))
+        except OSError as error:
+            if error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                missing = error
+                continue
+            for each in listeners:
+                each.close()
+            raise HttpError(
+                f"The HTTP port {host}:{port} cannot be opened ({error.strerror}): free it, or set http.port."
+            ) from None
+    if not listeners:
+        why = missing.strerror if missing is not None else "it has no address"
+        raise HttpError(f"The HTTP address {host} cannot be used ({why}): set http.host.")
+    return listeners
+
+
+def _listener(family: int, address: object, *, is_one_of_several: bool) -> socket.socket:
+    """SO_REUSEADDR, so that a restart need not wait for old connections to be forgotten. Raises OSError."""
+    listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6 and is_one_of_several:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # the other family has its own socket
         if hasattr(socket, "TCP_DEFER_ACCEPT"):
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 1)
-        listener.bind(address)
-        listener.listen(MAX_CONNECTIONS)
+        listener.bind(address)  # type: ignore[arg-type]  # as getaddrinfo gave it
+        listener.listen(BACKLOG)
         listener.setblocking(False)
-    except OSError as error:
+    except OSError:
         listener.close()
-        raise HttpError(
-            f"The HTTP port {host}:{port} cannot be opened ({error.strerror}): free it, or set http.port."
-        ) from None
+        raise
     return listener
+
+
+def _has_no_body(request: bytes) -> bool:
+    """The head is all that came, and it announces nothing more."""
+    head = request.lower()
+    is_whole = request.endswith((b"\r\n\r\n", b"\n\n"))
+    return is_whole and b"content-length:" not in head and b"transfer-encoding:" not in head
 
 
 def _path(target: bytes) -> str:

@@ -5,6 +5,7 @@ import http.client
 import json
 import socket
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -280,3 +281,95 @@ def test_it_can_be_stopped_twice_and_unstarted(health: Health) -> None:
     server = HttpServer(HttpSettings(port=0), health)
     server.stop()
     server.stop()
+
+
+def test_a_burst_of_clients_connects_while_the_server_is_busy(
+    server: HttpServer, health: Health, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system completes their connections ahead of us. Where its queue is short they wait a second for a SYN."""
+    entered, release = threading.Event(), threading.Event()
+
+    def busy() -> tuple[bool, dict[str, dict[str, object]]]:
+        entered.set()
+        release.wait(10)
+        return True, {}
+
+    monkeypatch.setattr(health, "live", busy)
+    with contextlib.ExitStack() as stack:
+        held = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+        held.sendall(b"GET /health/live HTTP/1.1\r\n\r\n")
+        assert entered.wait(5)
+        clients = [stack.enter_context(socket.socket()) for _ in range(300)]
+        for client in clients:
+            client.setblocking(False)
+            client.connect_ex(("127.0.0.1", server.port))
+        time.sleep(0.3)
+        sent = 0
+        for client in clients:
+            with contextlib.suppress(OSError):
+                sent += client.send(b"G")
+        release.set()
+        assert sent == len(clients), "each is connected though nobody has accepted it"
+
+
+def test_a_flood_of_scrapes_renders_a_few_pages_a_second(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert server.metrics is not None
+    rendered: list[float] = []
+    render = server.metrics.render
+
+    def counted() -> bytes:
+        rendered.append(time.monotonic())
+        return render()
+
+    monkeypatch.setattr(server.metrics, "render", counted)
+    started = time.monotonic()
+    for _ in range(100):
+        assert ask(server, "/metrics")[0] == 200
+    seconds = time.monotonic() - started
+    assert len(rendered) <= port.RENDERS_AT_ONCE + port.RENDERS_A_SECOND * seconds + 1
+
+
+def test_a_scraper_alone_gets_the_state_of_now(server: HttpServer) -> None:
+    assert server.metrics is not None
+    for number in range(int(port.RENDERS_AT_ONCE)):
+        server.metrics.buffer_messages.set(number)
+        assert f"esp_ingest_buffer_messages {number}.0\n" in ask(server, "/metrics")[1]
+
+
+def test_localhost_is_served_on_both_families(health: Health, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which of 127.0.0.1 and ::1 a client tries first is its own choice."""
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            pass
+    except OSError:
+        pytest.skip("no IPv6 loopback here")
+    found = [
+        (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", 0, 0, 0)),
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0)),
+    ]
+    server = HttpServer(HttpSettings(host="localhost", port=0), health)
+    with monkeypatch.context() as patched:
+        patched.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+        server.start()
+    try:
+        for address in ("127.0.0.1", "::1"):
+            with socket.create_connection((address, server.port), 5) as client:
+                client.sendall(b"GET /health/live HTTP/1.1\r\n\r\n")
+                assert client.recv(100).startswith(b"HTTP/1.1 200")
+    finally:
+        server.stop()
+
+
+def test_a_family_that_is_not_there_is_passed_over(health: Health, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [
+        (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("2001:db8::1", 0, 0, 0)),
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0)),
+    ]
+    server = HttpServer(HttpSettings(host="localhost", port=0), health)
+    with monkeypatch.context() as patched:
+        patched.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+        server.start()
+    try:
+        assert ask(server, "/health/live")[0] == 200
+    finally:
+        server.stop()
