@@ -25,6 +25,7 @@ from pydantic_settings import (
 from esp_ingest.telemetry.model import SIGNAL_NAMES
 
 ENV_PREFIX = "ESP_INGEST_"
+PACKET_OVERHEAD_BYTES = 4_096  # around a payload: header, topic, properties
 WELL_ID_PATTERN = r"[A-Za-z0-9._-]{1,64}"
 
 
@@ -93,8 +94,14 @@ class MqttSettings(_Section):
     receive_maximum: int = Field(
         20_000, ge=1, le=65_535, description="window: messages that the broker may send ahead of acknowledgements"
     )
+    max_packet_bytes: int = Field(
+        5_242_880,
+        ge=16_384,
+        le=268_435_460,
+        description="largest packet taken in whole, stated to the broker (MQTT 5); of a larger one the head is kept",
+    )
     buffer_max_bytes: int = Field(
-        67_108_864, ge=1_048_576, description="payload bytes held in memory before reading from the broker pauses"
+        67_108_864, ge=1_048_576, description="bytes of messages held in memory before reading from the broker pauses"
     )
     connect_timeout_seconds: float = Field(5.0, gt=0, le=60, description="time to wait for the broker to answer")
     reconnect_min_seconds: float = Field(0.5, gt=0, le=60, description="shortest pause before connecting again")
@@ -291,6 +298,13 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"mqtt.receive_maximum ({self.mqtt.receive_maximum}) must be at least twice batch.max_rows "
                 f"({self.batch.max_rows}), or a batch never fills while another is written"
+            )
+        least = min(self.telemetry.max_payload_bytes + PACKET_OVERHEAD_BYTES, 268_435_460)
+        if self.mqtt.max_packet_bytes < least:
+            raise ValueError(
+                f"mqtt.max_packet_bytes ({self.mqtt.max_packet_bytes}) must be at least {least}, which is "
+                f"telemetry.max_payload_bytes plus {PACKET_OVERHEAD_BYTES}, or the broker withholds messages that "
+                "could be taken apart"
             )
         slowest = self.database.connect_timeout_seconds + self.database.statement_timeout_seconds
         if self.service.stuck_after_seconds <= slowest:

@@ -15,7 +15,7 @@ from esp_ingest.seams import Clock, Source
 from esp_ingest.service.metrics import Metrics, observe_many
 from esp_ingest.stage import Batch, Outcome
 from esp_ingest.telemetry.exact import MOST_REJECTS
-from esp_ingest.telemetry.model import Delivery
+from esp_ingest.telemetry.model import LONG_TOPIC_BYTES, Delivery
 
 _SPACE = b" \t\n\r"  # JSON's white space
 _IDLE_SECONDS = 0.1  # longest wait of one turn: bounds the reaction to signals and the pulse of the health check
@@ -151,6 +151,8 @@ class _OpenBatch:
         for delivery in deliveries:
             payload = delivery[1]
             self._bytes += len(payload)
+            if len(delivery[0]) > LONG_TOPIC_BYTES:
+                self._bytes += len(delivery[0])
             if payload[:1] != b"{" and payload.lstrip(_SPACE)[:1] == b"[":
                 self._rows += _most_items(payload) - 1
         self._rows_a_message = max((self._rows - rows_before) / len(deliveries), 1.0)

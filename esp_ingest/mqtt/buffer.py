@@ -3,7 +3,7 @@
 import threading
 from collections import deque
 
-from esp_ingest.telemetry.model import Delivery
+from esp_ingest.telemetry.model import Delivery, weight_of
 
 # Ages are kept a group of messages, not a message: what arrives within so long counts as having arrived together.
 AGE_GROUP_SECONDS = 0.05
@@ -25,18 +25,20 @@ class Buffer:
         self._chunks: deque[tuple[list[Delivery], int]] = deque()
         self._messages = 0
         self._bytes = 0
+        self._partial_bytes = 0
         self._unsettled = 0
         self._ages: deque[list[float]] = deque()  # [messages, monotonic seconds of the first of them]
 
     def put(self, chunk: list[Delivery], size: int, now: float) -> int:
-        """Append ``chunk`` with ``size`` payload bytes. Never blocks; returns how many of QoS 0 it dropped."""
+        """Append ``chunk`` with ``size`` bytes (model.weight_of). Never blocks; returns how many of QoS 0 it
+        dropped."""
         with self._arrived:
             dropped = 0
             if not self._has_room_for_qos0():
                 kept = [delivery for delivery in chunk if delivery.qos]
                 dropped = len(chunk) - len(kept)
                 if dropped:
-                    chunk, size = kept, sum(len(delivery.payload) for delivery in kept)
+                    chunk, size = kept, sum(map(weight_of, kept))
                 if not chunk:
                     return dropped
             self._chunks.append((chunk, size))
@@ -63,7 +65,10 @@ class Buffer:
                 if len(taken) + len(chunk) > max_messages or size + chunk_bytes > max_bytes:
                     fits, fits_bytes = _fitting(chunk, max_messages - len(taken), max_bytes - size)
                     if not taken and fits == 0:
-                        fits, fits_bytes = 1, len(chunk[0].payload)  # larger than max_bytes: it goes alone
+                        fits, fits_bytes = (
+                            1,
+                            min(weight_of(chunk[0]), chunk_bytes),
+                        )  # larger than max_bytes: it goes alone
                     if fits < len(chunk):
                         self._chunks.appendleft((chunk[fits:], chunk_bytes - fits_bytes))
                     taken += chunk[:fits]
@@ -96,9 +101,9 @@ class Buffer:
             self._arrived.notify()
 
     def size(self) -> tuple[int, int]:
-        """(messages, payload bytes) received and not yet taken."""
+        """(messages, bytes) received and not yet taken; of a packet that is not all here yet its bytes only."""
         with self._arrived:
-            return self._messages, self._bytes
+            return self._messages, self._bytes + self._partial_bytes
 
     def unsettled(self) -> int:
         """Messages received and not yet settled, taken or not."""
@@ -111,7 +116,13 @@ class Buffer:
 
     def is_full(self) -> bool:
         """Reading has to pause. Without the lock: a stale answer costs one chunk."""
-        return self._bytes >= self._max_bytes or self._messages >= 2 * self._window_messages
+        # What is received of the next packet counts, but alone it never pauses the reading of its own rest.
+        held = self._bytes + self._partial_bytes if self._bytes else 0
+        return held >= self._max_bytes or self._messages >= 2 * self._window_messages
+
+    def receiving(self, partial_bytes: int) -> None:
+        """So much is here of a packet that is not whole yet. Network thread only."""
+        self._partial_bytes = partial_bytes
 
     def has_room_for_qos0(self) -> bool:
         with self._arrived:
@@ -122,10 +133,11 @@ class Buffer:
 
 
 def _fitting(chunk: list[Delivery], max_messages: int, max_bytes: int) -> tuple[int, int]:
-    """(messages, payload bytes) of the head of ``chunk`` that fits both bounds."""
+    """(messages, bytes) of the head of ``chunk`` that fits both bounds."""
     size = 0
     for count, delivery in enumerate(chunk[:max_messages]):
-        if size + len(delivery.payload) > max_bytes:
+        weight = weight_of(delivery)
+        if size + weight > max_bytes:
             return count, size
-        size += len(delivery.payload)
+        size += weight
     return min(len(chunk), max_messages), size

@@ -24,7 +24,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersi
 from paho.mqtt.exception import MalformedPacket
 
 from esp_ingest.seams import Clock
-from esp_ingest.telemetry.model import Delivery
+from esp_ingest.telemetry.model import LONG_TOPIC_BYTES, Delivery, cut_off, weight_of
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,10 @@ _CONNACK = 0x20
 # An acknowledgement is four bytes: type, remaining length 2, packet id. By QoS: none, PUBACK, PUBREC.
 _ACKNOWLEDGEMENT = (0, 0x4002_0000, 0x5002_0000)
 _MAX_LENGTH_BYTES = 4
+MOST_PACKET_BYTES = 268_435_460  # MQTT's own limit, header included
+# Of a packet that is too large so much is looked at: the longest topic, and enough to see who sent what.
+_CUT_LOOK_BYTES = 131_072
+_CUT_KEPT_BYTES = 16_384
 _DISCONNECT = b"\xe0\x00"  # normal, in MQTT 3.1.1 and 5: the session stays as long as CONNECT said
 _DEPART_TURNS = 20
 _DEPART_MILLISECONDS = 50
@@ -50,10 +54,10 @@ def walk(
 ) -> tuple[int, int, int]:
     """Append the PUBLISH packets of ``data`` from ``at`` on, up to the first packet that is another or is not whole.
 
-    Returns (where it stopped, payload bytes appended, messages that are not plain new QoS 1). ``has_properties`` is
-    MQTT 5. Raises MalformedPacket; what came before the malformed packet is appended. The first message is received at
-    ``received_us`` and each further one 1 µs later, so that two of equal content are two. The hottest loop of the
-    product: 0.8 µs a message, so no calls but one.
+    Returns (where it stopped, bytes appended as model.weight_of counts them, messages that are not plain new QoS 1).
+    ``has_properties`` is MQTT 5. Raises MalformedPacket; what came before the malformed packet is appended. The first
+    message is received at ``received_us`` and each further one 1 µs later, so that two of equal content are two. The
+    hottest loop of the product: 0.8 µs a message, so no calls but one.
     """
     append, new, of, qos1 = deliveries.append, tuple.__new__, Delivery, _PUBLISH_QOS1
     end = len(data)
@@ -80,6 +84,8 @@ def walk(
             place = start + 2
             start = place + (data[start] << 8 | data[start + 1])
             topic = data[place:start]
+            if start - place > LONG_TOPIC_BYTES:
+                size += start - place
             if first == qos1:
                 qos = 1
                 mid = data[start] << 8 | data[start + 1]
@@ -123,6 +129,28 @@ def _length(data: bytes, at: int) -> tuple[int, int]:
     raise MalformedPacket("remaining length of more than four bytes")
 
 
+def _head_of(data: bytes, start: int, length: int, has_properties: bool) -> tuple[bytes, int, int, bytes, int]:
+    """(topic, first byte of the packet, packet id, first bytes of the payload, bytes of the payload) of a PUBLISH that
+    is not all here; ``data`` begins with the packet, whose rest begins at ``start`` and has ``length`` bytes. Raises
+    MalformedPacket."""
+    try:
+        place = start + 2
+        at = place + (data[start] << 8 | data[start + 1])
+        topic = data[place:at]
+        mid = 0
+        if data[0] >> 1 & 3:
+            mid = data[at] << 8 | data[at + 1]
+            at += 2
+        if has_properties:
+            at = _after_properties(data, at)
+    except IndexError:
+        raise MalformedPacket("PUBLISH is too short") from None
+    size = start + length - at
+    if size < 0 or not topic or (data[0] >> 1 & 3 and not mid) or data[0] & 6 == 6:
+        raise MalformedPacket("PUBLISH")
+    return topic, data[0], mid, data[at : at + _CUT_KEPT_BYTES], size
+
+
 def _after_properties(data: bytes, at: int) -> int:
     """Where the property block that starts with its length at ``at`` ends."""
     length, start = _length(data, at - 1)
@@ -136,7 +164,10 @@ class BulkClient(paho.Client):
     calls (``reconnect``, ``loop_read``, ``loop_write``, ``loop_misc``); only ``acknowledge`` and ``publish`` may be
     called from others, which then wake that thread by themselves.
 
-    ``on_deliveries(deliveries, payload_bytes, unusual)`` is called in the network thread, about once a recv;
+    A PUBLISH of more than ``max_packet_bytes`` is never held: its head is kept and marked as cut off (model.cut_off),
+    the rest is read and thrown away, and it is delivered as any other, so that it is settled and does not come again.
+
+    ``on_deliveries(deliveries, bytes, unusual)`` is called in the network thread, about once a recv;
     ``unusual`` of them, at most, are not plain new QoS 1.
     """
 
@@ -150,6 +181,7 @@ class BulkClient(paho.Client):
         transport: Literal["tcp", "websockets"] = "tcp",
         first_epoch: int = 1,
         keep_session: bool = True,
+        max_packet_bytes: int = MOST_PACKET_BYTES,
     ) -> None:
         is_mqtt5 = protocol == MQTTProtocolVersion.MQTTv5
         super().__init__(
@@ -170,6 +202,9 @@ class BulkClient(paho.Client):
         self._last_received_us = 0
         self._parts: list[bytes] = []
         self._have_bytes = self._need_bytes = 0
+        self._max_packet_bytes = max_packet_bytes
+        self._cut: Delivery | None = None  # what is kept of the packet whose rest is thrown away now
+        self._discard_bytes = 0
         # Merely set, this keeps paho from writing to the socket in the thread that queues a packet.
         self.on_socket_register_write = _leave_writing_to_the_loop
 
@@ -211,6 +246,11 @@ class BulkClient(paho.Client):
         with self._msgtime_mutex:
             self._last_bytes_received = paho.time_func()
         self._ping_t = 0.0
+
+    @property
+    def partial_bytes(self) -> int:
+        """What is held of a packet that is not all here yet."""
+        return self._have_bytes
 
     def pending(self) -> int:
         """Bytes that TLS has decrypted already, of which poll() cannot know."""
@@ -301,6 +341,14 @@ class BulkClient(paho.Client):
             self._forget_partial_packet()
         deliveries: list[Delivery] = []
         at = size = unusual = 0
+        if self._cut is not None:
+            at = min(self._discard_bytes, len(data))
+            self._discard_bytes -= at
+            if self._discard_bytes:
+                return MQTTErrorCode.MQTT_ERR_SUCCESS
+            deliveries.append(self._cut._replace(received_us=self._next_received_us()))
+            size, unusual = weight_of(self._cut), 1
+            self._cut = None
         outcome = MQTTErrorCode.MQTT_ERR_SUCCESS
         received_us = self._next_received_us()
         try:
@@ -314,7 +362,7 @@ class BulkClient(paho.Client):
                     break
                 length, start = _length(data, at)
                 if length < 0 or start + length > len(data):
-                    self._keep_partial_packet(data[at:], start + 1 if length < 0 else start - at + length)
+                    self._begin_partial_packet(data[at:], length, start - at)
                     break
                 outcome = self._hand_to_paho(data[at], data[start : start + length])
                 at = start + length
@@ -324,7 +372,7 @@ class BulkClient(paho.Client):
             logger.warning("mqtt packet malformed", extra={"error": str(error), "epoch": self.epoch})
             outcome = MQTTErrorCode.MQTT_ERR_PROTOCOL
             # The walk was cut short, and with it its sums.
-            size, unusual = sum(len(delivery.payload) for delivery in deliveries), len(deliveries)
+            size, unusual = sum(map(weight_of, deliveries)), len(deliveries)
         if deliveries:
             self._last_received_us = deliveries[-1].received_us
         if deliveries and self._accepted:
@@ -360,6 +408,23 @@ class BulkClient(paho.Client):
                 self._accepted = True
         return outcome
 
+    def _begin_partial_packet(self, data: bytes, length: int, start: int) -> None:
+        """``data`` is the beginning of a packet whose rest begins at ``start`` and has ``length`` bytes (-1: not known
+        yet). Raises MalformedPacket for one that is too large and no PUBLISH."""
+        if length < 0:
+            self._keep_partial_packet(data, start + 1)
+        elif start + length <= self._max_packet_bytes:
+            self._keep_partial_packet(data, start + length)
+        elif not _PUBLISH <= data[0] < _PUBLISH_END:
+            raise MalformedPacket(f"a packet of type {data[0] >> 4} with {length} bytes")
+        elif len(data) < min(_CUT_LOOK_BYTES, start + length):
+            self._keep_partial_packet(data, min(_CUT_LOOK_BYTES, start + length))
+        else:
+            topic, first, mid, head, whole_bytes = _head_of(data, start, length, self._is_mqtt5)
+            payload = cut_off(head, whole_bytes)
+            self._cut = Delivery(topic, payload, first >> 1 & 3, mid, self.epoch, 0, first > 0x37)
+            self._discard_bytes = start + length - len(data)
+
     def _keep_partial_packet(self, data: bytes, need_bytes: int) -> None:
         """Parts are joined once, when all is there: a huge packet would be copied at each recv otherwise."""
         self._parts = [data]
@@ -369,6 +434,8 @@ class BulkClient(paho.Client):
     def _forget_partial_packet(self) -> None:
         self._parts = []
         self._have_bytes = self._need_bytes = 0
+        self._cut = None
+        self._discard_bytes = 0
 
 
 def _leave_writing_to_the_loop(*_: object) -> None:

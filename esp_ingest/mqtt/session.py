@@ -112,6 +112,7 @@ def new_client(
         transport=settings.transport,
         first_epoch=first_epoch,
         keep_session=keep_session,
+        max_packet_bytes=settings.max_packet_bytes,
     )
     client.connect_timeout = settings.connect_timeout_seconds
     if settings.username:
@@ -134,6 +135,7 @@ def _connect_properties(settings: MqttSettings) -> Properties:
     properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho leaves it unannotated
     properties.SessionExpiryInterval = settings.session_expiry_seconds
     properties.ReceiveMaximum = settings.receive_maximum
+    properties.MaximumPacketSize = settings.max_packet_bytes
     return properties
 
 

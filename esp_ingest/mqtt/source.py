@@ -303,6 +303,7 @@ class MqttSource:
             raise
         finally:
             client.abort()
+            self._buffer.receiving(0)
             self._after(link)
         if not link.is_accepted:
             return 0.0
@@ -339,6 +340,7 @@ class MqttSource:
                 if not has_pending:
                     self._clock.sleep(GATHER_SECONDS)
                 client.loop_read()
+                self._buffer.receiving(client.partial_bytes)
             if client.want_write():
                 client.loop_write()
             client.loop_misc()

@@ -61,6 +61,7 @@ _Message = msgspec.defstruct(
 _BLANK = _Message()
 
 _MAX_CACHED_TOPICS = 100_000
+_LONGEST_CACHED_TOPIC = 256  # no well has a longer one, and a topic may have 64 KiB
 _SMALL_BYTES = 1024  # what is smaller cannot hold enough items to matter
 _LARGE_EXPONENT = re.compile(rb"[eE][+-]?\d{4}")
 # Only from where a number begins: tried at each of its characters, 4 MB of numbers just short enough took 2.7 s.
@@ -131,7 +132,8 @@ class Decoder:
                 self._wells.clear()
             match = self._topic.fullmatch(topic)
             well = match.group(1).decode("ascii") if match else None
-            self._wells[topic] = well
+            if len(topic) <= _LONGEST_CACHED_TOPIC:
+                self._wells[topic] = well
             return well
 
     def _read_structs(self, batch: "_Batch") -> None:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from esp_ingest.config import TelemetrySettings
 from esp_ingest.telemetry.limits import HardLimits
-from esp_ingest.telemetry.model import SIGNAL_NAMES, SIGNAL_ROW, IntArray, RejectReason
+from esp_ingest.telemetry.model import SIGNAL_NAMES, SIGNAL_ROW, IntArray, RejectReason, whole_bytes_of
 from esp_ingest.telemetry.timestamps import NO_TIME, from_number, lacks_offset, parse_rfc3339
 
 KNOWN_KEYS = frozenset((*SIGNAL_NAMES, "timestamp", "well_id"))
@@ -166,6 +166,12 @@ class ExactReader:
             raise Refused(
                 RejectReason.PAYLOAD_TOO_LARGE,
                 f"{len(payload)} bytes are more than telemetry.max_payload_bytes = {self._max_payload_bytes}.",
+            )
+        whole_bytes = whole_bytes_of(payload)
+        if whole_bytes is not None:
+            raise Refused(
+                RejectReason.PAYLOAD_TOO_LARGE,
+                f"{whole_bytes} bytes are more than mqtt.max_packet_bytes lets in: the beginning is kept.",
             )
         body = payload.strip(_SPACE)
         if not body:

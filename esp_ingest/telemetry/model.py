@@ -4,6 +4,7 @@ Everything above imports from here and nothing here imports from above. Times ar
 Unix epoch in UTC (``*_us``): exact, and the unit of PostgreSQL's timestamptz.
 """
 
+import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -91,6 +92,30 @@ class Delivery(NamedTuple):
     epoch: int
     received_us: int
     redelivered: bool = False
+
+
+LONG_TOPIC_BYTES = 255  # a topic of ours is shorter; one of up to 64 KiB counts as the payload does
+
+
+def weight_of(delivery: Delivery) -> int:
+    """Bytes that a message is counted with, wherever memory is bounded by bytes."""
+    topic_bytes = len(delivery.topic)
+    return len(delivery.payload) + (topic_bytes if topic_bytes > LONG_TOPIC_BYTES else 0)
+
+
+_CUT_MARK = re.compile(rb"\xff\n\[esp-ingest: cut off here, (\d{1,20}) bytes were sent\]\Z")
+
+
+def cut_off(head: bytes, whole_bytes: int) -> bytes:
+    """The payload of a message too large to be held: its first bytes and a mark. The mark is in the payload so that it
+    stays with it in the spool and in a replay; 0xFF is in no UTF-8 text, so nobody takes what is left for a reading."""
+    return head + b"\xff\n[esp-ingest: cut off here, %d bytes were sent]" % whole_bytes
+
+
+def whole_bytes_of(payload: bytes) -> int | None:
+    """How many bytes were sent of a payload that :func:`cut_off` made; None for any other."""
+    found = _CUT_MARK.search(payload[-80:])
+    return int(found[1]) if found else None
 
 
 @dataclass(frozen=True, slots=True)

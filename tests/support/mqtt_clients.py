@@ -8,7 +8,7 @@ from paho.mqtt.client import _ConnectionState
 from paho.mqtt.enums import MQTTErrorCode, MQTTProtocolVersion
 
 from esp_ingest.mqtt.client import BulkClient
-from esp_ingest.telemetry.model import Delivery
+from esp_ingest.telemetry.model import Delivery, weight_of
 from tests.support.fake_clock import FakeClock
 
 
@@ -31,7 +31,7 @@ class ReadingClient:
 
     def _arrived(self, deliveries: list[Delivery], size: int, unusual: int) -> None:
         assert deliveries
-        assert size == sum(len(each.payload) for each in deliveries)
+        assert size == sum(map(weight_of, deliveries))
         assert unusual >= sum(1 for each in deliveries if each.qos != 1 or each.redelivered or _is_retained(each))
         self.chunks += 1
         self.deliveries += deliveries

@@ -277,3 +277,10 @@ def test_the_spool_lives_where_systemd_says_else_at_home(monkeypatch: pytest.Mon
 def test_a_slow_statement_must_not_look_like_a_stuck_daemon() -> None:
     with pytest.raises(ConfigError, match=r"service\.stuck_after_seconds .*database\.statement_timeout_seconds"):
         load(service={"stuck_after_seconds": 60}, database={"statement_timeout_seconds": 60})
+
+
+def test_what_may_be_taken_apart_must_be_let_in() -> None:
+    with pytest.raises(ConfigError, match=r"mqtt\.max_packet_bytes .* at least 10004096"):
+        load(telemetry={"max_payload_bytes": 10_000_000})
+    load(telemetry={"max_payload_bytes": 10_000_000}, mqtt={"max_packet_bytes": 10_004_096})
+    load(telemetry={"max_payload_bytes": 268_435_455}, mqtt={"max_packet_bytes": 268_435_460})

@@ -10,7 +10,7 @@ import pytest
 
 from esp_ingest.config import TelemetrySettings
 from esp_ingest.telemetry.decode import Decoder
-from esp_ingest.telemetry.model import SIGNAL_NAMES, SIGNAL_ROW, Decoded, Delivery, RejectReason
+from esp_ingest.telemetry.model import SIGNAL_NAMES, SIGNAL_ROW, Decoded, Delivery, RejectReason, cut_off
 from esp_ingest.telemetry.timestamps import NO_TIME, lacks_offset, parse_column, parse_rfc3339
 
 NOW_US = 1_795_554_000_000_000  # 2026-11-24T21:00:00Z
@@ -347,3 +347,20 @@ def test_a_missing_offset_is_named() -> None:
     assert lacks_offset("2026-11-24T21:00:00")
     assert not lacks_offset("2026-11-24")
     assert "no offset" in decode(b'{"pip":1,"timestamp":"2026-11-24T21:00:00"}').rejects[0].detail
+
+
+def test_a_message_that_was_cut_off_is_a_reject_whatever_its_head_says() -> None:
+    """Its size is told, and its head is kept with the mark: a spool and a replay tell the same."""
+    payload = cut_off(b'{%s,"pip":1}' % TIME + b" " * 1_000, 209_715_200)
+    (reject,) = decode(payload).rejects
+    assert reject.reason == "payload_too_large"
+    assert "209715200 bytes" in reject.detail
+    assert reject.payload == payload
+    assert decode(payload[:-20]).rejects[0].reason == "invalid_utf8"
+
+
+def test_topics_that_no_well_has_are_not_remembered_at_any_length() -> None:
+    decoder = Decoder(TelemetrySettings(), "esp")
+    message = Delivery(b"esp/" + b"w" * 60_000 + b"/telemetry", b"{}", 1, 1, 1, 0)
+    assert [each.reason for each in decoder.decode([message]).rejects] == ["invalid_topic"]
+    assert sum(map(len, decoder._wells)) < 1_000

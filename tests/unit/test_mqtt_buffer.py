@@ -12,7 +12,7 @@ from esp_ingest.mqtt.backoff import Backoff
 from esp_ingest.mqtt.buffer import Buffer
 from esp_ingest.mqtt.publication import Publication, Publications
 from esp_ingest.mqtt.session import FilterRecord, Topics, session_file
-from esp_ingest.telemetry.model import Delivery
+from esp_ingest.telemetry.model import Delivery, weight_of
 
 LARGE = 1 << 30
 
@@ -186,3 +186,23 @@ class TestFilterRecord:
         record.keep({"a"})
         assert record.filters == {"a"}
         assert caplog.messages == ["mqtt session file not read", "mqtt session file not written"]
+
+
+def test_a_packet_that_is_being_received_counts_but_never_stops_its_own_rest() -> None:
+    buffer = Buffer(10, 1_000)
+    buffer.receiving(5_000)
+    assert buffer.size() == (0, 5_000)
+    assert not buffer.is_full(), "nothing else is here, so nobody would ever make room"
+    put(buffer, delivery(1, 10))
+    assert buffer.is_full()
+    buffer.receiving(0)
+    assert not buffer.is_full()
+
+
+def test_long_topics_count_among_the_bytes() -> None:
+    buffer = Buffer(10, 100_000)
+    long = [delivery(mid, 10)._replace(topic=b"t" * 60_000) for mid in (1, 2)]
+    buffer.put(long, sum(map(weight_of, long)), 0.0)
+    assert buffer.is_full()
+    assert len(buffer.take(10, 100_000, 0)) == 1
+    assert buffer.size() == (1, 60_010)

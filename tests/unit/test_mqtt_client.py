@@ -7,7 +7,7 @@ from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.exception import MalformedPacket
 
 from esp_ingest.mqtt.client import RECV_BYTES, walk
-from esp_ingest.telemetry.model import Delivery
+from esp_ingest.telemetry.model import Delivery, weight_of, whole_bytes_of
 from tests.support.fake_broker import (
     CONNACK,
     DISCONNECT,
@@ -234,3 +234,70 @@ def test_varint_of_the_helper_is_that_of_the_standard() -> None:
     assert [varint(n) for n in (0, 127, 128, 16_383, 16_384, 268_435_455)] == [
         b"\x00", b"\x7f", b"\x80\x01", b"\xff\x7f", b"\x80\x80\x01", b"\xff\xff\xff\x7f",
     ]  # fmt: skip
+
+
+def partial(reading: ReadingClient, data: bytes, step: int = 50_000) -> int:
+    """Feed it in pieces; returns the most that was held of a packet at any time."""
+    most = 0
+    for at in range(0, len(data), step):
+        reading.feed(data[at : at + step])
+        most = max(most, reading.client.partial_bytes)
+    return most
+
+
+@pytest.mark.parametrize("is_mqtt5", [False, True])
+@pytest.mark.parametrize("step", [50_000, 262_144, 3_000_000])
+@pytest.mark.parametrize(("qos", "dup"), [(0, False), (1, False), (1, True), (2, False)])
+def test_a_packet_that_is_too_large_is_never_held(is_mqtt5: bool, step: int, qos: int, dup: bool) -> None:
+    """Its head is kept and says how much was sent; it is settled as any other, and its neighbours are whole."""
+    payload = b'{"timestamp": ' + b"x" * 3_000_000
+    properties = b"p" * 300 if is_mqtt5 else None
+    large = publish(TOPIC, payload, qos=qos, mid=77, dup=dup, properties=properties)
+    before, after = (publish(TOPIC, b"%d" % mid, mid=mid, properties=properties) for mid in (76, 78))
+    with ReadingClient(is_mqtt5=is_mqtt5) as reading:
+        reading.client._max_packet_bytes = 1_000_000
+        most = partial(reading, before + large + after + large, step)
+        assert most <= 131_072 + RECV_BYTES
+        first, cut, last, again = reading.deliveries
+        assert (first.payload, last.payload) == (b"76", b"78")
+        assert (cut.topic, cut.qos, cut.mid, cut.redelivered) == (TOPIC, qos, 77 if qos else 0, dup)
+        assert cut.payload.startswith(payload[:16_384])
+        assert len(cut.payload) < 17_000
+        assert whole_bytes_of(cut.payload) == len(payload)
+        assert again.payload == cut.payload
+        assert first.received_us < cut.received_us < last.received_us < again.received_us
+        assert reading.client.partial_bytes == 0
+
+
+@pytest.mark.parametrize("properties", [b"", b"p" * 1_500_000])
+def test_the_longest_topic_and_properties_without_end_are_not_held_either(properties: bytes) -> None:
+    topic = b"t" * 65_535
+    with ReadingClient() as reading:
+        reading.client._max_packet_bytes = 1_000_000
+        most = partial(reading, publish(topic, b"x" * 2_000_000, mid=5, properties=properties))
+        assert most <= 131_072 + RECV_BYTES
+        (cut,) = reading.deliveries
+        assert (cut.topic, cut.mid, whole_bytes_of(cut.payload)) == (topic, 5, 2_000_000)
+
+
+def test_what_was_left_of_a_packet_goes_with_its_connection() -> None:
+    with ReadingClient() as reading:
+        reading.client._max_packet_bytes = 1_000_000
+        reading.feed(publish(TOPIC, b"x" * 2_000_000, mid=5)[:1_500_000])
+        assert reading.client._discard_bytes
+        reading.client._forget_partial_packet()
+        reading.feed(publish(TOPIC, b"1", mid=6))
+        assert [each.mid for each in reading.deliveries] == [6]
+
+
+def test_another_packet_that_is_too_large_ends_the_connection() -> None:
+    with ReadingClient() as reading:
+        reading.client._max_packet_bytes = 1_000_000
+        reading.feed(packet(CONNACK, b"x" * 2_000_000)[:100_000])
+        assert not reading.is_open
+
+
+def test_a_long_topic_counts_among_the_bytes() -> None:
+    deliveries: list[Delivery] = []
+    _, size, _ = walk(publish(b"t" * 65_535, b"12") + publish(TOPIC, b"345"), 0, deliveries, 3, 77, True)
+    assert size == 65_535 + 2 + 3 == sum(map(weight_of, deliveries))
