@@ -259,6 +259,12 @@ class DiagnosticsSettings(_Section):
 
     enabled: bool = Field(True, description="run the diagnostic rules")
     rules_file: str = Field("", description="rules to use in place of those that ship, read again on SIGHUP")
+    max_wells: int = Field(
+        10_000,
+        ge=1,
+        le=1_000_000,
+        description="wells whose state is held, about 10 kB each; others are stored unjudged",
+    )
     publish: bool = Field(True, description="publish occurrences to {topic_root}/{well_id}/diagnostics")
 
 

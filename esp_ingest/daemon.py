@@ -193,6 +193,7 @@ class Daemon:
             self._metrics,
             lambda: self._source.subscribed,
             replay_until,
+            settings.diagnostics.max_wells,
         )
 
     def _build_follower(self) -> "Follower":

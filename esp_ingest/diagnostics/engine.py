@@ -285,7 +285,10 @@ class Engine:
         slot = self._state.new_slot()
         self._config.new_slot()
         self._slots[well] = slot
-        self._wells.append(well)
+        if slot < len(self._wells):
+            self._wells[slot] = well
+        else:
+            self._wells.append(well)
         self._configure(slot, well)
         return slot
 
@@ -529,7 +532,36 @@ class Engine:
         return [*self._book.open.values(), *self._book.silent.values()]
 
     def wells(self) -> list[str]:
-        return list(self._wells)
+        return list(self._slots)
+
+    @property
+    def bytes_a_well(self) -> int:
+        """Memory that the arrays take for each well, without its open occurrences."""
+        return self._state.bytes_a_slot + self._config.bytes_a_slot
+
+    # -- wells that give up their place. Between batches.
+
+    def longest_silent(self, most: int, before_us: int) -> list[str]:
+        """Up to ``most`` wells of which nothing was received since ``before_us``, the longest silent first."""
+        slots = np.fromiter(self._slots.values(), np.intp, len(self._slots))
+        received = self._state["received_us"][slots]
+        silent = np.flatnonzero(received < before_us)
+        order = silent[np.argsort(received[silent], kind="stable")][:most]
+        return [self._wells[slot] for slot in slots[order].tolist()]
+
+    def forget(self, wells: Sequence[str]) -> None:
+        """Nothing is known of these wells any more, their open occurrences included: :meth:`export` them before."""
+        if self._in_flight:
+            raise RuntimeError("a batch is in flight")
+        slots = {self._slots.pop(well) for well in wells if well in self._slots}
+        for opened in (self._book.open, self._book.silent):
+            for key in [key for key in opened if key[1] in slots]:
+                gone = opened.pop(key)
+                self._book.counts[gone.diagnosis, gone.severity.value] -= 1
+        for slot in slots:
+            self._state.free_slot(slot)
+            self._config.free_slot(slot)
+            self._wells[slot] = ""
 
     def newest_us(self, well: str) -> int | None:
         """Event time of the newest reading taken into the well's state, µs; None for a well without one."""

@@ -14,12 +14,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
+import numpy as np
+
 from esp_ingest.diagnostics import alarms
 from esp_ingest.diagnostics.alarms import Occurrence
 from esp_ingest.diagnostics.coverage import rules_off
 from esp_ingest.diagnostics.engine import Engine, Evaluation
 from esp_ingest.diagnostics.rules import RulesError, RuleSet
 from esp_ingest.seams import Clock, DiagnosticsStore, StoreUnavailable
+from esp_ingest.service.log import Repeated
 from esp_ingest.service.metrics import Metrics
 from esp_ingest.telemetry.model import AlarmAction, Checkpoint, DiagnosticRow, Readings
 
@@ -35,6 +38,8 @@ _NEVER_US = -62_135_596_800_000_000  # the year 1
 _TICK_SECONDS = 5.0
 _GAUGES_SECONDS = 60.0
 _MOST_SCOPES_LOGGED = 5
+_EVICTED_AFTER_US = 3_600_000_000  # a well that sent within the hour keeps its place
+_EVICTED_AT_ONCE = 200  # a well that goes is 0.5 ms of CPU
 _GATHERED_WELLS = 100  # wells that have not sent yet, restored at each tick
 
 
@@ -61,6 +66,7 @@ class DiagnosticsService:
         metrics: Metrics,
         listening: Callable[[], bool] = lambda: True,
         replay_until: Callable[[], int | None] = lambda: None,
+        max_wells: int = 1_000_000,
     ) -> None:
         self._load_rules = load_rules
         self._store = store
@@ -68,11 +74,15 @@ class DiagnosticsService:
         self._metrics = metrics
         self._listening = listening
         self._replay_until = replay_until
+        self._max_wells = max_wells
+        self._outside: frozenset[str] = frozenset()  # wells of the batch that comes for which there is no room
+        self._full_log = Repeated(log, "diagnostics hold no more wells", "diagnostics have room for every well again")
         self._series: set[tuple[str, str]] = set()  # (diagnosis, severity) with a gauge
         self._engine = self._new_engine(load_rules())
         self._set_active()
         self._known: set[str] = set()
         self._dirty: dict[str, None] = {}  # wells by how long they have waited for a checkpoint
+        self._parting: dict[str, Checkpoint] = {}  # of evicted wells, not written yet
         self._owed: list[DiagnosticRow] = []
         self._reload_asked = False
         self._allowance = 0.0
@@ -91,11 +101,14 @@ class DiagnosticsService:
             self._reload_asked = False
             self._reload()
         self._follow_operators()
+        self._outside = frozenset()
         if not self._known.issuperset(wells):
-            self._restore([well for well in dict.fromkeys(wells) if well not in self._known])
+            self._admit(wells)
 
     def evaluate(self, readings: Readings) -> Diagnosis:
         """Run the rules; ``accept`` or ``discard`` must follow."""
+        if self._outside:
+            readings = self._without_outside(readings)
         checkpoints = self._due_checkpoints()
         with self._metrics.diagnostics_evaluate_seconds.time():
             evaluation = self._engine.evaluate(readings)
@@ -107,6 +120,7 @@ class DiagnosticsService:
         self._owed.clear()
         for checkpoint in diagnosis.checkpoints:
             self._dirty.pop(checkpoint.well_id, None)
+            self._parting.pop(checkpoint.well_id, None)
         self._dirty.update(dict.fromkeys(diagnosis.wells))
 
     def discard(self, diagnosis: Diagnosis) -> None:
@@ -137,8 +151,8 @@ class DiagnosticsService:
     def finish(self) -> Iterator[Diagnosis]:
         """At the end of the process: checkpoints of all that is left, in pieces; each must be accepted, or the caller
         stops."""
-        while self._dirty or self._owed:
-            checkpoints = self._checkpoints(list(islice(self._dirty, _MOST_AT_THE_END)))
+        while self._dirty or self._owed or self._parting:
+            checkpoints = [*self._parting.values(), *self._checkpoints(list(islice(self._dirty, _MOST_AT_THE_END)))]
             yield Diagnosis(self._engine.evaluate(Readings.empty()), list(self._owed), checkpoints)
 
     def close(self) -> None:
@@ -157,15 +171,16 @@ class DiagnosticsService:
         if self._gathered_to is None:
             return
         wells = self._store.wells_with_state(self._gathered_to, _GATHERED_WELLS)
-        missing = [well for well in wells if well not in self._known]
+        missing = [well for well in wells if well not in self._known][: self._room()]
         if missing:
             self._restore(missing)
-        self._gathered_to = wells[-1] if wells else None
+        self._gathered_to = wells[-1] if wells and self._room() else None
 
     def _measure(self, now: float) -> None:
         if now < self._next_gauges:
             return
         self._next_gauges = now + _GAUGES_SECONDS
+        self._metrics.diagnostics_wells.set(len(self._known))
         self._store.end_shelvings()
         stale, shelved, unacknowledged = self._store.alarm_gauges()
         self._metrics.diagnostics_stale.set(stale)
@@ -216,13 +231,14 @@ class DiagnosticsService:
     def _due_checkpoints(self) -> list[Checkpoint]:
         """As many as keep the whole fleet within a cycle, the longest waiting first."""
         now = self._clock.monotonic()
+        parting = list(self._parting.values())
         self._allowance += (now - self._allowed_at) * len(self._dirty) / CYCLE_SECONDS
         self._allowed_at = now
         count = int(min(self._allowance, _MOST_A_BATCH, len(self._dirty)))
         if count == 0:
-            return []
+            return parting
         self._allowance = min(self._allowance - count, _MOST_A_BATCH)
-        return self._checkpoints(list(islice(self._dirty, count)))
+        return parting + self._checkpoints(list(islice(self._dirty, count)))
 
     def _checkpoints(self, wells: Sequence[str]) -> list[Checkpoint]:
         found = []
@@ -233,6 +249,56 @@ class DiagnosticsService:
             else:  # it has sent nothing live yet
                 del self._dirty[well]
         return found
+
+    # -- room for wells
+
+    def _room(self) -> int:
+        return max(self._max_wells - len(self._known), 0)
+
+    def _admit(self, wells: Sequence[str]) -> None:
+        """Restore the wells of a batch that are new, as far as there is room. Wells that have long been silent make
+        room; where there are none, the new ones are stored unjudged until one is."""
+        new = [well for well in dict.fromkeys(wells) if well not in self._known]
+        if len(new) > self._room():
+            self._evict(len(new) - self._room(), frozenset(wells))
+        room = self._room()
+        self._outside = frozenset(new[room:])
+        if new[:room]:
+            self._restore(new[:room])
+        self._metrics.diagnostics_wells.set(len(self._known))
+        now = self._clock.monotonic()
+        if self._outside:
+            limit = f"diagnostics.max_wells = {self._max_wells}"
+            self._full_log.failed(
+                now, f"{limit} are held and none has been silent for an hour", wells=len(self._outside)
+            )
+        elif self._full_log.active:
+            self._full_log.ended(now)
+
+    def _evict(self, count: int, needed: frozenset[str]) -> None:
+        """Some of the longest silent wells go to their checkpoints, from which they come back with their next reading,
+        as after a restart."""
+        before_us = self._clock.now_us() - _EVICTED_AFTER_US
+        silent = self._engine.longest_silent(min(count, _EVICTED_AT_ONCE) + len(needed), before_us)
+        gone = [well for well in silent if well in self._known and well not in needed][: min(count, _EVICTED_AT_ONCE)]
+        if not gone:
+            return
+        changed = [well for well in gone if well in self._dirty]
+        self._parting.update((each.well_id, each) for each in self._checkpoints(changed))
+        self._engine.forget(gone)
+        self._known.difference_update(gone)
+        for well in gone:
+            self._dirty.pop(well, None)
+        self._metrics.diagnostics_wells_evicted.inc(len(gone))
+        self._set_active()
+
+    def _without_outside(self, readings: Readings) -> Readings:
+        inside = np.array([well not in self._outside for well in readings.wells], np.bool_)
+        kept = readings.select(np.flatnonzero(inside[readings.well_index]))
+        kept.wells = [well for well in readings.wells if well not in self._outside]
+        kept.well_index = (np.cumsum(inside) - 1)[kept.well_index].astype(np.int32)
+        self._metrics.diagnostics_readings_unjudged.inc(len(readings) - len(kept))
+        return kept
 
     # -- restore
 
@@ -246,6 +312,8 @@ class DiagnosticsService:
             self._replay(some)
             self._reconcile(some)
             self._known.update(some)
+            for well in some:
+                self._parting.pop(well, None)
         self._set_active()
 
     def _restore_states(self, wells: Sequence[str]) -> None:
@@ -326,13 +394,14 @@ class DiagnosticsService:
         except StoreUnavailable:
             self._reload_asked = True
             raise
-        old = self._engine
+        # The old engine goes before the new one comes: both at once would be twice the memory.
+        states, opened = self._engine.export(), self._engine.open_occurrences()
         self._engine = self._new_engine(rules)
-        self._engine.restore(old.export())
+        self._engine.restore(states)
         for shelf in shelves:
             self._engine.shelve(shelf.well_id, shelf.diagnosis, shelf.until_us)
         self._limits_recorded = False
-        for occurrence in old.open_occurrences():
+        for occurrence in opened:
             if self._engine.open_at(occurrence.well_id, occurrence.diagnosis) is None:
                 self._owe_end(occurrence)
         self._set_active()

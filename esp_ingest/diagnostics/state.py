@@ -16,6 +16,9 @@ Index = Any
 NEVER = np.iinfo(np.int64).min // 4  # a time before every other, from which differences do not overflow
 
 
+_LEAST_GROWTH = 128  # slots
+
+
 class _Spec(NamedTuple):
     labels: tuple[Hashable, ...] | None
     shape: tuple[int, ...]
@@ -24,13 +27,15 @@ class _Spec(NamedTuple):
 
 
 class WellArrays:
-    """Arrays by name that grow together. Not safe for threads: the engine is driven by one."""
+    """Arrays by name that grow together, and whose slots can be given back. Not safe for threads: the engine is driven
+    by one."""
 
     def __init__(self, capacity: int = 64) -> None:
         self._specs: dict[str, _Spec] = {}
         self._arrays: dict[str, Array] = {}
         self.capacity = capacity
-        self.count = 0
+        self.count = 0  # slots that have been in use, also those given back
+        self._free: list[int] = []
 
     def add(
         self,
@@ -49,16 +54,32 @@ class WellArrays:
         return self._arrays[name]
 
     def new_slot(self) -> int:
+        if self._free:
+            return self._free.pop()
         if self.count == self.capacity:
             self._grow()
         self.count += 1
         return self.count - 1
 
-    def _grow(self) -> None:
+    def free_slot(self, slot: int) -> None:
+        """Give it back, empty as a new one."""
         for name, spec in self._specs.items():
-            more = np.full((*spec.shape, self.capacity), spec.fill, spec.dtype)
-            self._arrays[name] = np.concatenate([self._arrays[name], more], axis=-1)
-        self.capacity *= 2
+            self._arrays[name][..., slot] = spec.fill
+        self._free.append(slot)
+
+    @property
+    def bytes_a_slot(self) -> int:
+        return sum(array.nbytes for array in self._arrays.values()) // self.capacity
+
+    def _grow(self) -> None:
+        """By an eighth: doubling would hold up to twice of what is used, and three times while it copies."""
+        capacity = self.capacity + max(self.capacity // 8, _LEAST_GROWTH)
+        for name, spec in self._specs.items():
+            wider = np.empty((*spec.shape, capacity), spec.dtype)
+            wider[..., : self.capacity] = self._arrays[name]
+            wider[..., self.capacity :] = spec.fill
+            self._arrays[name] = wider
+        self.capacity = capacity
 
     def export(self, slot: int) -> dict[str, list[Any]]:
         """One well's state as plain values: name → [labels, dtype, bytes]."""

@@ -165,6 +165,13 @@ class Metrics:
         self.diagnostics_late_readings = counter(
             "diagnostics_late_readings", "readings not newer than their well's state: stored, and raise nothing"
         )
+        self.diagnostics_wells = gauge("diagnostics_wells", "wells whose state the rules hold in memory")
+        self.diagnostics_wells_evicted = counter(
+            "diagnostics_wells_evicted", "silent wells whose state left memory for the database, to make room"
+        )
+        self.diagnostics_readings_unjudged = counter(
+            "diagnostics_readings_unjudged", "readings of wells beyond diagnostics.max_wells: stored, not evaluated"
+        )
         self.diagnostics_stale = gauge("diagnostics_stale", "occurrences open for more than 24 hours (ISA-18.2)")
         self.diagnostics_shelved = gauge("diagnostics_shelved", "diagnoses that an operator has shelved")
         self.diagnostics_unacknowledged = gauge("diagnostics_unacknowledged", "open occurrences nobody acknowledged")

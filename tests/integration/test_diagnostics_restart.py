@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from esp_ingest.diagnostics import service
 from esp_ingest.diagnostics.rules import RuleSet
 from esp_ingest.diagnostics.service import DiagnosticsService
 from esp_ingest.service.metrics import Metrics
@@ -29,12 +30,13 @@ class Run:
         clock: FakeClock,
         load_rules: Callable[[], RuleSet] = lambda: LIMITED,
         publish: bool = False,
+        max_wells: int = 1_000,
     ) -> None:
         self.clock = clock
         self.metrics = Metrics()
         self.store = PostgresStore(database.settings, publish=publish)
         self.reader = PostgresDiagnosticsStore(database.settings, publish=publish)
-        self.service = DiagnosticsService(load_rules, self.reader, clock, self.metrics)
+        self.service = DiagnosticsService(load_rules, self.reader, clock, self.metrics, max_wells=max_wells)
 
     def process(self, batch: Readings) -> None:
         """As Stage does. The clock follows the data, so that a batch is what just came in."""
@@ -146,3 +148,29 @@ def test_what_is_open_in_the_table_alone_is_ended(database: Database) -> None:
         "SELECT state, cleared_at IS NOT NULL FROM diagnostic_results WHERE diagnosis = 'abolished'"
     )[0]
     assert (state, cleared) == ("returned-unacknowledged", True)
+
+
+def test_wells_that_give_up_their_place_come_back_as_they_were(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room for three wells of eight, two in a batch: all but one go and come back all the time, and no row differs."""
+    monkeypatch.setattr(service, "_EVICTED_AFTER_US", -(10**15))
+    readings = stream(57, 8, 300)
+    run = Run(database, FakeClock(), max_wells=3)
+    step = len(readings) // 15
+    for begin in range(0, len(readings), step):
+        part = np.arange(begin, min(begin + step, len(readings)))
+        for first in range(0, len(readings.wells), 2):
+            batch = readings.select(part[np.isin(readings.well_index[part], (first, first + 1))])
+            if len(batch):
+                wells = sorted({batch.well_of(row) for row in range(len(batch))})
+                place = {well: at for at, well in enumerate(wells)}
+                batch.well_index = np.array([place[batch.well_of(row)] for row in range(len(batch))], np.int32)
+                batch.wells = wells
+                run.clock.sleep(5)
+                run.process(batch)
+                assert len(run.service._engine.wells()) <= 3
+    run.close()
+    assert run.metrics.diagnostics_wells_evicted._value.get() > 50
+    assert run.metrics.diagnostics_readings_unjudged._value.get() == 0
+    assert table(database) == expected(readings)

@@ -1,0 +1,172 @@
+"""Any number of wells: what is held of them is bounded, silent ones give up their place, and the rest is told."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import pytest
+
+from esp_ingest.diagnostics import rules, service
+from esp_ingest.diagnostics.service import DiagnosticsService
+from esp_ingest.diagnostics.state import WellArrays
+from esp_ingest.resources import config_file
+from esp_ingest.service.metrics import Metrics
+from esp_ingest.telemetry.model import SIGNALS, AlarmAction, Checkpoint, DiagnosticRow, Readings
+from tests.support.fake_clock import FakeClock
+
+HOUR = 3_600.0
+
+
+class FakeDatabase:
+    """Holds checkpoints; no readings and no alarms."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Checkpoint] = {}
+
+    def states(self, wells: Sequence[str]) -> list[Checkpoint]:
+        return [self.kept[well] for well in wells if well in self.kept]
+
+    def wells_with_state(self, after: str, limit: int) -> list[str]:
+        return [well for well in sorted(self.kept) if well > after][:limit]
+
+    def readings_after(
+        self, since_us: Mapping[str, int], limit: int, until_us: int | None = None
+    ) -> Iterator[Readings]:
+        return iter(())
+
+    def open_rows(self, wells: Sequence[str]) -> list[DiagnosticRow]:
+        return []
+
+    def newest_action(self) -> int:
+        return 0
+
+    def actions_after(self, newest: int) -> list[AlarmAction]:
+        return []
+
+    def shelves(self, wells: Sequence[str]) -> list[AlarmAction]:
+        return []
+
+    def end_shelvings(self) -> None: ...
+
+    def alarm_gauges(self) -> tuple[int, int, int]:
+        return 0, 0, 0
+
+    def record_limits(self, scopes: Mapping[str, str], rules: str) -> list[str]:
+        return []
+
+    def close(self) -> None: ...
+
+
+class Daemon:
+    def __init__(self, max_wells: int) -> None:
+        self.clock, self.metrics, self.database = FakeClock(), Metrics(), FakeDatabase()
+        self.service = DiagnosticsService(
+            lambda: rules.load(config_file("rules.toml")), self.database, self.clock, self.metrics, max_wells=max_wells
+        )
+
+    def send(self, *wells: str, stored: bool = True) -> None:
+        """One reading of each, as a batch."""
+        count = len(wells)
+        now_us = np.full(count, self.clock.now_us(), np.int64)
+        values = np.full((len(SIGNALS), count), 40.0)
+        readings = Readings(list(wells), np.arange(count, dtype=np.int32), now_us, now_us, values)
+        self.service.prepare(readings.wells)
+        diagnosis = self.service.evaluate(readings)
+        if stored:
+            self.database.kept.update((each.well_id, each) for each in diagnosis.checkpoints)
+            self.service.accept(diagnosis)
+        else:
+            self.service.discard(diagnosis)
+
+    @property
+    def wells(self) -> set[str]:
+        return set(self.service._engine.wells())
+
+    def count(self, name: str) -> float:
+        return float(getattr(self.metrics, name)._value.get())
+
+
+def names(prefix: str, count: int) -> list[str]:
+    return [f"{prefix}{number}" for number in range(count)]
+
+
+def test_more_wells_than_there_is_room_for_are_told_and_not_held(caplog: pytest.LogCaptureFixture) -> None:
+    daemon = Daemon(100)
+    real = names("real", 60)
+    daemon.send(*real)
+    for number in range(20):
+        daemon.send(*names(f"invented{number}-", 50), *real)
+    assert len(daemon.wells) == 100
+    assert daemon.wells.issuperset(real), "who was here and sends keeps its place"
+    assert daemon.count("diagnostics_readings_unjudged") == 20 * 50 - 40
+    assert daemon.count("diagnostics_wells") == 100
+    told = [record for record in caplog.records if record.message == "diagnostics hold no more wells"]
+    assert len(told) == 1
+    assert daemon.service._dirty.keys() <= daemon.wells
+    assert daemon.service._known == daemon.wells
+
+
+def test_silent_wells_give_up_their_place_and_come_back_from_their_checkpoint() -> None:
+    daemon = Daemon(10)
+    daemon.send(*names("old", 10))
+    newest = {well: daemon.service._engine.newest_us(well) for well in daemon.wells}
+    daemon.clock.sleep(1.5 * HOUR)
+    daemon.send("old0", *names("new", 4))
+    assert daemon.wells >= {"old0", *names("new", 4)}
+    assert len(daemon.wells) == 10
+    assert daemon.count("diagnostics_wells_evicted") == 4
+    gone = set(newest) - daemon.wells
+    assert daemon.database.kept.keys() >= gone, "their checkpoints went along with the batch"
+    daemon.clock.sleep(1.5 * HOUR)
+    back = sorted(gone)[0]
+    daemon.service.prepare([back])
+    assert daemon.service._engine.newest_us(back) == newest[back]
+
+
+def test_a_batch_that_was_not_stored_keeps_the_checkpoints_of_those_who_went() -> None:
+    daemon = Daemon(2)
+    daemon.send("a", "b")
+    daemon.clock.sleep(2 * HOUR)
+    daemon.send("c", "d", stored=False)
+    assert not daemon.database.kept
+    daemon.send("c", "d")
+    assert daemon.database.kept.keys() >= {"a", "b"}
+    assert not daemon.service._parting
+
+
+def test_a_restart_gathers_no_more_than_there_is_room_for() -> None:
+    daemon = Daemon(1_000)
+    daemon.send(*names("w", 300))
+    for diagnosis in daemon.service.finish():
+        daemon.database.kept.update((each.well_id, each) for each in diagnosis.checkpoints)
+        daemon.service.accept(diagnosis)
+    smaller = Daemon(120)
+    smaller.database = daemon.database
+    smaller.service._store = daemon.database
+    for _ in range(10):
+        smaller.clock.sleep(6)
+        smaller.service.maintain()
+    assert len(smaller.wells) == 120
+
+
+def test_slots_are_used_again_and_empty() -> None:
+    arrays = WellArrays(capacity=4)
+    arrays.add("a", np.float64, np.nan)
+    arrays.add("b", np.int64, -1, ["x", "y"])
+    slots = [arrays.new_slot() for _ in range(1_000)]
+    assert slots == list(range(1_000))
+    assert arrays.capacity < 1_000 * 1.3
+    arrays["a"][7], arrays["b"][:, 7] = 1.0, 2
+    arrays.free_slot(7)
+    assert arrays.new_slot() == 7
+    assert np.isnan(arrays["a"][7])
+    assert arrays["b"][:, 7].tolist() == [-1, -1]
+    assert arrays.bytes_a_slot == 8 + 16
+
+
+def test_evicting_is_bounded_work() -> None:
+    daemon = Daemon(1_000)
+    daemon.send(*names("w", 1_000))
+    daemon.clock.sleep(2 * HOUR)
+    daemon.send(*names("n", 900))
+    assert daemon.count("diagnostics_wells_evicted") == service._EVICTED_AT_ONCE
+    assert len(daemon.wells) == 1_000
