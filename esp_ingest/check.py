@@ -1,6 +1,7 @@
 """`esp-ingest check`: configuration, broker, database, schema and what this database can do, a line each."""
 
 import logging
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -88,14 +89,16 @@ def _spool(settings: Settings) -> Line:
 
 
 def _broker(settings: Settings, clock: Clock) -> Line:
-    """Connect and subscribe as the daemon would, under another client id, so that its session is left alone."""
+    """Connect and subscribe as the daemon would, under a client id of its own, so that the daemon's session is left
+    alone. The broker forgets the probe's session with its connection, even if this process is killed."""
     from esp_ingest.mqtt.source import MqttSource
 
     mqtt = settings.mqtt
     address = f"{mqtt.host}:{mqtt.port}"
-    probe = mqtt.model_copy(update={"client_id": f"{mqtt.client_id[:100]}-check", "share_group": ""})
+    own_id = f"{mqtt.client_id}-check-{secrets.token_hex(4)}"  # two at once must not end each other's connection
+    probe = mqtt.model_copy(update={"client_id": own_id, "share_group": ""})
     try:
-        source = MqttSource(probe, clock, Metrics())
+        source = MqttSource(probe, clock, Metrics(), keep_session=False)
     except ConfigError as error:
         return Line("broker", False, str(error))
     source.start()
@@ -107,7 +110,7 @@ def _broker(settings: Settings, clock: Clock) -> Line:
             return Line("broker", True, f"{address}, subscription granted")
         return Line("broker", False, f"{address}: {source.last_error or 'no answer: check mqtt.host and mqtt.port'}")
     finally:
-        source.forget_session()
+        source.close()
 
 
 def _database(settings: Settings) -> Iterator[Line]:

@@ -22,6 +22,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from esp_ingest.hosts import checked_host
 from esp_ingest.telemetry.model import SIGNAL_NAMES
 
 ENV_PREFIX = "ESP_INGEST_"
@@ -61,12 +62,16 @@ def _is_topic_level(text: str) -> str:
 TopicLevel = Annotated[str, AfterValidator(_is_topic_level)]
 
 
+Host = Annotated[str, AfterValidator(checked_host)]
+
+
 class MqttSettings(_Section):
     """The broker and the session on it."""
 
-    host: str = Field("127.0.0.1", min_length=1, description="host name or address of the broker")
+    host: Host = Field("127.0.0.1", min_length=1, description="host name or address of the broker")
     port: int = Field(1883, ge=1, le=65535, description="TCP port of the broker")
     transport: Literal["tcp", "websockets"] = Field("tcp", description="tcp or websockets")
+    websocket_path: str = Field("/mqtt", description="path of websockets, as the URL has it after the port")
     protocol: Literal["auto", "5", "3.1.1"] = Field(
         "auto", description="MQTT version; auto is 5, and 3.1.1 with a warning where the broker refuses 5"
     )
@@ -74,7 +79,7 @@ class MqttSettings(_Section):
         "esp-ingest",
         min_length=1,
         max_length=128,
-        description="fixed: the session on the broker hangs on it",
+        description="fixed: the session on the broker hangs on it; diagnoses go out as {client_id}-publish",
     )
     username: str = Field("", description="user name at the broker, empty for none")
     password: SecretStr = Field(SecretStr(""), description="password at the broker")
@@ -83,6 +88,8 @@ class MqttSettings(_Section):
     ca_file: str = Field("", description="CA certificates to trust, empty for the system's")
     cert_file: str = Field("", description="client certificate, empty for none")
     key_file: str = Field("", description="key of the client certificate")
+    key_password: SecretStr = Field(SecretStr(""), description="password of an encrypted key_file, empty for none")
+    key_password_file: str = Field("", description="a file that holds the password, in place of key_password")
     topic_root: TopicLevel = Field("esp", description="first level of the topics: {topic_root}/{well_id}/telemetry")
     share_group: str = Field(
         "", pattern=r"^[^+#/\x00]*$", description="several daemons share the work under $share/{share_group}/… (MQTT 5)"
@@ -115,6 +122,10 @@ class MqttSettings(_Section):
             raise ValueError("share_group needs MQTT 5: set protocol to auto or 5, or clear share_group")
         if bool(self.cert_file) != bool(self.key_file):
             raise ValueError("cert_file and key_file belong together: set both or neither")
+        if self.password.get_secret_value() and not self.username:
+            raise ValueError("password is set without username, and would not be sent: set username too")
+        if not re.fullmatch(r"/[!-~]*", self.websocket_path):
+            raise ValueError('websocket_path must be a path that begins with "/", without white space')
         return self
 
 
@@ -243,7 +254,7 @@ class SpoolSettings(_Section):
 class HttpSettings(_Section):
     """Health and metrics."""
 
-    host: str = Field("127.0.0.1", description="address to listen on")
+    host: Host = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8080, ge=0, le=65535, description="port to listen on, 0 for any free one")
 
 

@@ -212,10 +212,13 @@ class Daemon:
         if not (settings.diagnostics.enabled and settings.diagnostics.publish):
             return None
         from esp_ingest.diagnostics.publishing import Publisher
+        from esp_ingest.mqtt.publishing_connection import PublishingConnection, publisher_client_id
         from esp_ingest.store.outbox import PostgresOutbox
 
-        outbox = PostgresOutbox(settings.database)
-        return Publisher(outbox, self._source.publish, settings.mqtt.topic_root, self._clock, self._metrics)
+        clock, metrics = self._clock, self._metrics
+        outbox = PostgresOutbox(settings.database, publisher_client_id(settings.mqtt.client_id))
+        connection = PublishingConnection(settings.mqtt, clock, metrics, lambda: self._source.protocol)
+        return Publisher(outbox, connection, settings.mqtt.topic_root, clock, metrics)
 
     def retire(self) -> int:
         """Leave for good: see :func:`run`."""

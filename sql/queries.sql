@@ -1,6 +1,7 @@
 -- Every statement that the program sends, but for SET and transaction control. A block a statement:
 --   "-- name: NAME" on a line of its own, then what it is for, then the statement.
--- Parameters are psycopg's %s (by position) or %(name)s. esp_ingest/store/queries.py loads this file.
+-- Parameters are psycopg's %s (by position) or %(name)s; :NAME_lock is the key of an advisory lock, of
+-- esp_ingest/store/locks.py. esp_ingest/store/queries.py loads this file.
 
 -- name: capabilities
 -- What this database is. The license setting exists only where the extension is loaded.
@@ -18,8 +19,8 @@ SELECT 1 FROM pg_available_extensions WHERE name = 'timescaledb' AND installed_v
 CREATE EXTENSION IF NOT EXISTS timescaledb;
 
 -- name: migration_lock
--- One migration at a time, until the end of the transaction. The number is "esp-ingest" hashed, and means nothing.
-SELECT pg_advisory_xact_lock(7046029254386353131);
+-- One migration at a time, until the end of the transaction.
+SELECT pg_advisory_xact_lock(:migration_lock);
 
 -- name: create_ledger
 -- What has been applied. A migration that a feature asks for is recorded under that feature's name.
@@ -49,7 +50,8 @@ SELECT pg_is_in_recovery(),
                         ('diagnostic_results', '{SELECT,INSERT,UPDATE}'),
                         ('diagnostic_state', '{SELECT,INSERT,UPDATE}'),
                         ('diagnostics_cursor', '{SELECT,INSERT,UPDATE}'),
-                        ('diagnostics_outbox', '{SELECT,INSERT,DELETE}'),
+                        ('diagnostics_outbox', '{SELECT,INSERT,UPDATE,DELETE}'),
+                        ('diagnostics_publisher', '{SELECT,INSERT,UPDATE}'),
                         ('alarm_actions', '{SELECT}'),
                         ('alarm_shelves', '{SELECT}'),
                         ('alarm_limits_history', '{SELECT,INSERT}')) AS needed (relation, privileges),
@@ -179,12 +181,12 @@ COPY ingest_rejects (received_at, digest, item, topic, topic_bytes, reason, deta
 FROM STDIN (FORMAT binary);
 
 -- name: share_rejects
--- Held to the commit by whoever stores rejects that were not delivered before. The number means nothing.
-SELECT pg_advisory_xact_lock_shared(7046029254386353132);
+-- Held to the commit by whoever stores rejects that were not delivered before.
+SELECT pg_advisory_xact_lock_shared(:rejects_lock);
 
 -- name: await_rejects
 -- Before a redelivered reject is looked for: whoever had it before may be about to commit it.
-SELECT pg_advisory_xact_lock(7046029254386353132);
+SELECT pg_advisory_xact_lock(:rejects_lock);
 
 -- name: create_staging_rejects
 -- As create_staging, for rejects that may be stored already.
@@ -415,32 +417,61 @@ SELECT DISTINCT ON (scope) scope, settings::text FROM alarm_limits_history ORDER
 -- A change; two daemons that start in one moment write it once.
 INSERT INTO alarm_limits_history (scope, settings, rules) VALUES (%s, %s::text::jsonb, %s) ON CONFLICT DO NOTHING;
 
+-- name: take_publishing_turn
+-- One daemon publishes at a time, or an older state could be the last one that the broker retains. The turn lasts for
+-- some seconds and is renewed by each look. A row and not an advisory lock: no transaction stays open while the publisher
+-- waits for the broker, and it holds behind a pooler. Gives a row to who has the turn.
+INSERT INTO diagnostics_publisher AS p (holder, expires_at)
+VALUES (%(holder)s, now() + make_interval(secs => %(seconds)s))
+ON CONFLICT (only_row) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at
+WHERE p.holder = excluded.holder OR p.expires_at < now()
+RETURNING holder;
+
+-- name: end_publishing_turn
+-- At the end of the process, so that another goes on at once.
+UPDATE diagnostics_publisher SET expires_at = '-infinity' WHERE holder = %s;
+
+-- name: outbox_size
+-- For the metrics: what waits to be published, and how much of it the broker has refused.
+SELECT count(*) FILTER (WHERE retry_at IS DISTINCT FROM 'infinity'), count(*) FILTER (WHERE set_aside_at IS NOT NULL)
+FROM diagnostics_outbox;
+
 -- name: read_outbox
--- The oldest changes, each with what else is open at its well. Whoever holds the lock publishes, the others wait for
--- their turn: with two, an older state could be the last one that the broker retains.
+-- The oldest changes, each with what else is open at its well. Not those that are set aside until later, nor what came
+-- after them at their well.
 SELECT o.revision, o.well_id, (o.occurrence || jsonb_build_object('revision', o.revision, 'active', (
            SELECT coalesce(jsonb_agg(jsonb_build_object('diagnosis', a.diagnosis, 'severity', a.severity,
                                                         'state', a.state) ORDER BY a.diagnosis), '[]')
-           FROM diagnostic_results a WHERE a.well_id = o.well_id AND a.cleared_at IS NULL)))::text
+           FROM diagnostic_results a WHERE a.well_id = o.well_id AND a.cleared_at IS NULL)))::text, o.refusals
 FROM diagnostics_outbox o
+WHERE (o.retry_at IS NULL OR o.retry_at <= now())
+  AND NOT EXISTS (
+      SELECT FROM diagnostics_outbox held
+      WHERE held.well_id = o.well_id AND held.retry_at > now() AND held.retry_at < 'infinity'
+  )
 ORDER BY o.revision
 LIMIT %s;
-
--- name: outbox_lock
--- Until the end of the transaction. The number means nothing.
-SELECT pg_try_advisory_xact_lock(7046029254386353132);
-
--- name: outbox_size
--- For the metric.
-SELECT count(*) FROM diagnostics_outbox;
 
 -- name: delete_published
 -- Confirmed by the broker.
 DELETE FROM diagnostics_outbox WHERE revision = ANY (%s::bigint[]);
 
+-- name: set_aside_publication
+-- The broker refused it. What may be taken later, when somebody has corrected its access list, is tried again after half
+-- a minute, then after twice as long each time, up to an hour.
+UPDATE diagnostics_outbox
+SET set_aside_at = now(), set_aside_reason = %(reason)s, refusals = refusals + 1,
+    retry_at = CASE WHEN %(for_good)s THEN 'infinity'
+                    ELSE now() + least(INTERVAL '30 seconds' * 2 ^ least(refusals, 7), INTERVAL '1 hour') END
+WHERE revision = %(revision)s;
+
+-- name: forget_set_aside
+-- What no broker will take is kept for thirty days.
+DELETE FROM diagnostics_outbox WHERE retry_at = 'infinity' AND set_aside_at < now() - INTERVAL '30 days';
+
 -- name: lead
--- One daemon of a share group runs the rules, for as long as its connection lives. The number means nothing.
-SELECT pg_try_advisory_lock(7046029254386353133);
+-- One daemon of a share group runs the rules, for as long as its connection lives.
+SELECT pg_try_advisory_lock(:lead_lock);
 
 -- name: read_cursor
 -- How far the rules have come.

@@ -205,12 +205,18 @@ class BulkClient(paho.Client):
         self._max_packet_bytes = max_packet_bytes
         self._cut: Delivery | None = None  # what is kept of the packet whose rest is thrown away now
         self._discard_bytes = 0
+        self.new_tls_context: Callable[[], ssl.SSLContext] | None = None  # at each connection: files may be renewed
+        self.read_error: OSError | None = None  # what ended the last connection, if a read did
         # Merely set, this keeps paho from writing to the socket in the thread that queues a packet.
         self.on_socket_register_write = _leave_writing_to_the_loop
 
     def reconnect(self) -> MQTTErrorCode:
         """Connect, blocking for up to ``connect_timeout`` an address. A new epoch starts before paho clears its queue,
-        so an acknowledgement of the old connection is either cleared with it or refused. Raises OSError."""
+        so an acknowledgement of the old connection is either cleared with it or refused. Raises OSError, and what
+        ``new_tls_context`` raises."""
+        if self.new_tls_context is not None:
+            self._ssl_context = self.new_tls_context()
+        self.read_error = None
         with self._epoch_lock:
             self.epoch += 1
             self._accepted = False
@@ -318,6 +324,7 @@ class BulkClient(paho.Client):
                 return MQTTErrorCode.MQTT_ERR_AGAIN
             except OSError as error:
                 logger.debug("mqtt receive failed", extra={"error": str(error)})
+                self.read_error = error
                 return MQTTErrorCode.MQTT_ERR_CONN_LOST
             if not data:
                 return MQTTErrorCode.MQTT_ERR_CONN_LOST

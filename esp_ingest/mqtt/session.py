@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import ssl
 from pathlib import Path
 
 from paho.mqtt.enums import MQTTProtocolVersion
@@ -18,6 +19,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from esp_ingest.config import ConfigError, MqttSettings
+from esp_ingest.mqtt import sentences
 from esp_ingest.mqtt.client import BulkClient, OnDeliveries
 from esp_ingest.seams import Clock
 
@@ -103,7 +105,7 @@ def new_client(
     keep_session: bool = True,
 ) -> BulkClient:
     """A client that is set up and not connected. Without ``keep_session`` it ends the session that is there, and leaves
-    none. Raises ConfigError when the TLS files cannot be used."""
+    none. It reads the TLS files here and again at each connection. Raises ConfigError when they cannot be used."""
     client = BulkClient(
         settings.client_id,
         protocol,
@@ -115,10 +117,13 @@ def new_client(
         max_packet_bytes=settings.max_packet_bytes,
     )
     client.connect_timeout = settings.connect_timeout_seconds
+    client.ws_set_options(path=settings.websocket_path)
     if settings.username:
         client.username_pw_set(settings.username, settings.password.get_secret_value())
     if settings.tls:
-        _set_tls(client, settings)
+        client.tls_set_context(new_tls_context(settings))
+        client.tls_insecure_set(False)
+        client.new_tls_context = lambda: new_tls_context(settings)
     address = (settings.host, settings.port, settings.keepalive_seconds)
     if protocol == MQTTProtocolVersion.MQTTv5:
         # paho's default, clean start on the first connection, would wipe the session at each start of the process.
@@ -139,20 +144,24 @@ def _connect_properties(settings: MqttSettings) -> Properties:
     return properties
 
 
-def _set_tls(client: BulkClient, settings: MqttSettings) -> None:
+def new_tls_context(settings: MqttSettings) -> ssl.SSLContext:
+    """TLS as the settings say, from the files as they are now. Never asks for a password on the terminal. Raises
+    ConfigError."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # checks certificate and host name
+
+    def key_password() -> str:
+        password = settings.key_password.get_secret_value()
+        if not password:
+            raise sentences.KeyIsEncrypted
+        return password
+
     try:
-        client.tls_set(settings.ca_file or None, settings.cert_file or None, settings.key_file or None)
+        if settings.cert_file:
+            context.load_cert_chain(settings.cert_file, settings.key_file, key_password)
+        if settings.ca_file:
+            context.load_verify_locations(settings.ca_file)
+        else:
+            context.load_default_certs()
     except (OSError, ValueError) as error:
-        raise ConfigError(_tls_problem(settings, error)) from None
-
-
-def _tls_problem(settings: MqttSettings, error: OSError | ValueError) -> str:
-    names = [name for name in ("ca_file", "cert_file", "key_file") if getattr(settings, name)]
-    for name in names:
-        try:
-            Path(getattr(settings, name)).read_bytes()
-        except OSError as unread:
-            return f"Setting mqtt.{name}: {getattr(settings, name)} cannot be read ({unread.strerror})."
-    reason = getattr(error, "strerror", None) or str(error)
-    files = ", ".join(f"mqtt.{name}" for name in names)
-    return f"Setting {files}: these are no PEM certificates and key that belong together ({reason})."
+        raise ConfigError(sentences.unusable_tls_files(settings, error)) from None
+    return context

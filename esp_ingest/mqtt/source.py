@@ -15,7 +15,6 @@ import contextlib
 import logging
 import select
 import socket
-import ssl
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,16 +22,16 @@ from math import inf
 from pathlib import Path
 
 from paho.mqtt import client as paho
-from paho.mqtt.enums import MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.enums import MQTTProtocolVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from esp_ingest.config import MqttSettings
+from esp_ingest.config import ConfigError, MqttSettings
+from esp_ingest.mqtt import sentences
 from esp_ingest.mqtt.backoff import Backoff
 from esp_ingest.mqtt.buffer import Buffer
 from esp_ingest.mqtt.client import BulkClient
-from esp_ingest.mqtt.publication import Publication, Publications
 from esp_ingest.mqtt.session import FilterRecord, Topics, new_client
 from esp_ingest.seams import Clock
 from esp_ingest.service.log import Repeated
@@ -46,16 +45,13 @@ TURN_SECONDS = 1.0
 # Between "readable" and reading: the broker writes a message at a time, and a turn for each costs more than all else.
 # 3 ms later at most, where a batch waits for 250; measured 14 → 7 µs of CPU a reading.
 GATHER_SECONDS = 0.003
-MAX_PUBLICATIONS = 20  # paho's own inflight limit; the broker may set a lower one
 CLOSE_SECONDS = 4.0
 SILENT_CLOSES_BEFORE_FALLBACK = 2
 FLAPPING_CONNECTIONS = 2  # so many short-lived ones in a row
 _PACKET_IDS = 65_535  # 1 to 65 535, and round again
 SETTLED_SECONDS = 5.0  # a connection that stood for less has restored nothing
 
-_UNSUPPORTED_PROTOCOL, _BAD_LOGIN, _NOT_AUTHORIZED, _SESSION_TAKEN_OVER = 0x84, 0x86, 0x87, 0x8E
 _GRANTED_QOS0 = 0x00
-_REFUSED_PROTOCOL = "The broker does not speak MQTT"
 
 
 @dataclass(slots=True)
@@ -80,19 +76,25 @@ class MqttSource:
     """Deliveries from the broker. ``take``, ``settle``, ``buffered`` and the lifetime calls belong to the pipeline's
     thread; what health reads may be read from any.
 
-    ``state_folder`` (None: nowhere) holds the record of what the session is subscribed to, see session.py. The
+    ``state_folder`` (None: nowhere) holds the record of what the session is subscribed to, see session.py. Without
+    ``keep_session`` the broker forgets the session with the connection, however that ends: for a probe. The
     constructor raises ConfigError when the TLS files cannot be used; no broker is needed until deliveries are wanted.
     """
 
     def __init__(
-        self, settings: MqttSettings, clock: Clock, metrics: Metrics, state_folder: Path | None = None
+        self,
+        settings: MqttSettings,
+        clock: Clock,
+        metrics: Metrics,
+        state_folder: Path | None = None,
+        *,
+        keep_session: bool = True,
     ) -> None:
         self._settings, self._clock, self._metrics = settings, clock, metrics
+        self._keep_session = keep_session
         self._topics = Topics(settings)
         self._record = FilterRecord(settings, state_folder)
         self._buffer = Buffer(settings.receive_maximum, settings.buffer_max_bytes)
-        self._publications = Publications()
-        self._send_quota = MAX_PUBLICATIONS
         self._received = {str(qos): metrics.messages_received.labels(str(qos)) for qos in range(3)}
         self._dropped = metrics.messages_dropped.labels("0")
 
@@ -169,7 +171,7 @@ class MqttSource:
 
     def stop_receiving(self) -> None:
         """No new work: what arrives from now on is not taken in and not acknowledged, so the broker delivers it again
-        to the next daemon of this session. Acknowledgements and publications still go out."""
+        to the next daemon of this session. Acknowledgements still go out."""
         self._is_discarding = True
         self._buffer.wake()
 
@@ -185,7 +187,6 @@ class MqttSource:
                 logger.warning("mqtt thread did not end")
                 return
         self._client.abort()
-        self._publications.fail("closed before the broker confirmed")
         for end in (self._wake_reader, self._wake_writer):
             if end is not None:
                 end.close()
@@ -226,26 +227,6 @@ class MqttSource:
         if is_gone:
             self._record.keep(set())
         return is_gone
-
-    # -- Out.
-
-    def publish(self, topic: str, payload: bytes, qos: int = 1, retain: bool = False) -> Publication:
-        """Send a message; never blocks. The publication tells when the broker has confirmed it; QoS 1 is sent again
-        after a lost connection. Fails at once while there is no connection, or when as many are under way as the broker
-        takes: try again later. From any thread. Raises ValueError for a topic with wildcards."""
-        publication = Publication(qos)
-        if not self.connected or self._ending.is_set():
-            publication.finish("not connected to the broker")
-        elif len(self._publications) >= self._send_quota:
-            publication.finish("too many publications are waiting for the broker")
-        else:
-            info = self._client.publish(topic, payload, qos, retain)
-            if qos == 0 and info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
-                publication.finish("not connected to the broker")
-            else:
-                self._publications.opened(info.mid, publication)
-                self._wake()
-        return publication
 
     # -- Health.
 
@@ -297,7 +278,9 @@ class MqttSource:
             link.deadline = self._clock.monotonic() + self._settings.connect_timeout_seconds
             self._serve(client, link)
         except OSError as error:
-            link.end = f"The broker at {self._address} cannot be reached: {self._reason(error)}."
+            link.end = sentences.unreachable(self._settings, error)
+        except ConfigError as error:  # the TLS files as they are now; they may be in the middle of their renewal
+            link.end = str(error)
         except Exception as error:
             link.end = f"The MQTT client failed: {error}."
             raise
@@ -377,25 +360,17 @@ class MqttSource:
     def _after(self, link: _Link) -> None:
         """The connection is over: say why, once in a while, and choose what the next attempt speaks."""
         self._set_connected(False)
-        self._publications.fail("the connection was lost", qos0_only=True)
         if self._ending.is_set():
             logger.info("mqtt disconnected", extra={"epoch": self._client.epoch})
             return
-        self.last_error = link.end or self._unexplained_end(link)
+        self.last_error = link.end or sentences.lost(
+            self._settings,
+            is_accepted=link.is_accepted,
+            is_flapping=self._short_lived >= FLAPPING_CONNECTIONS,
+            error=self._client.read_error,
+        )
         self._outage.failed(self._clock.monotonic(), self.last_error, broker=self._address, epoch=self._client.epoch)
         self._choose_protocol(link)
-
-    def _unexplained_end(self, link: _Link) -> str:
-        if link.is_accepted and self._short_lived >= FLAPPING_CONNECTIONS:
-            # Mosquitto 2.0.11 says nothing to the client whose session is taken over.
-            return (
-                f"The connection to the broker at {self._address} keeps being lost: "
-                f"is there another client with the id {self._settings.client_id}?"
-            )
-        if link.is_accepted:
-            return f"The connection to the broker at {self._address} was lost."
-        hint = "" if self._settings.tls else ": if this port speaks TLS, set mqtt.tls"
-        return f"The broker at {self._address} closed the connection without an answer to CONNECT{hint}."
 
     def _choose_protocol(self, link: _Link) -> None:
         """MQTT 5 first. 3.1.1 where the broker says that it knows no 5, or keeps hanging up on CONNECT, as some do."""
@@ -403,11 +378,10 @@ class MqttSource:
         self._silent_closes = self._silent_closes + 1 if hung_up else 0
         if self._settings.protocol != "auto" or self._settings.share_group:
             return
-        is_refused = link.end.startswith(_REFUSED_PROTOCOL)
+        is_refused = link.end.startswith(sentences.REFUSED_PROTOCOL)
         if is_refused or self._silent_closes >= SILENT_CLOSES_BEFORE_FALLBACK:
             self._silent_closes = 0
             other = MQTTProtocolVersion.MQTTv311 if self.protocol == "5" else MQTTProtocolVersion.MQTTv5
-            self._publications.fail("the connection was lost")
             self._client = self._new_client(other, self._client.epoch + 1)
 
     def _rest(self, seconds: float) -> None:
@@ -420,7 +394,7 @@ class MqttSource:
     def _on_connect(self, flags: paho.ConnectFlags, reason: ReasonCode, properties: Properties | None) -> None:
         link = self._link
         if reason.is_failure:
-            link.end = self._refusal_sentence(reason)
+            link.end = sentences.connect_refused(self._settings, self.protocol, reason)
             return
         link.is_accepted = True
         link.session_present = flags.session_present
@@ -428,7 +402,6 @@ class MqttSource:
         if self._connections > 1:
             self._metrics.mqtt_reconnects.inc()
         self._resent_up_to = self._last_mid if link.session_present else 0
-        self._send_quota = min(MAX_PUBLICATIONS, getattr(properties, "ReceiveMaximum", MAX_PUBLICATIONS))
         self._set_connected(True)
         self._tell_of_session(link, properties)
         if not self._outage.active:
@@ -451,7 +424,7 @@ class MqttSource:
                 self._session_losses.failed(self._clock.monotonic(), reason, client_id=self._settings.client_id)
             self._record.keep(set())
         granted = getattr(properties, "SessionExpiryInterval", self._settings.session_expiry_seconds)
-        if granted < self._settings.session_expiry_seconds:
+        if self._keep_session and granted < self._settings.session_expiry_seconds:
             logger.warning(
                 "mqtt session expires early",
                 extra={"asked_seconds": self._settings.session_expiry_seconds, "granted_seconds": granted},
@@ -461,30 +434,12 @@ class MqttSource:
         fields = {"broker": self._address, "protocol": self.protocol, "epoch": self._client.epoch}
         logger.info("mqtt connected", extra=fields | {"session_present": link.session_present})
 
-    def _refusal_sentence(self, reason: ReasonCode) -> str:
-        if reason.value == _UNSUPPORTED_PROTOCOL:
-            share = ", and clear mqtt.share_group, which needs 5" if self._settings.share_group else ""
-            return f"{_REFUSED_PROTOCOL} {self.protocol}: set mqtt.protocol to one that it speaks{share}."
-        if reason.value in (_BAD_LOGIN, _NOT_AUTHORIZED):
-            user = self._settings.username or "(none)"
-            return (
-                f"The broker at {self._address} refused the login of user {user} ({reason}): "
-                "check mqtt.username and mqtt.password."
-            )
-        return f"The broker at {self._address} refused the connection: {reason}."
-
     def _on_disconnect(self, flags: paho.DisconnectFlags, reason: ReasonCode) -> None:
         link = self._link
         if not flags.is_disconnect_packet_from_server or link.end:
             return
-        if reason.value == _SESSION_TAKEN_OVER:
-            link.is_contested = True
-            link.end = (
-                f"Another client with the id {self._settings.client_id} took over the session: "
-                "stop it, or give each daemon its own mqtt.client_id (with mqtt.share_group to share the work)."
-            )
-        else:
-            link.end = f"The broker at {self._address} ended the connection: {reason}."
+        link.is_contested = reason.value == sentences.SESSION_TAKEN_OVER
+        link.end = sentences.ended(self._settings, reason)
 
     def _subscribe(self, link: _Link) -> None:
         # Recorded before it is asked for: a crash in between must not leave a filter that nobody knows of.
@@ -544,9 +499,6 @@ class MqttSource:
             logger.info("mqtt old subscriptions ended", extra={"filters": sorted(known)})
         self._record.keep(self._record.filters - filters)
 
-    def _on_publish(self, mid: int, reason: ReasonCode) -> None:
-        self._publications.answered(mid, f"the broker refused it: {reason}" if reason.is_failure else "")
-
     def _on_deliveries(self, deliveries: list[Delivery], size: int, unusual: int) -> None:
         if self._is_discarding:
             lost = sum(1 for delivery in deliveries if delivery.qos == 0)
@@ -603,12 +555,13 @@ class MqttSource:
     # -- Parts.
 
     def _new_client(self, protocol: MQTTProtocolVersion, first_epoch: int) -> BulkClient:
-        client = new_client(self._settings, protocol, self._clock, self._on_deliveries, first_epoch)
+        client = new_client(
+            self._settings, protocol, self._clock, self._on_deliveries, first_epoch, keep_session=self._keep_session
+        )
         client.on_connect = lambda _, __, flags, reason, properties: self._on_connect(flags, reason, properties)
         client.on_disconnect = lambda _, __, flags, reason, ___: self._on_disconnect(flags, reason)
         client.on_subscribe = lambda _, __, mid, reasons, ___: self._on_subscribe(mid, reasons)
         client.on_unsubscribe = lambda _, __, mid, reasons, ___: self._on_unsubscribe(mid, reasons)
-        client.on_publish = lambda _, __, mid, reason, ___: self._on_publish(mid, reason)
         self._protocol = protocol
         return client
 
@@ -625,20 +578,9 @@ class MqttSource:
             with contextlib.suppress(OSError):  # full: it is awake; closed: it has ended
                 writer.send(b"\0")
 
-    def _reason(self, error: OSError) -> str:
-        """What the system says, and for TLS what to do about it."""
-        if isinstance(error, ssl.SSLCertVerificationError):
-            advice = "set mqtt.ca_file to the CA that signed it, and mqtt.host to the name in it"
-            return f"certificate verify failed ({error.verify_message}): {advice}"
-        # A listener without TLS answers nothing that can be read, or hangs up on the first packet.
-        if isinstance(error, ssl.SSLError) or (self._settings.tls and isinstance(error, ConnectionResetError)):
-            why = (getattr(error, "reason", "") or error.strerror or "refused").replace("_", " ").lower()
-            return f"no TLS connection ({why}): set mqtt.port to the broker's TLS port, or mqtt.tls to false"
-        return error.strerror or str(error)
-
     @property
     def _address(self) -> str:
-        return f"{self._settings.host}:{self._settings.port}"
+        return sentences.address(self._settings)
 
 
 def _drain(reader: socket.socket) -> None:

@@ -120,6 +120,9 @@ class Metrics:
         self.mqtt_connected = gauge("mqtt_connected", "1 while connected to the broker")
         self.mqtt_subscribed = gauge("mqtt_subscribed", "1 while the broker has acknowledged the subscription")
         self.mqtt_reconnects = counter("mqtt_reconnects", "connections after the first")
+        self.mqtt_publisher_connected = gauge(
+            "mqtt_publisher_connected", "1 while the connection for publishing diagnoses is there"
+        )
         self.mqtt_sessions_lost = counter(
             "mqtt_sessions_lost", "reconnects on which the broker no longer had the session, nor what it queued"
         )
@@ -178,7 +181,14 @@ class Metrics:
         self.diagnostics_publish_backlog = gauge(
             "diagnostics_publish_backlog", "committed occurrences not yet published to the broker"
         )
+        self.diagnostics_publish_set_aside = gauge(
+            "diagnostics_publish_set_aside",
+            "changes of occurrences that the broker has refused; diagnostics_outbox says why",
+        )
         self.diagnostics_published = counter("diagnostics_published", "occurrences the broker has acknowledged")
+        self.diagnostics_publications_refused = counter(
+            "diagnostics_publications_refused", "publications that the broker refused and that were set aside"
+        )
 
         # -- The process.
         self.ready = gauge("ready", "1 while /health/ready answers 200")

@@ -1,7 +1,8 @@
-"""Changes of occurrences that wait for the broker: read, and removed once it has confirmed them."""
+"""Changes of occurrences that wait for the broker: read, removed once it has confirmed them, set aside once it has
+refused them. Every method is a statement of its own: nothing stays open or locked while the broker is waited for."""
 
-from collections.abc import Callable, Collection, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import psycopg
 
@@ -11,39 +12,69 @@ from esp_ingest.store.queries import query
 
 
 class Change(NamedTuple):
-    """An occurrence as it was after a change, a JSON object. A later change has a higher revision."""
+    """An occurrence as it was after a change, a JSON object. A later change has a higher revision. ``refusals``: how
+    often the broker has refused it."""
 
     revision: int
     well_id: str
     payload: str
+    refusals: int = 0
+
+
+class Waiting(NamedTuple):
+    """How many changes wait to be published, and how many the broker has refused; what is tried again is in both."""
+
+    backlog: int
+    set_aside: int
 
 
 class PostgresOutbox:
-    """On a connection of its own, opened when it is needed and again after it was lost. For one thread."""
+    """On a connection of its own, opened when it is needed and again after it was lost. For one thread. ``holder``
+    names this daemon among those that publish. Every method raises StoreUnavailable."""
 
-    def __init__(self, settings: DatabaseSettings) -> None:
+    def __init__(self, settings: DatabaseSettings, holder: str) -> None:
         self._connection = OnDemand(settings)
+        self._holder = holder
 
-    def deliver(self, send: Callable[[Sequence[Change]], Collection[int]], limit: int) -> tuple[int, int]:
-        """Hand the oldest ``limit`` changes to ``send``, which gives the revisions that are confirmed; those are
-        removed. Returns (removed, left). Of several daemons one at a time gets any. Raises StoreUnavailable."""
+    def waiting(self) -> Waiting:
+        """For the metrics; whoever has the turn."""
+        ((backlog, set_aside),) = self._fetch("outbox_size")
+        return Waiting(backlog, set_aside)
+
+    def take_turn(self, seconds: float) -> bool:
+        """Whether this daemon may publish for the next ``seconds``; renews a turn that it has."""
+        return bool(self._fetch("take_publishing_turn", {"holder": self._holder, "seconds": seconds}))
+
+    def end_turn(self) -> None:
+        """Another may publish."""
+        self._execute("end_publishing_turn", (self._holder,))
+
+    def read(self, limit: int) -> list[Change]:
+        """The oldest ``limit`` changes that may go out now."""
+        return [Change(*row) for row in self._fetch("read_outbox", (limit,))]
+
+    def remove(self, revisions: Sequence[int]) -> None:
+        """The broker has confirmed these."""
+        self._execute("delete_published", (list(revisions),))
+
+    def set_aside(self, revision: int, reason: str, *, for_good: bool) -> None:
+        """The broker refused this one. Unless ``for_good`` it is tried again later, and what follows it at its well
+        waits for it."""
+        self._execute("set_aside_publication", {"revision": revision, "reason": reason, "for_good": for_good})
+        self._execute("forget_set_aside")
+
+    def _fetch(self, name: str, parameters: Any = None) -> list[tuple[Any, ...]]:
         try:
-            connection = self._connection.get()
-            with connection.transaction():
-                row = connection.execute(query("outbox_lock")).fetchone()
-                if row is None or not row[0]:
-                    return 0, 0
-                changes = [Change(*row) for row in connection.execute(query("read_outbox"), (limit,)).fetchall()]
-                confirmed = sorted(send(changes))
-                if confirmed:
-                    connection.execute(query("delete_published"), (confirmed,))
-                left = len(changes) - len(confirmed)
-                if len(changes) == limit:
-                    size = connection.execute(query("outbox_size")).fetchone()
-                    left = 0 if size is None else int(size[0])
-            return len(confirmed), left
+            return self._connection.get().execute(query(name), parameters).fetchall()
+        except psycopg.Error as error:
+            raise self._connection.lost(error) from None
+
+    def _execute(self, name: str, parameters: Any = None) -> None:
+        try:
+            self._connection.get().execute(query(name), parameters)
         except psycopg.Error as error:
             raise self._connection.lost(error) from None
 
     def close(self) -> None:
+        """Close the connection; the next call opens another."""
         self._connection.close()

@@ -4,7 +4,9 @@ import re
 from functools import cache
 
 from esp_ingest.resources import sql_folder
+from esp_ingest.store.locks import LOCKS
 
+_LOCK = re.compile(r":(\w+)_lock\b")
 _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 
 
@@ -20,6 +22,8 @@ def all_queries() -> dict[str, str]:
 
 @cache
 def query(name: str) -> bytes:
-    """The statement called ``name``, without its comments, ready for psycopg. Raises KeyError."""
+    """The statement called ``name``, without its comments and with the keys of its locks, ready for psycopg. Raises
+    KeyError."""
     lines = [line for line in all_queries()[name].splitlines() if not line.lstrip().startswith("--")]
-    return "\n".join(lines).strip().removesuffix(";").encode()
+    statement = "\n".join(lines).strip().removesuffix(";")
+    return _LOCK.sub(lambda found: str(LOCKS[found[1]]), statement).encode()

@@ -57,8 +57,13 @@ def test_the_documented_rights_are_enough_for_all_that_the_daemon_does(owner: Da
     assert (again.written, again.duplicates, again.rejected) == (0, 3, 0)  # two readings and the reject
     store.close()
 
-    outbox = PostgresOutbox(daemon.settings)
-    assert outbox.deliver(lambda changes: [change.revision for change in changes], 10) == (2, 0)
+    outbox = PostgresOutbox(daemon.settings, "esp-ingest-publish")
+    assert outbox.take_turn(5)
+    first_change, second_change = outbox.read(10)
+    outbox.set_aside(first_change.revision, "refused", for_good=True)
+    outbox.remove([second_change.revision])
+    assert outbox.waiting() == (0, 1)
+    outbox.end_turn()
     outbox.close()
 
     diagnostics = PostgresDiagnosticsStore(daemon.settings, publish=True)

@@ -133,6 +133,10 @@ class Mosquitto:
     def resume(self) -> None:
         self._signal(signal.SIGCONT)
 
+    def reload(self) -> None:
+        """SIGHUP: it reads its access list and its passwords again."""
+        self._signal(signal.SIGHUP)
+
     def save(self) -> None:
         """Have it write its snapshot now, as autosave does, and wait for it."""
         snapshot = self.folder / "data" / "mosquitto.db"

@@ -8,7 +8,6 @@ from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from esp_ingest.mqtt.publication import Publication
 from esp_ingest.seams import Clock
 from esp_ingest.telemetry.model import Delivery
 
@@ -77,14 +76,13 @@ class BrokerSession:
 
 
 class FakeSource:
-    """seams.Source without a socket; what is published arrives at the next ``take``. For one thread."""
+    """seams.Source without a socket; what is published to the session arrives at the next ``take``. For one thread."""
 
     def __init__(self, clock: Clock, session: BrokerSession | None = None) -> None:
         self._clock = clock
         self.session = session if session is not None else BrokerSession()
         self.connected = self.subscribed = False
         self.last_error = ""
-        self.published: list[tuple[str, bytes, int, bool]] = []
         self._buffer: deque[Delivery] = deque()
         self._unsettled: deque[float] = deque()
         self._is_receiving = True
@@ -145,13 +143,6 @@ class FakeSource:
 
     def network_idle_seconds(self) -> float:
         return 0.0
-
-    def publish(self, topic: str, payload: bytes, qos: int = 1, retain: bool = False) -> Publication:
-        publication = Publication(qos)
-        if self.connected:
-            self.published.append((topic, payload, qos, retain))
-        publication.finish("" if self.connected else "not connected to the broker")
-        return publication
 
     # -- What a test does to it.
 

@@ -86,6 +86,7 @@ def test_a_secret_can_be_a_file_and_is_never_shown(tmp_path: Path, monkeypatch: 
     secret.write_text("hunter2\n")
     section, name = key.split(".")
     monkeypatch.setenv(f"ESP_INGEST_{section}__{name}_FILE".upper(), str(secret))
+    monkeypatch.setenv("ESP_INGEST_MQTT__USERNAME", "user")
     read = load()
     assert getattr(getattr(read, section), name).get_secret_value() == "hunter2"
     assert "hunter2" not in repr(read)
@@ -160,6 +161,7 @@ def test_a_secret_of_the_environment_wins_over_a_file_that_the_file_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
     section, name = key.split(".")
+    monkeypatch.setenv("ESP_INGEST_MQTT__USERNAME", "user")
     (tmp_path / "secret").write_text("of-the-file", encoding="utf-8")
     path = toml(tmp_path, f'[{section}]\n{name}_file = "{tmp_path / "secret"}"\n')
     assert getattr(getattr(load(path), section), name).get_secret_value() == "of-the-file"
@@ -284,3 +286,57 @@ def test_what_may_be_taken_apart_must_be_let_in() -> None:
         load(telemetry={"max_payload_bytes": 10_000_000})
     load(telemetry={"max_payload_bytes": 10_000_000}, mqtt={"max_packet_bytes": 10_004_096})
     load(telemetry={"max_payload_bytes": 268_435_455}, mqtt={"max_packet_bytes": 268_435_460})
+
+
+@pytest.mark.parametrize(
+    ("host", "says"),
+    [
+        ("mqtt://x:1883", 'write host = "x", port = 1883'),
+        ("mqtts://user:secret@x:8883/path", 'write host = "x", port = 8883, tls = true'),
+        ("wss://x/ws/mqtt", 'host = "x", tls = true, transport = "websockets", websocket_path = "/ws/mqtt"'),
+        ("x:1883", 'write host = "x", port = 1883'),
+        ("[::1]:1883", 'write host = "::1", port = 1883'),
+        ("[::1]", 'write host = "::1"'),
+        ("user@x", 'write host = "x"'),
+        (" x", "without white space"),
+        ("x y", "without white space"),
+        ("x\n", "without white space"),
+        ("a..b", "a part of it is empty or too long"),
+        ("mqtt://", "must be a host name or address alone"),
+        ("", "must not be empty"),
+    ],
+)
+def test_a_host_that_is_more_than_a_host_says_what_to_write(
+    monkeypatch: pytest.MonkeyPatch, host: str, says: str
+) -> None:
+    monkeypatch.setenv("ESP_INGEST_MQTT__HOST", host)
+    with pytest.raises(ConfigError, match=r"^Setting mqtt\.host \(from ESP_INGEST_MQTT__HOST\)") as raised:
+        load()
+    assert says in str(raised.value)
+    assert "secret" not in str(raised.value)
+    if host:
+        monkeypatch.delenv("ESP_INGEST_MQTT__HOST")
+        monkeypatch.setenv("ESP_INGEST_HTTP__HOST", host)
+        with pytest.raises(ConfigError, match=r"^Setting http\.host"):
+            load()
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "10.0.0.1", "::1", "fe80::1%eth0", "my_broker", "broker.example.", "b\xfc.de"]
+)
+def test_hosts_that_are_hosts(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.setenv("ESP_INGEST_MQTT__HOST", host)
+    assert load().mqtt.host == host
+
+
+def test_a_password_that_would_not_be_sent_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ESP_INGEST_MQTT__PASSWORD", "x")
+    with pytest.raises(ConfigError, match=r"^Setting mqtt\.password .* is set without username.* set username too\."):
+        load()
+
+
+@pytest.mark.parametrize("path", ["", "mqtt", "/a b", "/a\r\nX: 1"])
+def test_a_websocket_path_is_a_path(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.setenv("ESP_INGEST_MQTT__WEBSOCKET_PATH", path)
+    with pytest.raises(ConfigError, match=r"^Setting mqtt\.websocket_path .* must be a path that begins"):
+        load()

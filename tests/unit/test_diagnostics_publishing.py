@@ -1,60 +1,135 @@
 """The publisher between an outbox and a broker that are told what to do."""
 
-from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 import pytest
 
 from esp_ingest.diagnostics.publishing import Publisher
-from esp_ingest.mqtt.publication import Publication
+from esp_ingest.mqtt.publishing_connection import Answer, Ending
 from esp_ingest.seams import StoreUnavailable
 from esp_ingest.service.metrics import Metrics
 from esp_ingest.store.outbox import Change
 from tests.support.fake_clock import FakeClock
 
+DENIED = Answer("the broker refused it: Not authorized")
+TOO_LARGE = Answer("a packet of 9 bytes is more than the broker's maximum packet size of 8", is_of_message=True)
+
 
 class FakeOutbox:
     def __init__(self, *changes: tuple[int, str]) -> None:
         self.rows = [Change(revision, well, f'{{"n": {revision}}}') for revision, well in changes]
+        self.refused: dict[int, tuple[str, bool]] = {}
         self.away = False
+        self.turn = True
+        self.turns_taken = 0
 
-    def deliver(self, send: Callable[[Sequence[Change]], Collection[int]], limit: int) -> tuple[int, int]:
+    def waiting(self) -> tuple[int, int]:
         if self.away:
             raise StoreUnavailable("told to be away")
-        gone = set(send(self.rows[:limit]))
-        self.rows = [row for row in self.rows if row.revision not in gone]
-        return len(gone), len(self.rows)
+        for_good = sum(each[1] for each in self.refused.values())
+        return len(self.rows) - for_good, len(self.refused)
+
+    def take_turn(self, seconds: float) -> bool:
+        self.turns_taken += 1
+        return self.turn
+
+    def end_turn(self) -> None:
+        self.turn = False
+
+    def read(self, limit: int) -> list[Change]:
+        held = {row.well_id for row in self.rows if row.revision in self.refused and not self.refused[row.revision][1]}
+        return [row for row in self.rows if row.revision not in self.refused and row.well_id not in held][:limit]
+
+    def remove(self, revisions: list[int]) -> None:
+        self.rows = [row for row in self.rows if row.revision not in revisions]
+
+    def set_aside(self, revision: int, reason: str, *, for_good: bool) -> None:
+        self.refused[revision] = (reason, for_good)
+        self.rows = [row._replace(refusals=row.refusals + (row.revision == revision)) for row in self.rows]
+
+    def retry(self) -> None:
+        """The time of what was set aside for a while has come."""
+        self.refused = {revision: each for revision, each in self.refused.items() if each[1]}
 
     def close(self) -> None:
         pass
 
 
-class FakeBroker:
-    """Answers each message as ``answers`` says, by payload: confirm, refuse, or leave open. The default is confirm."""
+@dataclass
+class Sent:
+    topic: str
+    payload: bytes
 
-    def __init__(self) -> None:
-        self.sent: list[tuple[str, bytes, int, bool]] = []
-        self.answers: dict[bytes, str] = {}
-        self.open: dict[bytes, Publication] = {}
 
-    def publish(self, topic: str, payload: bytes, qos: int, retain: bool) -> Publication:
-        answer = self.answers.get(payload, "confirm")
-        publication = Publication(qos)
-        if answer == "away":
-            publication.finish("not connected")
-            return publication
-        self.sent.append((topic, payload, qos, retain))
-        if answer == "open":
-            self.open[payload] = publication
-        else:
-            publication.finish("refused" if answer == "refuse" else "")
-        return publication
+class FakeConnection:
+    """Answers each publication as ``answers_to`` says, by revision: an Answer, or "open" for none, or "drop": it hangs
+    up. The default is to confirm."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.clock = clock
+        self.up = True
+        self.last_error = ""
+        self.sent: list[Sent] = []
+        self.together: list[set[int]] = []  # what was under way at each publication
+        self.answers_to: dict[int, Answer | str] = {}
+        self.open: dict[int, None] = {}
+        self.connections = 0
+        self._ready: dict[int, Answer] = {}
+        self._ended: Ending | None = None
+        self._is_there = False
+
+    def connect(self) -> bool:
+        if self.up and not self._is_there:
+            self._is_there = True
+            self.connections += 1
+        self.last_error = "" if self.up else "the broker is away"
+        return self._is_there
+
+    def has_room(self) -> bool:
+        return self._is_there and len(self.open) < 20
+
+    def under_way(self) -> int:
+        return len(self.open)
+
+    def publish(self, key: int, topic: str, payload: bytes) -> None:
+        self.sent.append(Sent(topic, payload))
+        self.open[key] = None
+        self.together.append(set(self.open))
+
+    def turn(self, seconds: float) -> None:
+        self.clock.advance(min(seconds, 0.25))
+        for key in list(self.open):
+            answer = self.answers_to.get(key, Answer())
+            if answer == "drop":
+                self.hang_up()
+                return
+            if isinstance(answer, Answer):
+                del self.open[key]
+                self._ready[key] = answer
+
+    def hang_up(self, *, blame: Answer | None = None, is_innocent: bool = False) -> None:
+        self._ended = Ending("the connection was lost", frozenset(self.open), blame, is_innocent)
+        self.open.clear()
+        self._is_there = False
+
+    def answers(self) -> dict[int, Answer]:
+        ready, self._ready = self._ready, {}
+        return ready
+
+    def ending(self) -> Ending | None:
+        ended, self._ended = self._ended, None
+        return ended
+
+    def close(self) -> None:
+        self.open.clear()
+        self._is_there = False
 
 
 class Rig:
     def __init__(self, *changes: tuple[int, str]) -> None:
-        self.outbox, self.broker, self.metrics = FakeOutbox(*changes), FakeBroker(), Metrics()
-        self.publisher = Publisher(self.outbox, self.broker.publish, "esp", FakeClock(), self.metrics)
-        self.publisher._confirm_seconds = 0.0
+        self.clock = FakeClock()
+        self.outbox, self.broker, self.metrics = FakeOutbox(*changes), FakeConnection(self.clock), Metrics()
+        self.publisher = Publisher(self.outbox, self.broker, "esp", self.clock, self.metrics)
 
     @property
     def left(self) -> list[int]:
@@ -62,64 +137,155 @@ class Rig:
 
     @property
     def sent(self) -> list[bytes]:
-        return [payload for _, payload, _, _ in self.broker.sent]
+        return [each.payload for each in self.broker.sent]
+
+    def value(self, name: str) -> float | None:
+        return self.metrics.registry.get_sample_value(f"esp_ingest_{name}")
+
+    def look(self, times: int = 1) -> float:
+        for _ in range(times):
+            wait = self.publisher.run_once()
+            self.clock.advance(wait)
+        return wait
 
 
-def test_published_retained_at_qos_1_and_removed() -> None:
+def test_published_and_removed() -> None:
     rig = Rig((1, "W1"), (2, "W2"))
-    assert 0 < rig.publisher.run_once() < 1
-    assert rig.broker.sent == [
-        ("esp/W1/diagnostics", b'{"n": 1}', 1, True),
-        ("esp/W2/diagnostics", b'{"n": 2}', 1, True),
-    ]
+    assert 0 < rig.look() < 1
+    assert rig.broker.sent == [Sent("esp/W1/diagnostics", b'{"n": 1}'), Sent("esp/W2/diagnostics", b'{"n": 2}')]
     assert rig.left == []
-    assert rig.metrics.registry.get_sample_value("esp_ingest_diagnostics_published_total") == 2
-    assert rig.metrics.registry.get_sample_value("esp_ingest_diagnostics_publish_backlog") == 0
+    assert rig.value("diagnostics_published_total") == 2
+    assert rig.value("diagnostics_publish_backlog") == 0
 
 
 def test_what_is_under_way_is_not_sent_again_and_removed_once_confirmed() -> None:
     rig = Rig((1, "W1"))
-    rig.broker.answers[b'{"n": 1}'] = "open"
-    rig.publisher.run_once()
-    rig.publisher.run_once()
+    rig.broker.answers_to[1] = "open"
+    rig.look(2)
     assert rig.sent == [b'{"n": 1}']
     assert rig.left == [1]
-    rig.broker.open[b'{"n": 1}'].finish()
-    rig.publisher.run_once()
+    rig.broker.answers_to.clear()
+    rig.look(2)
     assert rig.sent == [b'{"n": 1}']
     assert rig.left == []
 
 
-def test_nothing_overtakes_what_cannot_be_sent() -> None:
+def test_nothing_is_sent_without_a_connection_and_all_of_it_later() -> None:
     rig = Rig((1, "W1"), (2, "W1"))
-    rig.broker.answers[b'{"n": 1}'] = "away"
-    assert rig.publisher.run_once() > 1
+    rig.broker.up = False
+    rig.look()
     assert rig.sent == []
-    assert rig.metrics.registry.get_sample_value("esp_ingest_diagnostics_publish_backlog") == 2
-    rig.broker.answers.clear()
-    rig.publisher.run_once()
+    assert rig.value("diagnostics_publish_backlog") == 2
+    rig.broker.up = True
+    rig.look()
     assert rig.sent == [b'{"n": 1}', b'{"n": 2}']
 
 
-def test_a_refused_one_goes_out_again_before_the_newer_one_of_its_well() -> None:
+def test_of_a_well_one_is_under_way_at_a_time() -> None:
     rig = Rig((1, "W1"), (2, "W2"), (3, "W1"))
-    rig.broker.answers[b'{"n": 1}'] = "open"
-    rig.publisher.run_once()
+    rig.look()
+    assert rig.left == []
+    assert all(not {1, 3} <= together for together in rig.broker.together)
+
+
+def test_a_lost_connection_sends_the_older_one_again_before_the_newer_one_of_its_well() -> None:
+    rig = Rig((1, "W1"), (2, "W2"), (3, "W1"))
+    rig.broker.answers_to[1] = "open"
+    rig.look()
     assert rig.left == [1, 3], "another well does not wait"
-    rig.broker.open[b'{"n": 1}'].finish("the connection was lost")
-    rig.broker.answers.clear()
-    rig.publisher.run_once()
+    rig.broker.hang_up()
+    rig.broker.answers_to.clear()
+    rig.look(3)
     assert rig.left == []
     assert rig.sent[-2:] == [b'{"n": 1}', b'{"n": 3}'], "the newest is the one that is retained"
+
+
+def test_a_denied_topic_holds_its_well_and_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    rig = Rig((1, "W1"), (2, "W1"), (3, "W2"))
+    rig.broker.answers_to[1] = DENIED
+    rig.look(3)
+    assert rig.left == [1, 2]
+    assert rig.outbox.refused == {1: (DENIED.refusal, False)}
+    assert rig.value("diagnostics_publish_set_aside") == 1
+    assert rig.value("diagnostics_publish_backlog") == 2
+    assert rig.value("diagnostics_publications_refused_total") == 1
+    assert caplog.messages.count("publications set aside") == 1
+    rig.broker.answers_to.clear()
+    rig.outbox.retry()
+    rig.look(2)
+    assert rig.left == []
+    assert rig.sent[-2:] == [b'{"n": 1}', b'{"n": 2}']
+    assert rig.value("diagnostics_publish_set_aside") == 0
+
+
+def test_a_message_that_no_broker_takes_does_not_hold_its_well() -> None:
+    rig = Rig((1, "W1"), (2, "W1"))
+    rig.broker.answers_to[1] = TOO_LARGE
+    rig.look(2)
+    assert rig.left == [1]
+    assert rig.outbox.refused == {1: (TOO_LARGE.refusal, True)}
+    assert rig.value("diagnostics_publish_backlog") == 0
+
+
+def test_a_broker_that_hangs_up_on_one_of_many_is_asked_one_by_one() -> None:
+    rig = Rig(*((number, f"W{number}") for number in range(1, 11)))
+    rig.broker.answers_to[4] = "drop"
+    rig.look(8)
+    assert rig.left == [4]
+    reason, for_good = rig.outbox.refused[4]
+    assert reason == "the connection ends when it is sent: the connection was lost"
+    assert not for_good
+    assert rig.broker.connections <= 4
+    rig.outbox.retry()
+    rig.look(3)
+    assert rig.sent.count(b'{"n": 4}') == 4, "a known one costs one connection, not two more"
+
+
+def test_an_end_that_has_nothing_to_do_with_it_blames_nobody() -> None:
+    rig = Rig((1, "W1"))
+    for _ in range(5):
+        rig.broker.answers_to[1] = "open"
+        rig.look()
+        rig.broker.hang_up(is_innocent=True)
+    assert rig.outbox.refused == {}
+    rig.broker.answers_to.clear()
+    rig.look(2)
+    assert rig.left == []
+
+
+def test_a_disconnect_that_says_why_is_believed_at_once() -> None:
+    rig = Rig((1, "W1"), (2, "W2"))
+    rig.broker.answers_to = {1: "open", 2: Answer()}
+    rig.look()
+    rig.broker.hang_up(blame=DENIED)
+    rig.look()
+    assert rig.outbox.refused == {1: (DENIED.refusal, False)}
 
 
 def test_an_outage_of_the_database_is_waited_out() -> None:
     rig = Rig((1, "W1"))
     rig.outbox.away = True
-    assert rig.publisher.run_once() > 1
+    assert rig.look() > 1
     rig.outbox.away = False
-    rig.publisher.run_once()
+    rig.look()
     assert rig.left == []
+
+
+def test_while_another_daemon_publishes_the_backlog_is_right_and_nothing_is_sent() -> None:
+    rig = Rig((1, "W1"))
+    rig.outbox.turn = False
+    assert rig.look() > 1
+    assert rig.broker.connections == 0
+    assert rig.value("diagnostics_publish_backlog") == 1
+    rig.outbox.turn = True
+    rig.look()
+    assert rig.left == []
+
+
+def test_the_turn_is_not_taken_anew_at_each_look() -> None:
+    rig = Rig()
+    rig.look(60)
+    assert 2 <= rig.outbox.turns_taken <= 4, "half a minute of looks"
 
 
 def test_the_thread_looks_once_more_at_the_end() -> None:
@@ -129,15 +295,14 @@ def test_the_thread_looks_once_more_at_the_end() -> None:
     rig.publisher.stop(5)
     assert not rig.publisher.alive
     assert rig.left == []
+    assert not rig.outbox.turn, "another may go on at once"
 
 
-def test_a_mistake_of_ours_does_not_end_it(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_mistake_of_ours_does_not_end_it(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     rig = Rig((1, "W1"))
-
-    def broken(*_: object) -> Publication:
-        raise RuntimeError("told to")
-
-    rig.publisher._publish = broken
+    monkeypatch.setattr(rig.broker, "publish", lambda *_: 1 / 0)
     assert rig.publisher._guarded() > 1
     assert "publishing failed" in caplog.text
-    assert rig.left == [1]
+    monkeypatch.undo()
+    rig.look()
+    assert rig.left == []

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from esp_ingest.config import MqttSettings
 from esp_ingest.mqtt.backoff import Backoff
 from esp_ingest.mqtt.buffer import Buffer
-from esp_ingest.mqtt.publication import Publication, Publications
 from esp_ingest.mqtt.session import FilterRecord, Topics, session_file
 from esp_ingest.telemetry.model import Delivery, weight_of
 
@@ -114,31 +113,6 @@ class TestBackoff:
     def test_stays_within_its_bounds(self, low: float, more: float, attempts: int) -> None:
         backoff = Backoff(low, low + more)
         assert all(low <= backoff.next_seconds() <= low + more for _ in range(attempts))
-
-
-class TestPublications:
-    def test_an_answer_that_comes_before_the_id_is_kept(self) -> None:
-        publications, early = Publications(), Publication()
-        publications.answered(7, "")
-        publications.opened(7, early)
-        assert early.confirmed
-        assert len(publications) == 0
-
-    def test_only_qos_0_is_lost_with_a_connection(self) -> None:
-        publications = Publications()
-        lost, kept = Publication(0), Publication(1)
-        publications.opened(1, lost)
-        publications.opened(2, kept)
-        publications.fail("gone", qos0_only=True)
-        assert (lost.done, lost.error, kept.done) == (True, "gone", False)
-        publications.answered(2, "")
-        assert kept.wait(0)
-
-    def test_the_first_outcome_stays(self) -> None:
-        publication = Publication()
-        publication.finish()
-        publication.finish("later")
-        assert publication.confirmed
 
 
 class TestTopics:

@@ -20,7 +20,6 @@ from tests.support.fake_broker import (
     DISCONNECT,
     PINGREQ,
     PUBACK,
-    PUBLISH,
     SUBACK,
     SUBSCRIBE,
     UNSUBSCRIBE,
@@ -207,64 +206,6 @@ def test_the_last_acknowledgements_arrive_while_messages_pour_in(broker: FakeBro
     connection.wait_until(lambda: not connection.is_open)
     assert connection.acknowledged() == list(range(1, 2_001))
     assert connection.packets[-1].kind == DISCONNECT
-
-
-# -- Publishing.
-
-
-def test_a_publication_is_confirmed_by_puback(broker: FakeBroker, new_source: SourceFactory) -> None:
-    source = new_source()
-    until(lambda: source.subscribed)
-    publication = source.publish("esp/W1/diagnostics", b"{}", retain=True)
-    connection = broker.connection()
-    (sent,) = connection.wait_for(PUBLISH)
-    assert (sent.flags, sent.body[2:20]) == (0x03, b"esp/W1/diagnostics")
-    assert not publication.done
-    mid = sent.body[20:22]
-    connection.send(packet(PUBACK, mid))
-    assert publication.wait(5)
-
-
-def test_a_publication_that_the_broker_refuses_says_why(broker: FakeBroker, new_source: SourceFactory) -> None:
-    source = new_source()
-    until(lambda: source.subscribed)
-    publication = source.publish("esp/W1/diagnostics", b"{}")
-    (sent,) = broker.connection().wait_for(PUBLISH)
-    broker.connection().send(packet(PUBACK, sent.body[20:22] + b"\x87"))
-    assert not publication.wait(5)
-    assert publication.error == "the broker refused it: Not authorized"
-
-
-def test_a_publication_survives_a_lost_connection(broker: FakeBroker, new_source: SourceFactory) -> None:
-    source = new_source()
-    until(lambda: source.subscribed)
-    publication = source.publish("esp/W1/diagnostics", b"{}")
-    broker.connection().wait_for(PUBLISH)
-    broker.session_present = True
-    broker.connection().close()
-    (again,) = broker.connection(2).wait_for(PUBLISH)
-    assert again.flags == 0x0A, "DUP, QoS 1"
-    broker.connection(2).send(packet(PUBACK, again.body[20:22]))
-    assert publication.wait(5)
-
-
-def test_publishing_fails_at_once_without_a_connection(metrics: Metrics) -> None:
-    with FakeBroker() as gone:
-        settings = mqtt(gone)
-    source = MqttSource(settings, SystemClock(), metrics)
-    publication = source.publish("esp/W1/diagnostics", b"{}")
-    assert (publication.done, publication.confirmed) == (True, False)
-    assert publication.error == "not connected to the broker"
-    source.close()
-
-
-def test_the_receive_maximum_of_the_broker_bounds_publications(broker: FakeBroker, new_source: SourceFactory) -> None:
-    broker.connack = lambda _, __: packet(CONNACK, b"\0\0\x03\x21\0\2")
-    source = new_source()
-    until(lambda: source.subscribed)
-    results = [source.publish("esp/W1/diagnostics", b"%d" % n) for n in range(3)]
-    assert [each.done for each in results] == [False, False, True]
-    assert "too many" in results[2].error
 
 
 # -- The broker refuses.

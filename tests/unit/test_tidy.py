@@ -22,6 +22,7 @@ MAX_FUNCTION_LINES = 70
 FLOORS = {
     "esp_ingest.telemetry.model": 0,
     "esp_ingest.resources": 0,
+    "esp_ingest.hosts": 0,
     "esp_ingest.seams": 1,
     "esp_ingest.config": 1,
     "esp_ingest.service": 2,

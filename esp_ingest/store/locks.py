@@ -1,0 +1,11 @@
+"""Advisory locks: every key that this program takes, by its purpose. sql/queries.sql writes ``:NAME_lock`` for one.
+
+Other programs on the same database may take advisory locks too, so the keys are large numbers without a meaning. A key
+keeps its number for ever, since daemons of two versions run side by side during an upgrade.
+"""
+
+LOCKS = {
+    "migration": 7046029254386353131,  # one migration at a time
+    "rejects": 7046029254386353132,  # who looks for redelivered rejects waits for those who store new ones
+    "lead": 7046029254386353133,  # one daemon of a share group runs the rules
+}
