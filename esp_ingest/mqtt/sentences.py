@@ -11,6 +11,7 @@ UNSUPPORTED_PROTOCOL, BAD_LOGIN, NOT_AUTHORIZED, SESSION_TAKEN_OVER = 0x84, 0x86
 REFUSED_PROTOCOL = "The broker does not speak MQTT"
 
 _NOT_YET_VALID, _EXPIRED = 9, 10  # OpenSSL's X509_V_ERR_*
+_KEY_OF_ANOTHER = "KEY_VALUES_MISMATCH"
 _OTHER_NAME = (62, 64)  # of a host, of an address
 
 
@@ -95,7 +96,7 @@ def _spelled(reason: str) -> str:
     return reason.replace("_", " ").lower()
 
 
-def unusable_tls_files(settings: MqttSettings, error: OSError | ValueError) -> str:
+def unusable_tls_files(settings: MqttSettings, error: OSError | ValueError, *, is_key_encrypted: bool) -> str:
     """The certificates and the key cannot be loaded."""
     names = [name for name in ("ca_file", "cert_file", "key_file") if getattr(settings, name)]
     for name in names:
@@ -103,14 +104,10 @@ def unusable_tls_files(settings: MqttSettings, error: OSError | ValueError) -> s
             Path(getattr(settings, name)).read_bytes()
         except OSError as unread:
             return f"Setting mqtt.{name}: {getattr(settings, name)} cannot be read ({unread.strerror})."
-    if isinstance(error, KeyIsEncrypted):
+    if is_key_encrypted and not settings.key_password.get_secret_value():
         return f"Setting mqtt.key_file: {settings.key_file} is encrypted: set mqtt.key_password (or its _file)."
-    reason = getattr(error, "strerror", None) or str(error)
-    if settings.key_password.get_secret_value() and "DECRYPT" in reason.upper().replace(" ", "_"):
+    if is_key_encrypted and getattr(error, "reason", "") != _KEY_OF_ANOTHER:
         return f"Setting mqtt.key_password: it does not open {settings.key_file}."
+    reason = getattr(error, "strerror", None) or str(error)
     files = ", ".join(f"mqtt.{name}" for name in names)
     return f"Setting {files}: these are no PEM certificates and key that belong together ({reason})."
-
-
-class KeyIsEncrypted(ValueError):
-    """The key of the client certificate asks for a password, and none is set."""

@@ -149,11 +149,13 @@ def new_tls_context(settings: MqttSettings) -> ssl.SSLContext:
     ConfigError."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # checks certificate and host name
 
+    asked: list[str] = []
+
     def key_password() -> str:
-        password = settings.key_password.get_secret_value()
-        if not password:
-            raise sentences.KeyIsEncrypted
-        return password
+        asked.append(settings.key_password.get_secret_value())
+        if not asked[0]:
+            raise ValueError("without a password OpenSSL would ask for one on the terminal")
+        return asked[0]
 
     try:
         if settings.cert_file:
@@ -163,5 +165,5 @@ def new_tls_context(settings: MqttSettings) -> ssl.SSLContext:
         else:
             context.load_default_certs()
     except (OSError, ValueError) as error:
-        raise ConfigError(sentences.unusable_tls_files(settings, error)) from None
+        raise ConfigError(sentences.unusable_tls_files(settings, error, is_key_encrypted=bool(asked))) from None
     return context

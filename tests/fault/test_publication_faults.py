@@ -119,3 +119,17 @@ def test_an_acl_that_denies_all_of_them(rig: Rig) -> None:
     watch(rig)
     assert len(waiting(rig)) == 30
     rig.finish()
+
+
+@pytest.mark.parametrize("setting", ["DIAGNOSTICS__PUBLISH", "DIAGNOSTICS__ENABLED"])
+def test_without_publication_there_is_no_second_connection(rig: Rig, setting: str) -> None:
+    rig.settings[setting] = "false"
+    rig.start_daemon()
+    time.sleep(2)
+    rig.stop_daemon()
+    assert "as esp-ingest (" in rig.broker.log()
+    assert "esp-ingest-publish" not in rig.broker.log()
+    del rig.settings[setting]
+    rig.start_daemon()
+    rig.await_that(lambda: "as esp-ingest-publish (" in rig.broker.log(), "the second connection", 10)
+    rig.stop_daemon()

@@ -1,8 +1,6 @@
 """The session against Mosquitto, on the mosquitto.conf that ships."""
 
-import shutil
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +17,6 @@ from esp_ingest.service.clock import SystemClock
 from esp_ingest.service.metrics import Metrics
 from esp_ingest.telemetry.model import Delivery
 from tests.support.brokers import Mosquitto, Publisher
-from tests.support.databases import free_port
 
 TOPIC = "esp/W1/telemetry"
 LARGE = 1 << 30
@@ -412,67 +409,6 @@ def test_a_paused_broker_is_noticed_and_left(start: Start, mosquitto: Mosquitto)
     finally:
         mosquitto.resume()
     until(lambda: source.subscribed)
-
-
-# -- TLS.
-
-
-@pytest.fixture
-def certificates(tmp_path: Path) -> Path:
-    """ca.crt, server.crt and server.key for localhost and 127.0.0.1, made now."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("no openssl")
-    folder = tmp_path / "certificates"
-    folder.mkdir()
-    (folder / "san").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
-    for command in [
-        "req -x509 -newkey rsa:2048 -nodes -days 2 -keyout ca.key -out ca.crt -subj /CN=test-ca",
-        "req -newkey rsa:2048 -nodes -keyout server.key -out server.csr -subj /CN=localhost",
-        "x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -out server.crt -extfile san",
-    ]:
-        subprocess.run([openssl, *command.split()], cwd=folder, check=True, capture_output=True)
-    return folder
-
-
-def test_tls(tmp_path: Path, certificates: Path) -> None:
-    port = free_port()
-    extra = f"listener {port} 127.0.0.1\n" + "".join(
-        f"{key} {certificates / name}\n"
-        for key, name in [("cafile", "ca.crt"), ("certfile", "server.crt"), ("keyfile", "server.key")]
-    )
-    with Mosquitto(tmp_path / "broker", extra=extra) as broker:
-        settings = broker.settings(port=port, tls=True, ca_file=str(certificates / "ca.crt"))
-        source = MqttSource(settings, SystemClock(), Metrics())
-        source.start()
-        try:
-            until(lambda: source.subscribed)
-            with broker.publisher() as well:
-                sent = [b"%d:" % n + b"x" * (n % 5_000) for n in range(3_000)]
-                well.publish_many(TOPIC, sent)
-                well.publish(TOPIC, large := bytes(3_000_000))
-            assert payloads(take(source, 3_001)) == [*sent, large]
-        finally:
-            source.close()
-        untrusting = MqttSource(broker.settings(port=port, tls=True), SystemClock(), Metrics())
-        untrusting.start()
-        try:
-            until(lambda: untrusting.last_error)
-            assert "certificate verify failed" in untrusting.last_error
-            assert "set mqtt.ca_file" in untrusting.last_error
-        finally:
-            untrusting.close()
-        for wrong, hint in (
-            ({"tls": True, "port": broker.port}, "mqtt.tls to false"),
-            ({"port": port}, "set mqtt.tls"),
-        ):
-            misled = MqttSource(broker.settings(**wrong), SystemClock(), Metrics())
-            misled.start()
-            try:
-                until(lambda: misled.last_error)  # noqa: B023 - called at once
-                assert hint in misled.last_error
-            finally:
-                misled.close()
 
 
 # -- The file that ships.

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from esp_ingest.config import MqttSettings
+from esp_ingest.diagnostics.publishing import Publisher
 from esp_ingest.mqtt import publishing_connection
 from esp_ingest.mqtt.publishing_connection import Answer, PublishingConnection
+from esp_ingest.mqtt.source import MqttSource
 from esp_ingest.service.clock import SystemClock
 from esp_ingest.service.metrics import Metrics
 from tests.support.fake_broker import (
@@ -21,7 +23,9 @@ from tests.support.fake_broker import (
     FakeBroker,
     Packet,
     packet,
+    publish,
 )
+from tests.unit.test_diagnostics_publishing import FakeOutbox
 
 TOPIC = "esp/W1/diagnostics"
 
@@ -259,3 +263,41 @@ def test_it_speaks_what_the_other_connection_has_found(broker: FakeBroker, new: 
     assert broker.connection().version == 4
     connection.publish(1, TOPIC, b"{}")
     assert answered(connection) == {1: Answer()}
+
+
+def test_a_broker_that_disconnects_on_deny_never_touches_the_connection_for_readings(
+    broker: FakeBroker, new: New, metrics: Metrics
+) -> None:
+    """As EMQX does with `deny_action = disconnect`: a hang-up without an answer."""
+
+    def deny_one_well(connection: Connection, received: Packet) -> None:
+        if received.kind == PUBLISH and b"esp/W3/" in received.body:
+            connection.close()
+        else:
+            acknowledging()(connection, received)
+
+    broker.on_packet = deny_one_well
+    settings = MqttSettings(host=broker.host, port=broker.port)
+    source = MqttSource(settings, SystemClock(), metrics)
+    source.start()
+    outbox = FakeOutbox(*((number, f"W{number % 6}") for number in range(1, 13)))
+    publisher = Publisher(outbox, new(), "esp", SystemClock(), metrics)
+    turn_until(new(), lambda: source.subscribed)
+    readings = broker.connection()
+    publisher.start()
+    sent = 0
+    deadline = time.monotonic() + 15
+    while not (outbox.refused and len(outbox.rows) == 2) and time.monotonic() < deadline:
+        sent += 1
+        readings.send(publish(b"esp/W1/telemetry", b"{}", mid=sent))
+        taken = source.take(10, 1 << 20, 2.0)
+        assert len(taken) == 1
+        assert source.settle(taken) == 1
+        readings.wait_for(PUBACK, sent, timeout_seconds=1)
+        time.sleep(0.05)
+    publisher.stop(5)
+    assert [row.well_id for row in outbox.rows] == ["W3", "W3"], "the other wells' changes went out"
+    assert outbox.refused[3][0].startswith("the connection ends when it is sent")
+    assert (source.subscribed, source.last_error, readings.is_open) == (True, "", True)
+    assert sent > 5
+    source.close()

@@ -1,6 +1,7 @@
 """The session against a scripted broker: the contract of every Source, and what no real broker does on request."""
 
 import logging
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -565,4 +566,19 @@ def test_websockets() -> None:
         assert source.settle(taken) == 300
         connection.wait_for(PUBACK, 300)
         assert connection.acknowledged() == list(range(1, 301))
+        source.close()
+
+
+def test_the_path_of_websockets_is_a_setting() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        settings = MqttSettings(
+            port=listener.getsockname()[1], transport="websockets", websocket_path="/ws/mqtt?tenant=7"
+        )
+        source = MqttSource(settings, SystemClock(), Metrics())
+        source.start()
+        listener.settimeout(5)
+        connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(5)
+            assert connection.recv(4_096).startswith(b"GET /ws/mqtt?tenant=7 HTTP/1.1\r\n")
         source.close()
