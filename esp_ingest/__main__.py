@@ -1,5 +1,23 @@
-"""`python -m esp_ingest` is `esp-ingest`."""
+"""`python -m esp_ingest` is `esp-ingest`: signals are answered before anything else is loaded."""
 
-from esp_ingest.cli import main
+import sys
 
-raise SystemExit(main())
+from esp_ingest import lifetime
+
+
+def main() -> int:
+    """Entry point of ``esp-ingest``. Returns the exit code."""
+    lifetime.begin(sys.argv[1] if len(sys.argv) > 1 else "")
+    from esp_ingest import cli
+
+    try:
+        lifetime.has_loaded()
+        code = cli.main()
+        lifetime.is_over()
+    except KeyboardInterrupt:
+        return lifetime.interrupted()
+    return code
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from esp_ingest import __version__
+from esp_ingest import __version__, lifetime
+from esp_ingest.service import terminal
 
 if TYPE_CHECKING:
     from esp_ingest.config import Settings
@@ -29,6 +30,7 @@ class CommandFailed(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``esp-ingest``. Returns the exit code."""
+    terminal.accept_all_text()
     parser = _parser()
     arguments = parser.parse_args(argv)
     if problem := _senseless(arguments):
@@ -37,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command: Callable[[argparse.Namespace], int] = arguments.command
         return command(arguments)
     except KeyboardInterrupt:
-        return EXIT_FAILURE
+        return lifetime.interrupted()
     except BrokenPipeError:
         sys.stderr.close()
         return EXIT_FAILURE

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from esp_ingest import lifetime
 from esp_ingest.config import ConfigError, Settings
 from esp_ingest.resources import config_file
 from esp_ingest.seams import Clock
@@ -66,20 +67,27 @@ def run(settings: Settings, *, retire: bool = False) -> int:
 
 
 class Signals:
-    """First signal asks, second one kills. SIGHUP asks for the rules to be read again."""
+    """The first signal asks, a second one kills; a supervisor's request (lifetime.ASK) only asks. SIGHUP asks for the
+    rules to be read again."""
 
     def __init__(self) -> None:
         self.stopping = False
         self.reload = False
 
     def install(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in lifetime.REQUESTS:
             signal.signal(number, self._stop)
         signal.signal(signal.SIGHUP, self._reload)
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
+        if self.stopping and number == lifetime.ASK:
+            return
         if self.stopping:
-            os._exit(1)  # nothing is lost: what is not acknowledged comes again
+            lifetime.say(
+                "A second signal ended the daemon before it had drained: what is not acknowledged comes again after "
+                "the next start."
+            )
+            os._exit(1)
         self.stopping = True
         log.info("stopping", extra={"signal": signal.Signals(number).name})
 
@@ -258,6 +266,7 @@ class Daemon:
             return 0 if self._drain() else 1
         except Exception:
             log.exception("the pipeline ended")
+            lifetime.say("The daemon ended because of an error that its log describes: please report it.")
             return 1
 
     def _drain(self) -> bool:
@@ -279,11 +288,17 @@ class Daemon:
                 self._diagnostics.close()
             if self._spool is not None:
                 self._spool.close()
-        if not drained:
-            log.error("drain deadline passed; what is unacknowledged comes again after the next start")
-            return False
-        log.info("stopped")
-        return ended
+        if drained and ended:
+            log.info("stopped")
+            return True
+        limit = self._settings.service.drain_seconds
+        fields = {"drain_seconds": limit, "unacknowledged": self._source.unacked(), "writer_ended": ended}
+        log.error("drain deadline passed; what is unacknowledged comes again after the next start", extra=fields)
+        lifetime.say(
+            f"The drain took longer than service.drain_seconds ({limit:g} s) and was given up: what is not "
+            "acknowledged comes again after the next start."
+        )
+        return False
 
     def _beat(self) -> None:
         """Called by the pipeline at every turn."""

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from esp_ingest import lifetime
 from esp_ingest.config import ENV_PREFIX, ConfigError, Settings
 from esp_ingest.seams import Clock
 from esp_ingest.service import log as logs
@@ -62,8 +63,7 @@ def leaving(settings: Settings, config_file: Path | None) -> Iterator[None]:
         yield
     finally:
         for worker in started:
-            if worker.poll() is None:
-                worker.terminate()
+            worker.send_signal(lifetime.ASK)
         for worker in started:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 worker.wait(settings.service.drain_seconds + _GRACE_SECONDS)
@@ -124,7 +124,7 @@ class Supervisor:
         self._is_unusable = False
 
     def run(self) -> int:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in lifetime.REQUESTS:
             signal.signal(number, self._stop)
         signal.signal(signal.SIGHUP, self._forward)
         log.info("supervising", extra={"workers": self._count, "leaving": len(self._leaving)})
@@ -164,9 +164,18 @@ class Supervisor:
         log.error("worker ended, starting it again", extra={"worker": index, "exit_code": code, "pause_seconds": pause})
         self._restarts[index] = _Restart(now + pause, pause)
 
-    def _stop(self, _number: int, _frame: FrameType | None) -> None:
+    def _stop(self, number: int, _frame: FrameType | None) -> None:
+        if self._stopping and number == lifetime.ASK:
+            return
         if self._stopping:
-            self._kill()
+            for (
+                worker
+            ) in self._workers.values():  # no waiting here: the lock for it may be held by whom this interrupts
+                worker.process.kill()
+            lifetime.say(
+                "A second signal ended the workers before they had drained: what is not acknowledged comes again after "
+                "the next start."
+            )
             os._exit(1)
         self._stopping = True
 
@@ -178,9 +187,15 @@ class Supervisor:
         deadline = self._clock.monotonic() + self._settings.service.drain_seconds + _GRACE_SECONDS
         processes = [worker.process for worker in self._workers.values()]
         for process in processes:
-            process.terminate()
+            process.send_signal(lifetime.ASK)
         while any(process.poll() is None for process in processes):
             if self._clock.monotonic() >= deadline:
+                running = [index for index, worker in self._workers.items() if worker.process.poll() is None]
+                log.error("workers did not drain in time and are killed", extra={"workers": running})
+                lifetime.say(
+                    f"{len(running)} workers did not drain within service.drain_seconds and were killed: what is not "
+                    "acknowledged comes again after the next start."
+                )
                 return 1
             self._clock.sleep(_POLL_SECONDS)
         return int(any(process.returncode != 0 for process in processes))
@@ -203,17 +218,19 @@ def start(settings: Settings, config_file: Path | None, index: int, *, leaves: b
     worker = subprocess.Popen(  # noqa: S603 - our own program
         command,
         env=os.environ | environment,
-        preexec_fn=_end_with_parent,  # safe: the supervisor has one thread
+        preexec_fn=_prepare,  # safe: the supervisor has one thread
     )
     log.info("worker leaving" if leaves else "worker started", extra={"worker": index, "pid": worker.pid})
     return worker
 
 
-def _end_with_parent() -> None:
-    """In the worker, before it is one: should the supervisor be killed, the kernel asks it to drain (Linux)."""
+def _prepare() -> None:
+    """In the worker, before it is one: a request to drain waits until it can answer, and should the supervisor be
+    killed, the kernel asks it to drain (Linux)."""
     import ctypes
 
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    lifetime.hold_back()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, lifetime.ASK)
 
 
 def worker_environment(settings: Settings, index: int) -> dict[str, str]:

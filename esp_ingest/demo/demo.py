@@ -74,8 +74,8 @@ def run_demo(arguments: argparse.Namespace) -> int:
         play.run()
         totals, problem, diagnoses = _reckon(theatre, play)
         _summary(totals, problem, play, diagnoses)
-    if arguments.json:
-        print(totals.json(), flush=True)
+        if arguments.json:
+            print(totals.json(), flush=True)
     return 1 if problem else 0
 
 

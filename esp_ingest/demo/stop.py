@@ -4,6 +4,8 @@ import signal
 from collections.abc import Callable
 from types import FrameType
 
+from esp_ingest import lifetime
+
 
 class Stop:
     """The first SIGINT or SIGTERM asks, the second one interrupts."""
@@ -14,14 +16,16 @@ class Stop:
 
     def _ask(self, _number: int, _frame: FrameType | None) -> None:
         if self.asked:
-            raise KeyboardInterrupt
+            raise lifetime.Interrupted
         self.asked = True
 
     def __enter__(self) -> "Stop":
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in lifetime.REQUESTS:
             self._before[number] = signal.signal(number, self._ask)
         return self
 
     def __exit__(self, *_: object) -> None:
+        """What held before holds again; but a process that was loading before is ending now, and nothing cuts it short
+        between its last line and its exit status."""
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if handler is lifetime.end_at_once else handler)

@@ -233,10 +233,11 @@ class Simulator:
         """Stop it if it still runs; how many messages it published, each of them one reading or broken.
 
         Raises EmbeddedError where it failed or did not say."""
+        ran = self.running
         status = self.leash.stop()
         text = self.output.read_text(errors="replace")
         match = _PUBLISHED.search(text)
-        if match is None and not _BEGUN.search(text) and status in _INTERRUPTED:
+        if match is None and ran and not _BEGUN.search(text) and status in _INTERRUPTED:
             return 0  # stopped while it was still loading
         if match is None or status not in (0, 128 + signal.SIGINT):  # asked to stop after its last word
             last = text.strip().rpartition("\n")[2] or "it left no word why"
@@ -247,7 +248,7 @@ class Simulator:
 # What `simulate` says: when it begins, and at its end.
 _BEGUN = re.compile(r" to [\w.]+:\d+$", re.MULTILINE)
 _PUBLISHED = re.compile(r"^published (?P<messages>\d+),", re.MULTILINE)
-_INTERRUPTED = (1, 128 + signal.SIGINT)
+_INTERRUPTED = (0, 1, 128 + signal.SIGINT)
 
 
 def _fetch(address: str) -> str | None:

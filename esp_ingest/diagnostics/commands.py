@@ -127,7 +127,7 @@ def _table(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _as_json(row: dict[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False, default=lambda at: at.isoformat())
+    return json.dumps(row, default=lambda at: at.isoformat())
 
 
 def _time(at: datetime) -> str:

@@ -23,6 +23,7 @@ FLOORS = {
     "esp_ingest.telemetry.model": 0,
     "esp_ingest.resources": 0,
     "esp_ingest.hosts": 0,
+    "esp_ingest.lifetime": 0,
     "esp_ingest.seams": 1,
     "esp_ingest.config": 1,
     "esp_ingest.service": 2,
