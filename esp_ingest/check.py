@@ -64,7 +64,10 @@ def _rules(settings: Settings) -> Line:
 def _spool(settings: Settings) -> Line:
     from esp_ingest.store.spool import is_shared, orphans
 
-    folder = settings.spool.folder()
+    try:
+        folder = settings.spool.folder()
+    except ConfigError as error:
+        return Line("spool", False, str(error))
     if not settings.spool.enabled:
         if left := orphans(folder):
             detail = f"switched off, but {folder} has acknowledged messages in {len(left)} files, which nobody stores: "

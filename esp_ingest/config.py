@@ -8,7 +8,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -37,20 +38,55 @@ class ConfigError(Exception):
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_truth_for_a_number(cls, given: Any) -> Any:
+        """pydantic takes true for 1.0."""
+        for name, field in cls.model_fields.items():
+            if field.annotation in (int, float) and isinstance(given, dict) and isinstance(given.get(name), bool):
+                raise ValueError(f"{name} must be a number")
+        return given
+
     @model_validator(mode="after")
     def _read_secret_files(self) -> Self:
         for name in type(self).model_fields:
             path = getattr(self, name) if name.endswith("_file") else None
             secret = name.removesuffix("_file")
             if path and isinstance(getattr(self, secret, None), SecretStr):
-                try:
-                    text = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
-                except OSError as error:
-                    raise ValueError(f"{name} cannot be read: {error.strerror}") from None
-                except UnicodeDecodeError:
-                    raise ValueError(f"{name} cannot be read: it is not UTF-8 text") from None
-                object.__setattr__(self, secret, SecretStr(text))
+                object.__setattr__(self, secret, SecretStr(_secret_of(name, path)))
         return self
+
+
+def _secret_of(name: str, path: str) -> str:
+    """What the secret file ``path`` of the setting ``name`` holds, without line ends and byte order mark. The path is
+    named where it looks like one: somebody may have put the secret itself in its place."""
+    where = f"{path}: " if path.startswith(("/", "./", "../")) else ""
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig").rstrip("\r\n")
+    except OSError as error:
+        raise ValueError(f"{name} cannot be read: {where}{error.strerror}") from None
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:  # UTF-16 without its mark is UTF-8 with a NUL beside each letter
+        raise ValueError(f"{name} cannot be read: {where}it is not UTF-8 text, save it as UTF-8")
+    if "\n" in text and not name.startswith("dsn"):  # a connection string may go over several lines
+        raise ValueError(f"{name} cannot be read: {where}it has more than one line, leave the secret alone in it")
+    return text
+
+
+def _expanded(text: str) -> str:
+    """A path of the settings: ``~`` is the home folder, as in a shell, and not a folder of that name."""
+    if "\0" in text or text != text.strip():
+        raise ValueError("must be a path without white space around it")
+    if re.match(r"\w+://", text):
+        raise ValueError("must be a path, not a URL")
+    try:
+        return str(Path(text).expanduser()) if text.startswith("~") else text
+    except RuntimeError:
+        raise ValueError('begins with "~", but there is no home folder of that user: give the path in full') from None
+
+
+PathText = Annotated[str, AfterValidator(_expanded)]
 
 
 def _is_topic_level(text: str) -> str:
@@ -83,13 +119,13 @@ class MqttSettings(_Section):
     )
     username: str = Field("", description="user name at the broker, empty for none")
     password: SecretStr = Field(SecretStr(""), description="password at the broker")
-    password_file: str = Field("", description="a file that holds the password, in place of password")
+    password_file: PathText = Field("", description="a file that holds the password, in place of password")
     tls: bool = Field(False, description="encrypt with TLS")
-    ca_file: str = Field("", description="CA certificates to trust, empty for the system's")
-    cert_file: str = Field("", description="client certificate, empty for none")
-    key_file: str = Field("", description="key of the client certificate")
+    ca_file: PathText = Field("", description="CA certificates to trust, empty for the system's")
+    cert_file: PathText = Field("", description="client certificate, empty for none")
+    key_file: PathText = Field("", description="key of the client certificate")
     key_password: SecretStr = Field(SecretStr(""), description="password of an encrypted key_file, empty for none")
-    key_password_file: str = Field("", description="a file that holds the password, in place of key_password")
+    key_password_file: PathText = Field("", description="a file that holds the password, in place of key_password")
     topic_root: TopicLevel = Field("esp", description="first level of the topics: {topic_root}/{well_id}/telemetry")
     share_group: str = Field(
         "", pattern=r"^[^+#/\x00]*$", description="several daemons share the work under $share/{share_group}/… (MQTT 5)"
@@ -135,9 +171,9 @@ class DatabaseSettings(_Section):
     dsn: SecretStr = Field(
         SecretStr(""), description="libpq connection string or URL; empty means libpq's own PG* variables"
     )
-    dsn_file: str = Field("", description="a file that holds the connection string, in place of dsn")
+    dsn_file: PathText = Field("", description="a file that holds the connection string, in place of dsn")
     password: SecretStr = Field(SecretStr(""), description="password, added to the connection string")
-    password_file: str = Field("", description="a file that holds the password, in place of password")
+    password_file: PathText = Field("", description="a file that holds the password, in place of password")
     skip_init: bool = Field(False, description="start without checking the schema")
     connect_timeout_seconds: int = Field(5, ge=2, le=120, description="time to wait for a connection")
     statement_timeout_seconds: float = Field(
@@ -236,7 +272,7 @@ class SpoolSettings(_Section):
     """The on-disk spool that takes over while the database is away."""
 
     enabled: bool = Field(True, description="spool to disk in an outage; without it the broker's queue has to hold it")
-    path: str = Field(
+    path: PathText = Field(
         "", description="folder; empty means $STATE_DIRECTORY/spool, else ~/.local/state/esp-ingest/spool"
     )
     after_seconds: float = Field(10.0, ge=0, description="how long the database may be away before spooling")
@@ -244,11 +280,19 @@ class SpoolSettings(_Section):
     segment_bytes: int = Field(33_554_432, ge=65_536, description="size of one file, which is removed when drained")
 
     def folder(self) -> Path:
-        """Where the spool lives, with the default resolved."""
+        """Where the spool lives, with the default resolved. Raises ConfigError where there is no home folder."""
         if self.path:
             return Path(self.path)
         state = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
-        return Path(state) / "spool" if state else Path.home() / ".local" / "state" / "esp-ingest" / "spool"
+        try:
+            return Path(state) / "spool" if state else Path.home() / ".local" / "state" / "esp-ingest" / "spool"
+        except RuntimeError:
+            if not self.enabled:
+                return Path("/var/empty/esp-ingest/spool")  # where nothing is, and nothing is written
+            raise ConfigError(
+                f"Setting spool.path is empty, and user {os.getuid()} has no home folder: set spool.path "
+                f"({ENV_PREFIX}SPOOL__PATH) to a folder of its own, or set HOME."
+            ) from None
 
 
 class HttpSettings(_Section):
@@ -269,7 +313,7 @@ class DiagnosticsSettings(_Section):
     """The rules that run on each batch."""
 
     enabled: bool = Field(True, description="run the diagnostic rules")
-    rules_file: str = Field("", description="rules to use in place of those that ship, read again on SIGHUP")
+    rules_file: PathText = Field("", description="rules to use in place of those that ship, read again on SIGHUP")
     max_wells: int = Field(
         10_000,
         ge=1,
@@ -358,7 +402,7 @@ def load(file: str | Path | None = None, **overrides: Any) -> Settings:
     """Read the settings from ``file`` (None: defaults alone) and the environment.
 
     ``overrides`` are partial sections that win over both, for the demo and for tests. Raises ConfigError."""
-    path = Path(file) if file is not None else None
+    path = Path(file).expanduser() if file is not None else None
     if path is not None and path.is_dir():
         raise ConfigError(f"The configuration file {path} is a folder: give the path of a TOML file with --config.")
     if path is not None and not path.exists():
@@ -375,6 +419,8 @@ def load(file: str | Path | None = None, **overrides: Any) -> Settings:
             dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the signature is the library's
             file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         ) -> tuple[PydanticBaseSettingsSource, ...]:
+            assert isinstance(env_settings, EnvSettingsSource)
+            env_settings.env_vars = _as_meant(env_settings.env_vars)
             if path is None:
                 return init_settings, env_settings
             return init_settings, env_settings, _TomlFile(settings_cls, path)
@@ -412,6 +458,27 @@ def _refuse_unknown_environment() -> None:
                 )
 
 
+def _as_meant(variables: Mapping[str, str | None]) -> dict[str, str | None]:
+    """The environment without what files of it bring along: docker's --env-file, Kubernetes and CI systems keep quotes
+    and the carriage returns of a file from Windows, where a shell and systemd take them off. A carriage return at the
+    end means nothing; quotes may be meant, so they are refused with a word."""
+    found: dict[str, str | None] = {}
+    for name, value in variables.items():
+        if value is None or not name.upper().startswith(ENV_PREFIX):
+            continue
+        text = value.rstrip("\r\n")
+        if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+            secret = (
+                "; a password that has them can be read from a file, with …_FILE" if "PASSW" in name.upper() else ""
+            )
+            raise ConfigError(
+                f"The environment variable {name.upper()} stands in quotes, which are part of its value as files of "
+                f"variables are read by docker and others: leave them out{secret}."
+            )
+        found[name] = text
+    return found
+
+
 def _explain(error: ValidationError) -> str:
     """One sentence on the first thing wrong. The value is not repeated: it may be a secret."""
     first = error.errors(include_url=False, include_input=False)[0]
@@ -419,6 +486,9 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         return _explain_unknown(location)
     words = _in_our_words(first["type"], first["msg"], first.get("ctx") or {})
+    unit = location[-1].rpartition("_")[2] if location else ""
+    if unit in ("seconds", "bytes", "days") and words.endswith("number"):
+        words += f" of {unit}, written without a unit"
     name, _, rest = words.partition(" ")
     of_a_setting = bool(location) and name in _fields_at(location)  # said by the section, of one of its settings
     if of_a_setting:

@@ -4,11 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from esp_ingest.store.schema import migrate
+from esp_ingest.store.writer import PostgresStore
 from tests.support.databases import Database
+from tests.support.store_data import readings, reject
 
 ENCODINGS = ["ascii", "latin-1", "cp437", "utf-8"]
 
@@ -46,11 +49,15 @@ def stored(timescaledb_apache: Database) -> Database:
             " occurrences, confidence, message, actions, telemetry_snapshot) VALUES (now(), 'W1', 'motor_hot', 'high',"
             " 'raised', 1, 1, 1, 1, 1, 'Motor at 312 °F – above 300 °F, ☃', '[]', '{}')"
         )
-        connection.execute(
-            "INSERT INTO ingest_rejects (received_at, topic, reason, detail, payload, digest) VALUES (now(),"
-            " 'esp/Brunnen-Ä☃/telemetry', 'bad_topic', 'the topic Ä☃ – is none', %s, gen_random_uuid())",
-            ['{"ä": "☃", "\ud83d"}'.encode("utf-8", "surrogatepass")],
-        )
+    malformed = replace(
+        reject(),
+        topic="esp/Brunnen-Ä☃/telemetry".encode(),
+        detail="the topic Ä☃ – is not one of ours",
+        payload='{"ä": "☃", "\ud83d"}'.encode("utf-8", "surrogatepass"),
+    )
+    store = PostgresStore(timescaledb_apache.settings)
+    store.write(readings([]), [malformed], [])
+    store.close()
     return timescaledb_apache
 
 
@@ -66,7 +73,7 @@ def test_what_the_database_holds_is_printed(stored: Database, encoding: str) -> 
     assert any("W1" in line for line in lines("alarms", "list"))
     (alarm,) = map(json.loads, lines("alarms", "list", "--json"))
     assert alarm["message"] == "Motor at 312 °F – above 300 °F, ☃"
-    reject = next(line for line in lines("rejects", "list") if "bad_topic" in line)
+    reject = next(line for line in lines("rejects", "list") if "invalid_json" in line)
     assert lines("rejects", "show", reject.split()[0])
     done = printed(encoding, "check", DATABASE__DSN=dsn, MQTT__PORT="1", MQTT__CONNECT_TIMEOUT_SECONDS="1")
     assert (done.returncode, done.stderr) == (1, "")

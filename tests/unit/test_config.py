@@ -1,6 +1,7 @@
 """Settings: precedence, secrets, errors that name the key; and the files that are made from them."""
 
 import os
+import pwd
 import tomllib
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from esp_ingest import check
 from esp_ingest.config import ConfigError, Settings, load
 from esp_ingest.resources import config_file
 from esp_ingest.service import docs
@@ -198,7 +200,7 @@ def test_a_missing_file_and_a_folder_are_one_sentence(tmp_path: Path) -> None:
         ),
         (
             "ESP_INGEST_DATABASE__PASSWORD_FILE",
-            "/nowhere/hunter2",
+            "hunter2",  # the secret itself, by mistake
             r"password_file \(from ESP_INGEST_DATABASE\w+\) cannot be",
         ),
     ],
@@ -210,6 +212,139 @@ def test_what_is_wrong_in_the_environment_names_the_variable(
     with pytest.raises(ConfigError, match=says) as caught:
         load()
     assert "hunter2" not in str(caught.value)
+
+
+def test_a_secret_file_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ESP_INGEST_MQTT__PASSWORD_FILE", "/run/secrets/nothing")
+    with pytest.raises(
+        ConfigError, match=r"^Setting mqtt.password_file .* cannot be read: /run/secrets/nothing: No such"
+    ):
+        load()
+
+
+@pytest.mark.parametrize("content", [b"\xef\xbb\xbfhunter2\r\n", b"hunter2\n", b"hunter2"])
+def test_a_secret_file_may_have_a_mark_and_a_line_end(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "secret").write_bytes(content)
+    found = load(mqtt={"password_file": str(tmp_path / "secret"), "username": "u"}).mqtt.password
+    assert found.get_secret_value() == "hunter2"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("hunter2\n".encode("utf-16"), "it is not UTF-8 text, save it as UTF-8"),
+        ("hunter2\n".encode("utf-16-le"), "it is not UTF-8 text, save it as UTF-8"),
+        ("hünter2\n".encode("latin-1"), "it is not UTF-8 text, save it as UTF-8"),
+        (b"hunter2\n# of the broker\n", "it has more than one line"),
+    ],
+)
+def test_a_secret_file_that_would_fail_later_is_refused(tmp_path: Path, content: bytes, says: str) -> None:
+    (tmp_path / "secret").write_bytes(content)
+    with pytest.raises(
+        ConfigError, match=rf"^Setting mqtt.password_file cannot be read: {tmp_path}/secret: {says}"
+    ) as caught:
+        load(mqtt={"password_file": str(tmp_path / "secret"), "username": "u"})
+    assert "nter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("quoted", ['"{}"', "'{}'"])
+@pytest.mark.parametrize(
+    ("key", "value"), [("MQTT__HOST", "b"), ("HTTP__PORT", "1"), ("DATABASE__PASSWORD", "hunter2")]
+)
+def test_quotes_of_a_file_of_variables_are_refused(
+    monkeypatch: pytest.MonkeyPatch, quoted: str, key: str, value: str
+) -> None:
+    monkeypatch.setenv(f"ESP_INGEST_{key}", quoted.format(value))
+    with pytest.raises(ConfigError, match=f"ESP_INGEST_{key} stands in quotes, .*: leave them out") as caught:
+        load()
+    assert "hunter2" not in str(caught.value)
+
+
+def test_carriage_returns_of_a_file_of_variables_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"MQTT__HOST": "b\r", "MQTT__TLS": "true\r", "HTTP__PORT": "0\r", "DATABASE__PASSWORD": "hunter2\r"}
+    for name, value in (given | {"TELEMETRY__LIMITS": '{"pip": {"high": 1}}\r'}).items():
+        monkeypatch.setenv(f"ESP_INGEST_{name}", value)
+    found = load()
+    assert (found.mqtt.host, found.mqtt.tls, found.http.port) == ("b", True, 0)
+    assert found.database.password.get_secret_value() == "hunter2"
+    assert found.telemetry.limits["pip"].high == 1
+
+
+PATHS = [
+    ("mqtt", "ca_file"), ("mqtt", "cert_file"), ("mqtt", "key_file"), ("spool", "path"), ("diagnostics", "rules_file")
+]  # fmt: skip
+
+
+def test_every_setting_that_is_a_path_is_tried_here() -> None:
+    paths = {
+        (section, name)
+        for section, field in Settings.model_fields.items()
+        for name in getattr(field.annotation, "model_fields", {})
+        if name == "path" or name.endswith("_file")
+    }
+    secrets = {(section, name) for section, name in paths if "password" in name or "dsn" in name}
+    assert paths - secrets == set(PATHS)
+
+
+@pytest.mark.parametrize(("section", "key"), PATHS)
+def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch, section: str, key: str) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    with_pair = {"cert_file": {"key_file": "k"}, "key_file": {"cert_file": "c"}}.get(key, {})
+    found = load(**{section: {key: "~/x/y", **with_pair}})
+    assert getattr(getattr(found, section), key) == "/home/somebody/x/y"
+    with pytest.raises(ConfigError, match=rf"^Setting {section}.{key}: begins with \"~\", but there is no home folder"):
+        load(**{section: {key: "~nobody-of-that-name/x", **with_pair}})
+    for wrong in (" /x", "/x ", "/x\0", "file:///x"):
+        with pytest.raises(ConfigError, match=rf"^Setting {section}.{key}: must be a path"):
+            load(**{section: {key: wrong, **with_pair}})
+
+
+def test_a_tilde_before_a_secret_file_and_the_settings_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "secret").write_text("hunter2")
+    toml(tmp_path, '[database]\npassword_file = "~/secret"\n')
+    assert load("~/esp_ingest.toml").database.password.get_secret_value() == "hunter2"
+
+
+def test_a_user_without_a_home_is_told_which_setting_to_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(_uid: int) -> None:
+        raise KeyError
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    with pytest.raises(
+        ConfigError, match=r"^Setting spool\.path is empty, .* set spool\.path \(ESP_INGEST_SPOOL__PATH\)"
+    ):
+        load().spool.folder()
+    assert not check._spool(load()).ok
+    assert check._spool(load(spool={"enabled": False})).ok
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("MQTT__CONNECT_TIMEOUT_SECONDS", "5s", "must be a number of seconds, written without a unit"),
+        ("MQTT__KEEPALIVE_SECONDS", "1 min", "must be a whole number of seconds, written without a unit"),
+        ("SPOOL__MAX_BYTES", "1GB", "must be a whole number of bytes, written without a unit"),
+        ("TELEMETRY__MAX_AGE_DAYS", "30d", "must be a number of days, written without a unit"),
+        ("BATCH__MAX_ROWS", "5k", "must be a whole number"),
+    ],
+)
+def test_a_number_with_a_unit_is_refused_with_its_unit(
+    monkeypatch: pytest.MonkeyPatch, key: str, value: str, says: str
+) -> None:
+    monkeypatch.setenv(f"ESP_INGEST_{key}", value)
+    setting = key.lower().replace("__", ".")
+    with pytest.raises(ConfigError, match=rf"^Setting {setting} \(from ESP_INGEST_{key}\): {says}\.$"):
+        load()
+
+
+def test_true_is_no_number(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^Setting batch\.max_age_seconds must be a number"):
+        load(toml(tmp_path, "[batch]\nmax_age_seconds = true\n"))
 
 
 def test_a_wrong_secret_is_not_repeated(tmp_path: Path) -> None:
