@@ -466,11 +466,10 @@ def _as_meant(variables: Mapping[str, str | None]) -> dict[str, str | None]:
     for name, value in variables.items():
         if value is None or not name.upper().startswith(ENV_PREFIX):
             continue
-        text = value.rstrip("\r\n")
+        is_secret = "PASSW" in name.upper() or "DSN" in name.upper()
+        text = value.rstrip("\r\n" if is_secret else "\r")  # `echo secret | base64` in Kubernetes adds a line end
         if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
-            secret = (
-                "; a password that has them can be read from a file, with …_FILE" if "PASSW" in name.upper() else ""
-            )
+            secret = "; a secret that has them can be read from a file, with …_FILE" if is_secret else ""
             raise ConfigError(
                 f"The environment variable {name.upper()} stands in quotes, which are part of its value as files of "
                 f"variables are read by docker and others: leave them out{secret}."

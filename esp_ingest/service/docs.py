@@ -36,12 +36,13 @@ _CONFIGURATION = f"""\
 
 Settings come from three places; a later one wins: the defaults below, the TOML file of `--config FILE`
 ([config/esp_ingest.toml](../config/esp_ingest.toml) has them all), and environment variables
-`{ENV_PREFIX}SECTION__KEY`. A secret can also be a file, as systemd credentials and Docker or Kubernetes secrets are:
-set `…_file` in place of the key. Whatever is wrong ends the start at once, with exit code 2 and a sentence that names
-the key; an unknown key names the nearest valid one. Paths may begin with `~`. Numbers are written without a unit: the key's name
-ends in it. A value in the environment that stands in quotes is refused, since files of variables are not read alike: `docker
---env-file` keeps the quotes that a shell and systemd take off; a carriage return at its end is taken off. Files of secrets are
-UTF-8, with or without a byte order mark; a line end behind the secret does not count. `esp-ingest check` tries the settings against broker and database.
+`{ENV_PREFIX}SECTION__KEY`. A secret can also be a file, as systemd credentials and Docker or Kubernetes secrets
+are: set `…_file` in place of the key. Whatever is wrong ends the start at once, with exit code 2 and a sentence
+that names the key; an unknown key names the nearest valid one. Paths may begin with `~`. Numbers are written
+without a unit: the key's name ends in it. A value in the environment that stands in quotes is refused, since files
+of variables are not read alike: `docker --env-file` keeps the quotes that a shell and systemd take off; a carriage
+return at its end is taken off. Files of secrets are UTF-8, with or without a byte order mark; a line end behind the
+secret does not count. `esp-ingest check` tries the settings against broker and database.
 
 Across sections: `mqtt.receive_maximum` must be at least twice `batch.max_rows`, or a batch would never fill while
 another is written. [Operations](operations.md) tells how to size window and spool.

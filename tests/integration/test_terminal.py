@@ -47,7 +47,7 @@ def stored(timescaledb_apache: Database) -> Database:
         connection.execute(
             "INSERT INTO diagnostic_results (timestamp, well_id, diagnosis, severity, state, value, threshold, peak,"
             " occurrences, confidence, message, actions, telemetry_snapshot) VALUES (now(), 'W1', 'motor_hot', 'high',"
-            " 'raised', 1, 1, 1, 1, 1, 'Motor at 312 °F – above 300 °F, ☃', '[]', '{}')"
+            " 'unacknowledged', 1, 1, 1, 1, 1, 'Motor at 312 °F – above 300 °F, ☃', '[]', '{}')"
         )
     malformed = replace(
         reject(),

@@ -261,7 +261,7 @@ def test_quotes_of_a_file_of_variables_are_refused(
 
 
 def test_carriage_returns_of_a_file_of_variables_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = {"MQTT__HOST": "b\r", "MQTT__TLS": "true\r", "HTTP__PORT": "0\r", "DATABASE__PASSWORD": "hunter2\r"}
+    given = {"MQTT__HOST": "b\r", "MQTT__TLS": "true\r", "HTTP__PORT": "0\r", "DATABASE__PASSWORD": "hunter2\r\n"}
     for name, value in (given | {"TELEMETRY__LIMITS": '{"pip": {"high": 1}}\r'}).items():
         monkeypatch.setenv(f"ESP_INGEST_{name}", value)
     found = load()
