@@ -170,6 +170,20 @@ def alarms(arguments: argparse.Namespace) -> int:
     return commands.run_alarms(settings, arguments)
 
 
+def api(arguments: argparse.Namespace) -> int:
+    settings = _settings(arguments)
+    from esp_ingest.commands import api as command
+
+    return command.run(settings, arguments)
+
+
+def users(arguments: argparse.Namespace) -> int:
+    settings = _settings(arguments)
+    from esp_ingest.commands import users as command
+
+    return _print(command.run(settings, arguments))
+
+
 class _Given(argparse.Action):
     """Stores, and notes that the option was given: a default is no wish."""
 
@@ -227,7 +241,20 @@ def _parser() -> argparse.ArgumentParser:
     _add_rejects(add("rejects", rejects, "list, show and replay what was rejected"), again)
     _add_rules(add("rules", rules, "check, explain and try the diagnostic rules"), again)
     _add_alarms(add("alarms", alarms, "list, acknowledge and shelve alarms"), again)
+    _add_api(add, again)
     return parser
+
+
+def _add_api(add: Callable[..., argparse.ArgumentParser], common: _Parser) -> None:
+    from esp_ingest.commands import api as api_command
+    from esp_ingest.commands import users as users_command
+
+    api_command.add_arguments(add("api", api, "HTTP API and console; needs the extra api"))
+    sub = add("users", users, "who may use the HTTP API")
+    actions = sub.add_subparsers(metavar="ACTION", required=True, dest="action", parser_class=_Parser)
+    users_command.add_arguments(
+        lambda name, text: actions.add_parser(name, help=text, description=text, parents=[common])
+    )
 
 
 def _common(config: Any, debug: Any) -> _Parser:

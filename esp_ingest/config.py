@@ -336,6 +336,65 @@ class ServiceSettings(_Section):
     reject_alarm_consecutive: int = Field(1_000, ge=1, description="rejects in a row that raise the alarm metric")
 
 
+class ApiSettings(_Section):
+    """The HTTP API and console (`esp-ingest api`)."""
+
+    host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on, 0 for any free one")
+    cert_file: str = Field("", description="TLS certificate (PEM, with its chain), empty for plain HTTP")
+    tls_key_file: str = Field("", description="key of the TLS certificate")
+    allow_plain_http: bool = Field(
+        False, description="serve without TLS on an address other than loopback, because something in front has it"
+    )
+    trusted_proxies: str = Field(
+        "", description="addresses whose X-Forwarded-For and -Proto count, comma-separated; empty for none"
+    )
+    key_file: list[str] | str = Field(
+        default_factory=list,
+        description="files with the keys of the access tokens: the first one signs, all of them are accepted, so that "
+        "a key can be replaced while tokens of the old one live. PEM (RSA, EC P-256 or Ed25519), or at least 32 random "
+        "bytes. Empty: one is made in the state folder",
+    )
+    access_minutes: float = Field(15.0, gt=0, le=60, description="life of an access token")
+    refresh_days: float = Field(14.0, gt=0, le=365, description="life of a refresh token")
+    oidc_issuer: str = Field("", description="issuer of an OpenID provider, which takes the place of local users")
+    oidc_audience: str = Field("esp-ingest", description="audience that its tokens must be for")
+    oidc_role_claim: str = Field("roles", description="claim that names the roles; a dot goes into an object")
+    oidc_roles: dict[str, Literal["viewer", "operator", "admin"]] = Field(
+        default_factory=dict, description="role by value of that claim; whoever has none of them is refused"
+    )
+    oidc_wells_claim: str = Field("", description="claim with patterns of the wells to be seen, empty for all wells")
+    sign_in_per_minute: int = Field(30, ge=1, le=10_000, description="attempts to sign in from one address in a minute")
+    pool_size: int = Field(8, ge=1, le=200, description="connections to the database")
+    request_timeout_seconds: float = Field(10.0, ge=0.1, le=600, description="longest time for one question")
+    max_connections: int = Field(2_000, ge=16, le=100_000, description="HTTP connections at a time")
+    max_streams: int = Field(1_000, ge=1, le=50_000, description="live streams at a time")
+    max_body_bytes: int = Field(262_144, ge=1_024, le=67_108_864, description="largest request body")
+    max_header_bytes: int = Field(16_384, ge=4_096, le=1_048_576, description="largest request head")
+    max_points: int = Field(20_000, ge=100, le=1_000_000, description="most rows in an answer")
+    max_range_days: int = Field(3_660, ge=1, le=36_600, description="longest range of time in a question")
+    daemon_url: str = Field(
+        "", description="where the daemon answers for its health, empty for http.host and http.port"
+    )
+    silent_after_seconds: float = Field(900.0, gt=0, description="a well that sent nothing for so long is silent")
+    drain_seconds: float = Field(10.0, gt=0, le=600, description="time for requests under way after SIGTERM")
+
+    def key_files(self) -> list[str]:
+        """The paths of ``key_file``, which may be one path, or several with commas between them."""
+        given = self.key_file.split(",") if isinstance(self.key_file, str) else self.key_file
+        return [path.strip() for path in given if path.strip()]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if bool(self.cert_file) != bool(self.tls_key_file):
+            raise ValueError("cert_file and tls_key_file belong together: set both or neither")
+        if self.oidc_issuer and not self.oidc_issuer.startswith(("https://", "http://127.0.0.1", "http://localhost")):
+            raise ValueError("oidc_issuer must be an https:// address")
+        if self.oidc_issuer and not self.oidc_roles:
+            raise ValueError("oidc_issuer needs oidc_roles, which says what values of the claim are what role")
+        return self
+
+
 class Settings(BaseSettings):
     """All settings, immutable. Build with :func:`load`."""
 
@@ -352,6 +411,7 @@ class Settings(BaseSettings):
     log: LogSettings = LogSettings()
     diagnostics: DiagnosticsSettings = DiagnosticsSettings()
     service: ServiceSettings = ServiceSettings()
+    api: ApiSettings = ApiSettings()
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -339,11 +339,12 @@ LOCK TABLE alarm_actions IN SHARE ROW EXCLUSIVE MODE;
 
 -- name: acknowledge
 -- Open ones become acknowledged, returned ones normal; a latched one is ended by the daemon, which knows when it
--- returned. Gives what was acknowledged.
+-- returned. Gives what was acknowledged. With a time only the occurrence that was raised then.
 UPDATE diagnostic_results AS d
 SET state = CASE WHEN cleared_at IS NULL THEN 'acknowledged' ELSE 'normal' END
 WHERE well_id = %(well)s AND diagnosis = %(diagnosis)s
   AND state IN ('unacknowledged', 'latched', 'returned-unacknowledged')
+  AND (%(raised_at)s::timestamptz IS NULL OR "timestamp" = %(raised_at)s)
 RETURNING "timestamp", state, severity, message;
 
 -- name: set_shelved
@@ -381,8 +382,8 @@ RETURNING shelved_to;
 
 -- name: record_action
 -- Who, what, why.
-INSERT INTO alarm_actions (well_id, diagnosis, action, by_whom, why, raised_at, shelved_to)
-VALUES (%(well)s, %(diagnosis)s, %(action)s, %(by)s, %(why)s, %(raised_at)s, %(to)s);
+INSERT INTO alarm_actions (well_id, diagnosis, action, by_whom, why, raised_at, shelved_to, detail)
+VALUES (%(well)s, %(diagnosis)s, %(action)s, %(by)s, %(why)s, %(raised_at)s, %(to)s, %(detail)s::text::jsonb);
 
 -- name: announce
 -- A change that an operator made, on its way to the broker.

@@ -5,7 +5,7 @@ exits 1 when one of them differs; tests/unit/test_config.py does the same.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -14,7 +14,7 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
 from esp_ingest.config import ENV_PREFIX, Settings
-from esp_ingest.service.metrics import Metrics
+from esp_ingest.service.metrics import ApiMetrics, MetricInfo, Metrics
 from esp_ingest.telemetry.model import SIGNALS
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -25,6 +25,7 @@ _EXAMPLES = {
     "limits": "limits.motor_temp = { high = 450 }  # the lower bound keeps its default",
     "wells": 'wells."ESP-01".pip = { low = 50, high = 3_500 }',
     "extra_signals": 'extra_signals.tubing_temp = { unit = "°F", low = 32, high = 572 }',
+    "oidc_roles": 'oidc_roles = { "esp-admins" = "admin", "esp-operators" = "operator", "esp-users" = "viewer" }',
 }
 _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 _LENGTHS = {"min_length": "at least {} characters", "max_length": "at most {} characters"}
@@ -110,15 +111,25 @@ def configuration() -> str:
 
 def metrics() -> str:
     """docs/metrics.md."""
-    lines = _METRICS.splitlines()
-    for info in Metrics().catalogue:
-        labels = ", ".join(f"`{label}`" for label in info.labels)
-        lines.append(f"| `{info.name}` | {info.kind} | {labels} | {_cell(info.help)} |")
+    lines = [*_METRICS.splitlines(), *_rows(Metrics().catalogue)]
     lines += ["", "Buckets of the histograms:", ""]
     lines += [
         f"- `{info.name}`: {', '.join(map(_number, info.buckets))}" for info in Metrics().catalogue if info.buckets
     ]
-    return "\n".join(lines) + "\n"
+    lines += [
+        "",
+        "## Of `esp-ingest api`, on its own port",
+        "",
+        "| metric | type | labels | meaning |",
+        "|---|---|---|---|",
+    ]
+    return "\n".join([*lines, *_rows(ApiMetrics().catalogue)]) + "\n"
+
+
+def _rows(catalogue: Iterable[MetricInfo]) -> Iterator[str]:
+    for info in catalogue:
+        labels = ", ".join(f"`{label}`" for label in info.labels)
+        yield f"| `{info.name}` | {info.kind} | {labels} | {_cell(info.help)} |"
 
 
 FILES: dict[str, Callable[[], str]] = {

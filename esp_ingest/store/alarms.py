@@ -1,7 +1,8 @@
 """What operators do to alarms, each a transaction: the action is kept, the table shows it, the broker hears of it, and
 the daemon follows within seconds."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -37,11 +38,22 @@ class Changed:
     message: str
 
 
-def acknowledge(connection: Connection, request: Request) -> list[Changed]:
-    """Acknowledge what is unacknowledged of this diagnosis: open, latched and returned ones. Gives those."""
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What an operator says of an occurrence. ``verdict``: true, false or unclear; ``stop_reason``: why the well
+    stopped, "" if it did not."""
+
+    verdict: str
+    cause: str = ""
+    stop_reason: str = ""
+
+
+def acknowledge(connection: Connection, request: Request, raised_at: datetime | None = None) -> list[Changed]:
+    """Acknowledge what is unacknowledged of this diagnosis: open, latched and returned ones, or only the occurrence
+    that was raised at ``raised_at``. Gives those."""
     with connection.transaction():
         connection.execute(query("lock_alarm_actions"))
-        changed = _changed(connection, "acknowledge", request.parameters())
+        changed = _changed(connection, "acknowledge", request.parameters() | {"raised_at": raised_at})
         for each in changed:
             _record(connection, request, "ack", raised_at=each.raised_at)
         _announce(connection, request, changed)
@@ -75,6 +87,33 @@ def unshelve(connection: Connection, request: Request) -> tuple[bool, list[Chang
     return was_shelved, changed
 
 
+def note(connection: Connection, request: Request, raised_at: datetime | None) -> None:
+    """Keep a remark (``request.why``) in the history of an occurrence, or (None) of the diagnosis at this well."""
+    with connection.transaction():
+        connection.execute(query("lock_alarm_actions"))
+        _record(connection, request, "note", raised_at=raised_at)
+
+
+def judge(connection: Connection, request: Request, raised_at: datetime, judgement: Judgement) -> bool:
+    """Keep a verdict on an occurrence: the newest in alarm_verdicts, all of them in the history. False if there is no
+    such occurrence."""
+    said = {"verdict": judgement.verdict, "cause": judgement.cause, "stop_reason": judgement.stop_reason}
+    with connection.transaction():
+        connection.execute(query("lock_alarm_actions"))
+        if not connection.execute(
+            query("set_verdict"), request.parameters() | said | {"raised_at": raised_at}
+        ).rowcount:
+            return False
+        _record(connection, request, "verdict", raised_at=raised_at, detail=said)
+    return True
+
+
+def occurrence(connection: Connection, well_id: str, diagnosis: str, raised_at: datetime) -> Changed | None:
+    """One occurrence as it is now, None if there is none."""
+    found = _changed(connection, "occurrence", {"well": well_id, "diagnosis": diagnosis, "raised_at": raised_at})
+    return found[0] if found else None
+
+
 def knows(connection: Connection, well_id: str, diagnosis: str) -> tuple[bool, bool]:
     """(has this well ever sent anything, has it ever had this diagnosis)"""
     row = connection.execute(query("knows_alarm"), {"well": well_id, "diagnosis": diagnosis}).fetchone()
@@ -93,9 +132,15 @@ def _changed(connection: Connection, name: str, parameters: dict[str, Any]) -> l
 
 
 def _record(
-    connection: Connection, request: Request, action: str, raised_at: datetime | None = None, to: datetime | None = None
+    connection: Connection,
+    request: Request,
+    action: str,
+    raised_at: datetime | None = None,
+    to: datetime | None = None,
+    detail: Mapping[str, str] | None = None,
 ) -> None:
     parameters = request.parameters() | {"action": action, "raised_at": raised_at, "to": to}
+    parameters["detail"] = json.dumps(detail or {})
     connection.execute(query("record_action"), parameters)
 
 

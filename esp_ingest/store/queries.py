@@ -1,4 +1,4 @@
-"""Named queries out of sql/queries.sql."""
+"""Named queries out of sql/queries.sql, and out of sql/api_queries.sql for the HTTP API."""
 
 import re
 from functools import cache
@@ -6,6 +6,7 @@ from functools import cache
 from esp_ingest.resources import sql_folder
 from esp_ingest.store.locks import LOCKS
 
+FILES = ("queries.sql", "api_queries.sql")
 _LOCK = re.compile(r":(\w+)_lock\b")
 _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 
@@ -13,8 +14,8 @@ _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 @cache
 def all_queries() -> dict[str, str]:
     """name → SQL, its description included as comments."""
-    text = (sql_folder() / "queries.sql").read_text(encoding="utf-8")
-    parts = _NAME.split(text)[1:]
+    texts = [(sql_folder() / name).read_text(encoding="utf-8") for name in FILES]
+    parts = [part for text in texts for part in _NAME.split(text)[1:]]
     names, bodies = parts[::2], parts[1::2]
     assert len(set(names)) == len(names), "a query's name is taken twice"
     return {name: body.strip() for name, body in zip(names, bodies, strict=True)}

@@ -68,8 +68,11 @@ def test_the_examples_in_the_file_are_valid(tmp_path: Path) -> None:
     lines = docs.toml().splitlines()
     examples = [line.removeprefix("# ") for line in lines if line.removeprefix("# ") in docs._EXAMPLES.values()]
     assert len(examples) == len(docs._EXAMPLES)
-    read = load(toml(tmp_path, "\n".join(["[telemetry]", *examples])))
+    of_api = [line for line in examples if line.startswith("oidc_")]
+    of_telemetry = [line for line in examples if line not in of_api]
+    read = load(toml(tmp_path, "\n".join(["[telemetry]", *of_telemetry, "[api]", *of_api])))
     assert read.telemetry.wells["ESP-01"]["pip"].low == 50
+    assert read.api.oidc_roles["esp-admins"] == "admin"
 
 
 def test_the_environment_wins_over_the_file_and_the_file_over_the_default(

@@ -34,11 +34,13 @@ FLOORS = {
     "esp_ingest.stage": 4,
     "esp_ingest.pipeline": 5,
     "esp_ingest.lifecycle": 6,
+    "esp_ingest.api": 6,
     "esp_ingest.daemon": 6,
     "esp_ingest.check": 6,
     "esp_ingest.rejects": 6,
     "esp_ingest.workers": 7,
     "esp_ingest.demo": 8,
+    "esp_ingest.commands": 8,
     "esp_ingest.cli": 9,
     "esp_ingest.__main__": 10,
 }

@@ -1,0 +1,167 @@
+"""Answers: JSON, CSV or Arrow by Accept, an ETag over the bytes, a Link to the next page."""
+
+import base64
+import csv
+import hashlib
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal, NamedTuple
+from urllib.parse import urlencode
+
+import msgspec
+from fastapi import Request
+from fastapi.responses import Response
+
+from esp_ingest.api.problems import Problem
+
+JSON, CSV, ARROW = "application/json", "text/csv", "application/vnd.apache.arrow.stream"
+Kind = Literal["time", "text", "number", "count", "flag", "json", "bytes"]
+_NO_ARROW = "Arrow needs pyarrow on the API's host (`pip install pyarrow`): ask for application/json or text/csv."
+
+
+class Column(NamedTuple):
+    """A column of a table in CSV and Arrow. ``unit`` stands in the metadata of the Arrow field."""
+
+    name: str
+    kind: Kind
+    unit: str = ""
+
+
+class Table(NamedTuple):
+    """Rows in the order of the columns."""
+
+    columns: Sequence[Column]
+    rows: Iterable[Sequence[Any]]
+
+
+def accepted(request: Request) -> str:
+    """The format that the client likes best of those that there are. Raises Problem 406."""
+    header = ",".join(request.headers.getlist("accept"))
+    best, quality = "", 0.0
+    for part in header.split(",") if header.strip() else ["*/*"]:
+        media, _, parameters = part.partition(";")
+        found = _FORMATS.get(media.strip().lower())
+        weight = _weight(parameters)
+        if found is not None and weight > quality:
+            best, quality = found, weight
+    if not best:
+        raise Problem(406, "not-acceptable", f"This list comes as {JSON}, {CSV} or {ARROW}: name one in Accept.")
+    return best
+
+
+_FORMATS = {
+    "*/*": JSON,
+    "application/*": JSON,
+    JSON: JSON,
+    "text/*": CSV,
+    CSV: CSV,
+    ARROW: ARROW,
+    "application/vnd.apache.arrow.file": "",
+}
+
+
+def _weight(parameters: str) -> float:
+    for each in parameters.split(";"):
+        name, _, value = each.strip().partition("=")
+        if name.lower() == "q":
+            try:
+                return min(1.0, max(0.0, float(value)))
+            except ValueError:
+                return 0.0
+    return 1.0
+
+
+def link(request: Request, **changes: str | None) -> str:
+    """The path that was asked for with other parameters; None leaves one out."""
+    kept = [(name, value) for name, value in request.query_params.multi_items() if name not in changes]
+    kept += [(name, value) for name, value in changes.items() if value is not None]
+    return f"{request.url.path}?{urlencode(kept)}" if kept else request.url.path
+
+
+def respond(
+    request: Request,
+    document: Any,
+    *,
+    table: Table | None = None,
+    following: str | None = None,
+    is_final: bool = False,
+) -> Response:
+    """``document`` as JSON, or ``table`` in the format that Accept names. ``following`` is the address of the next
+    page. ``is_final``: what was asked for cannot change any more, so that it may be kept without asking again."""
+    chosen = accepted(request) if table is not None else JSON
+    headers = {"Vary": "Accept, Authorization"}
+    if following is not None:
+        headers["Link"] = f'<{following}>; rel="next"'
+    if chosen == JSON or table is None:
+        body = msgspec.json.encode(document)
+    else:
+        body = _csv(table) if chosen == CSV else _arrow(table)
+    tag = f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
+    headers["ETag"] = tag
+    headers["Cache-Control"] = "private, max-age=86400, immutable" if is_final else "private, no-cache"
+    if request.method in ("GET", "HEAD") and _matches(request.headers.get("if-none-match"), tag):
+        return Response(None, 304, headers=headers)
+    media = f"{CSV}; charset=utf-8; header=present" if chosen == CSV else chosen
+    return Response(body, 200, headers=headers, media_type=media)
+
+
+def _matches(header: str | None, tag: str) -> bool:
+    return header is not None and any(each.strip().removeprefix("W/") in (tag, "*") for each in header.split(","))
+
+
+def rfc3339(at: datetime) -> str:
+    """UTC, with as many digits as there are."""
+    text = at.astimezone(UTC).isoformat()
+    return text.removesuffix("+00:00") + "Z"
+
+
+def _csv(table: Table) -> bytes:
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow([column.name for column in table.columns])
+    writer.writerows([[_cell(value) for value in row] for row in table.rows])
+    return out.getvalue().encode()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return rfc3339(value)
+    if isinstance(value, dict | list):
+        return msgspec.json.encode(value).decode()
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return value
+
+
+def _arrow(table: Table) -> bytes:
+    try:
+        import pyarrow as pa
+    except ImportError:
+        raise Problem(406, "no-arrow", _NO_ARROW) from None
+    types: Mapping[str, Any] = {
+        "time": pa.timestamp("us", tz="UTC"),
+        "text": pa.string(),
+        "number": pa.float64(),
+        "count": pa.int64(),
+        "flag": pa.bool_(),
+        "json": pa.string(),
+        "bytes": pa.binary(),
+    }
+    rows = list(table.rows)
+    arrays, fields = [], []
+    for place, column in enumerate(table.columns):
+        values = [row[place] for row in rows]
+        if column.kind == "json":
+            values = [None if value is None else msgspec.json.encode(value).decode() for value in values]
+        arrays.append(pa.array(values, types[column.kind]))
+        metadata = {"unit": column.unit} if column.unit else None
+        fields.append(pa.field(column.name, types[column.kind], metadata=metadata))
+    batch = pa.record_batch(arrays, schema=pa.schema(fields))
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    found: bytes = sink.getvalue().to_pybytes()
+    return found

@@ -1,0 +1,122 @@
+"""The application: its parts, its routes, its schema."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from starlette.middleware import Middleware
+
+from esp_ingest import __version__
+from esp_ingest.api import keys, problems
+from esp_ingest.api.auth import Auth
+from esp_ingest.api.context import Api
+from esp_ingest.api.database import Database
+from esp_ingest.api.fleet import Fleet
+from esp_ingest.api.guard import Guard
+from esp_ingest.api.live import Feed
+from esp_ingest.api.models import ProblemDocument
+from esp_ingest.api.monitor import Monitor
+from esp_ingest.api.readiness import Readiness
+from esp_ingest.api.routes import actions, alarms, operations, pages, session, stream, telemetry, wells
+from esp_ingest.api.schema import PROBLEM_EXAMPLE
+from esp_ingest.config import Settings
+from esp_ingest.seams import Clock
+from esp_ingest.service.clock import SystemClock
+from esp_ingest.service.metrics import ApiMetrics
+from esp_ingest.telemetry.limits import HardLimits
+
+DESCRIPTION = """\
+What esp-ingest stores, for SCADA, notebooks, Grafana and the console. Every request needs a bearer token; errors are
+problem documents (RFC 9457); lists are `{items, next}`, `next` is the address of the next page; times are RFC
+3339 in UTC. Lists come as JSON, CSV (`Accept: text/csv`) or Arrow (`Accept: application/vnd.apache.arrow.stream`)."""
+ROUTERS = (session, wells, telemetry, alarms, actions, operations, stream, pages)
+
+
+def create_app(settings: Settings, clock: Clock | None = None) -> FastAPI:
+    """The application. It connects to the database when it is started, and does not wait for it. Raises ConfigError."""
+    api = _parts(settings, clock or SystemClock())
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        await api.database.open()
+        watching = asyncio.create_task(api.readiness.watch())
+        try:
+            yield
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+            await api.feed.stop()
+            await api.monitor.close()
+            await api.database.close()
+
+    guard = Middleware(
+        Guard,
+        max_body_bytes=settings.api.max_body_bytes,
+        is_tls=bool(settings.api.cert_file),
+        metrics=api.metrics,
+        clock=api.clock,
+    )
+    app = bare_app(lifespan=lifespan, middleware=[guard])
+    app.state.api = api
+    pages.mount(app)
+    return app
+
+
+def bare_app(**options: Any) -> FastAPI:
+    """Routes and schema without parts: enough to write docs/openapi.json."""
+    app = FastAPI(
+        title="esp-ingest",
+        version=__version__,
+        description=DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        generate_unique_id_function=_operation_id,
+        **options,
+    )
+    problems.install(app)
+    for module in ROUTERS:
+        app.include_router(module.router)
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _completed(plain())
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the schema
+    return app
+
+
+def _parts(settings: Settings, clock: Clock) -> Api:
+    metrics = ApiMetrics()
+    database = Database(settings)
+    monitor = Monitor(settings, clock)
+    return Api(
+        settings=settings,
+        clock=clock,
+        database=database,
+        auth=Auth(settings, database, keys.load(settings), clock, metrics),
+        fleet=Fleet(database, clock),
+        feed=Feed(database, monitor, clock),
+        monitor=monitor,
+        readiness=Readiness(database, clock, metrics),
+        metrics=metrics,
+        limits=HardLimits(settings.telemetry),
+    )
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name
+
+
+def _completed(schema: dict[str, Any]) -> dict[str, Any]:
+    """The problem document, which routes refer to; and no word of the framework's own errors."""
+    schemas = schema.setdefault("components", {}).setdefault("schemas", {})
+    schemas[ProblemDocument.__name__] = ProblemDocument.model_json_schema() | {"examples": [PROBLEM_EXAMPLE]}
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    return schema

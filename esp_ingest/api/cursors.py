@@ -1,0 +1,49 @@
+"""Where the next page begins: the sort key of the last row, opaque to clients. A page is found by its key and not by an
+offset, so rows that come or go in between neither repeat nor skip any."""
+
+import base64
+import binascii
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from esp_ingest.api.problems import Problem, invalid
+
+_LONGEST = 2_000
+
+
+def encode(tag: str, *values: Any) -> str:
+    """The cursor of a list (its ``tag``) after a row with these key values: texts, numbers and datetimes."""
+    return base64.urlsafe_b64encode(msgspec.json.encode([tag, *values])).rstrip(b"=").decode()
+
+
+def decode(tag: str, text: str | None, kinds: Sequence[type]) -> list[Any] | None:
+    """The key values, None without a cursor. Raises Problem for a cursor that is not of this list."""
+    if text is None:
+        return None
+    try:
+        if len(text) > _LONGEST:
+            raise ValueError
+        raw = base64.urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
+        found = msgspec.json.decode(raw)
+        if not isinstance(found, list) or len(found) != 1 + len(kinds) or found[0] != tag:
+            raise ValueError
+        return [_value(value, kind) for value, kind in zip(found[1:], kinds, strict=True)]
+    except (ValueError, binascii.Error, msgspec.MsgspecError, UnicodeEncodeError):
+        raise bad() from None
+
+
+def bad() -> Problem:
+    """The cursor cannot be used."""
+    return invalid("cursor", "The cursor is not one of this list: follow the next link as it is, or leave it out.")
+
+
+def _value(value: Any, kind: type) -> Any:
+    found: Any = msgspec.convert(value, kind)
+    if isinstance(found, datetime) and found.tzinfo is None:
+        raise ValueError
+    if isinstance(found, str) and "\0" in found:
+        raise ValueError
+    return found

@@ -1,0 +1,152 @@
+"""The API's way to the database: a small pool for questions, and a connection of its own for each change.
+
+A question is one read-only transaction with a time limit. It is asked again if a pooled connection turns out to be
+dead, so that the first request after an outage succeeds; the pool's own ``check=`` would spend the whole timeout on
+dead connections (psycopg#709). Changes go through the same synchronous functions as the command line, in a thread."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import sql
+from psycopg.abc import RV, PQGen
+from psycopg.rows import dict_row
+from psycopg_pool import AsyncConnectionPool
+
+from esp_ingest.config import Settings
+from esp_ingest.store.connection import Connection, ServerSilent, _impatient, connect, conninfo
+from esp_ingest.store.queries import query
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Row = dict[str, Any]
+Statement = tuple[str | sql.Composed, Mapping[str, Any]]
+AsyncConnection = psycopg.AsyncConnection[tuple[Any, ...]]
+
+WAIT_SECONDS = 3.0  # for a connection
+_GRACE_SECONDS = 2.0  # for a server that says nothing, beyond the time that it was given
+_LOOK_SECONDS = 0.1
+_WRITES_AT_ONCE = 4
+
+
+class ImpatientAsyncConnection(AsyncConnection):
+    """As store.connection.ImpatientConnection. A cancelled await would not do: psycopg then asks the server to cancel
+    the statement and waits for its answer without a limit."""
+
+    silence_seconds = 15.0
+
+    async def wait(self, gen: PQGen[RV], interval: float = _LOOK_SECONDS, timeout: float | None = None) -> RV:
+        """See psycopg. Raises ServerSilent."""
+        options = {} if timeout is None else {"timeout": timeout}  # unknown to psycopg 3.2
+        try:
+            return await super().wait(_impatient(gen, int(self.silence_seconds / interval)), interval, **options)
+        except ServerSilent:
+            self.pgconn.finish()
+            raise
+
+
+def composed(name: str, **parts: sql.Composable) -> sql.Composed:
+    """The named query with its ``{…}`` filled in."""
+    return sql.SQL(query(name).decode()).format(**parts)
+
+
+class Database:
+    """Use :meth:`open` before anything else; it never waits for the database."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._timeout_seconds = settings.api.request_timeout_seconds
+        self._tries = settings.api.pool_size + 1
+        self._writes = asyncio.Semaphore(_WRITES_AT_ONCE)
+
+        class PooledConnection(ImpatientAsyncConnection):
+            silence_seconds = self._timeout_seconds + _GRACE_SECONDS
+
+        self._pool = AsyncConnectionPool(
+            conninfo(settings.database),
+            connection_class=PooledConnection,
+            min_size=1,
+            max_size=settings.api.pool_size,
+            max_waiting=max(64, 16 * settings.api.pool_size),
+            timeout=WAIT_SECONDS,
+            max_idle=300.0,
+            reconnect_timeout=0.0,  # each request tries anew, and a probe does in between
+            open=False,
+            configure=_configure,
+            name="api",
+        )
+
+    async def open(self) -> None:
+        """Start connecting, without waiting for it."""
+        await self._pool.open(wait=False)
+
+    async def close(self) -> None:
+        """Close all connections, a second at most."""
+        await self._pool.close(timeout=1.0)
+
+    async def fetch(self, name: str, parameters: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
+        """The rows of a named query. Raises psycopg's and the pool's errors, and TimeoutError."""
+        (rows,) = await self.ask((name, parameters or {}))
+        return rows
+
+    async def fetch_one(self, name: str, parameters: Mapping[str, Any] | None = None) -> tuple[Any, ...] | None:
+        """The first row of a named query, None where there is none."""
+        rows = await self.fetch(name, parameters)
+        return rows[0] if rows else None
+
+    async def fetch_dicts(self, name: str, parameters: Mapping[str, Any] | None = None) -> list[Row]:
+        """As :meth:`fetch`, each row by the names of its columns."""
+        return await self._retried(lambda c: self._dicts(c, name, parameters or {}))
+
+    async def ask(self, *statements: Statement) -> list[list[tuple[Any, ...]]]:
+        """The rows of several statements, which see one state of the database."""
+        return await self._retried(lambda connection: self._rows(connection, statements))
+
+    async def write(self, work: Callable[[Connection], T]) -> T:
+        """Run ``work`` with a connection in autocommit, in a thread. Raises psycopg.Error, StoreUnavailable."""
+
+        def run() -> T:
+            with connect(self._settings.database, autocommit=True) as connection:
+                return work(connection)
+
+        async with self._writes:
+            return await asyncio.to_thread(run)
+
+    async def _retried(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        for attempt in range(self._tries):
+            try:
+                async with self._pool.connection() as connection, connection.transaction():
+                    timeout = f"{round(self._timeout_seconds * 1000)}ms"
+                    await connection.execute(query("api_session"), {"timeout": timeout})
+                    return await work(connection)
+            except psycopg.OperationalError as error:
+                is_lost = error.sqlstate is None or error.sqlstate.startswith(("08", "57P"))
+                if not is_lost or isinstance(error, ServerSilent) or attempt == self._tries - 1:
+                    raise
+        raise AssertionError("unreachable")
+
+    async def _rows(self, connection: AsyncConnection, statements: Sequence[Statement]) -> list[list[tuple[Any, ...]]]:
+        found = []
+        for statement, parameters in statements:
+            text = query(statement) if isinstance(statement, str) else statement
+            async with connection.cursor(binary=True) as cursor:
+                await cursor.execute(text, parameters)
+                found.append(await cursor.fetchall())
+        return found
+
+    async def _dicts(self, connection: AsyncConnection, name: str, parameters: Mapping[str, Any]) -> list[Row]:
+        async with connection.cursor(row_factory=dict_row, binary=True) as cursor:
+            await cursor.execute(query(name), parameters)
+            return await cursor.fetchall()
+
+
+async def _configure(connection: AsyncConnection) -> None:
+    """Statements are never prepared by name and no setting outlives its transaction, so that a pooler in transaction
+    mode will do."""
+    connection.prepare_threshold = None
+    await connection.set_autocommit(True)
+    await connection.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
+    await connection.set_read_only(True)

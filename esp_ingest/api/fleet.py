@@ -1,0 +1,126 @@
+"""The fleet as it is now: the newest reading, the state and the open alarms of each well.
+
+A fleet is asked for as a whole (sorted by need, summed up), so it is read as a whole and sorted here. For most fleets
+that takes milliseconds and is done for each request. Where it takes longer, one reading of it serves all requests for a
+time in proportion to its cost, and a newer one is fetched while the older is still shown."""
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+from esp_ingest.api.database import Database
+from esp_ingest.seams import Clock
+from esp_ingest.telemetry.model import SIGNAL_NAMES, at_us
+
+State = Literal["running", "stopped", "unknown", "silent"]
+STATES: tuple[State, ...] = ("running", "stopped", "unknown", "silent")
+SEVERITIES = ("critical", "high", "medium", "low", "info")
+
+_QUICK_SECONDS = 0.03  # what takes no longer is read for each request
+_SHARE = 10.0  # a fleet that takes t seconds to read is shown for 10 t
+_LONGEST_SHOWN_SECONDS = 15.0
+_MIN_FREQUENCY_HZ = 5.0  # as the rules have it
+_FREQUENCY, _CURRENT = SIGNAL_NAMES.index("vsd_frequency"), SIGNAL_NAMES.index("motor_current")
+_HELD_BACK = ("suppressed", "shelved", "out_of_service")
+
+
+@dataclass(slots=True)
+class Well:
+    """``values`` stand in the order of SIGNALS; ``alarms`` are rows of api_open_alarms without their well."""
+
+    well_id: str
+    at: datetime
+    values: tuple[float | None, ...]
+    alarms: list[dict[str, Any]] = field(default_factory=list)
+
+    def state(self, now: datetime, silent_after_seconds: float) -> State:
+        """Whether it runs, by frequency and current; a well that says nothing any more is silent."""
+        if (now - self.at).total_seconds() > silent_after_seconds:
+            return "silent"
+        return running(self.values)
+
+    @property
+    def need(self) -> int:
+        """How severe its worst alarm is that wants attention: 5 for critical to 1 for info, 0 for none."""
+        wanting = [SEVERITIES.index(a["severity"]) for a in self.alarms if a["state"] not in _HELD_BACK]
+        return 5 - min(wanting) if wanting else 0
+
+
+def running(values: tuple[float | None, ...]) -> State:
+    """The state that a reading shows."""
+    frequency, current = values[_FREQUENCY], values[_CURRENT]
+    if (frequency is not None and frequency <= _MIN_FREQUENCY_HZ) or (current is not None and current <= 0):
+        return "stopped"
+    return "unknown" if frequency is None and current is None else "running"
+
+
+def alarm(row: tuple[Any, ...]) -> dict[str, Any]:
+    """A row of api_open_alarms without its well."""
+    _, diagnosis, at, severity, state, value, threshold, message = row
+    return {
+        "diagnosis": diagnosis,
+        "timestamp": at,
+        "severity": severity,
+        "state": state,
+        "value": value,
+        "threshold": threshold,
+        "message": message,
+    }
+
+
+def gathered(newest: Iterable[tuple[Any, ...]], alarms: Iterable[tuple[Any, ...]]) -> list[Well]:
+    """Wells in the order of their ids, from rows of api_newest and api_open_alarms."""
+    wells = {row[0]: Well(row[0], row[1], tuple(row[2:])) for row in newest}
+    for row in alarms:
+        if row[0] in wells:
+            wells[row[0]].alarms.append(alarm(row))
+    return [wells[name] for name in sorted(wells)]
+
+
+class Fleet:
+    """For the event loop."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+        self._wells: list[Well] = []
+        self._read_at = float("-inf")
+        self._cost = 0.0
+        self._reading: asyncio.Task[None] | None = None
+
+    async def wells(self) -> list[Well]:
+        """All wells by id, as they are now or, where that takes long, as they were some seconds ago."""
+        age = self._clock.monotonic() - self._read_at
+        kept = 0.0 if self._cost <= _QUICK_SECONDS else min(self._cost * _SHARE, _LONGEST_SHOWN_SECONDS)
+        if age <= kept:
+            return self._wells
+        task = self._refresh()
+        if age > 2 * kept:  # too old to be shown meanwhile
+            await asyncio.shield(task)
+        return self._wells
+
+    def now(self) -> datetime:
+        """Wall time."""
+        return at_us(self._clock.now_us())
+
+    def _refresh(self) -> asyncio.Task[None]:
+        """One reading for all who want it. A quick one begins after the question, so that it sees all before it."""
+        if self._reading is None or self._reading.done() or self._cost <= _QUICK_SECONDS:
+            self._reading = asyncio.create_task(self._read())
+            self._reading.add_done_callback(_look_at)
+        return self._reading
+
+    async def _read(self) -> None:
+        started = self._clock.monotonic()
+        newest, alarms = await self._database.ask(("api_newest", {}), ("api_open_alarms", {"well": None}))
+        self._wells = gathered(newest, alarms)
+        self._read_at = self._clock.monotonic()
+        self._cost = self._read_at - started
+
+
+def _look_at(task: asyncio.Task[None]) -> None:
+    """Whoever awaits the task gets its error; where nobody does, it is not lost to a warning."""
+    if not task.cancelled():
+        task.exception()

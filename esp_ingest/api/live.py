@@ -1,0 +1,268 @@
+"""What changes, for all who watch: one look at the database a beat and process, however many watch, none if nobody
+does.
+
+Looking was chosen over LISTEN/NOTIFY (decision 0011): it costs the daemon nothing, works behind a pooler and over
+several daemons, and misses nothing that was committed while a connection was down. A look asks for the newest reading
+of each well among what was received since the newest known, less an overlap, because batches are committed later than
+received; for the open occurrences; and for what operators did. What differs from what is known is news.
+
+News are numbered and kept in a ring. A watcher is a position in the ring and nothing else: one that reads slowly holds
+nobody up, and one that has fallen out of the ring is cut off."""
+
+import asyncio
+import logging
+import secrets
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+import psycopg
+from psycopg_pool import PoolTimeout
+
+from esp_ingest.api.database import Database
+from esp_ingest.api.monitor import Monitor
+from esp_ingest.api.principal import Principal
+from esp_ingest.seams import Clock, StoreUnavailable
+from esp_ingest.service.log import Repeated
+from esp_ingest.telemetry.model import SIGNAL_NAMES, at_us
+
+log = logging.getLogger(__name__)
+
+BEAT_SECONDS = 1.0
+LINGER_SECONDS = 60.0  # after the last watcher has gone, so that he can come back
+MOST_EVENTS, MOST_ITEMS = 2_000, 100_000
+_ITEMS_AN_EVENT = 1_000
+_MONITOR_BEATS = 5
+_BACKLOG = timedelta(days=2)
+_LEAST_OVERLAP, _MOST_OVERLAP = timedelta(seconds=2), timedelta(seconds=60)
+_QUICK_SECONDS, _SLOW_SECONDS = 0.02, 0.1
+READING_COLUMNS = ("well_id", "timestamp", *SIGNAL_NAMES)
+ALARM_FIELDS = (
+    "well_id", "diagnosis", "timestamp", "severity", "state", "cleared_at", "value", "threshold", "peak", "occurrences",
+    "message",
+)  # fmt: skip
+_READINGS_HEAD = b'{"columns":' + msgspec.json.encode(READING_COLUMNS) + b',"rows":['
+_ALARMS_HEAD = b'{"items":['
+
+
+@dataclass(slots=True)
+class Event:
+    """Something new. ``items`` are JSON texts with their well, "" for what is of no well."""
+
+    number: int
+    kind: str
+    head: bytes
+    items: list[tuple[str, bytes]]
+    _frames: dict[Any, bytes] = field(default_factory=dict)
+
+    def frame(self, generation: str, key: Any, wanted: Callable[[str], bool] | None) -> bytes:
+        """The event as text/event-stream has it, for all who want the same wells (``key``); b"" where none of it is."""
+        found = self._frames.get(key)
+        if found is None:
+            texts = [text for well, text in self.items if wanted is None or not well or wanted(well)]
+            data = b",".join(texts)
+            if self.head:
+                data = self.head + data + b"]}"
+            prefix = f"event: {self.kind}\nid: {generation}-{self.number}\ndata: ".encode()
+            found = prefix + data + b"\n\n" if texts else b""
+            self._frames[key] = found
+        return found
+
+
+class Feed:
+    """Runs on the event loop while somebody watches."""
+
+    def __init__(self, database: Database, monitor: Monitor, clock: Clock) -> None:
+        self._database = database
+        self._monitor = monitor
+        self._clock = clock
+        self._task: asyncio.Task[None] | None = None
+        self._watchers = 0
+        self._idle_since = 0.0
+        self._trouble = Repeated(log, "the live feed cannot read the database", "the live feed reads again")
+        self.stopping = False
+        self._clear()
+
+    def _clear(self) -> None:
+        """Begin anew: what comes cannot be put behind what was."""
+        self.generation = secrets.token_hex(4)
+        self.primed = asyncio.Event()
+        self.changed = asyncio.Event()
+        self._ring: deque[Event] = deque()
+        self._items = 0
+        self._next = 1
+        self._newest: dict[str, datetime] = {}
+        self._received: datetime | None = None
+        self._overlap = timedelta(seconds=30)
+        self._open: dict[tuple[str, str, datetime], tuple[Any, ...]] | None = None
+        self._action = 0
+        self._health: dict[str, Any] = {}
+
+    # -- For watchers.
+
+    @property
+    def watchers(self) -> int:
+        """How many watch now."""
+        return self._watchers
+
+    @property
+    def position(self) -> int:
+        """The number of the next event."""
+        return self._next
+
+    def join(self) -> None:
+        """Somebody watches from now on."""
+        self._watchers += 1
+        if self._task is None or self._task.done():
+            self._clear()
+            self._task = asyncio.create_task(self._run())
+
+    def leave(self) -> None:
+        """He has gone."""
+        self._watchers -= 1
+        self._idle_since = self._clock.monotonic()
+
+    def after(self, last_event_id: str) -> int | None:
+        """The position of whoever has seen everything up to this event, None where that is no longer known."""
+        generation, _, number = last_event_id.partition("-")
+        if generation != self.generation or not number.isdecimal() or len(number) > 15:
+            return None
+        position = int(number) + 1
+        return position if self._oldest() <= position <= self._next else None
+
+    def events(self, position: int) -> list[Event] | None:
+        """What came from there on; None for whoever has fallen out of the ring."""
+        oldest = self._oldest()
+        if position < oldest:
+            return None
+        return [self._ring[at] for at in range(position - oldest, len(self._ring))]
+
+    def health(self) -> dict[str, Any]:
+        """The database and the daemon, as last seen."""
+        return self._health
+
+    def _oldest(self) -> int:
+        return self._ring[0].number if self._ring else self._next
+
+    # -- The loop.
+
+    async def stop(self) -> None:
+        """Send everybody home."""
+        self.stopping = True
+        self.changed.set()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        beat = 0
+        while self._watchers or self._clock.monotonic() - self._idle_since < LINGER_SECONDS:
+            started = self._clock.monotonic()
+            try:
+                is_first = self._open is None
+                await self._look()
+                self._trouble.ended(self._clock.monotonic())
+                if is_first and self.primed.is_set():
+                    self._tell("reset", b"", [("", b'{"reason":"the database is back"}')])
+                database = "ok"
+            except (psycopg.Error, PoolTimeout, StoreUnavailable) as error:
+                self._trouble.failed(self._clock.monotonic(), repr(error))
+                database = "unavailable"
+            if beat % _MONITOR_BEATS == 0 or self._health.get("database") != database:
+                daemon = await self._monitor.daemon()
+                self._tell_health(
+                    {"database": database, "daemon": {"status": daemon["status"], "checks": daemon["checks"]}}
+                )
+            self.primed.set()
+            beat += 1
+            took = self._clock.monotonic() - started
+            await asyncio.sleep(max(BEAT_SECONDS - took, 9 * took, 0.0) if took < 10 else BEAT_SECONDS)
+
+    async def _look(self) -> None:
+        now = at_us(self._clock.now_us())
+        after = (self._received or now) - self._overlap
+        started = self._clock.monotonic()
+        readings, alarms, actions = await self._database.ask(
+            ("api_live_readings", {"after": after, "oldest": now - _BACKLOG}),
+            ("api_live_alarms", {}),
+            ("api_live_actions", {"after": self._action}),
+        )
+        took = self._clock.monotonic() - started
+        if took > _SLOW_SECONDS:
+            self._overlap = max(self._overlap / 2, _LEAST_OVERLAP)
+        elif took < _QUICK_SECONDS:
+            self._overlap = min(self._overlap * 2, _MOST_OVERLAP)
+        self._news_of_readings(readings)
+        await self._news_of_alarms(alarms, actions)
+
+    def _news_of_readings(self, rows: Iterable[tuple[Any, ...]]) -> None:
+        items = []
+        for row in rows:
+            well, at, received = row[0], row[1], row[-1]
+            if self._received is None or received > self._received:
+                self._received = received
+            known = self._newest.get(well)
+            if known is None or at > known:
+                self._newest[well] = at
+                items.append((well, msgspec.json.encode(row[:-1])))
+        self._tell_in_parts("readings", _READINGS_HEAD, items)
+
+    async def _news_of_alarms(self, rows: list[tuple[Any, ...]], actions: list[tuple[Any, ...]]) -> None:
+        found = {(row[0], row[1], row[2]): row for row in rows}
+        if self._open is None:  # the first look: this is what is known, not news
+            self._open = found
+            self._action = await self._newest_action()
+            return
+        news = [row for key, row in found.items() if self._open.get(key) != row]
+        ended = [key for key in self._open if key not in found]
+        touched = [(a[1], a[2], a[7]) for a in actions if a[7] is not None and (a[1], a[2], a[7]) not in found]
+        keys = list(dict.fromkeys(ended + touched))
+        if keys:
+            wells, diagnoses, times = (list(each) for each in zip(*keys, strict=True))
+            news += await self._database.fetch(
+                "api_live_ended", {"wells": wells, "diagnoses": diagnoses, "times": times}
+            )
+        self._open = found
+        if actions:
+            self._action = actions[-1][0]
+        items = [(row[0], msgspec.json.encode(dict(zip(ALARM_FIELDS, row, strict=True)))) for row in news]
+        self._tell_in_parts("alarms", _ALARMS_HEAD, items)
+
+    async def _newest_action(self) -> int:
+        row = await self._database.fetch_one("newest_action")
+        return int(row[0]) if row else 0
+
+    def _tell_health(self, health: dict[str, Any]) -> None:
+        if _without_ages(health) != _without_ages(self._health):
+            self._tell("health", b"", [("", msgspec.json.encode(health))])
+        self._health = health
+
+    def _tell_in_parts(self, kind: str, head: bytes, items: list[tuple[str, bytes]]) -> None:
+        for start in range(0, len(items), _ITEMS_AN_EVENT):
+            self._tell(kind, head, items[start : start + _ITEMS_AN_EVENT])
+
+    def _tell(self, kind: str, head: bytes, items: list[tuple[str, bytes]]) -> None:
+        self._ring.append(Event(self._next, kind, head, items))
+        self._next += 1
+        self._items += len(items)
+        while len(self._ring) > MOST_EVENTS or (self._items > MOST_ITEMS and len(self._ring) > 1):
+            self._items -= len(self._ring.popleft().items)
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+
+def _without_ages(health: dict[str, Any]) -> dict[str, Any]:
+    """Details say how long ago something moved, which is no news."""
+    daemon = health.get("daemon", {})
+    checks = {name: check.get("ok", check.get("status")) for name, check in daemon.get("checks", {}).items()}
+    return {"database": health.get("database"), "daemon": daemon.get("status"), "checks": checks}
+
+
+def wants(principal: Principal, well_ids: frozenset[str]) -> tuple[Any, Callable[[str], bool] | None]:
+    """A watcher's filter, and a key that is equal for equal filters. None lets everything through."""
+    if principal.sees_everything and not well_ids:
+        return "", None
+    return (principal.wells, well_ids), lambda well: principal.sees(well) and (not well_ids or well in well_ids)

@@ -1,0 +1,423 @@
+"""The shapes of answers and bodies, for the schema. Answers are encoded from plain data and not through these models,
+which would take longer than the question; a test holds them together (schemathesis reads every answer against the
+schema)."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AliasChoices,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    create_model,
+)
+
+from esp_ingest.config import WELL_ID_PATTERN
+from esp_ingest.telemetry.model import SIGNALS
+
+WellId = Annotated[str, StringConstraints(pattern=f"^{WELL_ID_PATTERN}$")]
+Severity = Literal["critical", "high", "medium", "low", "info"]
+State = Literal["running", "stopped", "unknown", "silent"]
+Next = Annotated[str | None, Field(description="address of the next page, null at the end")]
+_LONGEST_TEXT = 2_000
+
+
+def _only_text(value: Any) -> Any:
+    if not isinstance(value, str):
+        raise ValueError("must be RFC 3339 text with an offset, such as 2026-11-24T06:00:00Z")
+    return value
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_only_text)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+def _text(most: int, least: int = 0, description: str = "", default: Any = ...) -> Any:
+    """A text that PostgreSQL can hold: it has no NUL."""
+    return Field(default, min_length=least, max_length=most, pattern=r"^[^\x00]*$", description=description)
+
+
+class ProblemDocument(BaseModel):
+    """RFC 9457."""
+
+    type: str = Field(description="urn:esp-ingest:problem:… names the kind of problem")
+    title: str
+    status: int
+    detail: str = Field(description="a sentence that says what to do")
+    instance: str = Field(description="the path that was asked for")
+    errors: list[dict[str, Any]] = Field(default_factory=list, description="each parameter or field at fault")
+
+
+class Tokens(BaseModel):
+    """A session's tokens. The refresh token is good for one use."""
+
+    access_token: str
+    refresh_token: str
+    token_type: Literal["bearer"]
+    expires_in: int = Field(description="seconds that the access token lives")
+
+
+class RefreshBody(_Body):
+    refresh_token: str = Field(min_length=1, max_length=500)
+
+
+class Me(BaseModel):
+    """Who asks."""
+
+    name: str
+    role: Literal["viewer", "operator", "admin"]
+    wells: list[str] = Field(description="patterns of the wells that one may see; * stands for any text")
+    kind: Literal["user", "token", "oidc"]
+    expires_at: datetime = Field(description="when the token ends")
+
+
+class AuthMethods(BaseModel):
+    """How to sign in: the name and password of a local user, or a token of an OpenID provider."""
+
+    method: Literal["local", "oidc"]
+    issuer: str | None = Field(description="of the OpenID provider")
+    audience: str | None = Field(description="that its tokens must be for")
+
+
+_signals: dict[str, Any] = {
+    signal.name: (
+        float | None,
+        Field(description=f"{signal.description}, {signal.unit}", json_schema_extra={"unit": signal.unit}),
+    )
+    for signal in SIGNALS
+}
+NewestReading = create_model("NewestReading", timestamp=(datetime, ...), **_signals)
+
+
+class OpenAlarm(BaseModel):
+    """An open occurrence at a well."""
+
+    diagnosis: str
+    timestamp: datetime = Field(description="when it was raised, in event time")
+    severity: Severity
+    state: str
+    value: float | None
+    threshold: float | None
+    message: str
+
+
+class Well(BaseModel):
+    """A well as it is now. ``severity`` is that of its worst alarm that is not held back."""
+
+    well_id: str
+    state: State
+    last_seen: datetime
+    severity: Severity | None
+    reading: NewestReading
+    alarms: list[OpenAlarm]
+
+
+class WellPage(BaseModel):
+    items: list[Well]
+    next: Next
+    total: int = Field(description="wells that fit the filter")
+    units: dict[str, str]
+
+
+class WellDetail(Well):
+    """A well with what else is known of its newest reading."""
+
+    units: dict[str, str]
+    received_at: datetime
+    extra: dict[str, Any] | None = Field(description="keys that nobody declared")
+    quality: dict[str, Any] | None = Field(description="values as sent that could not be used")
+    limits: dict[str, dict[str, float]] = Field(description="hard limits by signal: low and high")
+    shelved: list[dict[str, Any]]
+    rules_off: list[dict[str, Any]] = Field(description="rules that cannot run at this well, and why")
+
+
+class Telemetry(BaseModel):
+    """Rows in the order of the columns. The first column is the time, RFC 3339 UTC."""
+
+    well_id: str
+    resolution: str = Field(description="raw, or the width of a bucket such as 30s, 15m, 1h, 1d")
+    units: dict[str, str]
+    columns: list[str]
+    rows: list[list[Any]]
+    next: Next
+
+
+class Fleet(BaseModel):
+    """Sums over the wells that one may see."""
+
+    wells: int
+    states: dict[str, int]
+    alarms: dict[str, int] = Field(description="open alarms by severity, without those held back")
+    unacknowledged: int
+    shelved: int
+    alarms_24h: int
+    rejects_24h: int | None = Field(description="null for whoever may not see all wells")
+    flow_rate: float | None = Field(description="sum of the newest rates of the running wells")
+    last_seen: datetime | None
+    units: dict[str, str]
+
+
+class Alarm(BaseModel):
+    """An occurrence, as in diagnostic_results, with its shelving and verdict."""
+
+    well_id: str
+    diagnosis: str
+    timestamp: datetime = Field(description="when it was raised, in event time")
+    severity: Severity
+    state: str
+    cleared_at: datetime | None
+    value: float | None
+    threshold: float | None
+    peak: float | None
+    occurrences: int
+    confidence: float | None
+    message: str
+    actions: Any
+    telemetry_snapshot: Any
+    shelved_to: datetime | None
+    verdict: Literal["true", "false", "unclear"] | None
+    cause: str | None
+    stop_reason: str | None
+
+
+class AlarmPage(BaseModel):
+    items: list[Alarm]
+    next: Next
+
+
+class AlarmAction(BaseModel):
+    """What an operator did."""
+
+    id: int
+    at: datetime
+    well_id: str
+    diagnosis: str
+    action: Literal["ack", "shelve", "unshelve", "note", "verdict"]
+    by_whom: str
+    why: str
+    raised_at: datetime | None
+    shelved_to: datetime | None
+    detail: dict[str, Any]
+
+
+class AlarmActionPage(BaseModel):
+    items: list[AlarmAction]
+    next: Next
+
+
+class AlarmItem(_Body):
+    """One alarm. Shelving is of a diagnosis at a well, so it needs no time."""
+
+    well_id: WellId
+    diagnosis: str = _text(100, 1)
+    timestamp: Moment | None = Field(None, description="when it was raised; all that wait, if left out")
+
+
+class OccurrenceItem(_Body):
+    """One occurrence."""
+
+    well_id: WellId
+    diagnosis: str = _text(100, 1)
+    timestamp: Moment = Field(description="when it was raised")
+
+
+_MOST_ITEMS = 500
+
+
+class AckBody(_Body):
+    items: list[AlarmItem] = Field(min_length=1, max_length=_MOST_ITEMS)
+    why: str = _text(_LONGEST_TEXT, description="the reason, kept", default="")
+
+
+class NoteBody(_Body):
+    items: list[AlarmItem] = Field(min_length=1, max_length=_MOST_ITEMS)
+    why: str = _text(_LONGEST_TEXT, 1, "the remark")
+
+
+class ShelveBody(_Body):
+    items: list[AlarmItem] = Field(min_length=1, max_length=_MOST_ITEMS)
+    why: str = _text(_LONGEST_TEXT, 1, "the reason, kept")
+    until: Moment | None = Field(
+        None,
+        validation_alias=AliasChoices("until", "shelved_to"),
+        description="the end, at most 30 days from now; this or duration",
+    )
+    duration: str | None = Field(
+        None,
+        max_length=20,
+        validation_alias=AliasChoices("duration", "for"),
+        description="such as 8h or 3d; this or until",
+    )
+
+
+class VerdictBody(_Body):
+    items: list[OccurrenceItem] = Field(min_length=1, max_length=_MOST_ITEMS)
+    verdict: Literal["true", "false", "unclear"]
+    cause: str = _text(_LONGEST_TEXT, description="what it was", default="")
+    stop_reason: str = _text(_LONGEST_TEXT, description="why the well stopped, if it did", default="")
+    why: str = _text(_LONGEST_TEXT, description="how one knows", default="")
+
+
+class Outcome(BaseModel):
+    """What became of an item. ``unchanged``: there was nothing to do, as somebody was faster."""
+
+    well_id: str
+    diagnosis: str
+    timestamp: datetime | None
+    outcome: Literal["done", "unchanged"]
+    state: str | None = Field(description="of the occurrence now, null where none is open")
+
+
+class Outcomes(BaseModel):
+    items: list[Outcome]
+
+
+class Loud(BaseModel):
+    well_id: str
+    diagnosis: str
+    alarms: int
+    occurrences: int
+
+
+class Chattering(BaseModel):
+    well_id: str
+    diagnosis: str
+    per_minute: float
+
+
+class Stale(BaseModel):
+    well_id: str
+    diagnosis: str
+    timestamp: datetime
+    severity: Severity
+
+
+class Kpis(BaseModel):
+    """ISA-18.2 performance of the alarm system over a range. ``flood`` is more than 10 alarms in 10 minutes."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    start: datetime = Field(alias="from")
+    to: datetime
+    alarms: int
+    wells: int
+    alarms_per_hour: float
+    alarms_per_10_minutes: float
+    peak_10_minutes: int
+    flood_share: float = Field(description="share of the 10-minute intervals that are in flood")
+    acknowledged: int
+    median_seconds_to_acknowledge: float | None
+    by_severity: dict[str, int]
+    loudest: list[Loud]
+    loudest_share: float = Field(description="share of all alarms that the ten loudest have")
+    chattering: list[Chattering]
+    stale: list[Stale]
+
+
+class Precision(BaseModel):
+    diagnosis: str
+    judged: int
+    true_alarms: int
+    false_alarms: int
+    unclear: int
+    precision: float | None = Field(description="true / (true + false)")
+
+
+class PrecisionPage(BaseModel):
+    items: list[Precision]
+    next: Next
+
+
+class Reject(BaseModel):
+    id: str
+    received_at: datetime
+    topic: str
+    reason: str
+    detail: str
+    item: int
+    redelivered: bool
+    payload: str = Field(description="byte for byte, base64", json_schema_extra={"contentEncoding": "base64"})
+    replayed_at: datetime | None
+    replay_outcome: str | None
+
+
+class RejectPage(BaseModel):
+    items: list[Reject]
+    next: Next
+
+
+class ArchiveDay(BaseModel):
+    """As `lifecycle status --json`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    table: str
+    day: str
+
+
+class ArchivePage(BaseModel):
+    items: list[ArchiveDay]
+    next: Next
+
+
+class Daemon(BaseModel):
+    """What the daemon says of itself."""
+
+    status: Literal["ok", "failing", "unreachable", "unknown"]
+    checks: dict[str, Any]
+    figures: dict[str, float]
+    rates: dict[str, float] = Field(description="a second, since the look before")
+
+
+class AuditLine(BaseModel):
+    id: int
+    at: datetime
+    who: str
+    address: str
+    action: str
+    detail: dict[str, Any]
+
+
+class AuditPage(BaseModel):
+    items: list[AuditLine]
+    next: Next
+
+
+class UserLine(BaseModel):
+    name: str
+    role: Literal["viewer", "operator", "admin"]
+    wells: list[str]
+    created_at: datetime
+    disabled_at: datetime | None
+    tokens: int = Field(description="machine tokens that hold")
+
+
+class UserPage(BaseModel):
+    items: list[UserLine]
+    next: Next
+
+
+class Signal(BaseModel):
+    name: str
+    unit: str
+    unit_metric: str
+    low: float
+    high: float
+    description: str
+
+
+class SignalPage(BaseModel):
+    items: list[Signal]
+    next: Next
+
+
+class Health(BaseModel):
+    status: Literal["ok", "failing"]
+    checks: dict[str, Any]

@@ -1,0 +1,148 @@
+"""Tokens of an OpenID provider, in place of local users: its address is the only setting, the rest is discovered
+(/.well-known/openid-configuration, JWKS)."""
+
+import asyncio
+import logging
+from typing import Any
+
+import httpx
+import jwt
+
+from esp_ingest.api.keys import LEEWAY_SECONDS
+from esp_ingest.api.principal import EVERYTHING, Principal, Role
+from esp_ingest.api.problems import Problem
+from esp_ingest.config import ApiSettings
+from esp_ingest.seams import Clock
+
+log = logging.getLogger(__name__)
+
+ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
+_TIMEOUT_SECONDS = 5.0
+_KEYS_LIVE_SECONDS = 600.0
+_LEAST_PAUSE_SECONDS = 10.0  # between two look-ups, however many tokens of unknown keys come
+_MOST_BYTES = 1_048_576
+
+
+class OidcUnavailable(Exception):
+    """The provider cannot be asked for its keys."""
+
+
+class OidcVerifier:
+    """Checks tokens against the keys of the issuer, which are fetched when they are needed and when a new one
+    appears."""
+
+    def __init__(self, settings: ApiSettings, clock: Clock) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._keys: dict[str, tuple[jwt.PyJWK, tuple[str, ...]]] = {}  # by id: the key and what it may sign with
+        self._fetched = float("-inf")
+        self._asked = float("-inf")
+        self._lock = asyncio.Lock()
+
+    async def principal(self, token: str) -> Principal:
+        """Who the token is of. Raises jwt.InvalidTokenError, OidcUnavailable, and Problem for one without a role."""
+        header = jwt.get_unverified_header(token)
+        if header.get("alg") not in ALGORITHMS:
+            raise jwt.InvalidTokenError("signed in a way that is not accepted")
+        key, algorithms = await self._key(str(header.get("kid", "")))
+        claims = jwt.decode(
+            token,
+            key.key,
+            algorithms=list(algorithms),
+            issuer=self._settings.oidc_issuer,
+            audience=self._settings.oidc_audience,
+            leeway=LEEWAY_SECONDS,
+            options={"require": ["exp", "iat", "sub", "iss", "aud"]},
+        )
+        return self._principal(claims)
+
+    def _principal(self, claims: dict[str, Any]) -> Principal:
+        name = str(claims.get("preferred_username") or claims.get("email") or claims["sub"])
+        said = _texts(_claim(claims, self._settings.oidc_role_claim))
+        roles = {self._settings.oidc_roles[each] for each in said if each in self._settings.oidc_roles}
+        role: Role | None = next((each for each in ("admin", "operator", "viewer") if each in roles), None)
+        if role is None:
+            raise Problem(
+                403,
+                "no-role",
+                f"The provider names no role of this API for {name}: give it one, or add it to api.oidc_roles.",
+            )
+        wells: tuple[str, ...] = EVERYTHING
+        if self._settings.oidc_wells_claim:
+            wells = tuple(_texts(_claim(claims, self._settings.oidc_wells_claim)))
+        return Principal(name, role, wells, "oidc", float(claims["exp"]))
+
+    async def _key(self, kid: str) -> tuple[jwt.PyJWK, tuple[str, ...]]:
+        now = self._clock.monotonic()
+        if kid not in self._keys or now - self._fetched > _KEYS_LIVE_SECONDS:
+            async with self._lock:
+                await self._refresh(kid)
+        if kid not in self._keys:
+            raise jwt.InvalidTokenError("signed with a key that the issuer does not publish")
+        return self._keys[kid]
+
+    async def _refresh(self, kid: str) -> None:
+        now = self._clock.monotonic()
+        is_fresh = kid in self._keys and now - self._fetched <= _KEYS_LIVE_SECONDS
+        if is_fresh or now - self._asked < _LEAST_PAUSE_SECONDS:
+            return
+        self._asked = now
+        try:
+            async with httpx.AsyncClient(timeout=_TIMEOUT_SECONDS, follow_redirects=False) as client:
+                address = self._settings.oidc_issuer.rstrip("/") + "/.well-known/openid-configuration"
+                found = await _json(client, address)
+                if found.get("issuer") != self._settings.oidc_issuer:
+                    raise OidcUnavailable(f"{address} is of another issuer than api.oidc_issuer")
+                self._keys = _keys(await _json(client, str(found.get("jwks_uri", ""))))
+                self._fetched = now
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+            log.warning("the OpenID provider does not answer", extra={"reason": repr(error)})
+            if not self._keys:  # old keys go on being good: an outage of the provider signs nobody out
+                self._asked = float("-inf")
+                raise OidcUnavailable(str(error)) from None
+
+
+async def _json(client: httpx.AsyncClient, address: str) -> dict[str, Any]:
+    if not address.startswith(("https://", "http://127.0.0.1", "http://localhost")):
+        raise ValueError(f"{address!r} is not an https:// address")
+    answer = await client.get(address)
+    answer.raise_for_status()
+    if len(answer.content) > _MOST_BYTES:
+        raise ValueError("more than a megabyte")
+    found = answer.json()
+    if not isinstance(found, dict):
+        raise ValueError("not a JSON object")
+    return found
+
+
+def _keys(found: dict[str, Any]) -> dict[str, tuple[jwt.PyJWK, tuple[str, ...]]]:
+    """The public signing keys among them; a shared secret has no business there. An RSA key that names no algorithm may
+    be used with any of RSA's; others have one each."""
+    keys = {}
+    for each in found.get("keys", ()):
+        if each.get("kty") not in ("RSA", "EC", "OKP") or each.get("use", "sig") != "sig":
+            continue
+        try:
+            key = jwt.PyJWK(each)
+        except jwt.PyJWTError:
+            continue
+        is_open = each["kty"] == "RSA" and "alg" not in each
+        may = tuple(a for a in ALGORITHMS if a.startswith(("RS", "PS"))) if is_open else (key.algorithm_name,)
+        keys[str(each.get("kid", ""))] = (key, tuple(a for a in may if a in ALGORITHMS))
+    return keys
+
+
+def _claim(claims: dict[str, Any], path: str) -> Any:
+    """``realm_access.roles`` goes into an object; a claim whose name has a dot (a URL) is found by its whole name."""
+    if path in claims:
+        return claims[path]
+    found: Any = claims
+    for part in path.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
+    return found
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return value.split()
+    return [each for each in value if isinstance(each, str)] if isinstance(value, list) else []

@@ -1,0 +1,63 @@
+"""Times in questions: from, to, and what is too long."""
+
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from esp_ingest.api.problems import Problem, invalid
+from esp_ingest.telemetry.model import at_us
+from esp_ingest.telemetry.timestamps import lacks_offset, parse_moment
+
+
+class Range(NamedTuple):
+    """From a time up to, but not including, another; both UTC."""
+
+    start: datetime
+    end: datetime
+
+    @property
+    def seconds(self) -> float:
+        return (self.end - self.start).total_seconds()
+
+
+def moment(name: str, text: str | None, now_us: int) -> datetime | None:
+    """A parameter's time: RFC 3339 with an offset, or an age such as 2h. Raises Problem."""
+    if text is None:
+        return None
+    spelled = text.strip()
+    if len(spelled) > 6 and spelled[-6] == " " and spelled[-3] == ":":
+        spelled = f"{spelled[:-6]}+{spelled[-5:]}"  # a plus that was not percent-encoded
+    try:
+        return at_us(parse_moment(spelled, now_us))
+    except (ValueError, OverflowError):
+        hint = ": it lacks its offset, such as Z" if lacks_offset(spelled) else ""
+        raise invalid(
+            name,
+            f"{name} is not a time{hint}: write RFC 3339 with an offset, such as 2026-11-24T06:00:00Z, or an age such "
+            "as 2h.",
+        ) from None
+
+
+def range_of(start: str | None, end: str | None, now_us: int, max_days: int, default: timedelta) -> Range:
+    """From ``start`` (or ``default`` before the end) to ``end`` (or now). Raises Problem."""
+    last = moment("to", end, now_us) or at_us(now_us)
+    try:
+        first = moment("from", start, now_us) or last - default
+    except OverflowError:
+        raise invalid("to", "to lies before all data: write a later time.") from None
+    check(first, last, max_days)
+    return Range(first, last)
+
+
+def check(first: datetime | None, last: datetime | None, max_days: int) -> None:
+    """Raises Problem for a range that is turned round or too long."""
+    if first is None or last is None:
+        return
+    if first >= last:
+        raise invalid("from", "from must lie before to.")
+    if last - first > timedelta(days=max_days):
+        raise Problem(
+            422,
+            "range-too-long",
+            f"A question spans at most {max_days} days (api.max_range_days): ask for one piece after the other.",
+            errors=[{"parameter": "from", "detail": f"more than {max_days} days before to"}],
+        )

@@ -1,0 +1,223 @@
+"""POST /api/v1/alarms/…: what operators do, by the same functions as `esp-ingest alarms`.
+
+All items of a body are looked at first: one that does not exist, or that the operator may not see, refuses the whole
+body and nothing is done. Then each is done in a transaction of its own; where somebody was faster, the outcome says
+so."""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from esp_ingest.api import models
+from esp_ingest.api.answers import respond
+from esp_ingest.api.context import Api, Operator, Parts
+from esp_ingest.api.principal import Principal
+from esp_ingest.api.problems import Problem, invalid
+from esp_ingest.api.schema import ITEM_EXAMPLE, OUTCOME_EXAMPLE, answers
+from esp_ingest.store import alarms, users
+from esp_ingest.store.alarms import Changed, Judgement
+from esp_ingest.store.connection import Connection
+from esp_ingest.telemetry.timestamps import parse_duration
+
+router = APIRouter(prefix="/api/v1/alarms", tags=["alarms"])
+
+LONGEST_SHELVING = timedelta(days=30)
+Item = models.AlarmItem | models.OccurrenceItem
+Done = tuple[bool, Sequence[Changed]]
+_PROBLEMS = (403, 404, 413)
+_WORDS = {
+    "ack": "acknowledged an alarm",
+    "shelve": "shelved an alarm",
+    "unshelve": "unshelved an alarm",
+    "note": "noted something on an alarm",
+    "verdict": "judged an alarm",
+}
+
+
+def _body(**more: Any) -> dict[str, Any]:
+    """The example of a body."""
+    content = {"application/json": {"example": {"items": [ITEM_EXAMPLE], **more}}}
+    return {"requestBody": {"content": content}}
+
+
+@router.post(
+    "/ack",
+    summary="Acknowledge",
+    response_model=None,
+    responses=answers(models.Outcomes, OUTCOME_EXAMPLE, problems=_PROBLEMS, cached=False),
+    openapi_extra=_body(why="choke opened"),
+)
+async def ack(request: Request, api: Parts, principal: Operator, body: models.AckBody) -> Response:
+    """What is unacknowledged, latched or has returned unacknowledged: the occurrence, or without a time all of them."""
+
+    def do(connection: Connection, asked: alarms.Request, item: Item) -> Done:
+        changed = alarms.acknowledge(connection, asked, item.timestamp)
+        return bool(changed), changed
+
+    return await _each(request, api, principal, body.items, body.why, "ack", do)
+
+
+@router.post(
+    "/shelve",
+    summary="Hold a diagnosis back at a well for a time",
+    response_model=None,
+    responses=answers(models.Outcomes, OUTCOME_EXAMPLE, problems=_PROBLEMS, cached=False),
+    openapi_extra=_body(why="gauge is to be changed on Friday", duration="3d"),
+)
+async def shelve(request: Request, api: Parts, principal: Operator, body: models.ShelveBody) -> Response:
+    """Always with an end, at most 30 days away, and a reason. A later shelving takes the place of an earlier one."""
+    until_us = _end(body, api.clock.now_us())
+
+    def do(connection: Connection, asked: alarms.Request, item: Item) -> Done:
+        return True, alarms.shelve(connection, asked, until_us)
+
+    return await _each(request, api, principal, body.items, body.why, "shelve", do)
+
+
+@router.post(
+    "/unshelve",
+    summary="End a shelving",
+    response_model=None,
+    responses=answers(models.Outcomes, OUTCOME_EXAMPLE, problems=_PROBLEMS, cached=False),
+    openapi_extra=_body(why="gauge was changed"),
+)
+async def unshelve(request: Request, api: Parts, principal: Operator, body: models.AckBody) -> Response:
+    """It is heard again at once."""
+
+    def do(connection: Connection, asked: alarms.Request, item: Item) -> Done:
+        return alarms.unshelve(connection, asked)
+
+    return await _each(request, api, principal, body.items, body.why, "unshelve", do)
+
+
+@router.post(
+    "/note",
+    summary="Keep a remark",
+    response_model=None,
+    responses=answers(models.Outcomes, OUTCOME_EXAMPLE, problems=_PROBLEMS, cached=False),
+    openapi_extra=_body(why="operator on site at 14:00"),
+)
+async def note(request: Request, api: Parts, principal: Operator, body: models.NoteBody) -> Response:
+    """It stands in the history beside what else was done."""
+
+    def do(connection: Connection, asked: alarms.Request, item: Item) -> Done:
+        alarms.note(connection, asked, item.timestamp)
+        return True, ()
+
+    return await _each(request, api, principal, body.items, body.why, "note", do)
+
+
+@router.post(
+    "/verdict",
+    summary="Say whether an alarm was right",
+    response_model=None,
+    responses=answers(models.Outcomes, OUTCOME_EXAMPLE, problems=_PROBLEMS, cached=False),
+    openapi_extra=_body(verdict="true", cause="gas slug", stop_reason="underload trip", why="amps on the chart"),
+)
+async def verdict(request: Request, api: Parts, principal: Operator, body: models.VerdictBody) -> Response:
+    """The last verdict on an occurrence counts; all of them stand in the history. See /api/v1/alarms/precision."""
+    judgement = Judgement(body.verdict, body.cause.strip(), body.stop_reason.strip())
+
+    def do(connection: Connection, asked: alarms.Request, item: Item) -> Done:
+        assert item.timestamp is not None
+        return alarms.judge(connection, asked, item.timestamp, judgement), ()
+
+    return await _each(request, api, principal, body.items, body.why, "verdict", do)
+
+
+def _end(body: models.ShelveBody, now_us: int) -> int:
+    """When a shelving ends. Raises Problem."""
+    if not body.why.strip():
+        raise invalid("why", "Shelving needs a reason: say it with why.")
+    if (body.until is None) == (body.duration is None):
+        raise invalid("until", "Shelving needs an end: give until (a time) or duration (such as 8h), not both.")
+    if body.duration is not None:
+        try:
+            seconds = parse_duration(body.duration)
+        except ValueError as error:
+            raise invalid("duration", f"{error}.") from None
+        until_us = now_us + round(seconds * 1e6)
+    else:
+        assert body.until is not None
+        until_us = (body.until - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+    if not now_us < until_us <= now_us + LONGEST_SHELVING // timedelta(microseconds=1):
+        raise invalid(
+            "until", "A shelving ends after now and within 30 d: switching a rule off is done in its rules file."
+        )
+    return until_us
+
+
+async def _each(
+    request: Request,
+    api: Api,
+    principal: Principal,
+    items: Sequence[Item],
+    why: str,
+    action: str,
+    do: Callable[[Connection, alarms.Request, Item], Done],
+) -> Response:
+    """Look at all, then do each."""
+    wanted = list({(i.well_id, i.diagnosis, i.timestamp): i for i in items}.values())
+    settings = api.settings.diagnostics
+    publish = settings.enabled and settings.publish
+    address = request.client.host if request.client is not None else "unknown"
+
+    def work(connection: Connection) -> list[dict[str, Any]]:
+        _refuse_unknown(connection, principal, wanted)
+        outcomes = []
+        for item in wanted:
+            asked = alarms.Request(item.well_id, item.diagnosis, principal.name, why.strip(), publish)
+            is_done, changed = do(connection, asked, item)
+            outcomes.append(_outcome(connection, item, is_done, changed))
+        detail = {"items": [f"{i.well_id} {i.diagnosis}" for i in wanted[:20]], "count": len(wanted)}
+        users.record(connection, principal.name, address, _WORDS[action], detail)
+        return outcomes
+
+    answer = respond(request, {"items": await api.database.write(work)})
+    answer.headers["Cache-Control"] = "no-store"
+    del answer.headers["ETag"]
+    return answer
+
+
+def _refuse_unknown(connection: Connection, principal: Principal, items: Sequence[Item]) -> None:
+    """Raises Problem 404 that names each item that is not there for this operator. A diagnosis may be shelved before it
+    comes, so without a time only the well has to be there."""
+    errors = []
+    for place, item in enumerate(items):
+        there = principal.sees(item.well_id) and alarms.knows(connection, item.well_id, item.diagnosis)[0]
+        if there and item.timestamp is not None:
+            there = alarms.occurrence(connection, item.well_id, item.diagnosis, item.timestamp) is not None
+        if not there:
+            what = f"{item.diagnosis} at {item.well_id}" + (
+                f" of {item.timestamp.isoformat()}" if item.timestamp else ""
+            )
+            errors.append({"parameter": f"items.{place}", "detail": f"there is no {what} that you may see"})
+    if errors:
+        raise Problem(
+            404,
+            "no-such-alarm",
+            f"Nothing was done: {errors[0]['detail']}; /api/v1/alarms lists what there is.",
+            errors=errors[:20],
+        )
+
+
+def _outcome(connection: Connection, item: Item, is_done: bool, changed: Sequence[Changed]) -> dict[str, Any]:
+    state = changed[-1].state if changed else None
+    if state is None and item.timestamp is not None:
+        found = alarms.occurrence(connection, item.well_id, item.diagnosis, item.timestamp)
+        state = found.state if found is not None else None
+    return {
+        "well_id": item.well_id,
+        "diagnosis": item.diagnosis,
+        "timestamp": item.timestamp if item.timestamp is not None else _newest(changed),
+        "outcome": "done" if is_done else "unchanged",
+        "state": state,
+    }
+
+
+def _newest(changed: Sequence[Changed]) -> datetime | None:
+    """When the newest of them was raised."""
+    return max((each.raised_at for each in changed), default=None)

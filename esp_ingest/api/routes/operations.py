@@ -1,0 +1,179 @@
+"""/api/v1/rejects, /archive, /daemon, /audit, /users: what an operations page shows."""
+
+import base64
+import re
+from datetime import datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
+
+from esp_ingest.api import cursors, models
+from esp_ingest.api.answers import Column, Table, link, respond
+from esp_ingest.api.context import Admin, Parts, Viewer
+from esp_ingest.api.problems import invalid
+from esp_ingest.api.ranges import check, moment
+from esp_ingest.api.routes.telemetry import FromQuery, ToQuery
+from esp_ingest.api.routes.wells import CursorQuery, LimitQuery
+from esp_ingest.api.schema import answers
+from esp_ingest.telemetry.model import RejectReason
+
+router = APIRouter(prefix="/api/v1", tags=["operations"])
+
+_REJECT = {
+    "id": "1764072000250000-1f0e3dad99908345f7439f8ffabdffc4", "received_at": "2026-11-25T12:00:00.250Z",
+    "topic": "esp/ESP-01/telemetry", "reason": "invalid_json", "detail": "not JSON: expected a value at byte 0",
+    "item": 0, "redelivered": False, "payload": "cGlwPTYxMg==", "replayed_at": None, "replay_outcome": None,
+}  # fmt: skip
+_ARCHIVE = {
+    "table": "esp_telemetry", "day": "2026-10-20", "rows_database": 0, "rows_archived": 8_640_000,
+    "verified_at": "2026-11-20T02:10:00Z", "dropped_at": "2026-11-20T02:12:00Z", "bytes": 71_303_168,
+}  # fmt: skip
+_DAEMON = {
+    "status": "ok", "checks": {"mqtt": {"ok": True, "detail": "subscribed"}}, "figures": {"spool_bytes": 0.0},
+    "rates": {"readings_written": 812.5},
+}  # fmt: skip
+_AUDIT = {
+    "id": 12, "at": "2026-11-25T12:00:00Z", "who": "ada", "address": "10.1.2.3", "action": "signed in", "detail": {}
+}  # fmt: skip
+_USER = {
+    "name": "ada", "role": "operator", "wells": ["A-*"], "created_at": "2026-11-01T08:00:00Z", "disabled_at": None,
+    "tokens": 1,
+}  # fmt: skip
+_REJECT_COLUMNS = [
+    Column("id", "text"), Column("received_at", "time"), Column("topic", "text"), Column("reason", "text"),
+    Column("detail", "text"), Column("item", "count"), Column("redelivered", "flag"), Column("payload", "bytes"),
+    Column("replayed_at", "time"), Column("replay_outcome", "text"),
+]  # fmt: skip
+
+
+def like(pattern: str) -> str:
+    """A pattern with * as LIKE spells it."""
+    return re.sub(r"([\\%_])", r"\\\1", pattern).replace("*", "%")
+
+
+def without_nul(name: str, text: str | None) -> str | None:
+    """Raises Problem for text that PostgreSQL cannot hold."""
+    if text is not None and "\0" in text:
+        raise invalid(name, f"{name} holds a NUL, which no stored text has: leave it out.")
+    return text
+
+
+@router.get(
+    "/rejects",
+    summary="What could not be a reading, newest first",
+    response_model=None,
+    responses=answers(models.RejectPage, {"items": [_REJECT], "next": None}, formats=True),
+)
+async def rejects(
+    request: Request,
+    api: Parts,
+    principal: Viewer,
+    reason: Annotated[list[RejectReason] | None, Query(description="any of these")] = None,
+    topic: Annotated[str | None, Query(max_length=500, description="the topic; * stands for any text")] = None,
+    start: FromQuery = None,
+    to: ToQuery = None,
+    limit: LimitQuery = 100,
+    cursor: CursorQuery = None,
+) -> Response:
+    """The payload byte for byte (base64). `esp-ingest rejects replay` puts them through the pipeline again."""
+    now_us = api.clock.now_us()
+    first, last = moment("from", start, now_us), moment("to", to, now_us)
+    check(first, last, api.settings.api.max_range_days)
+    after = cursors.decode("rejects", cursor, (datetime, UUID))
+    rows = await api.database.fetch_dicts(
+        "api_rejects",
+        {
+            "all_wells": principal.sees_everything,
+            "wells": principal.like,
+            "reason": [each.value for each in reason] if reason else None,
+            "topic": like(topic) if (topic := without_nul("topic", topic)) else None,
+            "from": first,
+            "to": last,
+            "after": after[0] if after else None,
+            "after_digest": after[1] if after else None,
+            "limit": limit + 1,
+        },
+    )
+    following = None
+    if len(rows) > limit:
+        end = rows[limit - 1]
+        following = link(request, cursor=cursors.encode("rejects", end["received_at"], end["digest"]))
+    found = [_reject(row) for row in rows[:limit]]
+    table = Table(_REJECT_COLUMNS, [[each[column.name] for column in _REJECT_COLUMNS] for each in found])
+    items = [each | {"payload": base64.b64encode(each["payload"]).decode()} for each in found]
+    return respond(request, {"items": items, "next": following}, table=table, following=following)
+
+
+def _reject(row: dict[str, Any]) -> dict[str, Any]:
+    """As the command line has it: the id is the received time in µs and the digest."""
+    received_us = round(row["received_at"].timestamp() * 1e6)
+    return {
+        "id": f"{received_us}-{row['digest'].hex}",
+        "received_at": row["received_at"],
+        "topic": row["topic"],
+        "reason": row["reason"],
+        "detail": row["detail"],
+        "item": row["item"],
+        "redelivered": row["redelivered"],
+        "payload": bytes(row["payload"]),
+        "replayed_at": row["replayed_at"],
+        "replay_outcome": row["replay_outcome"],
+    }
+
+
+@router.get(
+    "/archive",
+    summary="What is archived of each table and day",
+    response_model=None,
+    responses=answers(models.ArchivePage, {"items": [_ARCHIVE], "next": None}),
+)
+async def archive(request: Request, api: Parts, principal: Viewer) -> Response:
+    """As `esp-ingest lifecycle status --json`; empty where the lifecycle does not run."""
+    return respond(request, {"items": [], "next": None})
+
+
+@router.get(
+    "/daemon", summary="What the daemon says of itself", response_model=None, responses=answers(models.Daemon, _DAEMON)
+)
+async def daemon(request: Request, api: Parts, principal: Viewer) -> Response:
+    """Health and some figures of the daemon beside this API (api.daemon_url), some seconds old at most."""
+    return respond(request, await api.monitor.daemon())
+
+
+@router.get(
+    "/audit",
+    summary="Who signed in, was refused, or changed something",
+    response_model=None,
+    responses=answers(models.AuditPage, {"items": [_AUDIT], "next": None}, problems=(403,)),
+)
+async def audit(
+    request: Request,
+    api: Parts,
+    principal: Admin,
+    who: Annotated[str | None, Query(max_length=200, description="user name")] = None,
+    action: Annotated[str | None, Query(max_length=100, description="as it stands in the list")] = None,
+    limit: LimitQuery = 100,
+    cursor: CursorQuery = None,
+) -> Response:
+    """Newest first."""
+    after = cursors.decode("audit", cursor, (int,))
+    before = after[0] if after and 0 <= after[0] < 2**63 else None
+    asked = {"who": without_nul("who", who), "action": without_nul("action", action)}
+    rows = await api.database.fetch_dicts("api_audit_page", asked | {"before": before, "limit": limit + 1})
+    following = None
+    if len(rows) > limit:
+        following = link(request, cursor=cursors.encode("audit", rows[limit - 1]["id"]))
+    return respond(request, {"items": rows[:limit], "next": following})
+
+
+@router.get(
+    "/users",
+    summary="Local users",
+    response_model=None,
+    responses=answers(models.UserPage, {"items": [_USER], "next": None}, problems=(403,)),
+)
+async def users(request: Request, api: Parts, principal: Admin) -> Response:
+    """All of them; `esp-ingest users` makes and changes them."""
+    return respond(request, {"items": await api.database.fetch_dicts("api_list_users"), "next": None})

@@ -1,0 +1,102 @@
+"""Health, metrics, the schema's page and the console: what needs no token."""
+
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.responses import FileResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from esp_ingest.api import models
+from esp_ingest.api.answers import respond
+from esp_ingest.api.context import Parts
+from esp_ingest.service.metrics import CONTENT_TYPE
+
+router = APIRouter(tags=["operations"])
+
+STATIC = Path(__file__).parent.parent / "static"
+CONSOLE = Path(__file__).parent.parent / "console"
+_OK = {"status": "ok", "checks": {"database": {"ok": True, "detail": "answers"}}}
+
+
+def _health_answers(example: Any) -> dict[int | str, dict[str, Any]]:
+    content = {"application/json": {"example": example}}
+    return {
+        200: {"model": models.Health, "content": content, "description": "it is so"},
+        503: {"model": models.Health, "description": "it is not; checks say why"},
+    }
+
+
+@router.get(
+    "/health/live",
+    summary="Does it move?",
+    response_model=None,
+    responses=_health_answers({"status": "ok", "checks": {}}),
+)
+async def live(request: Request) -> Response:
+    """200 as long as the process answers; no outage of the database turns it red."""
+    return respond(request, {"status": "ok", "checks": {"loop": {"ok": True, "detail": "answers"}}})
+
+
+@router.get("/health/ready", summary="Can it answer?", response_model=None, responses=_health_answers(_OK))
+async def ready(request: Request, api: Parts) -> Response:
+    """200 while the database answers and has its schema."""
+    ok, detail = await api.readiness.look()
+    found = respond(
+        request, {"status": "ok" if ok else "failing", "checks": {"database": {"ok": ok, "detail": detail}}}
+    )
+    found.status_code = 200 if ok else 503
+    found.headers["Cache-Control"] = "no-store"
+    return found
+
+
+@router.get(
+    "/metrics",
+    summary="Metrics for Prometheus",
+    response_model=None,
+    responses={
+        200: {
+            "description": "Prometheus text format",
+            "content": {
+                "text/plain": {
+                    "schema": {"type": "string"},
+                    "example": 'esp_ingest_api_requests_total{method="GET",status="2xx"} 12.0',
+                }
+            },
+        }
+    },
+)
+async def metrics(api: Parts) -> Response:
+    """Requests, their times, streams, and the pool."""
+    api.metrics.streams.set(api.feed.watchers)
+    return Response(api.metrics.render(), media_type=CONTENT_TYPE, headers={"Cache-Control": "no-store"})
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs() -> Response:
+    """The schema as a page, from files of this host."""
+    return FileResponse(STATIC / "docs.html", headers={"Cache-Control": "no-cache"})
+
+
+def mount(app: FastAPI) -> None:
+    """The files: /static for the schema's page, and the console at / where it is there."""
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    if (CONSOLE / "index.html").exists():
+        app.mount("/", _Console(directory=CONSOLE, html=True), name="console")
+    else:
+        app.add_api_route("/", _index, include_in_schema=False)
+
+
+class _Console(StaticFiles):
+    """Files of the console. A path that is not one of them is a problem document, as everywhere."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        """See Starlette. A browser asks each time whether a file has changed."""
+        found = super().file_response(*args, **kwargs)
+        found.headers["Cache-Control"] = "no-cache"
+        return found
+
+
+async def _index(request: Request) -> Response:
+    """What is here, where no console is installed."""
+    return respond(request, {"service": "esp-ingest api", "docs": "/docs", "schema": "/openapi.json"})

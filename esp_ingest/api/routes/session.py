@@ -1,0 +1,104 @@
+"""/api/v1/auth and /api/v1/me: signing in and out."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Form, Request
+from fastapi.responses import Response
+
+from esp_ingest.api.answers import respond
+from esp_ingest.api.context import Parts, Viewer
+from esp_ingest.api.models import AuthMethods, Me, RefreshBody, Tokens
+from esp_ingest.api.schema import answers, problem_answers
+from esp_ingest.telemetry.model import at_us
+
+router = APIRouter(prefix="/api/v1", tags=["session"])
+_TOKENS = {"access_token": "eyJ…", "refresh_token": "mC0…", "token_type": "bearer", "expires_in": 900}
+_ME = {"name": "ada", "role": "operator", "wells": ["A-*"], "kind": "user", "expires_at": "2026-11-25T12:15:00Z"}
+
+
+def _address(request: Request) -> str:
+    return request.client.host if request.client is not None else "unknown"
+
+
+@router.post(
+    "/auth/token",
+    summary="Sign in with name and password",
+    response_model=None,
+    responses=answers(Tokens, _TOKENS, problems=(404, 413, 429), cached=False),
+)
+async def sign_in(
+    request: Request,
+    api: Parts,
+    username: Annotated[str, Form(min_length=1, max_length=200)],
+    password: Annotated[str, Form(min_length=1, max_length=2_000)],
+) -> Response:
+    """Gives an access token, which lives for some minutes, and a refresh token, which is good for one use. Too many
+    failures from one address for one user make that address wait for that user; nobody is locked out."""
+    tokens = await api.auth.sign_in(username, password, _address(request))
+    return _secret(request, tokens.document())
+
+
+@router.post(
+    "/auth/refresh",
+    summary="The next tokens of a session",
+    response_model=None,
+    responses=answers(Tokens, _TOKENS, problems=(404, 413), cached=False),
+)
+async def refresh(request: Request, api: Parts, body: RefreshBody) -> Response:
+    """Takes the refresh token of the last answer, once. A token that comes a second time was stolen: the session
+    ends."""
+    tokens = await api.auth.refresh(body.refresh_token, _address(request))
+    return _secret(request, tokens.document())
+
+
+@router.post(
+    "/auth/logout",
+    summary="Sign out",
+    status_code=204,
+    response_model=None,
+    responses={204: {"description": "the session has ended"}, **problem_answers(413, 422, 503)},
+)
+async def sign_out(request: Request, api: Parts, body: RefreshBody) -> Response:
+    """Ends the session that a refresh token belongs to, its access tokens too."""
+    await api.auth.sign_out(body.refresh_token, _address(request))
+    return Response(status_code=204, headers={"Cache-Control": "no-store"})
+
+
+@router.get(
+    "/auth/methods",
+    summary="How to sign in",
+    response_model=None,
+    responses=answers(AuthMethods, {"method": "local", "issuer": None, "audience": None}),
+)
+async def methods(request: Request, api: Parts) -> Response:
+    """Needs no token: the sign-in page asks it."""
+    settings = api.settings.api
+    is_oidc = bool(settings.oidc_issuer)
+    return respond(
+        request,
+        {
+            "method": "oidc" if is_oidc else "local",
+            "issuer": settings.oidc_issuer or None,
+            "audience": settings.oidc_audience if is_oidc else None,
+        },
+    )
+
+
+@router.get("/me", summary="Who one is", response_model=None, responses=answers(Me, _ME))
+async def me(request: Request, principal: Viewer) -> Response:
+    """Name, role and wells of whoever sends the token."""
+    document = {
+        "name": principal.name,
+        "role": principal.role,
+        "wells": list(principal.wells),
+        "kind": principal.kind,
+        "expires_at": at_us(round(principal.expires_at) * 1_000_000),
+    }
+    return respond(request, document)
+
+
+def _secret(request: Request, document: object) -> Response:
+    found = respond(request, document)
+    found.headers["Cache-Control"] = "no-store"
+    del found.headers["ETag"]
+    return found

@@ -1,0 +1,191 @@
+"""uvicorn, with what it lacks here: a socket that is open before anything else, problem documents for requests that
+cannot be parsed, a limit on the time that a request's head takes, and an end of live streams when the process
+drains."""
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import signal
+import socket
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import h11
+import msgspec
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from esp_ingest.api.app import create_app
+from esp_ingest.api.context import Api
+from esp_ingest.api.problems import MEDIA_TYPE, Problem, document
+from esp_ingest.config import ApiSettings, ConfigError, Settings
+from esp_ingest.service import log as service_log
+
+log = logging.getLogger(__name__)
+
+HEAD_SECONDS = 10.0
+KEEP_ALIVE_SECONDS = 15
+_BACKLOG = 1_024
+
+
+class ServerError(Exception):
+    """The port cannot be opened. The message is one sentence that says what to do."""
+
+
+def run(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT. Returns 0, or 1 where a second signal or the end of drain_seconds cut requests
+    off. Raises ConfigError, ServerError."""
+    refuse_to_run_open(settings.api)
+    service_log.configure(settings.log)
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    app = create_app(settings)
+    listener = listen(settings.api.host, settings.api.port)
+    host, port = listener.getsockname()[:2]
+    scheme = "https" if settings.api.cert_file else "http"
+    log.info("the API listens", extra={"url": f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/"})
+    server = DrainingServer(_config(settings.api, app))
+    asyncio.run(server.serve(sockets=[listener]))
+    log.info("the API has ended", extra={"cut": server.was_cut})
+    return 1 if server.was_cut else 0
+
+
+def refuse_to_run_open(settings: ApiSettings) -> None:
+    """Passwords and tokens go over the wire: outside this machine only with TLS, or if something in front has it.
+    Raises ConfigError."""
+    if settings.cert_file or settings.allow_plain_http or _is_loopback(settings.host):
+        return
+    raise ConfigError(
+        f"api.host {settings.host} is not loopback and there is no TLS: set api.cert_file and api.tls_key_file, or set "
+        "api.allow_plain_http = true if a proxy in front has TLS."
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return False
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises ServerError."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ServerError(f"The address {host} cannot be used ({error.strerror}): set api.host.") from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise ServerError(
+            f"The port {host}:{port} cannot be opened ({error.strerror}): free it, or set api.port (--port)."
+        ) from None
+    return listener
+
+
+def _config(settings: ApiSettings, app: FastAPI) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=Protocol,
+        ws="none",
+        loop="asyncio",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=settings.trusted_proxies or None,
+        limit_concurrency=settings.max_connections,
+        backlog=_BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+        h11_max_incomplete_event_size=settings.max_header_bytes,
+        ssl_certfile=settings.cert_file or None,
+        ssl_keyfile=settings.tls_key_file or None,
+    )
+
+
+class Protocol(H11Protocol):
+    """A connection."""
+
+    def connection_made(self, transport: Any) -> None:
+        """See asyncio. A client that does not send a whole head in time is cut off."""
+        super().connection_made(transport)
+        self.app_state = {**self.app_state, "abort": transport.abort}
+        self._head_timer = self.loop.call_later(HEAD_SECONDS, self._cut_if_idle)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio."""
+        self._head_timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio. Between requests the time begins anew."""
+        if self.cycle is not None and self.cycle.response_complete:
+            self._head_timer.cancel()
+            self._head_timer = self.loop.call_later(HEAD_SECONDS, self._cut_if_idle)
+        super().data_received(data)
+
+    def _cut_if_idle(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.abort()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - the signature is the library's
+        """What is not HTTP/1.1, or has too large a head: a problem document, too."""
+        is_large = "too long" in str(getattr(self.conn, "_last_error", ""))
+        problem = Problem(
+            400, "not-http", "This is not an HTTP/1.1 request that can be read; its head may be too large."
+        )
+        if is_large:
+            problem = Problem(
+                431, "head-too-large", "The head of the request is too large: send fewer or shorter headers."
+            )
+        body = msgspec.json.encode(document(problem, ""))
+        headers = [
+            (b"content-type", MEDIA_TYPE.encode()),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+        ]
+        response = h11.Response(status_code=problem.status, headers=headers, reason=b"")
+        for event in (response, h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+
+class DrainingServer(uvicorn.Server):
+    """Ends on the first signal when requests under way are done, on the second at once. Does not raise the signal again
+    at the end, as uvicorn does: a drained process has succeeded."""
+
+    was_cut = False
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """See uvicorn."""
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature is the library's
+        """See uvicorn."""
+        self.force_exit = self.was_cut = self.should_exit
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn. Streams end first: nothing else would end them."""
+        app: Any = self.config.app
+        api: Api = app.state.api
+        await api.feed.stop()
+        await super().shutdown(sockets)
+        self.was_cut = self.was_cut or bool(self.server_state.tasks)

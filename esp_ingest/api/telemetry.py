@@ -1,0 +1,297 @@
+"""Telemetry in a range of time, as stored or in buckets: which way a question goes, and the rows that come of it.
+
+- ``raw``: readings as stored, in pages.
+- ``1m``, ``1h``, ``1d``: buckets, each with count and, of each signal, mean, lowest and highest value, in pages.
+- ``auto``: readings as stored where no more than ``max_points`` are there. Else buckets of equal width, two rows each:
+  of each signal the lowest and the highest value in the order in which they came. So each extreme is in the answer, and
+  a line through the rows looks as one through all readings. With one signal the rows are the readings themselves, at
+  their times; with several they carry the times of the bucket's first and last reading.
+
+Hours and days come from the aggregates of the lifecycle (esp_telemetry_hourly, esp_telemetry_daily) where they are
+there, which outlive the readings; what these do not reach is gathered from readings."""
+
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, NamedTuple
+
+from psycopg import sql
+
+from esp_ingest.api.database import Database, composed
+from esp_ingest.api.ranges import Range
+
+Resolution = Literal["raw", "1m", "1h", "1d", "auto"]
+WIDTHS = {"1m": timedelta(minutes=1), "1h": timedelta(hours=1), "1d": timedelta(days=1)}
+_ORIGIN = datetime(2000, 1, 1, tzinfo=UTC)
+_TABLES = ((timedelta(days=1), "esp_telemetry_daily"), (timedelta(hours=1), "esp_telemetry_hourly"))
+Rows = list[list[Any]]
+
+
+class Page(NamedTuple):
+    """``signals`` says which signal a column is of, None for one that is none; ``following`` is where the next page
+    begins, None at the end."""
+
+    resolution: str
+    columns: list[str]
+    signals: list[str | None]
+    rows: Rows
+    following: datetime | None
+
+
+def _joined(pattern: str, signals: Sequence[str]) -> sql.Composed:
+    """``pattern`` once for each signal, with its name in place of {0}."""
+    return sql.SQL(", ").join(sql.SQL(pattern).format(sql.Identifier(signal)) for signal in signals)
+
+
+def _aggregated(signals: Sequence[str], parts: Sequence[tuple[str, str]]) -> sql.Composed:
+    """For each signal and (function, suffix): ``function(signal_suffix)``, and the mean weighed by the counts."""
+    made = []
+    for signal in signals:
+        for function, suffix in parts:
+            column = sql.Identifier(f"{signal}_{suffix}")
+            pattern = "sum({0} * count) / nullif(sum(count) FILTER (WHERE {0} IS NOT NULL), 0)"
+            made.append(sql.SQL(pattern if function == "mean" else f"{function}({{0}})").format(column))
+    return sql.SQL(", ").join(made)
+
+
+class TelemetryReader:
+    """Questions about one well."""
+
+    def __init__(self, database: Database, well_id: str, signals: Sequence[str]) -> None:
+        self._database = database
+        self._well = well_id
+        self._signals = list(signals)
+
+    def _parameters(self, asked: Range, **more: Any) -> dict[str, Any]:
+        return {"well": self._well, "from": asked.start, "to": asked.end, "origin": _ORIGIN, **more}
+
+    async def raw(self, asked: Range, limit: int) -> Page:
+        """The first ``limit`` readings."""
+        statement = composed("api_raw", columns=_joined("{0}", self._signals))
+        (rows,) = await self._database.ask((statement, self._parameters(asked, limit=limit + 1)))
+        following = rows[limit][0] if len(rows) > limit else None
+        columns = ["timestamp", *self._signals]
+        return Page("raw", columns, [None, *self._signals], [list(row) for row in rows[:limit]], following)
+
+    async def fixed(self, asked: Range, resolution: Literal["1m", "1h", "1d"], limit: int) -> Page:
+        """The first buckets, at most ``limit``. A page spans so many widths from the first reading on, so that its cost
+        is bounded however long the range."""
+        width = WIDTHS[resolution]
+        columns = ["timestamp", "count"]
+        signals: list[str | None] = [None, None]
+        for signal in self._signals:
+            columns += [signal, f"{signal}_min", f"{signal}_max"]
+            signals += [signal] * 3
+        aggregates = await self._aggregates(width, asked)
+        first = await self._first(asked, aggregates)
+        if first is None:
+            return Page(resolution, columns, signals, [], None)
+        begin = max(asked.start, _floor(first, width))
+        end = min(asked.end, _floor(begin, width) + limit * width)
+        page = Range(begin, end)
+        rows: Rows = []
+        for piece, table in self._pieces(page, aggregates):
+            rows += await self._buckets(piece, width, table)
+        return Page(resolution, columns, signals, _merged(rows), end if end < asked.end else None)
+
+    async def auto(self, asked: Range, max_points: int) -> Page:
+        """All of the range in at most ``max_points`` rows, the extremes among them."""
+        columns = ["timestamp", *self._signals]
+        signals: list[str | None] = [None, *self._signals]
+        counting = self._parameters(asked, limit=max_points + 1)
+        counted, span, there = await self._database.ask(
+            ("api_raw_count", counting), ("api_span", counting), ("api_aggregates_there", {})
+        )
+        has_aggregates = any(there[0])
+        if counted[0][0] <= max_points and not (has_aggregates and await self._reaches_further(asked, span[0][0])):
+            return await self.raw(asked, max_points)
+        first, last = span[0]
+        if has_aggregates:
+            first, last = await self._whole_span(asked, first, last)
+        # Two rows a bucket; a bucket more where the range does not begin on one, and where readings and aggregates
+        # meet.
+        width = _round_up((last - first) / max(1, max_points // 2 - 3))
+        aggregates = await self._aggregates(width, asked) if has_aggregates else None
+        if aggregates is not None:
+            width = _whole(width, aggregates[1])
+        rows: Rows = []
+        for piece, table in self._pieces(Range(first, min(asked.end, last + timedelta(microseconds=1))), aggregates):
+            rows += await self._extremes(piece, width, table)
+        rows.sort(key=lambda row: row[0])
+        return Page(_spelled(width), columns, signals, rows, None)
+
+    # -- Which table.
+
+    async def _aggregates(self, width: timedelta, asked: Range) -> tuple[str, timedelta, datetime, datetime] | None:
+        """The coarsest table whose buckets fit into ``width``, its own width, and the first and last of its buckets in
+        the range. The last may still grow, so it is left to the readings."""
+        fitting = [each for each in _TABLES if each[0] <= width and width % each[0] == timedelta(0)]
+        fitting += [each for each in _TABLES if each[0] <= width and each not in fitting]
+        if not fitting:
+            return None
+        (there,) = await self._database.ask(("api_aggregates_there", {}))
+        exists = {"esp_telemetry_hourly": there[0][0], "esp_telemetry_daily": there[0][1]}
+        for own, table in fitting:
+            if exists[table]:
+                statement = composed("api_aggregates_span", table=sql.Identifier(table))
+                (found,) = await self._database.ask((statement, self._parameters(asked)))
+                if found[0][0] is not None:
+                    return table, own, found[0][0], found[0][1]
+        return None
+
+    async def _reaches_further(self, asked: Range, first: datetime | None) -> bool:
+        """Whether aggregates know of days whose readings are gone."""
+        found = await self._aggregates(timedelta(days=1), asked)
+        return found is not None and (first is None or found[2] + found[1] <= first)
+
+    async def _whole_span(
+        self, asked: Range, first: datetime | None, last: datetime | None
+    ) -> tuple[datetime, datetime]:
+        found = await self._aggregates(timedelta(days=1), asked)
+        starts = [each for each in (first, found[2] if found else None) if each is not None]
+        ends = [each for each in (last, min(found[3] + found[1], asked.end) if found else None) if each is not None]
+        return (min(starts), max(ends)) if starts else (asked.start, asked.end)
+
+    async def _first(
+        self, asked: Range, aggregates: tuple[str, timedelta, datetime, datetime] | None
+    ) -> datetime | None:
+        row = await self._database.fetch_one("api_first_at", self._parameters(asked))
+        starts = [each for each in (row[0] if row else None, aggregates[2] if aggregates else None) if each is not None]
+        return min(starts) if starts else None
+
+    @staticmethod
+    def _pieces(
+        asked: Range, aggregates: tuple[str, timedelta, datetime, datetime] | None
+    ) -> list[tuple[Range, str | None]]:
+        """The range in pieces, each with the table that has it (None: the readings)."""
+        if aggregates is None:
+            return [(asked, None)]
+        table, own, first, last = aggregates
+        # Only whole buckets: one that the range cuts is gathered from readings.
+        begin, end = max(first, _ceil(asked.start, own)), min(last, _floor(asked.end, own))
+        if begin >= end:
+            return [(asked, None)]
+        pieces = [(Range(asked.start, begin), None), (Range(begin, end), table), (Range(end, asked.end), None)]
+        return [(piece, name) for piece, name in pieces if piece.start < piece.end]
+
+    # -- Rows.
+
+    async def _buckets(self, asked: Range, width: timedelta, table: str | None) -> Rows:
+        if table is None:
+            statement = composed("api_buckets", columns=_joined("avg({0}), min({0}), max({0})", self._signals))
+        else:
+            columns = _aggregated(self._signals, (("mean", "mean"), ("min", "min"), ("max", "max")))
+            statement = composed("api_aggregates", columns=columns, table=sql.Identifier(table))
+        (rows,) = await self._database.ask((statement, self._parameters(asked, width=width)))
+        return [list(row) for row in rows]
+
+    async def _extremes(self, asked: Range, width: timedelta, table: str | None) -> Rows:
+        if table is None:
+            pattern = (
+                'min(ARRAY[{0}, extract(epoch FROM "timestamp")::double precision]) FILTER (WHERE {0} IS NOT NULL)'
+            )
+            pattern += ', max(ARRAY[{0}, -extract(epoch FROM "timestamp")::double precision])'
+            pattern += " FILTER (WHERE {0} IS NOT NULL)"
+            statement = composed("api_extremes", columns=_joined(pattern, self._signals))
+        else:
+            columns = _aggregated(self._signals, (("min", "min"), ("max", "max")))
+            statement = composed("api_aggregates", columns=columns, table=sql.Identifier(table))
+        (found,) = await self._database.ask((statement, self._parameters(asked, width=width)))
+        if table is None:
+            return [row for each in found for row in _two_rows(each, len(self._signals))]
+        return [row for each in found for row in _low_and_high(each, width, len(self._signals))]
+
+
+def _two_rows(found: tuple[Any, ...], signals: int) -> Rows:
+    """The rows of a bucket of readings: (first time, last time, [low, when] and [high, -when] of each signal)."""
+    first, last, *extremes = found
+    if signals == 1:
+        low, high = extremes
+        if low is None:
+            return []
+        pair = sorted([(low[1], low[0]), (-high[1], high[0])])
+        rows = [[_exactly(when, first, last), value] for when, value in pair]
+        return rows[:1] if rows[0] == rows[1] else rows
+    early: list[Any] = [first]
+    late: list[Any] = [last]
+    for low, high in zip(extremes[::2], extremes[1::2], strict=True):
+        if low is None:
+            early.append(None)
+            late.append(None)
+            continue
+        is_rising = low[1] <= -high[1]
+        early.append(low[0] if is_rising else high[0])
+        late.append(high[0] if is_rising else low[0])
+    return [early] if first == last else [early, late]
+
+
+def _exactly(seconds: float, first: datetime, last: datetime) -> datetime:
+    """A time out of a double, which is exact to the microsecond until 2106."""
+    at = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=round(seconds * 1e6))
+    return min(max(at, first), last)
+
+
+def _low_and_high(found: tuple[Any, ...], width: timedelta, signals: int) -> Rows:
+    """The rows of a bucket of aggregates, which do not say when in it the extremes were: the lows, then the highs."""
+    bucket, _, *extremes = found
+    lows, highs = extremes[0 : 2 * signals : 2], extremes[1 : 2 * signals : 2]
+    return [[bucket, *lows], [bucket + width / 2, *highs]]
+
+
+def _merged(rows: Rows) -> Rows:
+    """Buckets in order; one that lies in two pieces becomes one."""
+    rows.sort(key=lambda row: row[0])
+    merged: Rows = []
+    for row in rows:
+        if not merged or merged[-1][0] != row[0]:
+            merged.append(row)
+            continue
+        before = merged[-1]
+        for at in range(2, len(row), 3):
+            before[at : at + 3] = _together(before[at : at + 3], before[1], row[at : at + 3], row[1])
+        before[1] += row[1]
+    return merged
+
+
+def _together(one: list[Any], count: int, other: list[Any], more: int) -> list[Any]:
+    if one[0] is None or other[0] is None:
+        return other if one[0] is None else one
+    mean = (one[0] * count + other[0] * more) / (count + more)
+    return [mean, min(one[1], other[1]), max(one[2], other[2])]
+
+
+def _floor(at: datetime, width: timedelta) -> datetime:
+    return at - (at - _ORIGIN) % width
+
+
+def _ceil(at: datetime, width: timedelta) -> datetime:
+    below = _floor(at, width)
+    return at if below == at else below + width
+
+
+_NICE_SECONDS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1_800, 3_600, 7_200, 10_800, 21_600, 43_200, 86_400)
+
+
+def _round_up(width: timedelta) -> timedelta:
+    """A width that people know: 1 s … 1 d, then whole days. Below a second, microseconds as they are."""
+    seconds = width.total_seconds()
+    if seconds <= 0.5:
+        return max(timedelta(microseconds=math.ceil(seconds * 1e6)), timedelta(microseconds=1))
+    for nice in _NICE_SECONDS:
+        if seconds <= nice:
+            return timedelta(seconds=nice)
+    return timedelta(days=math.ceil(seconds / 86_400))
+
+
+def _whole(width: timedelta, own: timedelta) -> timedelta:
+    """The width as a whole number of a table's buckets."""
+    return own * math.ceil(width / own)
+
+
+def _spelled(width: timedelta) -> str:
+    """``30s``, ``15m``, ``6h``, ``2d``."""
+    seconds = width.total_seconds()
+    for size, name in ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s")):
+        if seconds >= size and seconds % size == 0:
+            return f"{round(seconds / size)}{name}"
+    return f"{seconds:g}s"

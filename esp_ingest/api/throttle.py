@@ -1,0 +1,66 @@
+"""Limits on signing in, in memory. Nobody can lock somebody else's account: failures count for an address and a user
+together, and what they cost is a wait that grows, not a lock. A second limit counts the attempts of an address."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from esp_ingest.seams import Clock
+
+FREE_FAILURES = 5
+LONGEST_WAIT_SECONDS = 300.0
+_REMEMBERED = 10_000  # the oldest are forgotten first
+_FORGET_AFTER_SECONDS = 3_600.0
+
+
+@dataclass(slots=True)
+class _Failures:
+    count: int
+    last: float
+    until: float
+
+
+class SignInThrottle:
+    """For one thread. ``wait`` first, then ``failed`` or ``succeeded``."""
+
+    def __init__(self, clock: Clock, per_minute: int) -> None:
+        self._clock = clock
+        self._per_minute = per_minute
+        self._failures: OrderedDict[tuple[str, str], _Failures] = OrderedDict()
+        self._attempts: OrderedDict[str, tuple[float, float]] = OrderedDict()  # address → (tokens, when)
+
+    def wait(self, address: str, user: str) -> float:
+        """Seconds to wait before this attempt may be made, 0 if now. An attempt that may be made counts."""
+        now = self._clock.monotonic()
+        found = self._failures.get((address, user))
+        if found is not None and found.until > now:
+            return found.until - now
+        return self._take(address, now)
+
+    def failed(self, address: str, user: str) -> None:
+        """The password was wrong."""
+        now = self._clock.monotonic()
+        found = self._failures.pop((address, user), None)
+        if found is None or now - found.last > _FORGET_AFTER_SECONDS:
+            found = _Failures(0, now, now)
+        found.count += 1
+        found.last = now
+        over = found.count - FREE_FAILURES
+        found.until = now + (min(2.0**over, LONGEST_WAIT_SECONDS) if over >= 0 else 0.0)
+        self._failures[address, user] = found
+        if len(self._failures) > _REMEMBERED:
+            self._failures.popitem(last=False)
+
+    def succeeded(self, address: str, user: str) -> None:
+        """The password was right."""
+        self._failures.pop((address, user), None)
+
+    def _take(self, address: str, now: float) -> float:
+        """A bucket of ``per_minute`` tokens that fills in a minute."""
+        rate = self._per_minute / 60.0
+        tokens, when = self._attempts.pop(address, (float(self._per_minute), now))
+        tokens = min(float(self._per_minute), tokens + (now - when) * rate)
+        allowed = tokens >= 1.0
+        self._attempts[address] = (tokens - 1.0 if allowed else tokens, now)
+        if len(self._attempts) > _REMEMBERED:
+            self._attempts.popitem(last=False)
+        return 0.0 if allowed else (1.0 - tokens) / rate

@@ -1,0 +1,34 @@
+"""`esp-ingest api`: the HTTP API and console."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from esp_ingest.commands.extra import require
+
+if TYPE_CHECKING:
+    from esp_ingest.config import Settings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """--host and --port, which win over the settings."""
+    parser.add_argument("--host", help="address to listen on (api.host)")
+    parser.add_argument("--port", type=_port, metavar="N", help="port to listen on, 0 for any free one (api.port)")
+
+
+def run(settings: "Settings", arguments: argparse.Namespace) -> int:
+    """Serve until SIGTERM or SIGINT. Raises ConfigError, ExtraMissing, ServerError."""
+    require("api", "The HTTP API")
+    from esp_ingest.api import server
+    from esp_ingest.config import ConfigError
+
+    given = {name: getattr(arguments, name) for name in ("host", "port") if getattr(arguments, name) is not None}
+    if given.get("host") == "":
+        raise ConfigError("--host must name an address.")
+    chosen = settings.api.model_copy(update=given)
+    return server.run(settings.model_copy(update={"api": chosen}))
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) > 65_535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port (0 to 65535)")
+    return int(text)
