@@ -33,6 +33,7 @@ def run(settings: Settings) -> Iterator[Line]:
     yield _configuration(settings)
     yield _rules(settings)
     yield _spool(settings)
+    yield _memory(settings)
     yield _broker(settings, SystemClock())
     yield from _database(settings)
 
@@ -59,6 +60,14 @@ def _rules(settings: Settings) -> Line:
     except rules.RulesError as error:
         return Line("rules", False, str(error))
     return Line("rules", True, f"{len(loaded.rules)} rules")
+
+
+def _memory(settings: Settings) -> Line:
+    """What the settings allow to be held, against the limit of the cgroup that this command runs in."""
+    from esp_ingest.service import memory
+
+    judged = memory.judge(settings, memory.LEAST_BASE_BYTES, memory.cgroup_limit())
+    return Line("memory", judged.fits is not False, judged.sentence)
 
 
 def _spool(settings: Settings) -> Line:

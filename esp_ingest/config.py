@@ -144,7 +144,7 @@ class MqttSettings(_Section):
         description="largest packet taken in whole, stated to the broker (MQTT 5); of a larger one the head is kept",
     )
     buffer_max_bytes: int = Field(
-        67_108_864, ge=1_048_576, description="bytes of messages held in memory before reading from the broker pauses"
+        33_554_432, ge=1_048_576, description="bytes of messages held in memory before reading from the broker pauses"
     )
     connect_timeout_seconds: float = Field(5.0, gt=0, le=60, description="time to wait for the broker to answer")
     reconnect_min_seconds: float = Field(0.5, gt=0, le=60, description="shortest pause before connecting again")
@@ -209,7 +209,7 @@ class BatchSettings(_Section):
     """When a batch is cut: whichever bound is reached first."""
 
     max_rows: int = Field(5_000, ge=1, le=1_000_000, description="readings in a batch")
-    max_bytes: int = Field(8_388_608, ge=1_024, description="payload bytes in a batch")
+    max_bytes: int = Field(4_194_304, ge=1_024, description="payload bytes in a batch, or one larger message")
     max_age_seconds: float = Field(0.25, gt=0, le=60, description="age of the oldest message in a batch")
 
 

@@ -21,7 +21,7 @@ from esp_ingest.resources import config_file
 from esp_ingest.seams import Clock
 from esp_ingest.service import health as conditions
 from esp_ingest.service import log as logs
-from esp_ingest.service import systemd
+from esp_ingest.service import memory, systemd
 from esp_ingest.service.clock import SystemClock
 from esp_ingest.service.health import Health
 from esp_ingest.service.http import HttpServer
@@ -61,6 +61,7 @@ def run(settings: Settings, *, retire: bool = False) -> int:
     try:
         daemon = Daemon(settings, clock, metrics, health, signals)
         log.info("started", extra={"http_port": http.port, "pid": os.getpid()})
+        _judge_memory(settings)
         return daemon.retire() if retire else daemon.run()
     finally:
         http.stop()
@@ -358,6 +359,16 @@ class Daemon:
     def _note_set_aside(self, report: "SetAside") -> None:
         self._metrics.spool_set_aside.inc(max(report.lost, 1))
         log.error("spool damage set aside", extra=asdict(report))
+
+
+def _judge_memory(settings: Settings) -> None:
+    """Say at the start whether what the settings allow fits into the cgroup's limit. It runs either way: the sum is
+    of worst cases, and a daemon that warns is better than none."""
+    judged = memory.judge(settings, memory.resident_bytes(), memory.cgroup_limit())
+    if judged.fits is False:
+        log.warning("memory may not suffice", extra={"detail": judged.sentence})
+    else:
+        log.info("memory is bounded", extra={"detail": judged.sentence})
 
 
 def _remove_spool(folder: Path) -> None:

@@ -98,6 +98,7 @@ class Pipeline:
 
     def _submit(self) -> None:
         if self._stage.has_room:
+            size = self._open.bytes
             deliveries = self._open.take()
             epoch = self._source.epoch
             if deliveries[0].epoch != epoch:
@@ -106,7 +107,7 @@ class Pipeline:
                 deliveries = [
                     each._replace(redelivered=True) if each.mid and each.epoch != epoch else each for each in deliveries
                 ]
-            self._stage.submit(Batch(deliveries))
+            self._stage.submit(Batch(deliveries, size))
 
     def _turn_stage(self, timeout_seconds: float) -> None:
         """Settle what has come back. Waits for the stage only where there is no other work."""
@@ -136,7 +137,7 @@ class _OpenBatch:
         self._bounds = bounds
         self.deliveries: list[Delivery] = []
         self._rows = 0
-        self._bytes = 0
+        self.bytes = 0
         self._since = 0.0
         self._rows_a_message = 1.0  # of those that came last, so that a batch of arrays ends near its bound
 
@@ -150,21 +151,21 @@ class _OpenBatch:
         self._rows += len(deliveries)
         for delivery in deliveries:
             payload = delivery[1]
-            self._bytes += len(payload)
+            self.bytes += len(payload)
             if len(delivery[0]) > LONG_TOPIC_BYTES:
-                self._bytes += len(delivery[0])
+                self.bytes += len(delivery[0])
             if payload[:1] != b"{" and payload.lstrip(_SPACE)[:1] == b"[":
                 self._rows += _most_items(payload) - 1
         self._rows_a_message = max((self._rows - rows_before) / len(deliveries), 1.0)
 
     @property
     def full(self) -> bool:
-        return self._rows >= self._bounds.max_rows or self._bytes >= self._bounds.max_bytes
+        return self._rows >= self._bounds.max_rows or self.bytes >= self._bounds.max_bytes
 
     def room(self) -> tuple[int, int]:
         """(messages, bytes) that still fit, if messages go on as they came."""
         rows = self._bounds.max_rows - self._rows
-        return max(int(rows / self._rows_a_message), 1), self._bounds.max_bytes - self._bytes
+        return max(int(rows / self._rows_a_message), 1), self._bounds.max_bytes - self.bytes
 
     def due(self, now: float) -> bool:
         return bool(self.deliveries) and (self.full or now - self._since >= self._bounds.max_age_seconds)
@@ -178,7 +179,7 @@ class _OpenBatch:
     def take(self) -> list[Delivery]:
         deliveries = self.deliveries
         self.deliveries = []
-        self._rows = self._bytes = 0
+        self._rows = self.bytes = 0
         return deliveries
 
 

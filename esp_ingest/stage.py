@@ -64,10 +64,12 @@ class Outcome:
 
 @dataclass(slots=True)
 class Batch:
-    """Deliveries on their way to safety. ``decoded`` is None until the stage has decoded it, and stays so where it goes
-    to the spool or ``decode_failed``. ``done`` is what is stored of it already where it takes several transactions."""
+    """Deliveries on their way to safety, ``bytes`` of them. ``decoded`` is None until the stage has decoded it, and
+    stays so where it goes to the spool or ``decode_failed``. ``done`` is what is stored of it already where it takes
+    several transactions."""
 
     deliveries: list[Delivery]
+    bytes: int = 0
     decoded: Decoded | None = None
     decode_failed: bool = False
     done: Outcome = field(default_factory=Outcome)
@@ -115,6 +117,7 @@ class Stage:
         self.pause: Callable[[float], None] = clock.sleep
         self.next_batch: Callable[[], Batch | None] = lambda: None
         self.hurrying = False
+        self._underway_bytes = 0
         self._wait = wait_random_exponential(
             multiplier=settings.database.retry_min_seconds,
             min=settings.database.retry_min_seconds / 2,
@@ -140,6 +143,7 @@ class Stage:
 
     def process(self, batch: Batch) -> Outcome:
         """Make the batch safe. Returns when it is, however long that takes."""
+        self._underway_bytes = batch.bytes
         if not self.spooling:
             self._decode_batch(batch)
         spool_takes_it = self._spool is not None
@@ -244,6 +248,8 @@ class Stage:
         batch = self.next_batch()
         if batch is None or self.spooling:
             return
+        if self._underway_bytes + batch.bytes > self._settings.batch.max_bytes:
+            return  # what decoding takes is many times the payload: two large batches at once are too much
         self._decode_batch(batch)
         if batch.decoded is not None and not _needs_slices(batch.decoded, self._settings.batch.max_rows):
             try:

@@ -480,3 +480,26 @@ def test_what_is_stored_of_a_batch_that_is_spooled_is_counted_once(rig: Rig) -> 
     assert (len(rig.store.telemetry), len(rig.store.rejects)) == (27, 9)
     assert rig.value("readings_received_total") == 72
     assert (rig.value("readings_written_total"), rig.value("readings_duplicate_total")) == (27, 10)
+
+
+def test_two_large_batches_are_not_decoded_at_once(rig: Rig) -> None:
+    """What decoding takes is many times the payload, so the second waits for the first."""
+    decoded: list[int] = []
+    decode = rig.stage._decode
+
+    def noted(deliveries: list[Delivery]) -> Decoded:
+        decoded.append(len(deliveries))
+        return decode(deliveries)
+
+    rig.stage._decode = noted
+    most = rig.stage._settings.batch.max_bytes
+    first, second = rig.batch(0, 1), rig.batch(1, 2)
+    rig.stage.next_batch = lambda: second
+    for size, expected in ((most // 2 + 1, [1]), (most // 2, [1, 2])):
+        decoded.clear()
+        first.bytes = second.bytes = size
+        first.decoded = second.decoded = None
+        rig.stage._underway_bytes = first.bytes
+        rig.stage._decode_batch(first)
+        rig.stage._look_ahead()
+        assert decoded == expected
