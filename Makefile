@@ -67,6 +67,10 @@ unit property integration fault: setup  ## one folder of tests (ARGS="-k …")
 soak: setup  ## the long fault runs
 	@$(BIN)/python -m pytest -m soak tests $(ARGS)
 
+.PHONY: faults
+faults: setup test-machine  ## every fault case, and their table into docs/faults.md
+	@$(BIN)/python -m tests.fault $(ARGS)
+
 .PHONY: bench
 bench: setup test-machine  ## throughput and cost beside the peers, as a table
 	@$(BIN)/python -m tests.bench $(ARGS)
