@@ -21,6 +21,7 @@ from esp_ingest.config import ConfigError, MqttSettings, Settings
 from esp_ingest.demo import replay
 from esp_ingest.demo.fleet import Fault, FaultName, Fleet
 from esp_ingest.demo.stop import Stop
+from esp_ingest.mqtt.session import new_tls_context
 from esp_ingest.seams import Clock
 from esp_ingest.service.clock import SystemClock
 from esp_ingest.telemetry.model import SIGNAL_NAMES, Readings
@@ -288,6 +289,7 @@ class Publisher:
         self._client.max_inflight_messages_set(_WINDOW)
         self._client.max_queued_messages_set(0)
         self._client.reconnect_delay_set(1, 5)
+        self._client.ws_set_options(path=settings.websocket_path)
         self._client.on_connect = self._on_connect
         self._client.on_publish = self._on_publish
         if settings.username:
@@ -297,7 +299,8 @@ class Publisher:
         settings = self._settings
         try:
             if settings.tls:
-                self._client.tls_set(settings.ca_file or None, settings.cert_file or None, settings.key_file or None)
+                self._client.tls_set_context(new_tls_context(settings))
+                self._client.tls_insecure_set(False)
             self._client.connect_timeout = settings.connect_timeout_seconds
             self._client.connect(settings.host, settings.port, settings.keepalive_seconds)
         except (OSError, ValueError) as error:

@@ -14,6 +14,7 @@ import pytest
 from pydantic import SecretStr
 
 from esp_ingest.config import ConfigError, MqttSettings
+from esp_ingest.demo.simulator import Publisher as Simulated
 from esp_ingest.mqtt.publishing_connection import PublishingConnection
 from esp_ingest.mqtt.source import MqttSource
 from esp_ingest.service.clock import SystemClock
@@ -241,3 +242,13 @@ def test_an_encrypted_key_without_a_password_never_asks_on_the_terminal(
     assert done.returncode == 1
     assert "encrypted.key is encrypted: set mqtt.key_password" in done.stdout
     assert "PEM pass phrase" not in done.stdout + done.stderr
+
+
+def test_the_simulator_does_not_ask_either_and_opens_the_key(strict: TlsBroker, authority: Authority) -> None:
+    authority.issue("client")
+    authority.encrypt("client")
+    files = {"cert_file": authority.path("client.crt"), "key_file": authority.path("encrypted.key")}
+    with pytest.raises(ConfigError, match=r"encrypted\.key is encrypted: set mqtt\.key_password"):
+        Simulated(strict.tls_settings(**files), SystemClock()).__enter__()
+    with Simulated(strict.tls_settings(**files, key_password=SecretStr(PASSWORD)), SystemClock()):
+        pass
