@@ -174,6 +174,12 @@ class DatabaseSettings(_Section):
     dsn_file: PathText = Field("", description="a file that holds the connection string, in place of dsn")
     password: SecretStr = Field(SecretStr(""), description="password, added to the connection string")
     password_file: PathText = Field("", description="a file that holds the password, in place of password")
+    schema_name: str = Field(
+        "public",
+        min_length=1,
+        max_length=63,
+        description="schema of the tables, whatever the role's search_path says; migrate fills it, it has to exist",
+    )
     skip_init: bool = Field(False, description="start without checking the schema")
     connect_timeout_seconds: int = Field(5, ge=2, le=120, description="time to wait for a connection")
     statement_timeout_seconds: float = Field(

@@ -3,6 +3,31 @@
 -- Parameters are psycopg's %s (by position) or %(name)s; :NAME_lock is the key of an advisory lock, of
 -- esp_ingest/store/locks.py. esp_ingest/store/queries.py loads this file.
 
+-- name: session_identity
+-- Which server process this is, and whether the database can hold our text.
+SELECT pg_backend_pid(), current_setting('server_encoding') = 'UTF8';
+
+-- name: session_settings
+-- What the meaning of a value, the place of a row, durability and waiting times depend on, for the session or, behind a
+-- connection pooler, for the transaction (local). Of synchronous_commit a setting that asks for more stays. Backfill into
+-- compressed chunks trips TimescaleDB's limit (SQLSTATE 53400), which exists only in some editions and versions.
+SELECT set_config('client_encoding', 'UTF8', %(local)s),
+       set_config('DateStyle', 'ISO, MDY', %(local)s),
+       set_config('IntervalStyle', 'postgres', %(local)s),
+       set_config('TimeZone', 'UTC', %(local)s),
+       set_config('search_path', quote_ident(%(schema)s), %(local)s),
+       set_config('bytea_output', 'hex', %(local)s),
+       set_config('extra_float_digits', '1', %(local)s),
+       set_config('standard_conforming_strings', 'on', %(local)s),
+       set_config('array_nulls', 'on', %(local)s),
+       set_config('transform_null_equals', 'off', %(local)s),
+       set_config('statement_timeout', %(statement_timeout)s, %(local)s),
+       set_config('lock_timeout', %(lock_timeout)s, %(local)s),
+       CASE WHEN current_setting('synchronous_commit') NOT IN ('on', 'remote_write', 'remote_apply')
+            THEN set_config('synchronous_commit', 'on', %(local)s) END,
+       CASE WHEN current_setting('timescaledb.max_tuples_decompressed_per_dml_transaction', true) IS NOT NULL
+            THEN set_config('timescaledb.max_tuples_decompressed_per_dml_transaction', '0', %(local)s) END;
+
 -- name: capabilities
 -- What this database is. The license setting exists only where the extension is loaded.
 SELECT current_setting('server_version_num')::int,
@@ -31,12 +56,37 @@ CREATE TABLE IF NOT EXISTS esp_ingest_migrations (
     checksum   text NOT NULL,
     applied_by text NOT NULL,
     applied_at timestamptz NOT NULL DEFAULT now(),
+    works_with integer,
     PRIMARY KEY (number, feature)
 );
 
+-- name: widen_ledger
+-- Ledgers of earlier programs lack the column. Asked first, since ALTER TABLE takes the lock even where it does nothing.
+DO $$ BEGIN
+    IF NOT EXISTS (SELECT FROM pg_attribute
+                   WHERE attrelid = 'esp_ingest_migrations'::regclass AND attname = 'works_with') THEN
+        ALTER TABLE esp_ingest_migrations ADD COLUMN works_with integer;
+    END IF;
+END $$;
+
+-- name: ledger_place
+-- The schema that this session works in, whether it is there, whether this user may use it, whether the ledger is in it,
+-- and which others have one.
+SELECT current_setting('search_path'), s.found IS NOT NULL, coalesce(has_schema_privilege(s.found, 'USAGE'), false),
+       to_regclass('esp_ingest_migrations') IS NOT NULL,
+       ARRAY(SELECT quote_ident(n.nspname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+             WHERE c.relname = 'esp_ingest_migrations' AND c.relkind = 'r' ORDER BY 1)
+FROM (SELECT to_regnamespace(current_setting('search_path'))::oid) AS s (found);
+
+-- name: reach_extension
+-- For a migration: TimescaleDB's functions, where the extension is in another schema.
+SELECT set_config('search_path', current_setting('search_path') || ', ' || quote_ident(n.nspname), true)
+FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
+WHERE e.extname = 'timescaledb' AND quote_ident(n.nspname) <> current_setting('search_path');
+
 -- name: read_ledger
--- Which migrations this database has.
-SELECT number, feature, checksum FROM esp_ingest_migrations;
+-- Which migrations this database has. The last column may be missing still.
+SELECT number, feature, checksum, (to_jsonb(m) ->> 'works_with')::integer FROM esp_ingest_migrations m;
 
 -- name: obstacles
 -- What keeps this session from storing: a standby, a database that only reads, and each right that the daemon needs and
@@ -64,18 +114,8 @@ SELECT pg_is_in_recovery(),
 
 -- name: record_migration
 -- In the transaction of the migration itself.
-INSERT INTO esp_ingest_migrations (number, feature, name, checksum, applied_by) VALUES (%s, %s, %s, %s, %s);
-
--- name: lift_decompression_limit
--- Backfill into compressed chunks trips this limit (SQLSTATE 53400); it exists only in some editions and versions.
-SELECT set_config(name, '0', false)
-FROM pg_settings
-WHERE name = 'timescaledb.max_tuples_decompressed_per_dml_transaction';
-
--- name: commit_durably
--- For the session; a stronger setting of the server's (remote_apply) or one that asks more than this machine stays.
-SELECT set_config('synchronous_commit', 'on', false)
-WHERE current_setting('synchronous_commit') NOT IN ('on', 'remote_write', 'remote_apply');
+INSERT INTO esp_ingest_migrations (number, feature, name, checksum, applied_by, works_with)
+VALUES (%s, %s, %s, %s, %s, %s);
 
 -- name: ping
 -- Is the connection alive?
@@ -171,7 +211,9 @@ ORDER BY s.place;
 SELECT w.well_id, (extract(epoch FROM t."timestamp") * 1000000)::bigint
 FROM unnest(%s::text[]) AS w (well_id)
 CROSS JOIN LATERAL (
-    SELECT "timestamp" FROM esp_telemetry e WHERE e.well_id = w.well_id ORDER BY e."timestamp" DESC LIMIT 1
+    SELECT "timestamp" FROM esp_telemetry e
+    WHERE e.well_id = w.well_id AND e."timestamp" > '-infinity' AND e."timestamp" < 'infinity'
+    ORDER BY e."timestamp" DESC LIMIT 1
 ) AS t;
 
 -- name: copy_rejects
@@ -296,7 +338,8 @@ SELECT w.well_id, (extract(epoch FROM t."timestamp") * 1000000)::bigint,
 FROM unnest(%(wells)s::text[], %(after)s::timestamptz[]) AS w (well_id, after)
 CROSS JOIN LATERAL (
     SELECT * FROM esp_telemetry e
-    WHERE e.well_id = w.well_id AND e."timestamp" > w.after
+    WHERE e.well_id = w.well_id AND e."timestamp" > w.after AND e."timestamp" < '10000-01-01Z'
+      AND isfinite(e.received_at)
       AND (%(until)s::timestamptz IS NULL OR e.received_at <= %(until)s)
     ORDER BY e."timestamp" DESC
     LIMIT %(limit)s
@@ -308,7 +351,8 @@ ORDER BY t.received_at, t."timestamp";
 SELECT well_id, diagnosis, (extract(epoch FROM "timestamp") * 1000000)::bigint, severity, state, value, threshold, peak,
        occurrences, confidence, message, actions::text, telemetry_snapshot::text
 FROM diagnostic_results
-WHERE well_id = ANY (%s::text[]) AND cleared_at IS NULL;
+WHERE well_id = ANY (%s::text[]) AND cleared_at IS NULL
+  AND "timestamp" >= '0001-01-01Z' AND "timestamp" < '10000-01-01Z';
 
 -- name: newest_action
 -- Where to begin following: what came before stands in the tables.
@@ -316,13 +360,15 @@ SELECT coalesce(max(id), 0) FROM alarm_actions;
 
 -- name: actions_after
 -- What operators did since.
-SELECT id, well_id, diagnosis, action, (extract(epoch FROM raised_at) * 1000000)::bigint,
-       (extract(epoch FROM shelved_to) * 1000000)::bigint
+SELECT id, well_id, diagnosis, action,
+       CASE WHEN isfinite(raised_at) THEN (extract(epoch FROM raised_at) * 1000000)::bigint END,
+       CASE WHEN shelved_to IS NOT NULL
+            THEN (extract(epoch FROM least(greatest(shelved_to, '0001-01-01Z'), '9999-12-31Z')) * 1000000)::bigint END
 FROM alarm_actions WHERE id > %s ORDER BY id;
 
 -- name: shelves_of_wells
 -- What is shelved at these wells.
-SELECT well_id, diagnosis, (extract(epoch FROM shelved_to) * 1000000)::bigint
+SELECT well_id, diagnosis, (extract(epoch FROM least(shelved_to, '9999-12-31Z')) * 1000000)::bigint
 FROM alarm_shelves WHERE well_id = ANY (%s::text[]) AND shelved_to > now();
 
 -- name: alarm_gauges
@@ -474,6 +520,11 @@ DELETE FROM diagnostics_outbox WHERE retry_at = 'infinity' AND set_aside_at < no
 -- One daemon of a share group runs the rules, for as long as its connection lives.
 SELECT pg_try_advisory_lock(:lead_lock);
 
+-- name: lead_by_transaction
+-- The same lock until the end of the transaction, which may wait as long as it likes.
+SELECT pg_try_advisory_xact_lock(7046029254386353133)
+FROM (SELECT set_config('idle_in_transaction_session_timeout', '0', true)) AS s;
+
 -- name: read_cursor
 -- How far the rules have come.
 SELECT (extract(epoch FROM received_at) * 1000000)::bigint FROM diagnostics_cursor;
@@ -496,6 +547,7 @@ SELECT t.well_id, (extract(epoch FROM t."timestamp") * 1000000)::bigint,
        t.extra::text, t.quality::text
 FROM esp_telemetry t
 WHERE t.received_at > %(after)s AND t.received_at <= %(until)s AND t."timestamp" > %(oldest)s
+  AND t."timestamp" < '10000-01-01Z'
 ORDER BY t.received_at, t."timestamp"
 FETCH FIRST %(limit)s ROWS WITH TIES;
 

@@ -22,7 +22,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import psycopg
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
@@ -33,6 +32,7 @@ from esp_ingest.demo.screen import Alarm, Picture, Well
 from esp_ingest.resources import config_file
 from esp_ingest.service.clock import SystemClock
 from esp_ingest.store import schema
+from esp_ingest.store.connection import connect
 from esp_ingest.store.queries import query
 
 _PREFIX = "esp-ingest-demo-"
@@ -79,8 +79,9 @@ class Theatre:
             (self.folder / "rules.toml").write_text(rules, encoding="utf-8")
             self._database = self._stack.enter_context(EmbeddedPostgres())
             self._broker = self._stack.enter_context(EmbeddedBroker())
-            self.schema_lines = schema.migrate(DatabaseSettings(dsn=SecretStr(self._database.dsn))).lines()
-            self._connection = self._stack.enter_context(psycopg.connect(self._database.dsn, autocommit=True))
+            settings = DatabaseSettings(dsn=SecretStr(self._database.dsn))
+            self.schema_lines = schema.migrate(settings).lines()
+            self._connection = self._stack.enter_context(connect(settings, autocommit=True))
             self._http = f"http://127.0.0.1:{self._start_daemon()}"
             self._stack = self._stack.pop_all()
         return self

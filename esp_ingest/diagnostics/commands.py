@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC
 from typing import Any
 
 from esp_ingest.config import ConfigError, Settings
@@ -13,7 +13,7 @@ from esp_ingest.diagnostics.rules_commands import run_rules
 from esp_ingest.service.clock import SystemClock
 from esp_ingest.store import alarms
 from esp_ingest.store.alarms import Changed, Request
-from esp_ingest.store.connection import Connection, connect
+from esp_ingest.store.connection import Connection, Moment, connect
 from esp_ingest.telemetry.model import at_us
 
 __all__ = ["run_alarms", "run_rules"]
@@ -130,5 +130,7 @@ def _as_json(row: dict[str, Any]) -> str:
     return json.dumps(row, default=lambda at: at.isoformat())
 
 
-def _time(at: datetime) -> str:
-    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+def _time(at: Moment) -> str:
+    if isinstance(at, str):
+        return at
+    return f"{at.astimezone(UTC).replace(tzinfo=None).isoformat(' ', 'seconds')} UTC"

@@ -9,7 +9,7 @@ from typing import Any
 
 from psycopg.rows import dict_row
 
-from esp_ingest.store.connection import Connection
+from esp_ingest.store.connection import Connection, Moment
 from esp_ingest.store.queries import query
 from esp_ingest.telemetry.model import at_us
 
@@ -32,7 +32,7 @@ class Request:
 class Changed:
     """An occurrence that an action changed, with its state after it."""
 
-    raised_at: datetime
+    raised_at: Moment
     state: str
     severity: str
     message: str
@@ -123,7 +123,7 @@ def knows(connection: Connection, well_id: str, diagnosis: str) -> tuple[bool, b
 def list_alarms(connection: Connection, well_id: str | None, *, everything: bool) -> list[dict[str, Any]]:
     """What wants attention, the gravest first; ``everything``: cleared, shelved and suppressed ones and events too. A
     dictionary a row, by the names of the columns."""
-    with connection.cursor(row_factory=dict_row) as cursor:
+    with connection.transaction(), connection.cursor(row_factory=dict_row) as cursor:
         return cursor.execute(query("list_alarms"), {"well": well_id, "all": everything}).fetchall()
 
 
@@ -135,7 +135,7 @@ def _record(
     connection: Connection,
     request: Request,
     action: str,
-    raised_at: datetime | None = None,
+    raised_at: Moment | None = None,
     to: datetime | None = None,
     detail: Mapping[str, str] | None = None,
 ) -> None:
@@ -146,5 +146,5 @@ def _record(
 
 def _announce(connection: Connection, request: Request, changed: Sequence[Changed]) -> None:
     if request.publish and changed:
-        raised = [each.raised_at for each in changed]
+        raised = [str(each.raised_at) for each in changed]
         connection.execute(query("announce"), request.parameters() | {"raised": raised})

@@ -1,10 +1,18 @@
-"""One way to connect: timeouts, keepalives, and errors that say what to do."""
+"""One way to connect: what the meaning of values depends on, timeouts, keepalives, and errors that say what to do.
 
+Behind a connection pooler such as PgBouncer a session is not ours: in transaction mode each transaction may run on
+another server connection, and what one client sets there stays for the next client. Such a connection makes its
+settings in each transaction and leaves nothing behind. See :class:`Session`.
+"""
+
+from datetime import datetime
 from typing import Any
 
 import psycopg
-from psycopg.abc import RV, PQGen
+from psycopg.abc import RV, Buffer, Params, PQGen, QueryNoTemplate
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import TransactionStatus
+from psycopg.types.datetime import TimestamptzLoader
 from psycopg.waiting import Ready
 
 from esp_ingest.config import DatabaseSettings
@@ -15,18 +23,84 @@ from esp_ingest.store.queries import query
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 APPLICATION_NAME = "esp-ingest"
+WRONG_ENCODING = "the database cannot hold UTF-8 text"
 
 _ANSWER_GRACE_SECONDS = 5.0  # beyond the time that the server gives a statement itself
 _LOOK_SECONDS = 0.1
 
 
-class ImpatientConnection(Connection):
+Moment = datetime | str
+"""A timestamptz as it comes out of the database: in the database's own words where Python's calendar, which has the
+years 1 to 9999, does not reach ("infinity", "0044-03-15 00:00:00+00 BC")."""
+
+
+class _MomentLoader(TimestamptzLoader):
+    def load(self, data: Buffer) -> Moment:  # type: ignore[override]
+        try:
+            return super().load(data)
+        except psycopg.DataError:
+            return bytes(data).decode()
+
+
+class Session(Connection):
     """A connection that gives up on a server which says nothing for ``silence_seconds``, and is closed then.
 
     The kernel's timeouts only see a peer that acknowledges nothing. A server that is stopped or hangs, or a pooler or
-    balancer whose other side is gone, goes on acknowledging: without this the writer would wait for it for ever."""
+    balancer whose other side is gone, goes on acknowledging: without this the writer would wait for it for ever.
+
+    ``pooled``: a pooler stands between us and the server. Then each transaction begins with the settings, which costs
+    one more exchange with the pooler, and a statement outside a transaction gets one of its own, so that nothing is
+    ever set on a server connection that others use too. Use :meth:`cursor` only inside a transaction."""
 
     silence_seconds: float | None = None
+    pooled: bool = False
+    _transaction_settings: bytes = b""  # of a pooled session
+
+    def adapt(self, settings: DatabaseSettings) -> None:
+        """Make the settings that values, durability and waiting times depend on, whatever role, database, environment
+        and connection string say. Raises psycopg.Error, or WrongEncoding where the database cannot hold our text."""
+        row = self.execute(query("session_identity")).fetchone()
+        assert row is not None
+        server_pid, holds_utf8 = row
+        if not holds_utf8:
+            encoding = self.info.parameter_status("server_encoding") or "unknown"
+            raise WrongEncoding(WRONG_ENCODING, f"its encoding is {encoding}")
+        # A pooler has to give its clients a cancel key of its own, whose process number is made up.
+        self.pooled = server_pid != self.info.backend_pid
+        self.adapters.register_loader("timestamptz", _MomentLoader)
+        self.isolation_level = psycopg.IsolationLevel.READ_COMMITTED  # whoever waited for a lock sees what came before
+        statement = psycopg.ClientCursor(self).mogrify(
+            query("session_settings").decode(),
+            {
+                "local": self.pooled,
+                "schema": settings.schema_name,
+                "statement_timeout": f"{round(settings.statement_timeout_seconds * 1000)}ms",
+                "lock_timeout": f"{round(settings.lock_timeout_seconds * 1000)}ms",
+            },
+        )
+        if self.pooled:
+            self._transaction_settings = statement.encode()
+            with self.transaction():  # so that what is wrong with them is found here
+                pass
+        else:
+            self.execute(statement.encode())
+
+    def execute(  # type: ignore[override]  # psycopg's other overload is for templates, which Python 3.11 lacks
+        self, query: QueryNoTemplate, params: Params | None = None, *, prepare: bool | None = None, binary: bool = False
+    ) -> psycopg.Cursor[tuple[Any, ...]]:
+        """See psycopg. On a pooled connection in autocommit, a transaction of its own."""
+        idle = self.info.transaction_status == TransactionStatus.IDLE
+        if not (self._transaction_settings and self.autocommit and idle):
+            return super().execute(query, params, prepare=prepare, binary=binary)
+        with self.transaction():
+            return super().execute(query, params, prepare=prepare, binary=binary)
+
+    def _exec_command(self, command: Any, *arguments: Any, **options: Any) -> PQGen[Any]:
+        """psycopg sends BEGIN here, and COMMIT, ROLLBACK and savepoints: the settings follow a BEGIN."""
+        result = yield from super()._exec_command(command, *arguments, **options)
+        if self._transaction_settings and isinstance(command, bytes) and command.startswith(b"BEGIN"):
+            yield from super()._exec_command(self._transaction_settings)
+        return result
 
     def wait(self, gen: PQGen[RV], interval: float = _LOOK_SECONDS, timeout: float | None = None) -> RV:
         """See psycopg. Raises ServerSilent."""
@@ -42,6 +116,10 @@ class ImpatientConnection(Connection):
 
 class DsnError(StoreUnavailable):
     """database.dsn is no connection string: trying again changes nothing."""
+
+
+class WrongEncoding(StoreUnavailable):
+    """The database is of an encoding that cannot hold all of Unicode: somebody has to make another."""
 
 
 class ServerSilent(psycopg.OperationalError):
@@ -89,7 +167,8 @@ def conninfo(settings: DatabaseSettings) -> str:
     if settings.password.get_secret_value():
         ours["password"] = settings.password.get_secret_value()
         given.pop("password", None)
-    return make_conninfo("", **(ours | given))
+    # Not the DSN's nor PGCLIENTENCODING's: what we send is UTF-8, and so has to be what the server says meanwhile.
+    return make_conninfo("", **(ours | given | {"client_encoding": "UTF8"}))
 
 
 def connect(settings: DatabaseSettings, *, autocommit: bool = False, patient: bool = False) -> Connection:
@@ -100,29 +179,39 @@ def connect(settings: DatabaseSettings, *, autocommit: bool = False, patient: bo
 
     Raises StoreUnavailable with a reason from :mod:`esp_ingest.store.sqlstate`.
 
-    Timeouts are set by statement and not in the startup packet, which connection poolers refuse. Statements are never
-    prepared by name, so that a pooler in transaction mode will do; a batch is few statements, so that costs nothing.
+    Settings are made by statement and not in the startup packet, which connection poolers refuse. Statements are never
+    prepared by name, which a pooler in transaction mode may not know; a batch is few statements, so that costs nothing.
 
     Commits wait for the disk even where the server's default is not to: what is committed is acknowledged."""
     info = conninfo(settings)
     try:
-        connection = ImpatientConnection.connect(info, autocommit=True, prepare_threshold=None)
+        connection = Session.connect(info, autocommit=True, prepare_threshold=None)
     except psycopg.Error as error:
         raise _unreachable(settings, error) from None
     if not patient:
         connection.silence_seconds = settings.statement_timeout_seconds + _ANSWER_GRACE_SECONDS
     try:
-        for name, seconds in (
-            ("statement_timeout", settings.statement_timeout_seconds),
-            ("lock_timeout", settings.lock_timeout_seconds),
-        ):
-            connection.execute("SELECT set_config(%s, %s, false)", (name, f"{round(seconds * 1000)}ms"))
-        connection.execute(query("commit_durably"))
+        connection.adapt(settings)
         connection.autocommit = autocommit
     except psycopg.Error as error:
         connection.close()
         raise sqlstate.unavailable(error) from None
+    except StoreUnavailable:
+        connection.close()
+        raise
     return connection
+
+
+def is_pooled(connection: Connection) -> bool:
+    """Whether a connection pooler stands between: nothing may be left in its session."""
+    return isinstance(connection, Session) and connection.pooled
+
+
+def staging(connection: Connection, name: str) -> bytes:
+    """The query ``name``, which makes a temporary table: kept for the life of a connection that is ours alone, and
+    dropped with the transaction behind a pooler, where the next client would find it."""
+    statement = query(name)
+    return statement.replace(b"ON COMMIT DELETE ROWS", b"ON COMMIT DROP") if is_pooled(connection) else statement
 
 
 class OnDemand:

@@ -8,7 +8,7 @@ import psycopg
 from esp_ingest.config import DatabaseSettings
 from esp_ingest.seams import StoreUnavailable
 from esp_ingest.store import sqlstate
-from esp_ingest.store.connection import Connection, connect
+from esp_ingest.store.connection import Connection, connect, is_pooled
 from esp_ingest.store.diagnostics import to_readings
 from esp_ingest.store.queries import query
 from esp_ingest.telemetry.model import Readings, at_us
@@ -19,18 +19,39 @@ Result = TypeVar("Result")
 
 class PostgresFeed:
     """On a connection of its own, which holds the lock of the one who leads: when it breaks, the lead is lost. Every
-    method may raise StoreUnavailable. For one thread."""
+    method may raise StoreUnavailable. For one thread.
+
+    Behind a connection pooler a session is nobody's, and a lock of the session would be left behind on a server
+    connection. There the lock is held by a transaction on a second connection, open for as long as this one leads and
+    doing nothing else, so that it keeps neither tables nor old rows."""
 
     def __init__(self, settings: DatabaseSettings) -> None:
         self._settings = settings
         self._connection: Connection | None = None
+        self._lock: Connection | None = None  # behind a pooler, while this one leads
 
     def lead(self) -> bool:
         """Whether this daemon leads now. Only to be asked by one that does not."""
         if self._connection is None or self._connection.closed or self._connection.broken:
             self._connection = connect(self._settings, autocommit=True)
+        if is_pooled(self._connection):
+            return self._lead_by_transaction()
         row = self._asked(lambda connection: connection.execute(query("lead")).fetchone())
         return row is not None and bool(row[0])
+
+    def _lead_by_transaction(self) -> bool:
+        self._release()
+        self._lock = connect(self._settings)
+
+        def ask(_: Connection) -> bool:
+            assert self._lock is not None
+            row = self._lock.execute(query("lead_by_transaction")).fetchone()
+            return row is not None and bool(row[0])
+
+        leads = self._asked(ask)
+        if not leads:
+            self._release()
+        return leads
 
     def cursor(self, first_us: int) -> int:
         """How far the rules have come, received time, µs; ``first_us`` where they have not begun."""
@@ -49,7 +70,7 @@ class PostgresFeed:
         }
 
         def ask(connection: Connection) -> Readings:
-            with connection.cursor(binary=True) as cursor:
+            with connection.transaction(), connection.cursor(binary=True) as cursor:
                 rows = cursor.execute(query("received_between"), parameters).fetchall()
             return to_readings(rows) if rows else Readings.empty()
 
@@ -57,14 +78,22 @@ class PostgresFeed:
 
     def close(self) -> None:
         """Let go of the lead."""
+        self._release()
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+
+    def _release(self) -> None:
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.close()
 
     def _asked(self, ask: Callable[[Connection], Result]) -> Result:
         if self._connection is None:
             raise StoreUnavailable("the lead was lost")
         try:
+            if self._lock is not None:
+                self._lock.execute(query("ping"))  # the lead is lost with it
             return ask(self._connection)
         except psycopg.Error as error:
             self.close()

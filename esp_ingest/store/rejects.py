@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from esp_ingest.store.connection import Connection
+from esp_ingest.store.connection import Connection, Moment
 from esp_ingest.store.queries import query
 from esp_ingest.telemetry.model import Reject, RejectReason
 
@@ -120,7 +120,11 @@ def _time(us: int | None) -> datetime | None:
     return None if us is None else _EPOCH + timedelta(microseconds=us)
 
 
-def _us(at: datetime) -> int:
+def _us(at: Moment) -> int:
+    """The nearest that Python's calendar has, where it does not reach."""
+    if isinstance(at, str):
+        at = datetime.min if at == "-infinity" or at.endswith("BC") else datetime.max
+        at = at.replace(tzinfo=UTC)
     return (at - _EPOCH) // timedelta(microseconds=1)
 
 

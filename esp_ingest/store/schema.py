@@ -2,12 +2,12 @@
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import psycopg
 
@@ -15,7 +15,7 @@ from esp_ingest.config import DatabaseSettings
 from esp_ingest.resources import sql_folder
 from esp_ingest.seams import StoreUnavailable
 from esp_ingest.store import sqlstate
-from esp_ingest.store.connection import Connection, connect
+from esp_ingest.store.connection import Connection, connect, is_pooled
 from esp_ingest.store.queries import query
 
 OLDEST_POSTGRESQL = 15_00_00
@@ -24,6 +24,7 @@ OLDEST_COLUMNSTORE = (2, 18, 1)  # timescaledb#7672: ON CONFLICT DO NOTHING stop
 
 Feature = Literal["timescaledb", "community", "columnstore"]
 FEATURES: tuple[Feature, ...] = ("timescaledb", "community", "columnstore")
+_WORKS_WITH = re.compile(r"^-- works with programs of schema >= (\d+)$", re.MULTILINE)
 _FILE_NAME = re.compile(r"(?P<number>\d{4})_(?P<name>\w+?)(?:\.(?P<feature>\w+))?\.sql")
 
 
@@ -36,12 +37,14 @@ class SchemaError(Exception):
 
 @dataclass(frozen=True)
 class Capabilities:
-    """Which database this is. ``timescaledb`` is the version of the installed extension, "" for none."""
+    """Which database this is. ``timescaledb`` is the version of the installed extension, "" for none; ``pooled``: a
+    connection pooler stands in front of it."""
 
     postgresql: int
     timescaledb: str
     license: str
     fsync: bool = True
+    pooled: bool = False
 
     @property
     def features(self) -> frozenset[str]:
@@ -66,10 +69,12 @@ class Capabilities:
     def lines(self) -> list[str]:
         """For the terminal, a line each: the database, then what it can and cannot do."""
         have = self.features
+        pooled = "note:   behind a connection pooler: settings are made in each transaction, one more exchange with it"
         unsafe = "note:   fsync = off: a power cut may cost readings that were acknowledged, or the whole database"
         return [
             self.kind,
             *([] if self.fsync else [unsafe]),
+            *([pooled] if self.pooled else []),
             _line(
                 "timescaledb" in have,
                 "hypertables",
@@ -106,7 +111,7 @@ def capabilities(connection: Connection) -> Capabilities:
     """Ask the database what it is. Raises SchemaError where it is too old."""
     row = connection.execute(query("capabilities")).fetchone()
     assert row is not None
-    found = Capabilities(postgresql=row[0], timescaledb=row[1], license=row[2], fsync=row[3])
+    found = Capabilities(row[0], row[1], row[2], fsync=row[3], pooled=is_pooled(connection))
     if found.postgresql < OLDEST_POSTGRESQL:
         raise SchemaError(f"{found.kind} is too old: use PostgreSQL {OLDEST_POSTGRESQL // 10_000} or newer.")
     return found
@@ -127,6 +132,13 @@ class Migration:
     @property
     def checksum(self) -> str:
         return hashlib.sha256(self.sql.encode()).hexdigest()[:32]
+
+    @property
+    def works_with(self) -> int | None:
+        """The oldest program that works with a database that has this one, as the newest migration that came with it;
+        None: only a program that knows this migration does."""
+        match = _WORKS_WITH.search(self.sql)
+        return None if match is None else int(match[1])
 
     @property
     def key(self) -> tuple[int, str]:
@@ -150,8 +162,15 @@ def migrations(folder: Path | None = None) -> tuple[Migration, ...]:
     return tuple(sorted(found))
 
 
-Ledger = dict[tuple[int, str], str]
-"""(number, feature) → checksum, as recorded in the database."""
+class Applied(NamedTuple):
+    """A migration as the database recorded it: its checksum, and :attr:`Migration.works_with`."""
+
+    checksum: str
+    works_with: int | None
+
+
+Ledger = dict[tuple[int, str], Applied]
+"""(number, feature) → what was applied, as recorded in the database."""
 
 
 @dataclass(frozen=True)
@@ -180,8 +199,8 @@ def migrate(
     ``adopt`` also runs what was left out because the database lacked a feature that it has by now, which rewrites
     tables and locks them meanwhile. ``known`` stands in for :func:`migrations` in tests.
 
-    Raises SchemaError where the database is newer than the program, where a recorded migration has another content, or
-    where a step fails; StoreUnavailable where the database cannot be reached."""
+    Raises SchemaError where the database is newer than the program and does not work with it, where a recorded
+    migration has another content, or where a step fails; StoreUnavailable where the database cannot be reached."""
     known = migrations() if known is None else known
     note = _create_extension(settings)
     with connect(settings, patient=True) as connection:
@@ -200,8 +219,9 @@ def _create_extension(settings: DatabaseSettings) -> str:
         try:
             row = connection.execute(query("extension_available")).fetchone()
             if row is not None:
-                connection.execute("SET client_min_messages = error")  # its welcome banner
-                connection.execute(query("create_extension"))
+                with connection.transaction():
+                    connection.execute("SET LOCAL client_min_messages = error")  # its welcome banner
+                    connection.execute(query("create_extension"))
         except psycopg.Error as error:
             reason = str(error).strip().splitlines()[0].rstrip(".")
             return (
@@ -216,7 +236,14 @@ def _migrate(
 ) -> MigrationReport:
     applied: list[str] = []
     have = capabilities(connection)
+    place = _place(connection)
+    if not place.schema_exists:
+        raise SchemaError(f"There is no schema {place.schema}: create it, or set database.schema_name.")
     connection.commit()
+    with connection.transaction():  # short, and not held while a migration runs: daemons read the ledger
+        connection.execute(query("migration_lock"))
+        connection.execute(query("create_ledger"))
+        connection.execute(query("widen_ledger"))
     last = target if target is not None else max((m.number for m in known), default=0)
     while True:
         step = _one_step(connection, lambda ledger: _next(known, ledger, have, adopt, last))
@@ -226,7 +253,9 @@ def _migrate(
     ledger = _read_ledger(connection)
     connection.commit()
     notes += _changed_kind(known, ledger, have)
-    return MigrationReport(have, tuple(applied), max((number for number, _ in ledger), default=0), tuple(notes))
+    if _newest(ledger) > last and target is None:
+        notes.append(f"The database is newer than this program, which is of schema {last}, and works with it.")
+    return MigrationReport(have, tuple(applied), _newest(ledger), tuple(notes))
 
 
 def _one_step(connection: Connection, choose: Callable[[Ledger], Migration | None]) -> Migration | None:
@@ -234,17 +263,17 @@ def _one_step(connection: Connection, choose: Callable[[Ledger], Migration | Non
     whoever waited for it reads the ledger afresh."""
     with connection.transaction():
         connection.execute(query("migration_lock"))
-        connection.execute(query("create_ledger"))
         step = choose(_read_ledger(connection))
         if step is None:
             return None
         connection.execute("SET LOCAL statement_timeout = 0")  # an index on a full table takes its time
+        connection.execute(query("reach_extension"))
         try:
             connection.execute(step.sql.encode())
         except psycopg.Error as error:
             reason = str(error).strip().splitlines()[0].rstrip(".")
             raise SchemaError(f"Migration {step.label} failed and was rolled back: {reason}.") from None
-        record = (step.number, step.feature, step.name, step.checksum, _program_version())
+        record = (step.number, step.feature, step.name, step.checksum, _program_version(), step.works_with)
         connection.execute(query("record_migration"), record)
     return step
 
@@ -265,7 +294,7 @@ def _next(known: tuple[Migration, ...], ledger: Ledger, have: Capabilities, adop
 def _left_out(step: Migration, known: tuple[Migration, ...], ledger: Ledger) -> bool:
     """A feature's file that an earlier run passed over because the database lacked the feature, or one that builds on
     such a file: everything builds on the hypertables."""
-    newest = max((number for number, _ in ledger), default=0)
+    newest = _newest(ledger)
     return bool(step.feature) and any(
         other.feature in (step.feature, "timescaledb") and other.number < newest and other.key not in ledger
         for other in known
@@ -274,14 +303,20 @@ def _left_out(step: Migration, known: tuple[Migration, ...], ledger: Ledger) -> 
 
 
 def _refuse_strangers(known: tuple[Migration, ...], ledger: Ledger) -> None:
+    """The gate: raises SchemaError where this program must not work with such a database."""
     by_key = {step.key: step for step in known}
-    for (number, feature), checksum in sorted(ledger.items()):
+    ours = _newest(by_key)
+    for (number, feature), applied in sorted(ledger.items()):
         step = by_key.get((number, feature))
         if step is None:
+            if applied.works_with is not None and applied.works_with <= ours:
+                continue
+            needed = number if applied.works_with is None else applied.works_with
             raise SchemaError(
-                f"The database is newer than this program (it has migration {number}): install a newer esp-ingest."
+                f"The database is newer than this program (it has migration {number}, which works with programs of "
+                f"schema {needed} or newer; this one is of schema {ours}): install a newer esp-ingest."
             )
-        if step.checksum != checksum:
+        if step.checksum != applied.checksum:
             raise SchemaError(
                 f"Migration {step.label} differs from the one this database was made with: "
                 "install the esp-ingest that made it, or an official release."
@@ -312,7 +347,27 @@ def _changed_kind(known: tuple[Migration, ...], ledger: Ledger, have: Capabiliti
 
 def _read_ledger(connection: Connection) -> Ledger:
     rows = connection.execute(query("read_ledger")).fetchall()
-    return {(number, feature): checksum for number, feature, checksum in rows}
+    return {(number, feature): Applied(checksum, works_with) for number, feature, checksum, works_with in rows}
+
+
+def _newest(keys: Iterable[tuple[int, str]]) -> int:
+    return max((number for number, _ in keys), default=0)
+
+
+class _Place(NamedTuple):
+    """Where this session looks for the tables; ``elsewhere``: schemas that have a ledger."""
+
+    schema: str
+    schema_exists: bool
+    may_use: bool
+    ledger_exists: bool
+    elsewhere: list[str]
+
+
+def _place(connection: Connection) -> _Place:
+    row = connection.execute(query("ledger_place")).fetchone()
+    assert row is not None
+    return _Place(*row)
 
 
 def _program_version() -> str:
@@ -338,19 +393,27 @@ class SchemaCheck:
 
 
 def check_schema(connection: Connection) -> SchemaCheck:
-    """Two small queries: the ledger, and whether this user may write here. Raises psycopg.Error where the connection
-    fails; an open transaction is left as it is found, except that a missing ledger aborts it."""
+    """:func:`check_version`, and whether this session may write here. Raises as that."""
+    version_check = check_version(connection)
+    return version_check if not version_check.ok else _obstacle(connection) or version_check
+
+
+def check_version(connection: Connection) -> SchemaCheck:
+    """Whether this program works with the schema: two small queries. Raises psycopg.Error where the connection fails,
+    SchemaError where PostgreSQL is too old; an open transaction is left as it is found, except that a missing right
+    aborts it."""
+    place = _place(connection)
+    if not place.ledger_exists:
+        return _no_ledger(place)
     try:
         ledger = _read_ledger(connection)
-    except psycopg.errors.UndefinedTable:
-        return SchemaCheck("needs migrate", "The database has no schema yet: run esp-ingest migrate.")
     except psycopg.errors.InsufficientPrivilege:
         return SchemaCheck("unusable", "The database user may not read the tables of esp-ingest: grant it its rights.")
     try:
         _refuse_strangers(migrations(), ledger)
     except SchemaError as error:
         return SchemaCheck("unusable", str(error))
-    newest = max((number for number, _ in ledger), default=0)
+    newest, ours = _newest(ledger), _newest(step.key for step in migrations())
     missing = [s for s in migrations() if s.key not in ledger and not _left_out(s, migrations(), ledger)]
     # A feature's file is missing only if this database would run it.
     if any(not step.feature for step in missing) or (missing and _would_run(connection, missing)):
@@ -358,7 +421,22 @@ def check_schema(connection: Connection) -> SchemaCheck:
         return SchemaCheck(
             "needs migrate", f"The schema is at version {newest} and {wanted} is needed: run esp-ingest migrate."
         )
-    return _obstacle(connection) or SchemaCheck("ok", f"The schema is at version {newest}.")
+    which = "which this program writes" if newest == ours else f"and works with this program, which writes {ours}"
+    return SchemaCheck("ok", f"The schema is at version {newest}, {which}.")
+
+
+def _no_ledger(place: _Place) -> SchemaCheck:
+    if not place.schema_exists:
+        return SchemaCheck("unusable", f"There is no schema {place.schema}: create it, or set database.schema_name.")
+    if not place.may_use:
+        return SchemaCheck("unusable", f"The database user may not use the schema {place.schema}: grant it USAGE.")
+    if place.elsewhere:
+        return SchemaCheck(
+            "needs migrate",
+            f"The tables are not in the schema {place.schema} but in {' and '.join(place.elsewhere)}: "
+            "set database.schema_name, or run esp-ingest migrate to make others.",
+        )
+    return SchemaCheck("needs migrate", "The database has no schema yet: run esp-ingest migrate.")
 
 
 def _obstacle(connection: Connection) -> SchemaCheck | None:

@@ -4,6 +4,7 @@ The codes are PostgreSQL's (appendix A of its manual). What is not named here is
 waits can be seen and mended, a row thrown away cannot.
 """
 
+import re
 from enum import Enum
 from typing import NamedTuple
 
@@ -80,6 +81,10 @@ RULES: dict[str, Decision] = {
     "P0": Decision(_O, "a trigger or function of the database raised an error"),
     "XX": Decision(_O, "the database reports damage or an internal error"),
 }
+# The state of a transaction or a session, and not the server, stands in the way: of these the class is enough.
+_OF_THE_SESSION = "25"
+# protocol_violation: what PgBouncer says under this code is told apart by its text.
+_POOLERS_OWN = "08P01"
 # What a smaller transaction may be spared: no memory or locks left, too many rows decompressed, too long a statement.
 _TOO_MUCH = frozenset(("53200", "53400", "57014"))
 NO_ANSWER = Decision(_T, "the database does not answer")
@@ -98,7 +103,8 @@ def decide(error: BaseException) -> Decision:
     Without a SQLSTATE: an OperationalError or InterfaceError is a connection that failed or was lost; a DataError or a
     UnicodeError is a value that the client cannot send (a NUL in a text, a lone surrogate)."""
     if isinstance(error, psycopg.Error) and error.sqlstate:
-        return decide_code(error.sqlstate)
+        hint = _from_text(str(error)) if error.sqlstate == _POOLERS_OWN else NO_ANSWER
+        return decide_code(error.sqlstate) if hint is NO_ANSWER else hint
     if isinstance(error, psycopg.DataError | UnicodeError):
         return CLIENT_DATA
     if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
@@ -111,26 +117,53 @@ def is_too_much(error: BaseException) -> bool:
     return isinstance(error, psycopg.Error) and error.sqlstate in _TOO_MUCH
 
 
+def wants_new_session(error: BaseException) -> bool:
+    """Whether the next attempt should have a new session. What an operator sets with ALTER DATABASE or ALTER ROLE
+    (read only, a search path, a limit) holds for sessions that begin afterwards, and so does its end: a session that
+    fails over something that an operator mends, or over its own state, is not kept."""
+    if isinstance(error, psycopg.Error) and (error.sqlstate or "").startswith(_OF_THE_SESSION):
+        return True
+    return decide(error).verdict is Verdict.OPERATOR
+
+
 # libpq gives no SQLSTATE when the server refuses the connection itself, only its text, in the server's language. These
-# are hints for the reason that is shown; the verdict stays "try again".
+# are hints for the reason that is shown; the verdict stays "try again". Some are PgBouncer's.
+_STATEMENT_MODE = Decision(_O, "the connection pooler is in statement mode, which has no transactions")
+_FILE = Decision(_O, "a file that database.dsn or the environment names cannot be used")
 _CONNECT_HINTS = (
     ("password authentication failed", RULES["28"]),
     ("no password supplied", RULES["28"]),
     ("no pg_hba.conf entry", RULES["28"]),
-    ("does not exist", RULES["3D"]),
+    (r'role ".*" does not exist', RULES["28"]),
+    (r'role ".*" is not permitted to log in', RULES["28"]),
+    ("permission denied for database", RULES["42501"]),
+    (r'database ".*" does not exist', RULES["3D"]),
+    ("too many connections for", RULES["53300"]),
+    (r'(file|certificate|key|service) ".*" (does not exist|not found)', _FILE),
+    ("could not (open|read|load) .*(file|certificate|key)", _FILE),
+    ("SASL authentication failed|no such user", RULES["28"]),
+    ("no such database", RULES["3D"]),
+    ("no more connections allowed", RULES["53300"]),
+    ("statement pooling mode", _STATEMENT_MODE),
     ("too many clients", RULES["53300"]),
     ("remaining connection slots", RULES["53300"]),
     ("starting up", RULES["57P03"]),
     ("shutting down", RULES["57P01"]),
-    ("could not translate host name", Decision(_T, "the database's host name does not resolve")),
-    ("invalid port number", Decision(_O, "database.dsn holds a value that cannot be used")),
+    ("not currently accepting connections", Decision(_O, "the database accepts no connections")),
+    ("server does not support SSL", Decision(_O, "the server does not speak TLS, which database.dsn asks for")),
+    (
+        "in hot standby mode|session is (not )?read-only",
+        Decision(_T, "no server is of the kind that target_session_attrs asks for"),
+    ),
+    ("could not translate host name|failed to resolve host", Decision(_T, "the database's host name does not resolve")),
+    ("invalid port number|invalid value for parameter", Decision(_O, "database.dsn holds a value that cannot be used")),
     ("invalid sslmode value", Decision(_O, "database.dsn holds a value that cannot be used")),
-    ("refused", Decision(_T, "the database does not answer at its address")),
+    ("refused|failed: No such file or directory", Decision(_T, "the database does not answer at its address")),
 )
 
 
 def _from_text(text: str) -> Decision:
-    return next((decision for hint, decision in _CONNECT_HINTS if hint in text), NO_ANSWER)
+    return next((decision for hint, decision in _CONNECT_HINTS if re.search(hint, text)), NO_ANSWER)
 
 
 def unavailable(error: BaseException) -> StoreUnavailable:
@@ -147,6 +180,9 @@ _ADVICE = {
     "the database's host name does not resolve": "set database.dsn (ESP_INGEST_DATABASE__DSN)",
     RULES["28"].reason: "check user and password in database.dsn, database.password or database.password_file",
     RULES["3D"].reason: "create it, or name another in database.dsn",
+    "the database cannot hold UTF-8 text": "create another with ENCODING 'UTF8' TEMPLATE template0, and name it in "
+    "database.dsn",
+    _STATEMENT_MODE.reason: "set pool_mode to transaction or session there",
     RULES["42501"].reason: "log in as the owner of the tables, or have him grant it",
 }
 

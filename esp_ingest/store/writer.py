@@ -24,7 +24,7 @@ import psycopg
 from esp_ingest.config import DatabaseSettings
 from esp_ingest.seams import Findings, StoreUnavailable, WriteResult
 from esp_ingest.store import schema, sqlstate
-from esp_ingest.store.connection import Connection, connect
+from esp_ingest.store.connection import Connection, connect, staging
 from esp_ingest.store.copy import Buffer, digest_of, rejects_stream, storable, telemetry_stream
 from esp_ingest.store.marks import Marks, first_of_each
 from esp_ingest.store.queries import query
@@ -191,19 +191,21 @@ class PostgresStore:
             self._prepared = _Prepared.of(readings, self._marks)
 
     def ping(self) -> None:
-        """See seams.Store. The schema is looked at once a connection, unless ``database.skip_init`` says not to."""
+        """See seams.Store. Unless ``database.skip_init`` says not to, what would keep this connection from storing is
+        looked for once; whether the schema is of a version that this program works with, every new connection asks."""
         connection = self._connected()
         try:
             if self._schema_ok or self._settings.skip_init:
                 connection.execute(query("ping"))
             else:
-                self._check_schema(connection)
+                _refuse_unless_ok(connection, schema.check_schema)
+                self._schema_ok = True
             connection.rollback()
         except psycopg.Error as error:
-            self._give_back()
+            self._give_back(error)
             raise sqlstate.unavailable(error) from None
-        except (StoreUnavailable, schema.SchemaError):
-            self._give_back()
+        except StoreUnavailable:
+            self.close()  # what makes it fit is perhaps for new sessions only
             raise
 
     def close(self) -> None:
@@ -221,28 +223,24 @@ class PostgresStore:
         if self._connection is None:
             connection = self._connect(self._settings)
             try:
-                connection.execute(query("lift_decompression_limit"))
-                connection.commit()
+                if not self._settings.skip_init:
+                    _refuse_unless_ok(connection, schema.check_version)
+                connection.rollback()
             except psycopg.Error as error:
                 connection.close()
                 raise sqlstate.unavailable(error) from None
+            except StoreUnavailable:
+                connection.close()
+                raise
             self._connection = connection
         return self._connection
 
-    def _check_schema(self, connection: Connection) -> None:
-        try:
-            check = schema.check_schema(connection)
-        except schema.SchemaError as error:
-            raise StoreUnavailable("the database cannot be used", str(error)) from None
-        if not check.ok:
-            differs = check.status == "needs migrate"
-            reason = "the schema is not the one this program writes" if differs else "nothing can be stored here"
-            raise StoreUnavailable(reason, check.detail)
-        self._schema_ok = True
-
-    def _give_back(self) -> None:
-        """After an error: back to a clean connection, or to none."""
+    def _give_back(self, error: BaseException | None = None) -> None:
+        """After ``error``: back to a clean connection, or to none."""
         if self._connection is None:
+            return
+        if error is not None and sqlstate.wants_new_session(error):
+            self.close()
             return
         try:
             self._connection.rollback()
@@ -283,7 +281,7 @@ class PostgresStore:
             connection.commit()
         except (psycopg.Error, UnicodeError) as error:
             lost = connection.closed or connection.broken
-            self._give_back()
+            self._give_back(error)
             if committing and lost:
                 self._doubt = True
                 detail = sqlstate.unavailable(error).detail
@@ -300,6 +298,18 @@ class PostgresStore:
         batches to come do not each find out by a failed COPY."""
         wells = [readings.wells[at] for at in np.unique(readings.well_index).tolist()]
         self._marks.raise_to(cursor.execute(query("newest_of_wells"), (wells,)).fetchall())
+
+
+def _refuse_unless_ok(connection: Connection, check: Callable[[Connection], schema.SchemaCheck]) -> None:
+    """Raises StoreUnavailable with what ``check`` finds wrong, and psycopg.Error."""
+    try:
+        found = check(connection)
+    except schema.SchemaError as error:
+        raise StoreUnavailable("the database cannot be used", str(error)) from None
+    if not found.ok:
+        differs = found.status == "needs migrate"
+        reason = "the schema is not the one this program writes" if differs else "nothing can be stored here"
+        raise StoreUnavailable(reason, found.detail)
 
 
 class _Found:
@@ -450,7 +460,7 @@ class _Attempt:
     def _staged(self, readings: Readings, rows: _Rows) -> None:
         """Through the staging table, in order."""
         self._tally.path = "staging"
-        self._cursor.execute(query("create_staging"))
+        self._cursor.execute(staging(self._cursor.connection, "create_staging"))
         self._copied("copy_staging", telemetry_stream(readings, rows), len(rows))
         self._cursor.execute(query("insert_staged"))
         self._count_staged(readings, rows.tolist(), self._cursor.rowcount)
@@ -558,7 +568,7 @@ class _Attempt:
         if self._rung is Rung.DIRECT and not redelivered:
             self._copied("copy_rejects", rejects_stream(once), len(once))
             return Counter(reject.reason.value for reject, _ in once)
-        self._cursor.execute(query("create_staging_rejects"))
+        self._cursor.execute(staging(self._cursor.connection, "create_staging_rejects"))
         self._copied("copy_staging_rejects", rejects_stream(once), len(once))
         stored = Counter(str(reason) for (reason,) in self._cursor.execute(query("insert_staged_rejects")))
         self._cursor.execute(query("empty_staging_rejects"))

@@ -8,6 +8,7 @@ import pytest
 from pydantic import SecretStr
 
 from esp_ingest.config import DatabaseSettings
+from esp_ingest.store.connection import connect
 from esp_ingest.store.queries import query
 from esp_ingest.store.schema import migrate
 from esp_ingest.store.writer import PostgresStore
@@ -183,8 +184,7 @@ class TestCommunity:
 
     def test_the_decompression_limit_can_be_lifted(self, database: Database) -> None:
         name = "timescaledb.max_tuples_decompressed_per_dml_transaction"
-        with database.connect() as connection:
-            connection.execute(query("lift_decompression_limit"))
+        with connect(database.settings) as connection:
             assert connection.execute("SELECT current_setting(%s)", (name,)).fetchall() == [("0",)]
 
     def test_an_open_diagnosis_in_a_compressed_chunk_can_still_be_cleared(self, database: Database) -> None:

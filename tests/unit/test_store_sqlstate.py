@@ -98,12 +98,50 @@ def test_client_side_errors_have_no_code() -> None:
         ("connection failed: FATAL:  sorry, too many clients already", RULES["53300"].reason),
         ("connection failed: FATAL:  the database system is starting up", RULES["57P03"].reason),
         ("connection failed: Connection refused", "the database does not answer at its address"),
+        ('connection failed: FATAL:  role "x" does not exist', RULES["28"].reason),
+        ('connection failed: FATAL:  role "x" is not permitted to log in', RULES["28"].reason),
+        ('connection failed: FATAL:  permission denied for database "x"', RULES["42501"].reason),
+        ('connection failed: FATAL:  too many connections for role "x"', RULES["53300"].reason),
+        (
+            'connection failed: FATAL:  database "x" is not currently accepting connections',
+            "the database accepts no connections",
+        ),
+        (
+            'root certificate file "/x" does not exist',
+            "a file that database.dsn or the environment names cannot be used",
+        ),
+        (
+            'connection is bad: definition of service "x" not found',
+            "a file that database.dsn or the environment names cannot be used",
+        ),
+        (
+            "server does not support SSL, but SSL was required",
+            "the server does not speak TLS, which database.dsn asks for",
+        ),
+        (
+            "connection failed: server is not in hot standby mode",
+            "no server is of the kind that target_session_attrs asks for",
+        ),
+        (
+            'connection to server on socket "/nope/.s.PGSQL.5432" failed: No such file or directory',
+            "the database does not answer at its address",
+        ),
+        ("failed to resolve host 'x': [Errno -2]", "the database's host name does not resolve"),
+        ('invalid value for parameter "client_encoding"', "database.dsn holds a value that cannot be used"),
         ("could not translate host name", "the database's host name does not resolve"),
         ("connection timeout expired", sqlstate.NO_ANSWER.reason),
     ],
 )
 def test_a_refused_connection_says_why(text: str, reason: str) -> None:
     assert unavailable(psycopg.OperationalError(text)).reason == reason
+
+
+@pytest.mark.parametrize(
+    ("code", "new"),
+    [("25006", True), ("25P02", True), ("42501", True), ("P0001", True), ("40001", False), ("57014", False)],
+)
+def test_a_session_that_stands_in_its_own_way_is_replaced(code: str, new: bool) -> None:
+    assert sqlstate.wants_new_session(errors.lookup(code)("x")) is new
 
 
 def test_the_detail_is_one_line() -> None:
