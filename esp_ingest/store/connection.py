@@ -35,7 +35,7 @@ years 1 to 9999, does not reach ("infinity", "0044-03-15 00:00:00+00 BC")."""
 
 
 class _MomentLoader(TimestamptzLoader):
-    def load(self, data: Buffer) -> Moment:  # type: ignore[override]
+    def load(self, data: Buffer) -> Moment:  # type: ignore[override]  # text comes where Python has no datetime
         try:
             return super().load(data)
         except psycopg.DataError:

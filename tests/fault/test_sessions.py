@@ -1,0 +1,65 @@
+"""The daemon as a process on database sessions that are not as it left them, not its alone, or not fit for it."""
+
+import json
+import time
+from collections.abc import Callable
+
+import psycopg
+import pytest
+
+from tests.support.databases import Database
+from tests.support.poolers import Mode, PgBouncer
+from tests.support.rig import Rig
+
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(240)]
+
+
+def outside(rig: Rig, statement: str) -> None:
+    """As an operator would from the maintenance database, in a session that no setting of the database reaches."""
+    with psycopg.connect(rig.database.server.dsn, autocommit=True) as connection:
+        connection.execute(statement.encode())
+
+
+def test_database_set_to_read_only_and_back(rig: Rig) -> None:
+    name = rig.database.value("SELECT current_database()")
+    rig.start_daemon()
+    rig.publish()
+    time.sleep(1)
+    outside(rig, f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    outside(rig, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
+    rig.await_that(lambda: "read" in json.dumps(rig.health("ready")[1]).split("database")[1], "it says why", 60)
+    rig.await_that(lambda: rig.health("ready")[0] == 503, "ready is red", 20)
+    time.sleep(2)
+    outside(rig, f"ALTER DATABASE {name} RESET default_transaction_read_only")
+    rig.await_that(lambda: rig.health("ready")[0] == 200, "ready again without a restart", 20)
+    rig.healed()
+    rig.finish()
+
+
+@pytest.mark.parametrize("mode", ["transaction", "session"])
+def test_behind_a_pooler(rig: Rig, pooler: Callable[[Database, Mode, int], PgBouncer], mode: Mode) -> None:
+    bouncer = pooler(rig.database, mode, 2 if mode == "transaction" else 6)
+    rig.settings["DATABASE__DSN"] = bouncer.database.dsn
+    rig.start_daemon()
+    rig.publish()
+    time.sleep(4)
+    rig.kill_daemon()
+    rig.start_daemon()
+    time.sleep(2)
+    rig.healed()
+    rig.finish()
+
+
+def test_a_database_that_cannot_hold_utf8(rig: Rig) -> None:
+    outside(rig, "CREATE DATABASE narrow TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'")
+    try:
+        rig.settings["DATABASE__DSN"] = rig.database.server.dsn_of("narrow")
+        rig.start_daemon(wait=False)
+        rig.await_that(
+            lambda: "the database cannot hold UTF-8 text" in json.dumps(rig.health("ready")[1]), "it says why", 60
+        )
+        assert rig.health("ready")[0] == 503
+        assert rig.health("live")[0] == 200
+        rig.stop_daemon()
+    finally:
+        outside(rig, "DROP DATABASE narrow WITH (FORCE)")
