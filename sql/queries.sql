@@ -522,7 +522,7 @@ SELECT pg_try_advisory_lock(:lead_lock);
 
 -- name: lead_by_transaction
 -- The same lock until the end of the transaction, which may wait as long as it likes.
-SELECT pg_try_advisory_xact_lock(7046029254386353133)
+SELECT pg_try_advisory_xact_lock(:lead_lock)
 FROM (SELECT set_config('idle_in_transaction_session_timeout', '0', true)) AS s;
 
 -- name: read_cursor

@@ -112,8 +112,10 @@ def test_all_that_the_program_does_goes_through_it(postgres15: Database, pooler:
     assert diagnostics.record_limits({"*": "{}"}, "rules") in ([], ["*"])
     diagnostics.end_shelvings()
     diagnostics.close()
-    outbox = PostgresOutbox(database.settings)
-    assert outbox.deliver(lambda changes: [change.revision for change in changes], 10) == (3, 0)
+    outbox = PostgresOutbox(database.settings, "me")
+    assert outbox.take_turn(30)
+    outbox.remove([change.revision for change in outbox.read(10)])
+    assert outbox.waiting() == (0, 0)
     outbox.close()
     assert reporting_wells(database.settings) == ["w1"]
     assert sum(len(page) for page in readings_between(database.settings, ["w1"], START_US, START_US + 9**9)) == 2
