@@ -219,5 +219,5 @@ def _outcome(connection: Connection, item: Item, is_done: bool, changed: Sequenc
 
 
 def _newest(changed: Sequence[Changed]) -> datetime | None:
-    """When the newest of them was raised."""
-    return max((each.raised_at for each in changed), default=None)
+    """When the newest of them was raised, as far as Python's calendar goes."""
+    return max((each.raised_at for each in changed if isinstance(each.raised_at, datetime)), default=None)
