@@ -73,13 +73,20 @@ def end_after(folder: Path, delay: float, number: signal.Signals, *arguments: st
 
 def sweep(folder: Path, delays: list[float], number: signal.Signals, *arguments: str) -> list[str]:
     with ThreadPoolExecutor(3) as pool:
-        ends = pool.map(lambda each: end_after(folder / f"{each:.2f}", each, number, *arguments), delays)
+        ends = pool.map(lambda each: end_after(folder / f"{each:.3f}", each, number, *arguments), delays)
         return [wrong for wrong in ends if wrong]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_daemon_ends_with_0_whenever_it_is_stopped(tmp_path: Path, number: signal.Signals) -> None:
     assert sweep(tmp_path, DELAYS, number, "run") == []
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("arguments", [("run",), ("run", "--workers", "2")])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_200_moments_of_the_first_second(tmp_path: Path, number: signal.Signals, arguments: tuple[str, ...]) -> None:
+    assert sweep(tmp_path, [step * 0.005 for step in range(200)], number, *arguments) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
