@@ -184,6 +184,13 @@ def users(arguments: argparse.Namespace) -> int:
     return _print(command.run(settings, arguments))
 
 
+def lifecycle(arguments: argparse.Namespace) -> int:
+    settings = _settings(arguments)
+    from esp_ingest.commands import lifecycle as room
+
+    return room.run(settings, arguments)
+
+
 class _Given(argparse.Action):
     """Stores, and notes that the option was given: a default is no wish."""
 
@@ -242,6 +249,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_rules(add("rules", rules, "check, explain and try the diagnostic rules"), again)
     _add_alarms(add("alarms", alarms, "list, acknowledge and shelve alarms"), again)
     _add_api(add, again)
+    _add_lifecycle(add("lifecycle", lifecycle, "archive finished days, drop old ones, read them back"), again)
     return parser
 
 
@@ -384,6 +392,13 @@ def _add_alarms(sub: argparse.ArgumentParser, common: _Parser) -> None:
         action.add_argument("--why", default="", help="the reason, kept" + (", required" if name == "shelve" else ""))
         if name == "shelve":
             action.add_argument("--for", required=True, dest="duration", metavar="DURATION", help="such as 8h or 3d")
+
+
+def _add_lifecycle(sub: argparse.ArgumentParser, common: _Parser) -> None:
+    from esp_ingest.commands import lifecycle as room
+
+    actions = sub.add_subparsers(metavar="ACTION", required=True, dest="action", parser_class=_Parser)
+    room.add_arguments(lambda name, text: actions.add_parser(name, help=text, description=text, parents=[common]))
 
 
 def _number(text: str, low: float, high: float, what: str) -> float:

@@ -401,6 +401,45 @@ class ApiSettings(_Section):
         return self
 
 
+class ArchiveSettings(_Section):
+    """Where finished days are kept for ever, as Parquet files."""
+
+    url: str = Field(
+        "",
+        description="a folder, file://…, az://container/prefix, s3://bucket/prefix or gs://bucket/prefix; empty: none",
+    )
+    account: str = Field(
+        "", description="storage account (az) or access key id (s3); empty means AZURE_STORAGE_… or AWS_… variables"
+    )
+    key: SecretStr = Field(SecretStr(""), description="key of the account; for gs a service account's JSON key")
+    key_file: PathText = Field("", description="a file that holds the key, in place of key")
+    endpoint: str = Field("", description="URL of the storage service where it is not the provider's own (az, s3)")
+    region: str = Field("", description="region of the bucket (s3)")
+    timeout_seconds: float = Field(60.0, ge=1, le=3600, description="longest time for one request to an object store")
+
+
+class LifecycleSettings(_Section):
+    """How long rows stay in the database, and how `esp-ingest lifecycle run` works."""
+
+    telemetry_days: int = Field(30, ge=0, le=36_500, description="days that readings stay, 0 for ever")
+    diagnostics_days: int = Field(90, ge=0, le=36_500, description="days that cleared occurrences stay, 0 for ever")
+    rejects_days: int = Field(30, ge=0, le=36_500, description="days that rejects stay, 0 for ever")
+    drop_without_archive: bool = Field(
+        False, description="drop days although archive.url is empty: they are gone for good then"
+    )
+    settle_minutes: float = Field(
+        10.0, ge=0, le=10_080, description="how long after midnight UTC a day counts as finished"
+    )
+    http_host: str = Field("127.0.0.1", description="address for health and metrics of `lifecycle run --every`")
+    http_port: int = Field(8090, ge=0, le=65535, description="port of them, 0 for any free one")
+    metrics_file: PathText = Field(
+        "", description="file for the metrics after each run, for node_exporter's textfile collector; empty for none"
+    )
+    disk_path: PathText = Field(
+        "", description="a path on the database's disk, if this machine has it: tells when that disk will be full"
+    )
+
+
 class Settings(BaseSettings):
     """All settings, immutable. Build with :func:`load`."""
 
@@ -418,6 +457,8 @@ class Settings(BaseSettings):
     diagnostics: DiagnosticsSettings = DiagnosticsSettings()
     service: ServiceSettings = ServiceSettings()
     api: ApiSettings = ApiSettings()
+    archive: ArchiveSettings = ArchiveSettings()
+    lifecycle: LifecycleSettings = LifecycleSettings()
 
     @model_validator(mode="after")
     def _check(self) -> Self:

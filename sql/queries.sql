@@ -638,3 +638,174 @@ SELECT t.well_id, (extract(epoch FROM t."timestamp") * 1000000)::bigint,
 FROM esp_telemetry t
 WHERE t.well_id = ANY (%(wells)s::text[]) AND t."timestamp" >= %(since)s AND t."timestamp" < %(until)s
 ORDER BY t.well_id, t."timestamp";
+
+-- Lifecycle. Where {braces} stand, esp_ingest/lifecycle fills in names of a table and its columns by psycopg.sql.
+
+-- name: lifecycle_session
+-- A day's export may take as long as it takes; a lock on a table may not. Text is compared as bytes, so it is UTF-8 here.
+SELECT set_config('statement_timeout', '0', false), set_config('lock_timeout', '10s', false),
+       set_config('idle_in_transaction_session_timeout', '0', false), set_config('client_encoding', 'UTF8', false),
+       set_config('TimeZone', 'UTC', false), set_config('DateStyle', 'ISO', false);
+
+-- name: lifecycle_lock
+-- One run at a time: held by the session, so it ends with the connection.
+SELECT pg_try_advisory_lock(7046029254386353134);
+
+-- name: lifecycle_clock
+-- Who this database is, its clock, the clock at the last run, and the schema's version.
+SELECT id, clock_timestamp(), last_run, (SELECT max(number) FROM esp_ingest_migrations) FROM archive_identity;
+
+-- name: lifecycle_ran
+-- How far the clock is now.
+UPDATE archive_identity SET last_run = clock_timestamp();
+
+-- name: lifecycle_columns
+-- The columns of a table with their types.
+SELECT attname, atttypid::bigint, format_type(atttypid, NULL)
+FROM pg_attribute
+WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped
+ORDER BY attnum;
+
+-- name: lifecycle_days
+-- Days with rows, numbered from 1970-01-01, with what shows a change.
+SELECT ({time} AT TIME ZONE 'UTC')::date - DATE '1970-01-01', count(*), coalesce(max({changed})::text, ''), '', ''
+FROM {table}
+WHERE isfinite({time})
+GROUP BY 1
+ORDER BY 1;
+
+-- name: lifecycle_days_summed
+-- As lifecycle_days, for tables whose rows change: with the two halves of the checksum.
+SELECT day, count(*), '', sum(('x' || substr(hash, 1, 16))::bit(64)::bigint)::text,
+       sum(('x' || substr(hash, 17))::bit(64)::bigint)::text
+FROM (
+    SELECT ({time} AT TIME ZONE 'UTC')::date - DATE '1970-01-01' AS day, md5(record_send(ROW({columns}))) AS hash
+    FROM {table}
+    WHERE isfinite({time})
+) AS hashed
+GROUP BY 1
+ORDER BY 1;
+
+-- name: lifecycle_day_checksum
+-- One day: rows, and the two halves of the checksum.
+SELECT count(*), coalesce(sum(('x' || substr(hash, 1, 16))::bit(64)::bigint), 0)::text,
+       coalesce(sum(('x' || substr(hash, 17))::bit(64)::bigint), 0)::text
+FROM (
+    SELECT md5(record_send(ROW({columns}))) AS hash
+    FROM {table}
+    WHERE {time} >= %(start)s AND {time} < %(end)s
+) AS hashed;
+
+-- name: lifecycle_export
+-- One day in the order of its file. COLLATE "C" is the order of bytes, which a reader of the file can repeat.
+COPY (
+    SELECT {columns} FROM {table} WHERE {time} >= {start} AND {time} < {end} ORDER BY {order}
+) TO STDOUT (FORMAT binary);
+
+-- name: lifecycle_records
+-- What is remembered of each day of a table.
+SELECT day, version, id, pending_id, rows, checksum, bytes, held_rows, held_checksum, held_changed, archived_at,
+       verified_at, dropped_at, problem
+FROM archive_days
+WHERE relation = %s
+ORDER BY day;
+
+-- name: lifecycle_begin
+-- Before a manifest is written: what it will be called.
+INSERT INTO archive_days (relation, day, version, pending_id, rows, checksum, bytes, held_rows, held_checksum, held_changed)
+VALUES (%(relation)s, %(day)s, 0, %(pending_id)s, 0, '', 0, 0, '', '')
+ON CONFLICT (relation, day) DO UPDATE SET pending_id = excluded.pending_id;
+
+-- name: lifecycle_archived
+-- After the manifest was written.
+UPDATE archive_days
+SET version = %(version)s, id = %(id)s, pending_id = NULL, rows = %(rows)s, checksum = %(checksum)s, bytes = %(bytes)s,
+    held_rows = %(held_rows)s, held_checksum = %(held_checksum)s, held_changed = %(held_changed)s,
+    archived_at = clock_timestamp(), verified_at = NULL, problem = ''
+WHERE relation = %(relation)s AND day = %(day)s;
+
+-- name: lifecycle_verified
+-- The archive was read back and is whole.
+UPDATE archive_days SET verified_at = clock_timestamp(), problem = '' WHERE relation = %s AND day = %s;
+
+-- name: lifecycle_problem
+-- What is wrong with a day. A day that was never archived gets a row too.
+INSERT INTO archive_days (relation, day, version, rows, checksum, bytes, held_rows, held_checksum, held_changed, problem)
+VALUES (%(relation)s, %(day)s, 0, 0, '', 0, 0, '', '', %(problem)s)
+ON CONFLICT (relation, day) DO UPDATE
+SET problem = excluded.problem,
+    verified_at = CASE WHEN %(is_unproven)s THEN NULL ELSE archive_days.verified_at END,
+    held_rows = CASE WHEN %(is_old)s THEN -1 ELSE archive_days.held_rows END;
+
+-- name: lifecycle_dropped
+-- In the transaction that dropped the day. What is left are rows that may not go.
+INSERT INTO archive_days (relation, day, version, rows, checksum, bytes, held_rows, held_checksum, held_changed, dropped_at)
+VALUES (%(relation)s, %(day)s, 0, 0, '', 0, %(held_rows)s, %(held_checksum)s, '', clock_timestamp())
+ON CONFLICT (relation, day) DO UPDATE
+SET held_rows = excluded.held_rows, held_checksum = excluded.held_checksum, held_changed = '',
+    dropped_at = excluded.dropped_at;
+
+-- name: lifecycle_chunks
+-- The chunks of a hypertable, oldest first.
+SELECT format('%%I.%%I', chunk_schema, chunk_name), range_start, range_end
+FROM timescaledb_information.chunks
+WHERE hypertable_schema = current_schema() AND hypertable_name = %s
+ORDER BY range_start;
+
+-- name: lifecycle_is_hypertable
+-- A database may have gained the extension after its tables were made.
+SELECT EXISTS (
+    SELECT FROM timescaledb_information.hypertables
+    WHERE hypertable_schema = current_schema() AND hypertable_name = %s
+);
+
+-- name: lifecycle_lock_relation
+-- Late rows of this chunk wait; readers do not.
+LOCK TABLE {relation} IN SHARE ROW EXCLUSIVE MODE;
+
+-- name: lifecycle_drop_chunk
+-- The chunk with exactly this range.
+SELECT drop_chunks(%(relation)s::regclass, older_than => %(end)s, newer_than => %(start)s);
+
+-- name: lifecycle_delete_day
+-- Deletes what may go of a day, and says what there was: rows and checksum of what went, rows and checksum of what stays.
+-- Only rows that this statement sees are deleted, so a late row is either in the sum or still there afterwards.
+WITH gone AS (
+    DELETE FROM {table}
+    WHERE {time} >= %(start)s AND {time} < %(end)s AND ({droppable})
+    RETURNING md5(record_send(ROW({columns}))) AS hash
+),
+hashed AS (
+    SELECT hash, true AS goes FROM gone
+    UNION ALL
+    SELECT md5(record_send(ROW({columns}))), false
+    FROM {table}
+    WHERE {time} >= %(start)s AND {time} < %(end)s AND NOT ({droppable})
+)
+SELECT count(*) FILTER (WHERE goes),
+       coalesce(sum(('x' || substr(hash, 1, 16))::bit(64)::bigint) FILTER (WHERE goes), 0)::text,
+       coalesce(sum(('x' || substr(hash, 17))::bit(64)::bigint) FILTER (WHERE goes), 0)::text,
+       count(*) FILTER (WHERE NOT goes),
+       coalesce(sum(('x' || substr(hash, 1, 16))::bit(64)::bigint) FILTER (WHERE NOT goes), 0)::text,
+       coalesce(sum(('x' || substr(hash, 17))::bit(64)::bigint) FILTER (WHERE NOT goes), 0)::text
+FROM hashed;
+
+-- name: lifecycle_has_rows
+-- Is there a row in this time?
+SELECT EXISTS (SELECT FROM {table} WHERE {time} >= %(start)s AND {time} < %(end)s);
+
+-- name: lifecycle_restore
+-- A page of archived rows, columns as arrays. What is there already stays as it is.
+INSERT INTO {target} ({columns})
+SELECT {columns} FROM unnest({arrays}) AS archived ({columns})
+ON CONFLICT DO NOTHING;
+
+-- name: lifecycle_restore_into
+-- A table like the source, for restored rows.
+CREATE TABLE IF NOT EXISTS {target} (LIKE {table} INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING INDEXES);
+
+-- name: lifecycle_policies
+-- Retention policies on our tables: none should be there, since a policy cannot wait for an archive.
+SELECT hypertable_name FROM timescaledb_information.jobs
+WHERE proc_name = 'policy_retention'
+  AND hypertable_name IN ('esp_telemetry', 'diagnostic_results', 'ingest_rejects');

@@ -3,6 +3,7 @@
 from importlib.util import find_spec
 
 _PACKAGES = {
+    "archive": ("pyarrow", "obstore", "duckdb"),
     "api": ("fastapi", "uvicorn", "psycopg_pool", "argon2", "jwt", "cryptography", "python_multipart", "httpx"),
 }
 

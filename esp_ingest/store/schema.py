@@ -87,8 +87,8 @@ class Capabilities:
             ),
             _line(
                 "community" in have,
-                "retention by policy",
-                "needs TimescaleDB community edition: old data stays until something else drops it",
+                "background jobs",
+                "needs TimescaleDB community edition: what they would do is left to esp-ingest lifecycle",
             ),
         ]
 

@@ -151,11 +151,8 @@ class TestCommunity:
         )
         assert rows == [
             ("diagnostic_results", "policy_compression", "14 days"),
-            ("diagnostic_results", "policy_retention", "90 days"),
             ("esp_telemetry", "policy_compression", "7 days"),
-            ("esp_telemetry", "policy_retention", "30 days"),
-            ("ingest_rejects", "policy_retention", "30 days"),
-        ]
+        ], "no retention policy: it would not wait for an archive"
 
     def run_jobs(self, database: Database, procedure: str) -> None:
         jobs = database.all(
@@ -201,11 +198,12 @@ class TestCommunity:
         assert database.all("SELECT diagnosis FROM active_diagnostics") == [("pump_off",)]
         assert database.value("SELECT count(*) FROM diagnostic_results") == 2
 
-    def test_retention_drops_what_is_past_its_time(self, database: Database) -> None:
-        store(database, fifteen_days(days_ago(40.5)))
-        self.run_jobs(database, "policy_retention")
-        oldest = database.value('SELECT min("timestamp") FROM esp_telemetry')
-        assert days_ago(31) <= oldest
+    def test_a_migration_removes_the_retention_policies_of_earlier_versions(self, pglite: Database) -> None:
+        found = "SELECT count(*) FROM timescaledb_information.jobs WHERE proc_name = 'policy_retention'"
+        migrate(pglite.settings, target=10)
+        assert pglite.value(found) == 3
+        migrate(pglite.settings)
+        assert pglite.value(found) == 0
 
 
 def test_docker_image(timescaledb_docker: str) -> None:

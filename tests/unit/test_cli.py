@@ -18,7 +18,7 @@ from esp_ingest.seams import StoreUnavailable
 from esp_ingest.store import sqlstate
 from tests.support.databases import free_port
 
-COMMANDS = ("run", "migrate", "check", "simulate", "demo", "rejects", "rules", "alarms", "api", "users")
+COMMANDS = ("run", "migrate", "check", "simulate", "demo", "rejects", "rules", "alarms", "api", "users", "lifecycle")
 
 
 def parsers(parser: argparse.ArgumentParser, name: str = "") -> Iterator[tuple[str, argparse.ArgumentParser]]:

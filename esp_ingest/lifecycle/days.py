@@ -1,0 +1,185 @@
+"""What the database knows of each day: the rows that it holds, and what it remembers of the archive."""
+
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from psycopg import sql
+
+from esp_ingest.lifecycle.checksum import Content
+from esp_ingest.lifecycle.columns import Column, column
+from esp_ingest.lifecycle.errors import LifecycleError, Reason
+from esp_ingest.lifecycle.manifest import Manifest
+from esp_ingest.lifecycle.tables import FIRST_DAY, LAST_DAY, Table, bounds, day_of
+from esp_ingest.store.connection import Connection
+from esp_ingest.store.queries import query
+
+
+@dataclass(frozen=True)
+class Held:
+    """What the database holds of a day. ``changed`` or ``checksum`` is empty, depending on the table."""
+
+    rows: int
+    changed: str = ""
+    checksum: str = ""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is remembered of a day; see the columns of archive_days in sql/migrations."""
+
+    day: date
+    version: int
+    id: UUID | None
+    pending_id: UUID | None
+    rows: int
+    checksum: str
+    bytes: int
+    held_rows: int
+    held_checksum: str
+    held_changed: str
+    archived_at: datetime | None
+    verified_at: datetime | None
+    dropped_at: datetime | None
+    problem: str
+
+    @property
+    def content(self) -> Content:
+        """What the archive holds of the day."""
+        return Content(self.rows, self.checksum)
+
+    @property
+    def held(self) -> Content:
+        """What the database held when this version was made."""
+        return Content(self.held_rows, self.held_checksum)
+
+    def is_current(self, held: Held) -> bool:
+        """Whether the archived version has all that the database holds now, as far as a cheap look can tell."""
+        if self.version == 0 or self.held_rows != held.rows:
+            return False
+        return self.held_checksum == held.checksum if held.checksum else self.held_changed == held.changed
+
+
+class Days:
+    """The three tables' days in one database. Methods may raise psycopg.Error."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._columns: dict[str, list[Column]] = {}
+
+    def columns(self, table: Table) -> list[Column]:
+        """The table's columns in their order. Raises LifecycleError where the archive cannot hold one."""
+        if table.name not in self._columns:
+            found = self.connection.execute(query("lifecycle_columns"), (table.name,)).fetchall()
+            self._columns[table.name] = [column(table.name, *row) for row in found]
+        return self._columns[table.name]
+
+    def forget_columns(self) -> None:
+        """Look again: a migration may have added one."""
+        self._columns = {}
+
+    def statement(self, name: str, table: Table, **more: sql.Composable) -> sql.Composed:
+        """The template ``name`` of sql/queries.sql for this table."""
+        text = query(name).decode()
+        names = table.names() | more
+        if "{columns}" in text and "columns" not in more:
+            names["columns"] = identifiers(self.columns(table))
+        return sql.SQL(text).format(**names)
+
+    def held(self, table: Table) -> dict[date, Held]:
+        """Every day with rows. One pass over the table's index or, where rows change, the table."""
+        name = "lifecycle_days_summed" if table.rows_change else "lifecycle_days"
+        found = {}
+        for number, rows, changed, high, low in self.connection.execute(self.statement(name, table)).fetchall():
+            checksum = Content.of(rows, int(high), int(low)).checksum if high else ""
+            found[_day(table, number)] = Held(rows, changed, checksum)
+        return found
+
+    def records(self, table: Table) -> dict[date, Record]:
+        """All that is remembered, by day."""
+        found = self.connection.execute(query("lifecycle_records"), (table.name,)).fetchall()
+        return {row[0]: Record(*row) for row in found}
+
+    def checksum(self, table: Table, day: date) -> Content:
+        """The content of the day as it is now, computed by the server: some microseconds a row."""
+        start, end = bounds(day)
+        statement = self.statement("lifecycle_day_checksum", table)
+        row = self.connection.execute(statement, {"start": start, "end": end}).fetchone()
+        assert row is not None
+        return Content.of(row[0], int(row[1]), int(row[2]))
+
+    def begin(self, table: Table, day: date, pending_id: UUID) -> None:
+        """Remember what the manifest will be called that is about to be written."""
+        self._execute("lifecycle_begin", table, day, pending_id=pending_id)
+
+    def archived(self, table: Table, day: date, manifest: Manifest, held: Content, changed: str) -> None:
+        """The manifest counts from now on."""
+        self._execute(
+            "lifecycle_archived",
+            table,
+            day,
+            version=manifest.version,
+            id=UUID(manifest.id),
+            rows=manifest.rows,
+            checksum=manifest.checksum,
+            bytes=manifest.size_bytes,
+            held_rows=held.rows,
+            held_checksum=held.checksum,
+            held_changed=changed,
+        )
+
+    def verified(self, table: Table, day: date) -> None:
+        """The archive was read back and is whole."""
+        self.connection.execute(query("lifecycle_verified"), (table.name, day))
+
+    def problem(self, table: Table, day: date, error: LifecycleError) -> None:
+        """Remember what is wrong with the day. A copy that is damaged is no longer proven; one that differs from the
+        database is made anew by the next run."""
+        self._execute(
+            "lifecycle_problem",
+            table,
+            day,
+            problem=str(error),
+            is_unproven=error.reason in (Reason.DAMAGED, Reason.MISMATCH),
+            is_old=error.reason is Reason.MISMATCH,
+        )
+
+    def dropped(self, table: Table, day: date, left: Content) -> None:
+        """To be called in the transaction that drops the day."""
+        self._execute("lifecycle_dropped", table, day, held_rows=left.rows, held_checksum=left.checksum)
+
+    def _execute(self, name: str, table: Table, day: date, **values: Any) -> None:
+        self.connection.execute(query(name), {"relation": table.name, "day": day, **values})
+
+
+def identifiers(columns: list[Column]) -> sql.Composed:
+    """The columns' names, quoted, with commas."""
+    return sql.SQL(", ").join(sql.Identifier(each.name) for each in columns)
+
+
+def _day(table: Table, number: int) -> date:
+    try:
+        day = day_of(number)
+    except OverflowError:
+        day = LAST_DAY.replace(day=31)
+    if not FIRST_DAY <= day <= LAST_DAY:
+        raise LifecycleError(
+            Reason.SCHEMA,
+            f"{table.name} holds rows outside of the years 1 to 9999, which no file can hold: delete them.",
+        )
+    return day
+
+
+def lock(connection: Connection) -> bool:
+    """Whether this session may run the lifecycle: one at a time may. Blocks for nobody."""
+    row = connection.execute(query("lifecycle_lock")).fetchone()
+    return row is not None and bool(row[0])
+
+
+def explain(error: psycopg.Error) -> LifecycleError:
+    """An error of the database as a sentence."""
+    from esp_ingest.store import sqlstate
+
+    return LifecycleError(Reason.DATABASE, sqlstate.sentence(error))

@@ -1,0 +1,26 @@
+"""What can stop the lifecycle. Each error is one sentence for people and a reason from a closed list for metrics."""
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why a day is neither archived nor dropped: a closed list, so that it can be a metric's label."""
+
+    UNSET = "unset"  # archive.url is empty
+    STORAGE = "storage"  # unreachable, read-only, full, slow, or refusing our key
+    FOREIGN = "foreign"  # the archive belongs to another database
+    NEWER = "newer"  # a manifest that this program, or this database's records, do not know yet
+    DAMAGED = "damaged"  # what lies in the archive is not what its manifest says
+    MISMATCH = "mismatch"  # the archive is whole, but the database holds something else
+    SCHEMA = "schema"  # a column or a value that the archive cannot hold
+    CLOCK = "clock"  # this machine's clock and the database's do not agree
+    DATABASE = "database"  # the database refused a statement or is away
+    BEHIND = "behind"  # a finished day has no proven copy yet
+
+
+class LifecycleError(Exception):
+    """The message is one sentence that says what to do."""
+
+    def __init__(self, reason: Reason, sentence: str) -> None:
+        super().__init__(sentence)
+        self.reason = reason

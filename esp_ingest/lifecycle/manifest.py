@@ -1,0 +1,121 @@
+"""The manifest of an archived day: what its files hold, said by whoever wrote them. Written last, read first."""
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from datetime import UTC, date, datetime
+from typing import Any
+
+from esp_ingest.lifecycle.checksum import Content
+from esp_ingest.lifecycle.errors import LifecycleError, Reason
+
+FORMAT = 1
+FILE_NAME = "manifest.json"
+MAX_BYTES = 1_048_576
+_FILE = re.compile(r"[\w.-]{1,200}\.parquet")
+
+
+@dataclass(frozen=True)
+class File:
+    """A Parquet file beside the manifest."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """``first`` and ``last`` are the smallest and largest time of the day's rows, RFC 3339 in UTC with microseconds.
+
+    ``id`` names this writing of the day; ``database`` is the identity of the database that it came from."""
+
+    table: str
+    day: str
+    version: int
+    rows: int
+    first: str
+    last: str
+    checksum: str
+    files: tuple[File, ...]
+    schema_version: int
+    program_version: str
+    database: str
+    id: str
+    written_at: str
+    format: int = FORMAT
+
+    @property
+    def content(self) -> Content:
+        return Content(self.rows, self.checksum)
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(file.bytes for file in self.files)
+
+    def encoded(self) -> bytes:
+        """As it lies in the archive."""
+        return json.dumps(asdict(self), indent=1).encode() + b"\n"
+
+
+def folder(table: str, day: date) -> str:
+    """Where a day lies, relative to the archive, with a slash at the end."""
+    return f"{table}/day={day.isoformat()}/"
+
+
+def rfc3339(at: datetime) -> str:
+    """With microseconds always, so that the text sorts as the time does."""
+    return at.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def decode(data: bytes, table: str, day: date) -> Manifest:
+    """The manifest of that table and day. Raises LifecycleError: DAMAGED, or NEWER than this program."""
+    place = folder(table, day) + FILE_NAME
+
+    def damaged(why: str) -> LifecycleError:
+        return LifecycleError(Reason.DAMAGED, f"The manifest {place} is damaged ({why}): restore it from a backup.")
+
+    try:
+        found = json.loads(data)
+    except ValueError:
+        raise damaged("it is not JSON") from None
+    if not isinstance(found, dict):
+        raise damaged("it is not an object")
+    if isinstance(found.get("format"), int) and found["format"] > FORMAT:
+        raise LifecycleError(
+            Reason.NEWER,
+            f"The manifest {place} was written by a newer esp-ingest ({str(found.get('program_version'))[:40]}): "
+            "install that one or a newer one.",
+        )
+    try:
+        manifest = _typed(found)
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(f"{type(error).__name__} of {str(error)[:80]}") from None
+    if (manifest.table, manifest.day) != (table, day.isoformat()):
+        raise damaged(f"it is of {manifest.table[:40]} {manifest.day[:10]}")
+    return manifest
+
+
+def _typed(found: dict[str, Any]) -> Manifest:
+    files = tuple(File(str(each["name"]), int(each["bytes"]), str(each["sha256"])) for each in found["files"])
+    for file in files:
+        if not _FILE.fullmatch(file.name):
+            raise ValueError("the name of a file")
+    if not re.fullmatch(r"[0-9a-f]{32}", found["checksum"]):
+        raise ValueError("the checksum")
+    return Manifest(
+        table=str(found["table"]),
+        day=str(found["day"]),
+        version=int(found["version"]),
+        rows=int(found["rows"]),
+        first=str(found["first"]),
+        last=str(found["last"]),
+        checksum=found["checksum"],
+        files=files,
+        schema_version=int(found["schema_version"]),
+        program_version=str(found["program_version"]),
+        database=str(found["database"]),
+        id=str(found["id"]),
+        written_at=str(found["written_at"]),
+        format=int(found["format"]),
+    )

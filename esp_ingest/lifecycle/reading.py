@@ -1,0 +1,110 @@
+"""Verify and restore as commands: over days, with a line each."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+import psycopg
+
+from esp_ingest.config import Settings
+from esp_ingest.lifecycle import days as known
+from esp_ingest.lifecycle import restore, runs, verify
+from esp_ingest.lifecycle.days import Days
+from esp_ingest.lifecycle.errors import LifecycleError, Reason
+from esp_ingest.lifecycle.storage import Storage, open_storage
+from esp_ingest.lifecycle.tables import FIRST_DAY, LAST_DAY, TABLES
+from esp_ingest.lifecycle.verify import Origin
+from esp_ingest.store.queries import query
+
+Report = Callable[[str, dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to restore: a table's days, both included, of one well or all, into another table or its own."""
+
+    table: str
+    first: date
+    last: date
+    well: str | None = None
+    into: str | None = None
+
+
+@contextmanager
+def opened(settings: Settings) -> Iterator[tuple[Days, Storage, Origin]]:
+    """Database and archive, which must be of this database. Raises LifecycleError."""
+    if not settings.archive.url:
+        raise LifecycleError(Reason.UNSET, "archive.url is not set: there is no archive to read.")
+    try:
+        with runs.session(settings) as connection:
+            row = connection.execute(query("lifecycle_clock")).fetchone()
+            assert row is not None
+            origin = Origin(str(row[0]), int(row[3]))
+            storage = open_storage(settings.archive)
+            try:
+                data = storage.read(runs.IDENTITY, 4_096)
+                if data is None:
+                    raise LifecycleError(
+                        Reason.STORAGE, f"There is no archive at {settings.archive.url}: check archive.url."
+                    )
+                runs.check_identity(data, origin)
+                yield Days(connection), storage, origin
+            finally:
+                storage.close()
+    except psycopg.Error as error:
+        raise known.explain(error) from None
+
+
+def verify_days(settings: Settings, name: str | None, first: date | None, last: date | None, report: Report) -> int:
+    """Read back every day of the archive, and every day that the database remembers to be in it. Returns the exit code:
+    1 where one is not whole. Raises LifecycleError."""
+    wrong = 0
+    with opened(settings) as (days, storage, origin):
+        for table in [table for table in TABLES if name in (None, table.name)]:
+            records = days.records(table)
+            archived = {day for day, record in records.items() if record.version}
+            for day in sorted(archived | storage.days(table.name)):
+                if not (first or FIRST_DAY) <= day <= (last or LAST_DAY):
+                    continue
+                try:
+                    record = records.get(day)
+                    if day in archived and record is not None:
+                        found = verify.expected_manifest(storage, origin, table, day, record)
+                    else:
+                        unknown = verify.read_manifest(storage, origin, table, day)
+                        if unknown is None:
+                            continue  # files of a run that was killed: the next one cleans up
+                        found = unknown
+                    verify.read_back(storage, found, table, day)
+                except LifecycleError as error:
+                    if error.reason is Reason.STORAGE:
+                        raise
+                    wrong += 1
+                    report("problem", {"problem": str(error)})
+                    if day in archived:
+                        days.problem(table, day, error)
+                else:
+                    if day in archived:
+                        days.verified(table, day)
+                    report("verified", {"table": table.name, "day": str(day), "rows": found.rows})
+    return 1 if wrong else 0
+
+
+def restore_days(settings: Settings, wanted: Wanted, report: Report) -> int:
+    """Returns the exit code: 1 where no archived day is in that time. Raises LifecycleError."""
+    (table,) = [table for table in TABLES if table.name == wanted.table]
+    done = 0
+    with opened(settings) as (days, storage, origin):
+        if wanted.into is not None:
+            restore.make_table(days, table, wanted.into)
+        for day in restore.archived_days(storage, table, wanted.first, wanted.last):
+            restored = restore.restore_day(days, storage, origin, table, day, wanted.well, wanted.into)
+            done += 1
+            report("restored", {"table": table.name, "day": str(day), "rows": restored.inserted})
+    if not done:
+        raise LifecycleError(
+            Reason.STORAGE, f"The archive has no day of {table.name} from {wanted.first} to {wanted.last}."
+        )
+    return 0

@@ -1,0 +1,144 @@
+"""Archived rows back into the database. What is there already stays as it is, so restoring twice is harmless."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.adapt import Dumper
+from psycopg.pq import Format
+
+from esp_ingest.lifecycle import verify
+from esp_ingest.lifecycle.archive import Row, archived_rows, pages
+from esp_ingest.lifecycle.columns import Column, to_arrow, wire
+from esp_ingest.lifecycle.days import Days, identifiers
+from esp_ingest.lifecycle.errors import LifecycleError, Reason
+from esp_ingest.lifecycle.manifest import folder
+from esp_ingest.lifecycle.storage import Storage
+from esp_ingest.lifecycle.tables import TABLE_NAMES, Table
+from esp_ingest.lifecycle.verify import Origin
+from esp_ingest.store.queries import query
+
+_PAGE_ROWS, _PAGE_BYTES = 500, 262_144  # about 100 kB of telemetry a statement
+
+
+@dataclass(frozen=True)
+class Restored:
+    """Of one day: rows in the archive (of that well), and how many of them were not there and are now."""
+
+    table: str
+    day: date
+    archived: int
+    inserted: int
+
+
+class _Array:
+    """A one-dimensional array of PostgreSQL in its binary form."""
+
+    def __init__(self, column: Column, values: list[Any]) -> None:
+        self.oid = _ARRAY_OIDS[column.kind.name]
+        head = [b"\0\0\0\1\0\0\0\1", column.kind.oid.to_bytes(4, "big"), len(values).to_bytes(4, "big"), b"\0\0\0\1"]
+        lengths, values_bytes = wire(column, to_arrow("", column, values))
+        parts, place, data = head, 0, values_bytes.tobytes()
+        for length in lengths.tolist():
+            parts.append(length.to_bytes(4, "big", signed=True))
+            if length > 0:
+                parts.append(data[place : place + length])
+                place += length
+        self.data = b"".join(parts)
+
+
+class _ArrayDumper(Dumper):
+    format = Format.BINARY
+
+    def dump(self, obj: Any) -> bytes:
+        return bytes(obj.data)
+
+    def get_key(self, obj: Any, format: Any) -> Any:  # noqa: ARG002 - the names are psycopg's
+        return (type(obj), obj.oid)
+
+    def upgrade(self, obj: Any, format: Any) -> "Dumper":  # noqa: ARG002 - the names are psycopg's
+        made = type(self)(type(obj))
+        made.oid = obj.oid
+        return made
+
+
+_ARRAY_OIDS = {
+    "boolean": 1000,
+    "bytea": 1001,
+    "bigint": 1016,
+    "smallint": 1005,
+    "integer": 1007,
+    "text": 1009,
+    "json": 199,
+    "real": 1021,
+    "double precision": 1022,
+    "character": 1014,
+    "character varying": 1015,
+    "timestamp with time zone": 1185,
+    "uuid": 2951,
+    "jsonb": 3807,
+}
+
+
+def restore_day(
+    days: Days, storage: Storage, origin: Origin, table: Table, day: date, well: str | None, into: str | None
+) -> Restored:
+    """One archived day into its table, or into the table ``into``, all of it or nothing. The day is read back and
+    compared with its manifest before a row is written. Raises LifecycleError, psycopg.Error."""
+    found = verify.read_manifest(storage, origin, table, day)
+    if found is None:
+        raise LifecycleError(
+            Reason.DAMAGED, f"The archive has no manifest in {folder(table.name, day)}: nothing to restore."
+        )
+    verify.read_back(storage, found, table, day)
+    columns = days.columns(table)
+    target = sql.Identifier(*(into or table.name).split("."))
+    rows = _of_well(columns, archived_rows(storage, found, table, day, columns), well)
+    statement = days.statement(
+        "lifecycle_restore", table, target=target, columns=identifiers(columns), arrays=_placeholders(columns)
+    )
+    read = inserted = 0
+    with days.connection.transaction(), days.connection.cursor() as cursor:
+        cursor.adapters.register_dumper(_Array, _ArrayDumper)
+        cursor.execute(query("lift_decompression_limit"))
+        for page in pages(rows, _PAGE_ROWS, _PAGE_BYTES):
+            arrays = [
+                _Array(column, list(values)) for column, values in zip(columns, zip(*page, strict=True), strict=True)
+            ]
+            cursor.execute(statement, arrays)
+            read += len(page)
+            inserted += cursor.rowcount
+    return Restored(table.name, day, read, inserted)
+
+
+def make_table(days: Days, table: Table, into: str) -> None:
+    """A table like the source, unless it is there. Raises LifecycleError where its name is one of ours."""
+    if into in TABLE_NAMES:
+        raise LifecycleError(Reason.SCHEMA, f"--into {into} is a table of the program: leave it out, or name another.")
+    try:
+        days.connection.execute(
+            days.statement("lifecycle_restore_into", table, target=sql.Identifier(*into.split(".")))
+        )
+    except psycopg.errors.SyntaxError:
+        raise LifecycleError(Reason.SCHEMA, f"--into {into} is not the name of a table.") from None
+
+
+def archived_days(storage: Storage, table: Table, first: date, last: date) -> Iterator[date]:
+    """The days from ``first`` to ``last`` that the archive has a manifest of, oldest first."""
+    for day in sorted(storage.days(table.name)):
+        if first <= day <= last:
+            yield day
+
+
+def _placeholders(columns: list[Column]) -> sql.Composed:
+    return sql.SQL(", ").join(sql.SQL("%b") for _ in columns)
+
+
+def _of_well(columns: list[Column], rows: Iterator[Row], well: str | None) -> Iterator[Row]:
+    if well is None:
+        return rows
+    place, wanted = [each.name for each in columns].index("well_id"), well.encode()
+    return (row for row in rows if row[place] == wanted)

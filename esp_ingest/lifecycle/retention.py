@@ -1,0 +1,158 @@
+"""Dropping days whose copy was proven a moment ago: check and drop are one transaction.
+
+On TimescaleDB telemetry and rejects go by whole chunks. Their chunks are locked against late rows, the server computes
+what the days hold, and only if that is what was read back from the archive a moment ago they are dropped. Elsewhere,
+and for diagnostics, rows are deleted day by day, and the statement that deletes also says what it deleted: where that
+is not what was read back, the transaction is rolled back. A late row either is in that sum or is not deleted."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+
+import psycopg
+from psycopg import sql
+
+from esp_ingest.lifecycle.checksum import NOTHING, Content
+from esp_ingest.lifecycle.days import Days
+from esp_ingest.lifecycle.errors import LifecycleError, Reason
+from esp_ingest.lifecycle.tables import Table, bounds
+from esp_ingest.store.queries import query
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A chunk of a hypertable: its quoted name and its range."""
+
+    name: str
+    start: datetime
+    end: datetime
+
+
+@dataclass(frozen=True)
+class Drop:
+    """What goes in one transaction: these days, with these chunks; without chunks their rows are deleted."""
+
+    days: tuple[date, ...]
+    chunks: tuple[Chunk, ...] = ()
+
+
+def cutoff(keep_days: int, today: date) -> date:
+    """The first day that stays: so many whole days before today do, and today."""
+    return today - timedelta(days=keep_days)
+
+
+def plan(table: Table, held: Sequence[date], first_kept: date, chunks: Sequence[Chunk] | None) -> list[Drop]:
+    """What may be dropped of the days ``held`` in the database. ``chunks`` is None where rows are deleted. A chunk goes
+    when all of its days may; one that reaches beyond ``first_kept`` stays whole."""
+    due = [day for day in sorted(held) if day < first_kept]
+    if chunks is None or table.by_row:
+        return [Drop((day,)) for day in due]
+    drops = []
+    for group in _groups(chunks):
+        days = tuple(day for day in due if group[0].start < bounds(day)[1] and bounds(day)[0] < group[-1].end)
+        if days and group[-1].end <= bounds(first_kept)[0]:
+            drops.append(Drop(days, tuple(group)))
+    return drops
+
+
+def _groups(chunks: Sequence[Chunk]) -> list[list[Chunk]]:
+    """Chunks that share a day stay together."""
+    groups: list[list[Chunk]] = []
+    for chunk in sorted(chunks, key=lambda each: each.start):
+        if groups and chunk.start.astimezone(UTC) < _end_of_day(groups[-1][-1].end):
+            groups[-1].append(chunk)
+        else:
+            groups.append([chunk])
+    return groups
+
+
+def _end_of_day(end: datetime) -> datetime:
+    """The midnight UTC at or after ``end``."""
+    midnight = end.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    return midnight if midnight == end else midnight + timedelta(days=1)
+
+
+def chunks_of(days: Days, table: Table, *, has_timescaledb: bool) -> list[Chunk] | None:
+    """The chunks of the table, oldest first; None where it is a plain table."""
+    if not has_timescaledb:
+        return None
+    row = days.connection.execute(query("lifecycle_is_hypertable"), (table.name,)).fetchone()
+    if row is None or not row[0]:
+        return None
+    return [Chunk(*found) for found in days.connection.execute(query("lifecycle_chunks"), (table.name,)).fetchall()]
+
+
+def drop(days: Days, table: Table, what: Drop, proven: Mapping[date, Content] | None) -> int:
+    """Drop it, if the database still holds of each day what was ``proven`` to be in the archive (None: unarchived days
+    may go). Returns rows dropped. Raises LifecycleError where it holds something else: nothing is dropped then."""
+    try:
+        with days.connection.transaction():
+            if what.chunks:
+                return _drop_chunks(days, table, what, proven)
+            return sum(_delete(days, table, day, proven) for day in what.days)
+    except psycopg.errors.LockNotAvailable:
+        raise LifecycleError(
+            Reason.DATABASE,
+            f"{table.name} {what.days[0]} could not be locked for 10 s, since somebody uses it: it is tried again.",
+        ) from None
+
+
+def _drop_chunks(days: Days, table: Table, what: Drop, proven: Mapping[date, Content] | None) -> int:
+    for chunk in what.chunks:
+        name = sql.SQL(".").join(sql.Identifier(part) for part in _parts(chunk.name))
+        days.connection.execute(sql.SQL(query("lifecycle_lock_relation").decode()).format(relation=name))
+    rows = 0
+    for day in what.days:
+        content = days.checksum(table, day)
+        _compare(table, day, content, proven)
+        rows += content.rows
+        days.dropped(table, day, NOTHING)
+    for chunk in what.chunks:
+        where = {"relation": table.name, "start": chunk.start, "end": chunk.end}
+        gone = days.connection.execute(query("lifecycle_drop_chunk"), where).fetchall()
+        if [name for (name,) in gone] != [chunk.name]:
+            raise LifecycleError(
+                Reason.DATABASE,
+                f"TimescaleDB would not drop the chunk {chunk.name} alone: look at timescaledb_information.chunks.",
+            )
+    return rows
+
+
+def _delete(days: Days, table: Table, day: date, proven: Mapping[date, Content] | None) -> int:
+    start, end = bounds(day)
+    statement = days.statement("lifecycle_delete_day", table)
+    days.connection.execute(query("lift_decompression_limit"))
+    row = days.connection.execute(statement, {"start": start, "end": end}).fetchone()
+    assert row is not None
+    gone, gone_high, gone_low, left, left_high, left_low = (int(value) for value in row)
+    _compare(table, day, Content.of(gone + left, gone_high + left_high, gone_low + left_low), proven)
+    days.dropped(table, day, Content.of(left, left_high, left_low))
+    return gone
+
+
+def _compare(table: Table, day: date, content: Content, proven: Mapping[date, Content] | None) -> None:
+    if proven is not None and content != proven[day]:
+        raise LifecycleError(
+            Reason.MISMATCH,
+            f"{table.name} {day} has changed since its copy was made ({content.rows} rows, {proven[day].rows} in the "
+            "copy): it is archived again before it is dropped.",
+        )
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    """Schema and table of a name as TimescaleDB prints it."""
+    return tuple(part.strip('"') for part in name.split("."))
+
+
+def drop_empty_chunks(days: Days, table: Table, chunks: Sequence[Chunk], first_kept: date) -> None:
+    """Chunks before ``first_kept`` from which every row was deleted."""
+    for chunk in chunks:
+        if chunk.end > bounds(first_kept)[0]:
+            continue
+        where = {"relation": table.name, "start": chunk.start, "end": chunk.end}
+        with days.connection.transaction():
+            name = sql.SQL(".").join(sql.Identifier(part) for part in _parts(chunk.name))
+            days.connection.execute(sql.SQL(query("lifecycle_lock_relation").decode()).format(relation=name))
+            row = days.connection.execute(days.statement("lifecycle_has_rows", table), where).fetchone()
+            if row is not None and not row[0]:
+                days.connection.execute(query("lifecycle_drop_chunk"), where)

@@ -1,0 +1,410 @@
+"""One run of the lifecycle: archive what is finished, prove it, then drop what is old. Nothing is dropped while
+anything is unarchived, unproven or in doubt."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from esp_ingest.config import Settings
+from esp_ingest.lifecycle import days as known
+from esp_ingest.lifecycle import retention
+from esp_ingest.lifecycle.days import Days, Held, Record
+from esp_ingest.lifecycle.errors import LifecycleError, Reason
+from esp_ingest.lifecycle.tables import TABLES, Table, bounds
+from esp_ingest.seams import Clock, StoreUnavailable
+from esp_ingest.store import schema, sqlstate
+from esp_ingest.store.connection import Connection, connect
+from esp_ingest.store.queries import query
+from esp_ingest.telemetry.model import at_us
+
+if TYPE_CHECKING:
+    from esp_ingest.lifecycle.storage import Storage
+    from esp_ingest.lifecycle.verify import Origin
+
+log = logging.getLogger(__name__)
+
+IDENTITY = "archive.json"
+_IDENTITY_BYTES = 4_096
+_CLOCK_SECONDS = 300.0  # how far two clocks may be apart
+UNSET = "archive.url is not set: nothing is archived, and nothing is dropped."
+BUSY = "Another lifecycle run is at work on this database: this one does nothing."
+
+
+class Stopped(Exception):
+    """Somebody asked this run to end; what was begun is left as it was before."""
+
+
+class _Ended(Exception):
+    """The storage cannot be used, which the outcome says already: other days would only wait for it too."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why something was not done. ``table`` and ``day`` are empty where it concerns all."""
+
+    reason: Reason
+    sentence: str
+    table: str = ""
+    day: str = ""
+
+
+@dataclass
+class Outcome:
+    """What a run did. ``busy``: nothing, since another one is at work."""
+
+    busy: bool = False
+    archived: list[tuple[str, date]] = field(default_factory=list)
+    verified: list[tuple[str, date]] = field(default_factory=list)
+    dropped: list[tuple[str, date]] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.busy and not self.problems
+
+
+Report = Callable[[str, dict[str, Any]], None]
+"""Gets each action as it is done: a word ("archived", "verified", "dropped", "problem") and its fields."""
+
+
+@contextmanager
+def session(settings: Settings) -> Iterator[Connection]:
+    """A connection for the lifecycle, direct to the server: its lock and settings belong to the session. Raises
+    LifecycleError."""
+    try:
+        with connect(settings.database, autocommit=True, patient=True) as connection:
+            connection.execute(query("lifecycle_session"))
+            state = schema.check_schema(connection)
+            if not state.ok:
+                raise LifecycleError(Reason.DATABASE, state.detail)
+            yield connection
+    except StoreUnavailable as error:
+        raise LifecycleError(Reason.DATABASE, sqlstate.sentence(error)) from None
+
+
+class Run:
+    """One run, on one connection."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        connection: Connection,
+        clock: Clock,
+        report: Report,
+        *,
+        adopt: bool = False,
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``beat`` is called often, and may raise Stopped."""
+        self._settings = settings
+        self._connection = connection
+        self._clock = clock
+        self._report = report
+        self._adopt = adopt
+        self._beat = beat
+        self._days = Days(connection)
+        self._outcome = Outcome()
+        self._now = at_us(clock.now_us())
+        self._has_timescaledb = "timescaledb" in schema.capabilities(connection).features
+
+    def run(self) -> Outcome:
+        """Do all that is due. Raises Stopped; anything else that goes wrong is in the outcome."""
+        if not known.lock(self._connection):
+            self._outcome.busy = True
+            return self._outcome
+        try:
+            self._run()
+        except _Ended:
+            pass
+        except LifecycleError as error:
+            self._problem(error)
+        except psycopg.Error as error:
+            self._problem(known.explain(error))
+        return self._outcome
+
+    def _run(self) -> None:
+        database, schema_version = self._checked_clock()
+        if self._settings.archive.url:
+            from esp_ingest.lifecycle.storage import open_storage
+            from esp_ingest.lifecycle.verify import Origin
+
+            origin = Origin(database, schema_version)
+            storage = open_storage(self._settings.archive)
+            try:
+                claim(storage, origin, self._settings.archive.url, has_archived=self._has_archived())
+                for table in TABLES:
+                    self._archive(storage, origin, table)
+                if not self._outcome.problems:
+                    self._drop_proven(storage, origin)
+            finally:
+                storage.close()
+        elif self._settings.lifecycle.drop_without_archive:
+            for table in TABLES:
+                for what in self._due(table):
+                    self._drop(table, what, None)
+                self._drop_empty(table)
+        else:
+            raise LifecycleError(Reason.UNSET, UNSET)
+        self._connection.execute(query("lifecycle_ran"))
+
+    def _has_archived(self) -> bool:
+        return any(record.version for table in TABLES for record in self._days.records(table).values())
+
+    def _checked_clock(self) -> tuple[str, int]:
+        """(identity of the database, its schema's version). Raises LifecycleError where the clock cannot be believed:
+        what counts as old hangs on it."""
+        row = self._connection.execute(query("lifecycle_clock")).fetchone()
+        if row is None:
+            raise LifecycleError(Reason.DATABASE, "The table archive_identity is empty: restore its row from a backup.")
+        identity, there, last_run, version = row
+        apart = abs((there - at_us(self._clock.now_us())).total_seconds())
+        if apart > _CLOCK_SECONDS:
+            raise LifecycleError(
+                Reason.CLOCK, f"This machine's clock and the database's are {apart:.0f} s apart: set them right."
+            )
+        if last_run is not None and (last_run - there).total_seconds() > _CLOCK_SECONDS:
+            raise LifecycleError(
+                Reason.CLOCK,
+                f"The database's clock is {last_run - there} behind the last run: set it right; if it was wrong then, "
+                "docs/lifecycle.md says how to go on.",
+            )
+        return str(identity), int(version)
+
+    # -- Archive.
+
+    def _archive(self, storage: "Storage", origin: "Origin", table: Table) -> None:
+        """Every finished day whose copy is missing, old or unproven."""
+        records = self._days.records(table)
+        for day, held in self._days.held(table).items():
+            if bounds(day)[1] + timedelta(minutes=self._settings.lifecycle.settle_minutes) > self._now:
+                continue
+            record = records.get(day)
+            if record is not None and record.is_current(held) and record.verified_at is not None:
+                continue
+            self._beat()
+            try:
+                self._archive_day(storage, origin, table, day, held, record)
+            except LifecycleError as error:
+                self._problem(error, table, day)
+                if error.reason is Reason.STORAGE:
+                    raise _Ended from None
+
+    def _archive_day(
+        self, storage: "Storage", origin: "Origin", table: Table, day: date, held: Held, record: Record | None
+    ) -> None:
+        from esp_ingest.lifecycle import archive, verify
+
+        if record is not None and record.is_current(held):
+            try:
+                found = verify.expected_manifest(storage, origin, table, day, record)
+                verify.read_back(storage, found, table, day)
+            except LifecycleError as error:
+                if error.reason is not Reason.DAMAGED:
+                    raise
+                log.warning(
+                    "the archived day is damaged and written anew", extra={"table": table.name, "day": str(day)}
+                )
+            else:
+                archive.clean(storage, found, table, day)  # a run may have been killed just before that
+                self._verified(table, day, found.rows)
+                return
+        found = archive.archive_day(
+            self._days,
+            storage,
+            origin,
+            table,
+            day,
+            held,
+            record,
+            self._clock.now_us(),
+            adopt=self._adopt,
+            beat=self._beat,
+        )
+        self._outcome.archived.append((table.name, day))
+        self._report(
+            "archived",
+            {
+                "table": table.name,
+                "day": str(day),
+                "version": found.version,
+                "rows": found.rows,
+                "bytes": found.size_bytes,
+            },
+        )
+        self._beat()
+        verify.read_back(storage, found, table, day)
+        self._verified(table, day, found.rows)
+
+    def _verified(self, table: Table, day: date, rows: int) -> None:
+        self._days.verified(table, day)
+        self._outcome.verified.append((table.name, day))
+        self._report("verified", {"table": table.name, "day": str(day), "rows": rows})
+
+    # -- Drop.
+
+    def _due(self, table: Table) -> list[retention.Drop]:
+        keep = table.keep_days(self._settings.lifecycle)
+        if keep == 0:
+            return []
+        held = self._days.held(table)
+        if table.by_row:
+            records = self._days.records(table)
+            held = {day: found for day, found in held.items() if not _is_left(records.get(day), found)}
+        chunks = retention.chunks_of(self._days, table, has_timescaledb=self._has_timescaledb)
+        return retention.plan(table, list(held), self._first_kept(keep), chunks)
+
+    def _first_kept(self, keep_days: int) -> date:
+        return retention.cutoff(keep_days, self._now.date())
+
+    def _drop_proven(self, storage: "Storage", origin: "Origin") -> None:
+        """First read back every day that is due; only if all of them are whole, drop them one by one."""
+        from esp_ingest.lifecycle import verify
+
+        due = [(table, what) for table in TABLES for what in self._due(table)]
+        proven = {table.name: {} for table in TABLES}  # type: dict[str, dict[date, Any]]
+        for table, what in due:
+            records = self._days.records(table)
+            for day in what.days:
+                self._beat()
+                try:
+                    record = records.get(day)
+                    if record is None or record.version == 0:
+                        raise LifecycleError(Reason.BEHIND, f"{table.name} {day} is not archived yet: run it again.")
+                    found = verify.expected_manifest(storage, origin, table, day, record)
+                    verify.read_back(storage, found, table, day)
+                    proven[table.name][day] = record.held
+                except LifecycleError as error:
+                    self._problem(error, table, day)
+                    if error.reason is Reason.STORAGE:
+                        return
+        if self._outcome.problems:
+            return
+        for table, what in due:
+            self._beat()
+            try:
+                self._drop(table, what, proven[table.name])
+            except LifecycleError as error:
+                self._problem(error, table, what.days[0])
+        for table in TABLES:
+            self._drop_empty(table)
+
+    def _drop(self, table: Table, what: retention.Drop, proven: dict[date, Any] | None) -> None:
+        rows = retention.drop(self._days, table, what, proven)
+        for day in what.days:
+            self._outcome.dropped.append((table.name, day))
+        fields: dict[str, Any] = {"table": table.name, "day": str(what.days[0]), "rows": rows}
+        if len(what.days) > 1:
+            fields["to"] = str(what.days[-1])
+        self._report("dropped", fields)
+
+    def _drop_empty(self, table: Table) -> None:
+        keep = table.keep_days(self._settings.lifecycle)
+        chunks = retention.chunks_of(self._days, table, has_timescaledb=self._has_timescaledb)
+        if keep and chunks:
+            retention.drop_empty_chunks(self._days, table, chunks, self._first_kept(keep))
+
+    def _problem(self, error: LifecycleError, table: Table | None = None, day: date | None = None) -> None:
+        problem = Problem(error.reason, str(error), table.name if table else "", str(day or ""))
+        self._outcome.problems.append(problem)
+        self._report("problem", {"reason": error.reason.value, "problem": str(error), **_place(problem)})
+        if table is not None and day is not None and error.reason is not Reason.STORAGE:
+            self._days.problem(table, day, error)
+
+
+def _place(problem: Problem) -> dict[str, str]:
+    return {"table": problem.table, "day": problem.day} if problem.table else {}
+
+
+def _is_left(record: Record | None, held: Held) -> bool:
+    """Whether what the database holds of the day is what its drop left there: occurrences that are still open."""
+    return record is not None and record.dropped_at is not None and record.is_current(held)
+
+
+def claim(storage: "Storage", origin: "Origin", url: str, *, has_archived: bool) -> None:
+    """Make sure that this archive is of this database: the first database that writes to it has it. ``has_archived``:
+    this database has archived something before, so an empty place is the wrong one. Raises LifecycleError."""
+    data = storage.read(IDENTITY, _IDENTITY_BYTES)
+    if data is None:
+        if has_archived:
+            raise LifecycleError(
+                Reason.DAMAGED,
+                f"The archive {url} has no {IDENTITY}, although days were archived before: mount it, or copy the whole "
+                "archive there before archive.url is changed.",
+            )
+        storage.prepare()
+        mine = {"format": 1, "database": origin.database}
+        if storage.create(IDENTITY, json.dumps(mine).encode() + b"\n"):
+            return
+        data = storage.read(IDENTITY, _IDENTITY_BYTES) or b""
+    check_identity(data, origin)
+    storage.prepare()
+
+
+def check_identity(data: bytes, origin: "Origin") -> None:
+    """Raises LifecycleError where ``data``, the archive's identity, is not of this database."""
+    try:
+        owner = str(json.loads(data)["database"])
+    except (ValueError, KeyError, TypeError):
+        raise LifecycleError(
+            Reason.DAMAGED, f"The archive's {IDENTITY} is damaged: restore it from a backup of the archive."
+        ) from None
+    if owner != origin.database:
+        raise LifecycleError(
+            Reason.FOREIGN,
+            f"The archive belongs to another database ({owner[:36]}): give each database an archive.url of its own.",
+        )
+
+
+def run_once(
+    settings: Settings,
+    clock: Clock,
+    report: Report,
+    *,
+    adopt: bool = False,
+    beat: Callable[[], None] = lambda: None,
+) -> Outcome:
+    """Connect, run, disconnect. Raises Stopped."""
+    try:
+        with session(settings) as connection:
+            return Run(settings, connection, clock, report, adopt=adopt, beat=beat).run()
+    except LifecycleError as error:
+        report("problem", {"reason": error.reason.value, "problem": str(error)})
+        return Outcome(problems=[Problem(error.reason, str(error))])
+    except psycopg.Error as error:
+        found = known.explain(error)
+        report("problem", {"reason": found.reason.value, "problem": str(found)})
+        return Outcome(problems=[Problem(found.reason, str(found))])
+
+
+def status(settings: Settings) -> list[dict[str, Any]]:
+    """What there is of each table and day: rows here, archived, verified, dropped, bytes. Raises LifecycleError."""
+    found = []
+    with session(settings) as connection:
+        days = Days(connection)
+        for table in TABLES:
+            held, records = days.held(table), days.records(table)
+            for day in sorted({*held, *records}):
+                record = records.get(day)
+                found.append(
+                    {
+                        "table": table.name,
+                        "day": day.isoformat(),
+                        "rows_database": held[day].rows if day in held else 0,
+                        "rows_archived": record.rows if record else 0,
+                        "verified_at": _time(record.verified_at if record else None),
+                        "dropped_at": _time(record.dropped_at if record else None),
+                        "bytes": record.bytes if record else 0,
+                        "problem": record.problem if record else "",
+                    }
+                )
+    return found
+
+
+def _time(at: datetime | None) -> str | None:
+    return None if at is None else at.isoformat().replace("+00:00", "Z")
