@@ -58,7 +58,7 @@ def _day(text: str) -> date:
 
 
 def run(settings: "Settings", arguments: argparse.Namespace) -> int:
-    """Returns the exit code. Raises LifecycleError, ConfigError and ExtraMissing, whose messages are sentences for people."""
+    """Returns the exit code. Raises LifecycleError, ConfigError and ExtraMissing, all of them sentences for people."""
     if arguments.action != "status":
         require("archive", "The archive")
     return _ACTIONS[arguments.action](settings, arguments)
