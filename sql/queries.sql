@@ -642,14 +642,13 @@ ORDER BY t.well_id, t."timestamp";
 -- Lifecycle. Where {braces} stand, esp_ingest/lifecycle fills in names of a table and its columns by psycopg.sql.
 
 -- name: lifecycle_session
--- A day's export may take as long as it takes; a lock on a table may not. Text is compared as bytes, so it is UTF-8 here.
+-- A day's export may take as long as it takes; a lock on a table may not.
 SELECT set_config('statement_timeout', '0', false), set_config('lock_timeout', '10s', false),
-       set_config('idle_in_transaction_session_timeout', '0', false), set_config('client_encoding', 'UTF8', false),
-       set_config('TimeZone', 'UTC', false), set_config('DateStyle', 'ISO', false);
+       set_config('idle_in_transaction_session_timeout', '0', false);
 
 -- name: lifecycle_lock
 -- One run at a time: held by the session, so it ends with the connection.
-SELECT pg_try_advisory_lock(7046029254386353134);
+SELECT pg_try_advisory_lock(:lifecycle_lock);
 
 -- name: lifecycle_clock
 -- Who this database is, its clock, the clock at the last run, and the schema's version.
@@ -809,3 +808,17 @@ CREATE TABLE IF NOT EXISTS {target} (LIKE {table} INCLUDING DEFAULTS INCLUDING C
 SELECT hypertable_name FROM timescaledb_information.jobs
 WHERE proc_name = 'policy_retention'
   AND hypertable_name IN ('esp_telemetry', 'diagnostic_results', 'ingest_rejects');
+
+-- name: lifecycle_view
+-- For DuckDB: a table as `lifecycle query` sees it.
+CREATE VIEW {view} AS
+SELECT {columns} FROM {archived}
+UNION ALL
+SELECT {columns} FROM {stored};
+
+-- name: lifecycle_view_of_both
+-- For DuckDB: as lifecycle_view, where a day has rows in both places. What the database says of a key counts.
+CREATE VIEW {view} AS
+SELECT {columns} FROM {archived} ANTI JOIN (SELECT {key} FROM {stored}) AS newer USING ({key})
+UNION ALL
+SELECT {columns} FROM {stored};

@@ -2,9 +2,10 @@
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable
-from datetime import date
+from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 
 from esp_ingest.commands.extra import require
@@ -45,6 +46,9 @@ def add_arguments(add: AddAction) -> None:
         )
     action.add_argument("--well", help="only this well")
     action.add_argument("--into", metavar="TABLE", help="into this table, made like the source where it is missing")
+    ask = add("query", "a SELECT over archive and database together")
+    ask.add_argument("sql", help='such as "SELECT well_id, avg(pip) FROM esp_telemetry GROUP BY 1"')
+    ask.add_argument("--json", action="store_true", help="a row a line as JSON")
 
 
 _TABLES = ("esp_telemetry", "diagnostic_results", "ingest_rejects")
@@ -142,4 +146,31 @@ def _restore(settings: "Settings", arguments: argparse.Namespace) -> int:
     return reading.restore_days(settings, wanted, _say_action)
 
 
-_ACTIONS = {"run": _run, "status": _status, "verify": _verify, "restore": _restore}
+def _query(settings: "Settings", arguments: argparse.Namespace) -> int:
+    from esp_ingest.lifecycle import query
+
+    first = True
+    for names, rows in query.ask(settings, arguments.sql):
+        if first and not arguments.json:
+            sys.stdout.write("\t".join(names) + "\n")
+        first = False
+        for row in rows:
+            if arguments.json:
+                sys.stdout.write(json.dumps(dict(zip(names, map(_plain, row), strict=True))) + "\n")
+            else:
+                sys.stdout.write("\t".join("" if value is None else str(_plain(value)) for value in row) + "\n")
+    return 0
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON can say it: times in RFC 3339, bytes in hexadecimal, what is no finite number as text."""
+    if isinstance(value, datetime):
+        return value.isoformat().replace("+00:00", "Z")
+    if isinstance(value, bytes):
+        return value.hex()
+    if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return str(value)
+
+
+_ACTIONS = {"run": _run, "status": _status, "verify": _verify, "restore": _restore, "query": _query}

@@ -155,7 +155,7 @@ def _export(
     columns = days.columns(table)
     sums = None if before is None else Summing(columns)
     with (
-        contextlib.closing(_stored_rows(days, table, day, sums)) as here,
+        contextlib.closing(stored_rows(days, table, day, sums)) as here,
         files.Writer(local, table.name, columns, table.time) as writer,
     ):
         rows: Iterator[Row] = here
@@ -169,7 +169,7 @@ def _export(
     return _Export(content, first, last, content if sums is None else sums.content)
 
 
-def _stored_rows(days: Days, table: Table, day: date, sums: Summing | None) -> Generator[Row]:
+def stored_rows(days: Days, table: Table, day: date, sums: Summing | None) -> Generator[Row]:
     """The day's rows from the database, raw, in the order of the file. ``sums`` gets them too."""
     start, end = bounds(day)
     columns = days.columns(table)

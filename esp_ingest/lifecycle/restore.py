@@ -19,7 +19,6 @@ from esp_ingest.lifecycle.manifest import folder
 from esp_ingest.lifecycle.storage import Storage
 from esp_ingest.lifecycle.tables import TABLE_NAMES, Table
 from esp_ingest.lifecycle.verify import Origin
-from esp_ingest.store.queries import query
 
 _PAGE_ROWS, _PAGE_BYTES = 500, 262_144  # about 100 kB of telemetry a statement
 
@@ -103,7 +102,6 @@ def restore_day(
     read = inserted = 0
     with days.connection.transaction(), days.connection.cursor() as cursor:
         cursor.adapters.register_dumper(_Array, _ArrayDumper)
-        cursor.execute(query("lift_decompression_limit"))
         for page in pages(rows, _PAGE_ROWS, _PAGE_BYTES):
             arrays = [
                 _Array(column, list(values)) for column, values in zip(columns, zip(*page, strict=True), strict=True)

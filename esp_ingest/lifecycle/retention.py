@@ -121,7 +121,6 @@ def _drop_chunks(days: Days, table: Table, what: Drop, proven: Mapping[date, Con
 def _delete(days: Days, table: Table, day: date, proven: Mapping[date, Content] | None) -> int:
     start, end = bounds(day)
     statement = days.statement("lifecycle_delete_day", table)
-    days.connection.execute(query("lift_decompression_limit"))
     row = days.connection.execute(statement, {"start": start, "end": end}).fetchone()
     assert row is not None
     gone, gone_high, gone_low, left, left_high, left_low = (int(value) for value in row)

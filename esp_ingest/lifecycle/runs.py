@@ -19,7 +19,7 @@ from esp_ingest.lifecycle.errors import LifecycleError, Reason
 from esp_ingest.lifecycle.tables import TABLES, Table, bounds
 from esp_ingest.seams import Clock, StoreUnavailable
 from esp_ingest.store import schema, sqlstate
-from esp_ingest.store.connection import Connection, connect
+from esp_ingest.store.connection import Connection, Session, connect
 from esp_ingest.store.queries import query
 from esp_ingest.telemetry.model import at_us
 
@@ -79,6 +79,12 @@ def session(settings: Settings) -> Iterator[Connection]:
     LifecycleError."""
     try:
         with connect(settings.database, autocommit=True, patient=True) as connection:
+            if isinstance(connection, Session) and connection.pooled:
+                raise LifecycleError(
+                    Reason.DATABASE,
+                    "The lifecycle's lock belongs to a session, and there is a connection pooler between: name the "
+                    "server itself in database.dsn.",
+                )
             connection.execute(query("lifecycle_session"))
             state = schema.check_schema(connection)
             if not state.ok:

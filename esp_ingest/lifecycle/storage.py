@@ -53,6 +53,9 @@ class Storage(Protocol):
     def opened(self, name: str) -> "contextlib.AbstractContextManager[tuple[Path, str, int]]":
         """The file as it lies there: a local path to it, its SHA-256 and its size. Raises FileNotFoundError."""
 
+    def arrow(self) -> Any:
+        """The archive as a file system of pyarrow, to read parts of files."""
+
     def names(self, folder: str) -> list[str]:
         """Names of the files right in ``folder`` (which ends with a slash), without the folder."""
 
@@ -137,6 +140,11 @@ class FolderStorage:
                 digest.update(piece)
                 size += len(piece)
         yield path, digest.hexdigest(), size
+
+    def arrow(self) -> Any:
+        import pyarrow.fs
+
+        return pyarrow.fs.SubTreeFileSystem(str(self._folder), pyarrow.fs.LocalFileSystem())
 
     def names(self, folder: str) -> list[str]:
         with self._explained():
@@ -269,6 +277,13 @@ class ObjectStorage:
             yield local, digest.hexdigest(), size
         finally:
             local.unlink(missing_ok=True)
+
+    def arrow(self) -> Any:
+        import pyarrow.fs
+
+        from esp_ingest.lifecycle.arrow_files import ObjectFiles
+
+        return pyarrow.fs.PyFileSystem(ObjectFiles(self._store))
 
     def names(self, folder: str) -> list[str]:
         import obstore

@@ -1,3 +1,4 @@
+-- works with programs of schema >= 12
 -- What the lifecycle remembers of each archived day. The archive itself is the truth for reading back; this says what is
 -- due, and what a day held when its copy was made, so that a change shows.
 CREATE TABLE archive_days (

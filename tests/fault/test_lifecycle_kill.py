@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from esp_ingest.lifecycle import reading
+from esp_ingest.store.locks import LOCKS
 from tests.support.databases import Database
 from tests.support.lifecycle_data import (
     TABLES,
@@ -88,7 +89,7 @@ def stored_keys(database: Database) -> set[tuple[object, ...]]:
 def released(database: Database) -> None:
     """The killed process's session is gone, and its lock with it."""
     with database.connect() as connection:
-        connection.execute("SELECT pg_advisory_lock(7046029254386353134)")
+        connection.execute(f"SELECT pg_advisory_lock({LOCKS['lifecycle']})".encode())
 
 
 @pytest.mark.parametrize("number", [1, 2])
