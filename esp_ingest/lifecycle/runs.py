@@ -136,6 +136,8 @@ class Run:
 
     def _run(self) -> None:
         database, schema_version = self._checked_clock()
+        for table in TABLES:
+            self._days.columns(table)  # one that the archive cannot hold is found before anything is done
         if self._settings.archive.url:
             from esp_ingest.lifecycle.storage import open_storage
             from esp_ingest.lifecycle.verify import Origin
@@ -328,8 +330,10 @@ def _place(problem: Problem) -> dict[str, str]:
 
 
 def _is_left(record: Record | None, held: Held) -> bool:
-    """Whether what the database holds of the day is what its drop left there: occurrences that are still open."""
-    return record is not None and record.dropped_at is not None and record.is_current(held)
+    """Whether what the database holds of the day is what its last drop left there: occurrences that are still open."""
+    if record is None or record.dropped_at is None or not record.is_current(held):
+        return False
+    return record.archived_at is None or record.archived_at < record.dropped_at
 
 
 def claim(storage: "Storage", origin: "Origin", url: str, *, has_archived: bool) -> None:
