@@ -10,7 +10,7 @@ from esp_ingest import __version__, lifetime
 from esp_ingest.service import terminal
 
 if TYPE_CHECKING:
-    from esp_ingest.config import Settings
+    from esp_ingest.config.settings import Settings
 
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE = 0, 1, 2
 # By name: importing the rooms that define them would cost every command a second.
@@ -90,7 +90,7 @@ def _senseless(arguments: argparse.Namespace) -> str:
 
 
 def _settings(arguments: argparse.Namespace) -> "Settings":
-    from esp_ingest import config
+    from esp_ingest.config import settings as config
 
     return config.load(arguments.config)
 
@@ -102,7 +102,8 @@ def _print(lines: Iterable[str]) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from esp_ingest import daemon, workers
+    from esp_ingest import daemon
+    from esp_ingest.commands import workers
 
     settings = _settings(arguments)
     if arguments.retire:
@@ -122,7 +123,7 @@ def migrate(arguments: argparse.Namespace) -> int:
 
 def check(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
-    from esp_ingest import check as checks
+    from esp_ingest.commands import check as checks
 
     wrong = []
     for line in checks.run(settings):
@@ -151,21 +152,21 @@ def demo(arguments: argparse.Namespace) -> int:
 
 def rejects(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
-    from esp_ingest import rejects as room
+    from esp_ingest.commands import rejects as room
 
     return _print(room.run(settings, arguments))
 
 
 def rules(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
-    from esp_ingest.diagnostics import commands
+    from esp_ingest.commands import alarms as commands
 
     return commands.run_rules(settings, arguments)
 
 
 def alarms(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
-    from esp_ingest.diagnostics import commands
+    from esp_ingest.commands import alarms as commands
 
     return commands.run_alarms(settings, arguments)
 

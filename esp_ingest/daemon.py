@@ -16,9 +16,10 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from esp_ingest import lifetime
-from esp_ingest.config import ConfigError, Settings
+from esp_ingest.config.settings import ConfigError, Settings
+from esp_ingest.interfaces import Clock
+from esp_ingest.model import Decoded, Delivery
 from esp_ingest.resources import config_file
-from esp_ingest.seams import Clock
 from esp_ingest.service import health as conditions
 from esp_ingest.service import log as logs
 from esp_ingest.service import memory, systemd
@@ -26,13 +27,12 @@ from esp_ingest.service.clock import SystemClock
 from esp_ingest.service.health import Health
 from esp_ingest.service.http import HttpServer
 from esp_ingest.service.metrics import Metrics
-from esp_ingest.telemetry.model import Decoded, Delivery
 
 if TYPE_CHECKING:
     from esp_ingest.diagnostics.follower import Follower
-    from esp_ingest.diagnostics.publishing import Publisher
+    from esp_ingest.diagnostics.publisher import Publisher
     from esp_ingest.diagnostics.service import DiagnosticsService
-    from esp_ingest.store.spool import SetAside, Spool
+    from esp_ingest.store.spool.spool import SetAside, Spool
     from esp_ingest.telemetry.decode import Decoder
 
 log = logging.getLogger(__name__)
@@ -101,11 +101,11 @@ class Daemon:
 
     def __init__(self, settings: Settings, clock: Clock, metrics: Metrics, health: Health, signals: Signals) -> None:
         # Loaded here, after the health port answers: together they take a third of a second.
+        from esp_ingest.ingest.pipeline import Pipeline
+        from esp_ingest.ingest.writer_stage import Stage, ThreadedStage
         from esp_ingest.mqtt.source import MqttSource
-        from esp_ingest.pipeline import Pipeline
-        from esp_ingest.stage import Stage, ThreadedStage
         from esp_ingest.store.connection import conninfo
-        from esp_ingest.store.writer import PostgresStore
+        from esp_ingest.store.write.writer import PostgresStore
         from esp_ingest.telemetry.decode import Decoder
 
         conninfo(settings.database)  # one that is no connection string stays so: DsnError now, not an outage
@@ -152,7 +152,7 @@ class Daemon:
 
     def _open_spool(self) -> "Spool | None":
         """None where it is switched off. What an earlier start left in it nobody drains then, and that is said."""
-        from esp_ingest.store.spool import Spool, SpoolUnusable, orphans
+        from esp_ingest.store.spool.spool import Spool, SpoolUnusable, orphans
 
         settings = self._settings.spool
         if settings.enabled:
@@ -175,7 +175,7 @@ class Daemon:
         if not settings.diagnostics.enabled:
             self._health.set(conditions.DIAGNOSTICS, True, "switched off by diagnostics.enabled")
             return None
-        from esp_ingest.diagnostics.rules import RulesError
+        from esp_ingest.diagnostics.language.rules import RulesError
 
         try:
             service = self._new_service(lambda: None)
@@ -189,9 +189,9 @@ class Daemon:
 
     def _new_service(self, replay_until: Callable[[], int | None]) -> "DiagnosticsService":
         """Raises RulesError."""
-        from esp_ingest.diagnostics.rules import load
+        from esp_ingest.diagnostics.language.rules import load
         from esp_ingest.diagnostics.service import DiagnosticsService
-        from esp_ingest.store.diagnostics import PostgresDiagnosticsStore
+        from esp_ingest.store.checkpoints import PostgresDiagnosticsStore
 
         settings = self._settings
         path = settings.diagnostics.rules_file or config_file("rules.toml")
@@ -208,8 +208,8 @@ class Daemon:
     def _build_follower(self) -> "Follower":
         """The rules of a share group, on connections of their own (decision 0009)."""
         from esp_ingest.diagnostics.follower import Follower
-        from esp_ingest.store.follow import PostgresFeed
-        from esp_ingest.store.writer import PostgresStore
+        from esp_ingest.store.leader import PostgresFeed
+        from esp_ingest.store.write.writer import PostgresStore
 
         settings = self._settings
         store = PostgresStore(settings.database, settings.mqtt.topic_root, publish=settings.diagnostics.publish)
@@ -220,7 +220,7 @@ class Daemon:
         settings = self._settings
         if not (settings.diagnostics.enabled and settings.diagnostics.publish):
             return None
-        from esp_ingest.diagnostics.publishing import Publisher
+        from esp_ingest.diagnostics.publisher import Publisher
         from esp_ingest.mqtt.publishing_connection import PublishingConnection, publisher_client_id
         from esp_ingest.store.outbox import PostgresOutbox
 

@@ -122,7 +122,7 @@ VALUES (%s, %s, %s, %s, %s, %s);
 SELECT 1;
 
 -- name: copy_telemetry
--- Fresh readings, straight into the table. The columns are TELEMETRY_COLUMNS of esp_ingest/store/copy.py.
+-- Fresh readings, straight into the table. The columns are TELEMETRY_COLUMNS of esp_ingest/store/write/copy_format.py.
 COPY esp_telemetry ("timestamp", received_at, flow_rate, pip, motor_current, motor_temp, vibration, vsd_frequency, gor,
                     discharge_pressure, wellhead_pressure, casing_pressure, intake_temp, leakage_current, drive_voltage,
                     well_id, extra, quality)
@@ -217,7 +217,7 @@ CROSS JOIN LATERAL (
 ) AS t;
 
 -- name: copy_rejects
--- Rejects that were not delivered before. The columns are REJECT_COLUMNS of esp_ingest/store/copy.py.
+-- Rejects that were not delivered before. The columns are REJECT_COLUMNS of esp_ingest/store/write/copy_format.py.
 COPY ingest_rejects (received_at, digest, item, topic, topic_bytes, reason, detail, payload, redelivered, connection,
                      packet_id)
 FROM STDIN (FORMAT binary);

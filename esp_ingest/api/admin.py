@@ -12,12 +12,12 @@ from typing import Any
 
 from esp_ingest.api import passwords
 from esp_ingest.api.auth import machine_token
-from esp_ingest.config import ConfigError, Settings
-from esp_ingest.seams import Clock
+from esp_ingest.config.settings import ConfigError, Settings
+from esp_ingest.interfaces import Clock
+from esp_ingest.model import at_us
 from esp_ingest.service.clock import SystemClock
 from esp_ingest.store import users
 from esp_ingest.store.connection import Connection, connect
-from esp_ingest.telemetry.model import at_us
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _PATTERN = re.compile(r"[A-Za-z0-9._*-]{1,64}")

@@ -22,8 +22,8 @@ from esp_ingest.api.monitor import Monitor
 from esp_ingest.api.readiness import Readiness
 from esp_ingest.api.routes import actions, alarms, operations, pages, session, stream, telemetry, wells
 from esp_ingest.api.schema import PROBLEM_EXAMPLE
-from esp_ingest.config import Settings
-from esp_ingest.seams import Clock
+from esp_ingest.config.settings import Settings
+from esp_ingest.interfaces import Clock
 from esp_ingest.service.clock import SystemClock
 from esp_ingest.service.metrics import ApiMetrics
 from esp_ingest.telemetry.limits import HardLimits

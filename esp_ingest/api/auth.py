@@ -20,12 +20,12 @@ from esp_ingest.api.oidc import OidcUnavailable, OidcVerifier
 from esp_ingest.api.principal import Principal
 from esp_ingest.api.problems import Problem
 from esp_ingest.api.throttle import SignInThrottle
-from esp_ingest.config import Settings
-from esp_ingest.seams import Clock
+from esp_ingest.config.settings import Settings
+from esp_ingest.interfaces import Clock
+from esp_ingest.model import at_us
 from esp_ingest.service.metrics import ApiMetrics
 from esp_ingest.store import users
 from esp_ingest.store.connection import Connection
-from esp_ingest.telemetry.model import at_us
 
 log = logging.getLogger(__name__)
 

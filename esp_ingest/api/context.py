@@ -15,8 +15,8 @@ from esp_ingest.api.monitor import Monitor
 from esp_ingest.api.principal import Principal, Role
 from esp_ingest.api.problems import Problem, invalid
 from esp_ingest.api.readiness import Readiness
-from esp_ingest.config import Settings
-from esp_ingest.seams import Clock
+from esp_ingest.config.settings import Settings
+from esp_ingest.interfaces import Clock
 from esp_ingest.service.metrics import ApiMetrics
 from esp_ingest.telemetry.limits import HardLimits
 

@@ -15,7 +15,7 @@ from psycopg.abc import RV, PQGen
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
 
-from esp_ingest.config import Settings
+from esp_ingest.config.settings import Settings
 from esp_ingest.store.connection import Connection, ServerSilent, _impatient, connect, conninfo
 from esp_ingest.store.queries import query
 

@@ -11,8 +11,8 @@ from datetime import datetime
 from typing import Any, Literal
 
 from esp_ingest.api.database import Database
-from esp_ingest.seams import Clock
-from esp_ingest.telemetry.model import SIGNAL_NAMES, at_us
+from esp_ingest.interfaces import Clock
+from esp_ingest.model import SIGNAL_NAMES, at_us
 
 State = Literal["running", "stopped", "unknown", "silent"]
 STATES: tuple[State, ...] = ("running", "stopped", "unknown", "silent")

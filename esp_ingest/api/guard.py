@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from esp_ingest.api.problems import Problem, answer, from_error
-from esp_ingest.seams import Clock
+from esp_ingest.interfaces import Clock
 from esp_ingest.service.metrics import API_METHODS, ApiMetrics
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from esp_ingest.config import ConfigError, Settings
+from esp_ingest.config.settings import ConfigError, Settings
 
 log = logging.getLogger(__name__)
 

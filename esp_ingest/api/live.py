@@ -25,9 +25,9 @@ from psycopg_pool import PoolTimeout
 from esp_ingest.api.database import Database
 from esp_ingest.api.monitor import Monitor
 from esp_ingest.api.principal import Principal
-from esp_ingest.seams import Clock, StoreUnavailable
+from esp_ingest.interfaces import Clock, StoreUnavailable
+from esp_ingest.model import SIGNAL_NAMES, at_us
 from esp_ingest.service.log import Repeated
-from esp_ingest.telemetry.model import SIGNAL_NAMES, at_us
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from pydantic import (
     create_model,
 )
 
-from esp_ingest.config import WELL_ID_PATTERN
-from esp_ingest.telemetry.model import SIGNALS
+from esp_ingest.config.settings import WELL_ID_PATTERN
+from esp_ingest.model import SIGNALS
 
 WellId = Annotated[str, StringConstraints(pattern=f"^{WELL_ID_PATTERN}$")]
 Severity = Literal["critical", "high", "medium", "low", "info"]

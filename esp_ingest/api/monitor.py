@@ -8,8 +8,8 @@ from typing import Any
 
 import httpx
 
-from esp_ingest.config import Settings
-from esp_ingest.seams import Clock
+from esp_ingest.config.settings import Settings
+from esp_ingest.interfaces import Clock
 
 log = logging.getLogger(__name__)
 

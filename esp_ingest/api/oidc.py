@@ -11,8 +11,8 @@ import jwt
 from esp_ingest.api.keys import LEEWAY_SECONDS
 from esp_ingest.api.principal import EVERYTHING, Principal, Role
 from esp_ingest.api.problems import Problem
-from esp_ingest.config import ApiSettings
-from esp_ingest.seams import Clock
+from esp_ingest.config.settings import ApiSettings
+from esp_ingest.interfaces import Clock
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from fastapi.responses import Response
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 from starlette.exceptions import HTTPException
 
-from esp_ingest.seams import StoreUnavailable
+from esp_ingest.interfaces import StoreUnavailable
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import psycopg
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from esp_ingest.api.database import Database
-from esp_ingest.seams import Clock
+from esp_ingest.interfaces import Clock
 from esp_ingest.service.log import Repeated
 from esp_ingest.service.metrics import ApiMetrics
 from esp_ingest.store import sqlstate

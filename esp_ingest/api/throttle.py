@@ -4,7 +4,7 @@ together, and what they cost is a wait that grows, not a lock. A second limit co
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from esp_ingest.seams import Clock
+from esp_ingest.interfaces import Clock
 
 FREE_FAILURES = 5
 LONGEST_WAIT_SECONDS = 300.0

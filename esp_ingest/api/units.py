@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-from esp_ingest.telemetry.model import SIGNALS
+from esp_ingest.model import SIGNALS
 
 System = Literal["field", "metric"]
 

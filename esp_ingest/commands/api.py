@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from esp_ingest.commands.extra import require
 
 if TYPE_CHECKING:
-    from esp_ingest.config import Settings
+    from esp_ingest.config.settings import Settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +19,7 @@ def run(settings: "Settings", arguments: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT. Raises ConfigError, ExtraMissing, ServerError."""
     require("api", "The HTTP API")
     from esp_ingest.api import server
-    from esp_ingest.config import ConfigError
+    from esp_ingest.config.settings import ConfigError
 
     given = {name: getattr(arguments, name) for name in ("host", "port") if getattr(arguments, name) is not None}
     if given.get("host") == "":

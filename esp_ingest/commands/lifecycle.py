@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from esp_ingest.commands.extra import require
 
 if TYPE_CHECKING:
-    from esp_ingest.config import Settings
+    from esp_ingest.config.settings import Settings
 
 AddAction = Callable[[str, str], argparse.ArgumentParser]
 
@@ -83,8 +83,8 @@ def _run(settings: "Settings", arguments: argparse.Namespace) -> int:
 
 
 def _seconds(text: str) -> float:
-    from esp_ingest.config import ConfigError
-    from esp_ingest.diagnostics.conditions import ConditionError, duration_us
+    from esp_ingest.config.settings import ConfigError
+    from esp_ingest.diagnostics.language.conditions import ConditionError, duration_us
 
     try:
         seconds = duration_us(text.strip()) / 1e6
@@ -137,7 +137,7 @@ def _restore(settings: "Settings", arguments: argparse.Namespace) -> int:
     from esp_ingest.lifecycle import reading
 
     if arguments.first > arguments.last:
-        from esp_ingest.config import ConfigError
+        from esp_ingest.config.settings import ConfigError
 
         raise ConfigError(f"--from {arguments.first} is after --to {arguments.last}: exchange them.")
     wanted = reading.Wanted(

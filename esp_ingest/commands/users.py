@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from esp_ingest.commands.extra import require
 
 if TYPE_CHECKING:
-    from esp_ingest.config import Settings
+    from esp_ingest.config.settings import Settings
 
 ROLES = ("viewer", "operator", "admin")
 

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from esp_ingest.config import ENV_PREFIX
-from esp_ingest.demo import replay
+from esp_ingest.config.settings import ENV_PREFIX
+from esp_ingest.demo.processes import Simulator, Stored, Theatre
 from esp_ingest.demo.recording import EVENTFUL_SECONDS, Recording, write_recording
 from esp_ingest.demo.screen import Picture, Screen, open_screen
 from esp_ingest.demo.stop import Stop
-from esp_ingest.demo.theatre import Simulator, Stored, Theatre
 from esp_ingest.service.clock import SystemClock
+from esp_ingest.telemetry import csv_recording as replay
 
 _LOOK_SECONDS = 0.5
 _LIVE_SHARE = 4  # one well in four reports live

@@ -24,7 +24,7 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
-from esp_ingest.telemetry.model import SIGNAL_ROW, SIGNALS, FloatArray, Readings
+from esp_ingest.model import SIGNAL_ROW, SIGNALS, FloatArray, Readings
 
 DEFAULT_START_US = 1_767_225_600_000_000  # 2026-01-01T00:00:00Z
 

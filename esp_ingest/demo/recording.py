@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from esp_ingest.demo.fleet import Fault, FaultName, Fleet
-from esp_ingest.telemetry.model import SIGNAL_NAMES, Readings
+from esp_ingest.model import SIGNAL_NAMES, Readings
 
 CALM_SECONDS = 20 * 3_600
 EVENTFUL_SECONDS = 2 * 3_600

@@ -10,12 +10,12 @@ import threading
 from collections.abc import Callable
 from typing import Protocol
 
-from esp_ingest.diagnostics.rules import RulesError
+from esp_ingest.diagnostics.language.rules import RulesError
 from esp_ingest.diagnostics.service import Diagnosis, DiagnosticsService
-from esp_ingest.seams import Clock, Store, StoreUnavailable
+from esp_ingest.interfaces import Clock, Store, StoreUnavailable
+from esp_ingest.model import Readings
 from esp_ingest.service.log import Repeated
 from esp_ingest.service.metrics import Metrics
-from esp_ingest.telemetry.model import Readings
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ _STAND_BY_SECONDS = 2.0  # how often one that does not lead asks whether it may
 
 
 class Feed(Protocol):
-    """store/follow.py."""
+    """store/leader.py."""
 
     def lead(self) -> bool: ...
     def cursor(self, first_us: int) -> int: ...

@@ -16,15 +16,15 @@ from itertools import islice
 
 import numpy as np
 
-from esp_ingest.diagnostics import alarms
-from esp_ingest.diagnostics.alarms import Occurrence
-from esp_ingest.diagnostics.coverage import rules_off
-from esp_ingest.diagnostics.engine import Engine, Evaluation
-from esp_ingest.diagnostics.rules import RulesError, RuleSet
-from esp_ingest.seams import Clock, DiagnosticsStore, StoreUnavailable
+from esp_ingest.diagnostics import alarm as alarms
+from esp_ingest.diagnostics.alarm import Occurrence
+from esp_ingest.diagnostics.engine.engine import Engine, Evaluation
+from esp_ingest.diagnostics.inactive_rules import rules_off
+from esp_ingest.diagnostics.language.rules import RulesError, RuleSet
+from esp_ingest.interfaces import Clock, DiagnosticsStore, StoreUnavailable
+from esp_ingest.model import AlarmAction, Checkpoint, DiagnosticRow, Readings
 from esp_ingest.service.log import Repeated
 from esp_ingest.service.metrics import Metrics
-from esp_ingest.telemetry.model import AlarmAction, Checkpoint, DiagnosticRow, Readings
 
 log = logging.getLogger(__name__)
 

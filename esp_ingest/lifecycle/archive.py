@@ -24,7 +24,7 @@ from esp_ingest.lifecycle.manifest import FILE_NAME, File, Manifest, folder, rfc
 from esp_ingest.lifecycle.storage import Storage, StorageError
 from esp_ingest.lifecycle.tables import Table, bounds
 from esp_ingest.lifecycle.verify import Origin
-from esp_ingest.telemetry.model import at_us
+from esp_ingest.model import at_us
 
 Row = tuple[Any, ...]
 _PAGE = 5_000

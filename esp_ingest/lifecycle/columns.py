@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from esp_ingest.lifecycle.errors import LifecycleError, Reason
-from esp_ingest.telemetry.model import SIGNALS
+from esp_ingest.model import SIGNALS
 
 Bytes = npt.NDArray[np.uint8]
 Lengths = npt.NDArray[np.int64]

@@ -8,7 +8,7 @@ from typing import Any
 
 import psycopg
 
-from esp_ingest.config import Settings
+from esp_ingest.config.settings import Settings
 from esp_ingest.lifecycle import days as known
 from esp_ingest.lifecycle import restore, runs, verify
 from esp_ingest.lifecycle.days import Days

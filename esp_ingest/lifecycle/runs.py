@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from esp_ingest.config import Settings
+from esp_ingest.config.settings import Settings
+from esp_ingest.interfaces import Clock, StoreUnavailable
 from esp_ingest.lifecycle import days as known
 from esp_ingest.lifecycle import retention
 from esp_ingest.lifecycle.days import Days, Held, Record
 from esp_ingest.lifecycle.errors import LifecycleError, Reason
 from esp_ingest.lifecycle.tables import TABLES, Table, bounds
-from esp_ingest.seams import Clock, StoreUnavailable
+from esp_ingest.model import at_us
 from esp_ingest.store import schema, sqlstate
 from esp_ingest.store.connection import Connection, Session, connect
 from esp_ingest.store.queries import query
-from esp_ingest.telemetry.model import at_us
 
 if TYPE_CHECKING:
     from esp_ingest.lifecycle.storage import Storage

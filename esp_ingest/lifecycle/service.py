@@ -6,9 +6,9 @@ import signal
 from types import FrameType
 from typing import Any
 
-from esp_ingest.config import Settings
+from esp_ingest.config.settings import Settings
+from esp_ingest.interfaces import Clock
 from esp_ingest.lifecycle import runs
-from esp_ingest.seams import Clock
 from esp_ingest.service import log as logs
 from esp_ingest.service.clock import SystemClock
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 from urllib.parse import unquote, urlsplit
 
-from esp_ingest.config import ArchiveSettings
+from esp_ingest.config.settings import ArchiveSettings
 from esp_ingest.lifecycle.errors import LifecycleError, Reason
 
 _PIECE = 1_048_576

@@ -5,7 +5,7 @@ from datetime import UTC, date, datetime, time, timedelta
 
 from psycopg import sql
 
-from esp_ingest.config import LifecycleSettings
+from esp_ingest.config.settings import LifecycleSettings
 
 _EPOCH_DAY = date(1970, 1, 1)
 FIRST_DAY, LAST_DAY = date(1, 1, 2), date(9999, 12, 30)

@@ -17,7 +17,7 @@ from esp_ingest.lifecycle.errors import LifecycleError, Reason
 from esp_ingest.lifecycle.manifest import Manifest, folder
 from esp_ingest.lifecycle.storage import Storage
 from esp_ingest.lifecycle.tables import Table
-from esp_ingest.telemetry.model import at_us
+from esp_ingest.model import at_us
 
 
 @dataclass(frozen=True)

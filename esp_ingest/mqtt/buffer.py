@@ -3,7 +3,7 @@
 import threading
 from collections import deque
 
-from esp_ingest.telemetry.model import Delivery, weight_of
+from esp_ingest.model import Delivery, weight_of
 
 # Ages are kept a group of messages, not a message: what arrives within so long counts as having arrived together.
 AGE_GROUP_SECONDS = 0.05

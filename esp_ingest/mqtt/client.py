@@ -23,8 +23,8 @@ from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.exception import MalformedPacket
 
-from esp_ingest.seams import Clock
-from esp_ingest.telemetry.model import LONG_TOPIC_BYTES, Delivery, cut_off, weight_of
+from esp_ingest.interfaces import Clock
+from esp_ingest.model import LONG_TOPIC_BYTES, Delivery, cut_off, weight_of
 
 logger = logging.getLogger(__name__)
 

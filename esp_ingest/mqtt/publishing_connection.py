@@ -17,12 +17,12 @@ from paho.mqtt.enums import MQTTProtocolVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from esp_ingest.config import ConfigError, MqttSettings
+from esp_ingest.config.settings import ConfigError, MqttSettings
+from esp_ingest.interfaces import Clock
 from esp_ingest.mqtt import sentences
-from esp_ingest.mqtt.backoff import Backoff
 from esp_ingest.mqtt.client import BulkClient
-from esp_ingest.mqtt.session import new_client
-from esp_ingest.seams import Clock
+from esp_ingest.mqtt.client_setup import new_client
+from esp_ingest.service.backoff import Backoff
 from esp_ingest.service.metrics import Metrics
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from paho.mqtt.reasoncodes import ReasonCode
 
-from esp_ingest.config import MqttSettings
+from esp_ingest.config.settings import MqttSettings
 
 UNSUPPORTED_PROTOCOL, BAD_LOGIN, NOT_AUTHORIZED, SESSION_TAKEN_OVER = 0x84, 0x86, 0x87, 0x8E
 REFUSED_PROTOCOL = "The broker does not speak MQTT"

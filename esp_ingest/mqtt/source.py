@@ -27,16 +27,16 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from esp_ingest.config import ConfigError, MqttSettings
+from esp_ingest.config.settings import ConfigError, MqttSettings
+from esp_ingest.interfaces import Clock
+from esp_ingest.model import Delivery
 from esp_ingest.mqtt import sentences
-from esp_ingest.mqtt.backoff import Backoff
 from esp_ingest.mqtt.buffer import Buffer
 from esp_ingest.mqtt.client import BulkClient
-from esp_ingest.mqtt.session import FilterRecord, Topics, new_client
-from esp_ingest.seams import Clock
+from esp_ingest.mqtt.client_setup import FilterRecord, Topics, new_client
+from esp_ingest.service.backoff import Backoff
 from esp_ingest.service.log import Repeated
 from esp_ingest.service.metrics import Metrics
-from esp_ingest.telemetry.model import Delivery
 
 logger = logging.getLogger(__name__)
 

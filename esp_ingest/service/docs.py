@@ -13,9 +13,9 @@ import annotated_types
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from esp_ingest.config import ENV_PREFIX, Settings
+from esp_ingest.config.settings import ENV_PREFIX, Settings
+from esp_ingest.model import SIGNALS
 from esp_ingest.service.metrics import ApiMetrics, MetricInfo, Metrics
-from esp_ingest.telemetry.model import SIGNALS
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 COMMAND = "python -m esp_ingest.service.docs"
@@ -33,7 +33,7 @@ _LENGTHS = {"min_length": "at least {} characters", "max_length": "at most {} ch
 _CONFIGURATION = f"""\
 # Configuration
 
-<!-- Made by `{COMMAND}` from esp_ingest/config.py: change it there. -->
+<!-- Made by `{COMMAND}` from esp_ingest/config/settings.py: change it there. -->
 
 Settings come from three places; a later one wins: the defaults below, the TOML file of `--config FILE`
 ([config/esp_ingest.toml](../config/esp_ingest.toml) has them all), and environment variables
@@ -83,7 +83,7 @@ def toml() -> str:
         "# Every setting with its default. A line may be left out: the default then holds.",
         f"# Each has an environment override {ENV_PREFIX}SECTION__KEY, for example {ENV_PREFIX}MQTT__HOST=broker.",
         "# Secrets belong into files (…_file) or the environment, not in here.",
-        f"# Made by `{COMMAND}` from esp_ingest/config.py.",
+        f"# Made by `{COMMAND}` from esp_ingest/config/settings.py.",
     ]
     for name, section in sections():
         lines += ["", f"# {_first_line(section)}", f"[{name}]"]

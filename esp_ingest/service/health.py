@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from esp_ingest.service.log import redact
 
 if TYPE_CHECKING:
-    from esp_ingest.config import ServiceSettings
-    from esp_ingest.seams import Clock
+    from esp_ingest.config.settings import ServiceSettings
+    from esp_ingest.interfaces import Clock
 
 Checks = dict[str, dict[str, object]]
 

@@ -22,7 +22,7 @@ from esp_ingest.service.health import Checks, Health
 from esp_ingest.service.log import Repeated
 
 if TYPE_CHECKING:
-    from esp_ingest.config import HttpSettings
+    from esp_ingest.config.settings import HttpSettings
     from esp_ingest.service.metrics import Metrics
 
 log = logging.getLogger(__name__)

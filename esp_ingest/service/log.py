@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
-    from esp_ingest.config import LogSettings
+    from esp_ingest.config.settings import LogSettings
 
 # A line has to survive journald, container runtimes and shippers: they cut at 16 KiB or more, so we stay below.
 MAX_TEXT_CHARACTERS = 2_000

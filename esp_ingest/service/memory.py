@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from esp_ingest.config import Settings
+from esp_ingest.config.settings import Settings
 
 MIB = 1_048_576
 LEAST_BASE_BYTES = 100 * MIB  # interpreter, libraries and code, once a connection and a batch have been there

@@ -27,7 +27,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from esp_ingest import __version__
-from esp_ingest.telemetry.model import SIGNAL_NAMES, RejectReason
+from esp_ingest.model import SIGNAL_NAMES, RejectReason
 
 PREFIX = "esp_ingest"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

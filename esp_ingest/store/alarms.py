@@ -9,9 +9,9 @@ from typing import Any
 
 from psycopg.rows import dict_row
 
+from esp_ingest.model import at_us
 from esp_ingest.store.connection import Connection, Moment
 from esp_ingest.store.queries import query
-from esp_ingest.telemetry.model import at_us
 
 
 @dataclass(frozen=True, slots=True)

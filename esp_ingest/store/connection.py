@@ -15,8 +15,8 @@ from psycopg.pq import TransactionStatus
 from psycopg.types.datetime import TimestamptzLoader
 from psycopg.waiting import Ready
 
-from esp_ingest.config import DatabaseSettings
-from esp_ingest.seams import StoreUnavailable
+from esp_ingest.config.settings import DatabaseSettings
+from esp_ingest.interfaces import StoreUnavailable
 from esp_ingest.store import sqlstate
 from esp_ingest.store.queries import query
 

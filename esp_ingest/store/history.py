@@ -4,12 +4,12 @@ from collections.abc import Iterator, Sequence
 
 import psycopg
 
-from esp_ingest.config import DatabaseSettings
+from esp_ingest.config.settings import DatabaseSettings
+from esp_ingest.model import Readings, at_us
 from esp_ingest.store import sqlstate
+from esp_ingest.store.checkpoints import to_readings
 from esp_ingest.store.connection import connect
-from esp_ingest.store.diagnostics import to_readings
 from esp_ingest.store.queries import query
-from esp_ingest.telemetry.model import Readings, at_us
 
 _PAGE = 20_000
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import psycopg
 
-from esp_ingest.config import DatabaseSettings
+from esp_ingest.config.settings import DatabaseSettings
 from esp_ingest.store.connection import OnDemand
 from esp_ingest.store.queries import query
 

@@ -11,9 +11,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from esp_ingest.model import Reject, RejectReason
 from esp_ingest.store.connection import Connection, Moment
 from esp_ingest.store.queries import query
-from esp_ingest.telemetry.model import Reject, RejectReason
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ID = re.compile(r"(?:(?P<at>\d{1,17})-)?(?P<digest>[0-9a-f]{32})")

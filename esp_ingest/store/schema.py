@@ -11,9 +11,9 @@ from typing import Literal, NamedTuple
 
 import psycopg
 
-from esp_ingest.config import DatabaseSettings
+from esp_ingest.config.settings import DatabaseSettings
+from esp_ingest.interfaces import StoreUnavailable
 from esp_ingest.resources import sql_folder
-from esp_ingest.seams import StoreUnavailable
 from esp_ingest.store import sqlstate
 from esp_ingest.store.connection import Connection, connect, is_pooled
 from esp_ingest.store.queries import query

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import psycopg
 
-from esp_ingest.seams import StoreUnavailable
+from esp_ingest.interfaces import StoreUnavailable
 
 
 class Verdict(Enum):

@@ -23,17 +23,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from esp_ingest.config import WELL_ID_PATTERN, TelemetrySettings
-from esp_ingest.telemetry.exact import (
-    KNOWN_KEYS,
-    LONGEST_NUMBER,
-    ExactReader,
-    ExactReading,
-    Refused,
-    is_crowded,
-)
-from esp_ingest.telemetry.limits import HardLimits
-from esp_ingest.telemetry.model import (
+from esp_ingest.config.settings import WELL_ID_PATTERN, TelemetrySettings
+from esp_ingest.model import (
     SIGNAL_NAMES,
     Decoded,
     Delivery,
@@ -43,6 +34,15 @@ from esp_ingest.telemetry.model import (
     Reject,
     RejectReason,
 )
+from esp_ingest.telemetry.exact import (
+    KNOWN_KEYS,
+    LONGEST_NUMBER,
+    ExactReader,
+    ExactReading,
+    Refused,
+    is_crowded,
+)
+from esp_ingest.telemetry.limits import HardLimits
 from esp_ingest.telemetry.timestamps import NO_TIME, parse_column
 
 _ABSENT = float("nan")

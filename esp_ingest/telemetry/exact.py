@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from esp_ingest.config import TelemetrySettings
+from esp_ingest.config.settings import TelemetrySettings
+from esp_ingest.model import SIGNAL_NAMES, SIGNAL_ROW, IntArray, RejectReason, whole_bytes_of
 from esp_ingest.telemetry.limits import HardLimits
-from esp_ingest.telemetry.model import SIGNAL_NAMES, SIGNAL_ROW, IntArray, RejectReason, whole_bytes_of
 from esp_ingest.telemetry.timestamps import NO_TIME, from_number, lacks_offset, parse_rfc3339
 
 KNOWN_KEYS = frozenset((*SIGNAL_NAMES, "timestamp", "well_id"))

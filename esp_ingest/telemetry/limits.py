@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from esp_ingest.config import Limits, TelemetrySettings
-from esp_ingest.telemetry.model import SIGNAL_NAMES, SIGNALS, FloatArray
+from esp_ingest.config.settings import Limits, TelemetrySettings
+from esp_ingest.model import SIGNAL_NAMES, SIGNALS, FloatArray
 
 
 class HardLimits:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from esp_ingest.telemetry.model import IntArray
+from esp_ingest.model import IntArray
 
 Characters = npt.NDArray[np.uint8]
 NO_TIME = -(2**63)

@@ -1,7 +1,7 @@
 -- The three tables of the contract. Every timestamp is timestamptz, every key NOT NULL.
 
 -- One row a reading. The primary key serves a well's history and makes writing again harmless: the first one stored stays.
--- Signals stand in the order of esp_ingest.telemetry.model.SIGNALS; NULL is "not sent" or, with an entry in quality,
+-- Signals stand in the order of esp_ingest.model.SIGNALS; NULL is "not sent" or, with an entry in quality,
 -- "sent, but outside its hard limits".
 CREATE TABLE esp_telemetry (
     "timestamp"        timestamptz NOT NULL,

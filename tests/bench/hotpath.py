@@ -13,15 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from esp_ingest.config import TelemetrySettings
-from esp_ingest.diagnostics import rules
-from esp_ingest.diagnostics.engine import Engine
+from esp_ingest.config.settings import TelemetrySettings
+from esp_ingest.diagnostics.engine.engine import Engine
+from esp_ingest.diagnostics.language import rules
+from esp_ingest.model import Delivery
 from esp_ingest.mqtt.client import walk
 from esp_ingest.resources import config_file
-from esp_ingest.store.copy import telemetry_stream
-from esp_ingest.store.marks import Marks
+from esp_ingest.store.write.copy_format import telemetry_stream
+from esp_ingest.store.write.high_water import Marks
 from esp_ingest.telemetry.decode import Decoder
-from esp_ingest.telemetry.model import Delivery
 from tests.bench.workload import Shape, after_header, encode_length, generate
 
 READINGS = 5_000

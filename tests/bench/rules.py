@@ -16,10 +16,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from esp_ingest.demo.fleet import Fleet
-from esp_ingest.diagnostics import rules
-from esp_ingest.diagnostics.engine import Engine
+from esp_ingest.diagnostics.engine.engine import Engine
+from esp_ingest.diagnostics.language import rules
+from esp_ingest.model import SIGNAL_ROW, Readings
 from esp_ingest.resources import config_file
-from esp_ingest.telemetry.model import SIGNAL_ROW, Readings
 from tests.evaluate import pages
 
 BUDGET_US = 1.5

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from esp_ingest.demo.fleet import Fault, FaultName, Fleet
-from esp_ingest.diagnostics.trial import Trial
-from esp_ingest.telemetry.model import SIGNAL_ROW, DiagnosticRow, FloatArray, Readings
+from esp_ingest.diagnostics.dry_run import Trial
+from esp_ingest.model import SIGNAL_ROW, DiagnosticRow, FloatArray, Readings
 from tests.evaluate.simulated import in_batches, rule_set
 
 HOUR = 3_600.0

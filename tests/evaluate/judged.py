@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from esp_ingest.diagnostics.rules import RuleSet
-from esp_ingest.telemetry.model import SIGNAL_ROW, DiagnosticRow, Severity
+from esp_ingest.diagnostics.language.rules import RuleSet
+from esp_ingest.model import SIGNAL_ROW, DiagnosticRow, Severity
 from tests.evaluate.recorded import (
     ESP01,
     GAUGE_FAILURE,

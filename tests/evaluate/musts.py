@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from esp_ingest.telemetry.model import Severity
+from esp_ingest.model import Severity
 from tests.evaluate import judged
 from tests.evaluate.recorded import (
     ESP01,

@@ -5,10 +5,10 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-from esp_ingest.diagnostics.alarms import span
-from esp_ingest.diagnostics.rules import Rule, RuleSet
-from esp_ingest.diagnostics.rules_commands import in_words, words
-from esp_ingest.diagnostics.texts import amount
+from esp_ingest.commands.rules import in_words, words
+from esp_ingest.diagnostics.alarm import span
+from esp_ingest.diagnostics.engine.messages import amount
+from esp_ingest.diagnostics.language.rules import Rule, RuleSet
 from tests.evaluate.examples import EXAMPLES, play
 from tests.evaluate.recorded import shipped
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 
-from esp_ingest.telemetry.model import SIGNAL_ROW, SIGNALS, FloatArray
+from esp_ingest.model import SIGNAL_ROW, SIGNALS, FloatArray
 from tests.evaluate.examples import EXAMPLES, Shown, play
 
 FOLDER = Path(__file__).parents[2] / "docs" / "diagnostics"

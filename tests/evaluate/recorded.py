@@ -9,14 +9,14 @@ from datetime import datetime
 from itertools import islice
 from pathlib import Path
 
-from esp_ingest.config import TelemetrySettings
-from esp_ingest.demo import replay
-from esp_ingest.diagnostics import rules
-from esp_ingest.diagnostics.rules import RuleSet
-from esp_ingest.diagnostics.trial import Trial, tried
+from esp_ingest.config.settings import TelemetrySettings
+from esp_ingest.diagnostics.dry_run import Trial, tried
+from esp_ingest.diagnostics.language import rules
+from esp_ingest.diagnostics.language.rules import RuleSet
+from esp_ingest.model import Delivery, DiagnosticRow, Readings
 from esp_ingest.resources import config_file
+from esp_ingest.telemetry import csv_recording as replay
 from esp_ingest.telemetry.decode import Decoder
-from esp_ingest.telemetry.model import Delivery, DiagnosticRow, Readings
 
 FOLDER = Path(os.environ.get("DATA") or Path(__file__).parents[3] / "shared" / "data" / "esp")
 ESP01 = "slb_esp01_raw.csv.gz"

@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from esp_ingest.demo.fleet import FaultName
-from esp_ingest.diagnostics.rules import RuleSet
-from esp_ingest.telemetry.model import Severity
+from esp_ingest.diagnostics.language.rules import RuleSet
+from esp_ingest.model import Severity
 from tests.evaluate import judged, simulated
 from tests.evaluate.musts import Must
 from tests.evaluate.recorded import ESP01, SAMPLES, played

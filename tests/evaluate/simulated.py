@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from esp_ingest.demo.fleet import DEFAULT_START_US, Fault, FaultName, Fleet
-from esp_ingest.diagnostics import rules
-from esp_ingest.diagnostics.rules import RuleSet
-from esp_ingest.diagnostics.trial import Trial
+from esp_ingest.diagnostics.dry_run import Trial
+from esp_ingest.diagnostics.language import rules
+from esp_ingest.diagnostics.language.rules import RuleSet
+from esp_ingest.model import DiagnosticRow, Readings, Severity
 from esp_ingest.resources import config_file
-from esp_ingest.telemetry.model import DiagnosticRow, Readings, Severity
 
 MINUTE_US = 60_000_000
 SEEDS = (1, 2, 3, 4, 5)

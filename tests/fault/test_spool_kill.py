@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from esp_ingest.store.spool import Spool, SpoolFull
-from esp_ingest.telemetry.model import Delivery
+from esp_ingest.model import Delivery
+from esp_ingest.store.spool.spool import Spool, SpoolFull
 from tests.support.databases import unavailable
 from tests.support.rig import say
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from esp_ingest.config import ConfigError, Settings, load
-from esp_ingest.diagnostics import rules
-from esp_ingest.diagnostics.commands import alarm_lines
+from esp_ingest.commands.alarms import alarm_lines
+from esp_ingest.config.settings import ConfigError, Settings, load
+from esp_ingest.diagnostics.language import rules
+from esp_ingest.model import SIGNAL_ROW, SIGNALS, Readings
 from esp_ingest.resources import config_file
 from esp_ingest.store.schema import migrate
-from esp_ingest.telemetry.model import SIGNAL_ROW, SIGNALS, Readings
 from tests.integration.test_diagnostics_restart import Run
 from tests.support.databases import Database
 from tests.support.fake_clock import FakeClock

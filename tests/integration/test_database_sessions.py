@@ -11,17 +11,17 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pydantic import SecretStr
 
-from esp_ingest import check
-from esp_ingest import rejects as rejects_command
-from esp_ingest.config import DatabaseSettings, Settings
-from esp_ingest.diagnostics.commands import alarm_lines
-from esp_ingest.seams import StoreUnavailable
+from esp_ingest.commands import check
+from esp_ingest.commands import rejects as rejects_command
+from esp_ingest.commands.alarms import alarm_lines
+from esp_ingest.config.settings import DatabaseSettings, Settings
+from esp_ingest.interfaces import StoreUnavailable
+from esp_ingest.model import Reject, RejectReason
 from esp_ingest.store import alarms
+from esp_ingest.store.checkpoints import PostgresDiagnosticsStore
 from esp_ingest.store.connection import connect
-from esp_ingest.store.diagnostics import PostgresDiagnosticsStore
 from esp_ingest.store.schema import SchemaError, check_database, migrate
-from esp_ingest.store.writer import PostgresStore
-from esp_ingest.telemetry.model import Reject, RejectReason
+from esp_ingest.store.write.writer import PostgresStore
 from tests.support.databases import Database
 from tests.support.store_data import DIAGNOSIS, START_US, readings, reject
 

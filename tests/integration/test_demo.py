@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
-from esp_ingest.demo.embedded import EmbeddedBroker, EmbeddedPostgres
+from esp_ingest.demo.servers import EmbeddedBroker, EmbeddedPostgres
 
 
 def demo(*arguments: str, temporary: Path) -> "subprocess.Popen[str]":

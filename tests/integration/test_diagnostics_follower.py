@@ -7,10 +7,10 @@ from esp_ingest.diagnostics import follower as following
 from esp_ingest.diagnostics.follower import Follower
 from esp_ingest.diagnostics.service import DiagnosticsService
 from esp_ingest.service.metrics import Metrics
-from esp_ingest.store.diagnostics import PostgresDiagnosticsStore
-from esp_ingest.store.follow import PostgresFeed
+from esp_ingest.store.checkpoints import PostgresDiagnosticsStore
+from esp_ingest.store.leader import PostgresFeed
 from esp_ingest.store.schema import migrate
-from esp_ingest.store.writer import PostgresStore
+from esp_ingest.store.write.writer import PostgresStore
 from tests.integration.test_diagnostics_restart import expected, stream, table
 from tests.property.test_diagnostics_engine import LIMITED, START_US
 from tests.support.databases import Database

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from esp_ingest.diagnostics import service
-from esp_ingest.diagnostics.rules import RuleSet
+from esp_ingest.diagnostics.language.rules import RuleSet
 from esp_ingest.diagnostics.service import DiagnosticsService
+from esp_ingest.model import Readings
 from esp_ingest.service.metrics import Metrics
-from esp_ingest.store.diagnostics import PostgresDiagnosticsStore
+from esp_ingest.store.checkpoints import PostgresDiagnosticsStore
 from esp_ingest.store.schema import migrate
-from esp_ingest.store.writer import PostgresStore
-from esp_ingest.telemetry.model import Readings
+from esp_ingest.store.write.writer import PostgresStore
 from tests.property.test_diagnostics_engine import LIMITED, START_US, merged, story, whole
 from tests.support.databases import Database
 from tests.support.fake_clock import FakeClock

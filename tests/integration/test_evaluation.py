@@ -5,8 +5,8 @@
 import pytest
 
 from esp_ingest.demo.fleet import FaultName
-from esp_ingest.diagnostics import rules
-from esp_ingest.diagnostics.rules import RuleSet
+from esp_ingest.diagnostics.language import rules
+from esp_ingest.diagnostics.language.rules import RuleSet
 from esp_ingest.resources import config_file
 from tests.evaluate import judged, simulated
 from tests.evaluate.musts import Must, musts

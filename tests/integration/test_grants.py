@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from esp_ingest.seams import StoreUnavailable
-from esp_ingest.store.diagnostics import PostgresDiagnosticsStore
-from esp_ingest.store.follow import PostgresFeed
+from esp_ingest.interfaces import StoreUnavailable
+from esp_ingest.model import Checkpoint, Readings
+from esp_ingest.store.checkpoints import PostgresDiagnosticsStore
+from esp_ingest.store.leader import PostgresFeed
 from esp_ingest.store.outbox import PostgresOutbox
 from esp_ingest.store.schema import check_database, migrate
-from esp_ingest.store.writer import PostgresStore
-from esp_ingest.telemetry.model import Checkpoint, Readings
+from esp_ingest.store.write.writer import PostgresStore
 from tests.support.databases import Database, Missing, NativeTimescale, unavailable
 from tests.support.store_data import DIAGNOSIS, START_US, cleared, readings, reject
 

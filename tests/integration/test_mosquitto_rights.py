@@ -10,10 +10,10 @@ import pytest
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
+from esp_ingest.model import Delivery
 from esp_ingest.mqtt.source import MqttSource
 from esp_ingest.service.clock import SystemClock
 from esp_ingest.service.metrics import Metrics
-from esp_ingest.telemetry.model import Delivery
 from tests.support.brokers import DAEMON, ROOT, Mosquitto
 from tests.support.databases import free_port
 

@@ -10,12 +10,12 @@ import pytest
 from paho.mqtt.enums import MQTTProtocolVersion
 from pydantic import SecretStr
 
+from esp_ingest.model import Delivery
+from esp_ingest.mqtt.client_setup import session_file
 from esp_ingest.mqtt.publishing_connection import Answer, PublishingConnection
-from esp_ingest.mqtt.session import session_file
 from esp_ingest.mqtt.source import MqttSource
 from esp_ingest.service.clock import SystemClock
 from esp_ingest.service.metrics import Metrics
-from esp_ingest.telemetry.model import Delivery
 from tests.support.brokers import Mosquitto, Publisher
 
 TOPIC = "esp/W1/telemetry"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from esp_ingest.config import ConfigError, MqttSettings
+from esp_ingest.config.settings import ConfigError, MqttSettings
 from esp_ingest.demo.simulator import Publisher as Simulated
 from esp_ingest.mqtt.publishing_connection import PublishingConnection
 from esp_ingest.mqtt.source import MqttSource

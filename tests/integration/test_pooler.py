@@ -7,18 +7,18 @@ from collections.abc import Callable
 import psycopg
 import pytest
 
-from esp_ingest import check
-from esp_ingest.config import Settings
-from esp_ingest.seams import StoreUnavailable
+from esp_ingest.commands import check
+from esp_ingest.config.settings import Settings
+from esp_ingest.interfaces import StoreUnavailable
+from esp_ingest.model import Checkpoint, Readings
 from esp_ingest.store import alarms
+from esp_ingest.store.checkpoints import PostgresDiagnosticsStore
 from esp_ingest.store.connection import connect, is_pooled
-from esp_ingest.store.diagnostics import PostgresDiagnosticsStore
-from esp_ingest.store.follow import PostgresFeed
 from esp_ingest.store.history import readings_between, reporting_wells
+from esp_ingest.store.leader import PostgresFeed
 from esp_ingest.store.outbox import PostgresOutbox
 from esp_ingest.store.schema import check_database, migrate
-from esp_ingest.store.writer import PostgresStore
-from esp_ingest.telemetry.model import Checkpoint, Readings
+from esp_ingest.store.write.writer import PostgresStore
 from tests.support.databases import Database
 from tests.support.poolers import Mode, PgBouncer
 from tests.support.store_data import DIAGNOSIS, START_US, cleared, readings, reject

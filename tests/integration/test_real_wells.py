@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from esp_ingest.config import TelemetrySettings
-from esp_ingest.demo import replay
+from esp_ingest.config.settings import TelemetrySettings
 from esp_ingest.demo.simulator import recorded_messages
+from esp_ingest.model import SIGNAL_NAMES, SIGNALS, Decoded, Delivery
+from esp_ingest.telemetry import csv_recording as replay
 from esp_ingest.telemetry.decode import Decoder
-from esp_ingest.telemetry.model import SIGNAL_NAMES, SIGNALS, Decoded, Delivery
 
 FOLDER = Path(__file__).parents[3] / "shared" / "data" / "esp"
 SAMPLES = [

@@ -7,11 +7,11 @@ import pytest
 
 from esp_ingest.cli import main
 from esp_ingest.demo.fleet import DEFAULT_START_US, Fault, FaultName, Fleet
-from esp_ingest.demo.replay import rfc3339
 from esp_ingest.resources import config_file
 from esp_ingest.store.history import readings_between, reporting_wells
 from esp_ingest.store.schema import migrate
-from esp_ingest.store.writer import PostgresStore
+from esp_ingest.store.write.writer import PostgresStore
+from esp_ingest.telemetry.csv_recording import rfc3339
 from tests.support.databases import Database
 
 HOUR_US = 3_600_000_000

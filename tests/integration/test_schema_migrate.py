@@ -8,12 +8,12 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from esp_ingest.config import DatabaseSettings
-from esp_ingest.seams import StoreUnavailable
+from esp_ingest.config.settings import DatabaseSettings
+from esp_ingest.interfaces import StoreUnavailable
+from esp_ingest.model import SIGNAL_NAMES
 from esp_ingest.store import schema
 from esp_ingest.store.queries import query
 from esp_ingest.store.schema import Migration, SchemaError, check_database, migrate, migrations
-from esp_ingest.telemetry.model import SIGNAL_NAMES
 from tests.support.databases import Database
 from tests.support.schema_dump import dump
 

@@ -7,12 +7,12 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from esp_ingest.config import DatabaseSettings
+from esp_ingest.config.settings import DatabaseSettings
+from esp_ingest.model import SIGNALS, Readings
 from esp_ingest.store.connection import connect
 from esp_ingest.store.queries import query
 from esp_ingest.store.schema import migrate
-from esp_ingest.store.writer import PostgresStore
-from esp_ingest.telemetry.model import SIGNALS, Readings
+from esp_ingest.store.write.writer import PostgresStore
 from tests.support.databases import Database, PgLite
 
 WELLS = [f"well-{number}" for number in range(10)]

@@ -9,7 +9,7 @@ import pytest
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
-from esp_ingest.config import Settings
+from esp_ingest.config.settings import Settings
 from esp_ingest.demo.fleet import Fleet
 from esp_ingest.demo.simulator import Publisher, SimulatorError, Totals, fleet_messages, publish, run_simulate
 from esp_ingest.service.clock import SystemClock

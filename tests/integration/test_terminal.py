@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from esp_ingest.store.schema import migrate
-from esp_ingest.store.writer import PostgresStore
+from esp_ingest.store.write.writer import PostgresStore
 from tests.support.databases import Database
 from tests.support.store_data import readings, reject
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from esp_ingest.seams import StoreUnavailable
+from esp_ingest.interfaces import StoreUnavailable
 from esp_ingest.store import schema
 from esp_ingest.store.schema import Migration, SchemaError, check_database, migrate, migrations
-from esp_ingest.store.writer import PostgresStore
+from esp_ingest.store.write.writer import PostgresStore
 from tests.support.databases import Database
 from tests.support.store_data import DIAGNOSIS, readings, reject
 

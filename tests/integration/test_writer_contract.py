@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from esp_ingest.seams import Findings, Store
+from esp_ingest.interfaces import Findings, Store
 from esp_ingest.store.schema import migrate
-from esp_ingest.store.writer import PostgresStore
+from esp_ingest.store.write.writer import PostgresStore
 from tests.support.databases import Database
 from tests.support.store_data import readings
 from tests.unit.contract_store import Rows, StoreContract

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from esp_ingest.seams import StoreUnavailable
+from esp_ingest.interfaces import StoreUnavailable
+from esp_ingest.model import Readings
 from esp_ingest.store.schema import migrate
-from esp_ingest.store.writer import PostgresStore
-from esp_ingest.telemetry.model import Readings
+from esp_ingest.store.write.writer import PostgresStore
 from tests.support.databases import Database, NativeTimescale, Server, _server
 from tests.support.store_data import DIAGNOSIS, START_US, readings, reject
 

@@ -13,12 +13,12 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from esp_ingest.config import DatabaseSettings
-from esp_ingest.seams import StoreUnavailable
+from esp_ingest.config.settings import DatabaseSettings
+from esp_ingest.interfaces import StoreUnavailable
+from esp_ingest.model import SIGNAL_NAMES, SIGNALS, Readings, RejectReason
 from esp_ingest.store import connection as connections
 from esp_ingest.store.schema import migrate
-from esp_ingest.store.writer import PostgresStore
-from esp_ingest.telemetry.model import SIGNAL_NAMES, SIGNALS, Readings, RejectReason
+from esp_ingest.store.write.writer import PostgresStore
 from tests.support.databases import Database
 from tests.support.store_data import DIAGNOSIS, START_US, readings, reject
 

@@ -8,10 +8,10 @@ from typing import Any
 import psycopg
 import pytest
 
+from esp_ingest.model import Readings, RejectReason
 from esp_ingest.store.rejects import RejectFilter, list_rejects, mark_replayed, pending_rejects, show_reject
 from esp_ingest.store.schema import migrate
-from esp_ingest.store.writer import PostgresStore
-from esp_ingest.telemetry.model import Readings, RejectReason
+from esp_ingest.store.write.writer import PostgresStore
 from tests.support.databases import Database
 from tests.support.store_data import START_US, reject
 

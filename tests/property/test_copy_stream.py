@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from psycopg.adapt import PyFormat, Transformer
 from psycopg.types.json import Jsonb
 
-from esp_ingest.store.copy import (
+from esp_ingest.model import SIGNALS, Readings, Reject, RejectReason, at_us
+from esp_ingest.store.write.copy_format import (
     HEADER,
     POSTGRES_EPOCH_US,
     REJECT_COLUMNS,
@@ -24,7 +25,6 @@ from esp_ingest.store.copy import (
     storable,
     telemetry_stream,
 )
-from esp_ingest.telemetry.model import SIGNALS, Readings, Reject, RejectReason, at_us
 
 _LAST_US = 253_402_300_799_999_999  # the end of year 9999
 _times = st.integers(-62_135_596_800_000_000, _LAST_US)

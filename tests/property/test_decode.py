@@ -12,10 +12,10 @@ import numpy as np
 from hypothesis import HealthCheck, example, given, reject, settings
 from hypothesis import strategies as st
 
-from esp_ingest.config import TelemetrySettings
+from esp_ingest.config.settings import TelemetrySettings
+from esp_ingest.model import SIGNAL_NAMES, SIGNALS, Decoded, Delivery
 from esp_ingest.telemetry import timestamps
 from esp_ingest.telemetry.decode import Decoder
-from esp_ingest.telemetry.model import SIGNAL_NAMES, SIGNALS, Decoded, Delivery
 
 NOW = datetime(2026, 11, 24, 21, 0, 0, tzinfo=UTC)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esp_ingest.diagnostics import rules
-from esp_ingest.diagnostics.engine import Engine
+from esp_ingest.diagnostics.engine.engine import Engine
+from esp_ingest.diagnostics.language import rules
+from esp_ingest.model import SIGNAL_ROW, SIGNALS, DiagnosticRow, Readings
 from esp_ingest.resources import config_file
-from esp_ingest.telemetry.model import SIGNAL_ROW, SIGNALS, DiagnosticRow, Readings
 
 START_US = 1_700_000_000_000_000
 RULES = rules.load(config_file("rules.toml"))

@@ -22,15 +22,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from esp_ingest import config
-from esp_ingest.config import ConfigError, HttpSettings, ServiceSettings, Settings, TelemetrySettings
+from esp_ingest.config import settings as config
+from esp_ingest.config.settings import ConfigError, HttpSettings, ServiceSettings, Settings, TelemetrySettings
+from esp_ingest.model import SIGNALS, Delivery
 from esp_ingest.service.clock import SystemClock
 from esp_ingest.service.health import Health
 from esp_ingest.service.http import HttpServer
 from esp_ingest.service.metrics import Metrics
-from esp_ingest.store.spool import Spool
+from esp_ingest.store.spool.spool import Spool
 from esp_ingest.telemetry.decode import Decoder
-from esp_ingest.telemetry.model import SIGNALS, Delivery
 from tests.support.mqtt_clients import ReadingClient
 
 CORPUS = Path(__file__).parent / "corpus"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esp_ingest.telemetry.model import Delivery
+from esp_ingest.model import Delivery
 from tests.support.fake_broker import PINGRESP, PUBACK, PUBREL, SUBACK, packet, publish
 from tests.support.mqtt_clients import ReadingClient
 

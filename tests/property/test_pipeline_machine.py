@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from esp_ingest.config import load
-from esp_ingest.pipeline import Pipeline
+from esp_ingest.config.settings import load
+from esp_ingest.ingest.pipeline import Pipeline
+from esp_ingest.ingest.writer_stage import InlineStage, Stage
 from esp_ingest.service.metrics import Metrics
-from esp_ingest.stage import InlineStage, Stage
-from esp_ingest.store.spool import Spool
+from esp_ingest.store.spool.spool import Spool
 from esp_ingest.telemetry.decode import Decoder
 from tests.support.fake_clock import FakeClock
 from tests.support.fake_source import BrokerSession, FakeSource

@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from esp_ingest.store.spool import Spool, SpoolFull
-from esp_ingest.store.spool_segment import decode, encode, scan
-from esp_ingest.telemetry.model import Delivery
+from esp_ingest.model import Delivery
+from esp_ingest.store.spool.segment import decode, encode, scan
+from esp_ingest.store.spool.spool import Spool, SpoolFull
 
 SEGMENT_BYTES = 131_072  # small, so that a run of the machine walks through several files
 MAX_BYTES = 4_194_304

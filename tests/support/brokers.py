@@ -23,7 +23,7 @@ from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from pydantic import SecretStr
 
-from esp_ingest.config import MqttSettings
+from esp_ingest.config.settings import MqttSettings
 from tests.support.databases import free_port, unavailable
 
 ROOT = Path(__file__).parents[2]

@@ -26,7 +26,7 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from esp_ingest.config import DatabaseSettings
+from esp_ingest.config.settings import DatabaseSettings
 
 TRIXIE = Path(os.environ.get("ESP_INGEST_TRIXIE", "/var/cache/esp-ingest/trixie"))
 _PGLITE = Path(__file__).parent / "pglite"

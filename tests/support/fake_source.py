@@ -8,8 +8,8 @@ from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from esp_ingest.seams import Clock
-from esp_ingest.telemetry.model import Delivery
+from esp_ingest.interfaces import Clock
+from esp_ingest.model import Delivery
 
 WINDOW = 20_000
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from esp_ingest.seams import Findings, StoreUnavailable, WriteResult
-from esp_ingest.store.copy import digest_of
-from esp_ingest.store.refused import conflicting_reading, refused_reading
-from esp_ingest.telemetry.model import Checkpoint, DiagnosticRow, Readings, Reject
+from esp_ingest.interfaces import Findings, StoreUnavailable, WriteResult
+from esp_ingest.model import Checkpoint, DiagnosticRow, Readings, Reject
+from esp_ingest.store.write.copy_format import digest_of
+from esp_ingest.store.write.rejects import conflicting_reading, refused_reading
 
 
 class FakeStore:

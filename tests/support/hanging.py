@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from esp_ingest import cli
+from esp_ingest.ingest.pipeline import Pipeline
 from esp_ingest.mqtt.source import MqttSource
-from esp_ingest.pipeline import Pipeline
-from esp_ingest.store.writer import PostgresStore
+from esp_ingest.store.write.writer import PostgresStore
 
 _file = Path(os.environ["HANGING"])
 

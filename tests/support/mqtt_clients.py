@@ -7,8 +7,8 @@ from typing import Self
 from paho.mqtt.client import _ConnectionState
 from paho.mqtt.enums import MQTTErrorCode, MQTTProtocolVersion
 
+from esp_ingest.model import Delivery, weight_of
 from esp_ingest.mqtt.client import BulkClient
-from esp_ingest.telemetry.model import Delivery, weight_of
 from tests.support.fake_clock import FakeClock
 
 

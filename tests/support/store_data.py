@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from esp_ingest.telemetry.model import SIGNALS, DiagnosticRow, Readings, Reject, RejectReason, Severity
+from esp_ingest.model import SIGNALS, DiagnosticRow, Readings, Reject, RejectReason, Severity
 
 START_US = 1_764_000_000_000_000  # 2025-11-24 16:00 UTC
 

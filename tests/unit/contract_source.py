@@ -5,8 +5,8 @@ from typing import Protocol
 
 import pytest
 
-from esp_ingest.seams import Source
-from esp_ingest.telemetry.model import Delivery
+from esp_ingest.interfaces import Source
+from esp_ingest.model import Delivery
 from tests.support.fake_source import BrokerSession
 
 TOPIC = "esp/W1/telemetry"

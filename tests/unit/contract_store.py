@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from esp_ingest.seams import Findings, Store
-from esp_ingest.telemetry.model import Readings
+from esp_ingest.interfaces import Findings, Store
+from esp_ingest.model import Readings
 from tests.support.store_data import DIAGNOSIS, START_US, cleared, readings, reject
 
 Rows = Mapping[tuple[str, int], float]

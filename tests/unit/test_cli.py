@@ -14,7 +14,7 @@ import pytest
 
 from esp_ingest import cli
 from esp_ingest.demo.fleet import FaultName
-from esp_ingest.seams import StoreUnavailable
+from esp_ingest.interfaces import StoreUnavailable
 from esp_ingest.store import sqlstate
 from tests.support.databases import free_port
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esp_ingest import check
-from esp_ingest.config import ConfigError, Settings, load
+from esp_ingest.commands import check
+from esp_ingest.config.settings import ConfigError, Settings, load
 from esp_ingest.resources import config_file
 from esp_ingest.service import docs
 

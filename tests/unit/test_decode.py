@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from esp_ingest.config import TelemetrySettings
+from esp_ingest.config.settings import TelemetrySettings
+from esp_ingest.model import SIGNAL_NAMES, SIGNAL_ROW, Decoded, Delivery, RejectReason, cut_off
 from esp_ingest.telemetry.decode import Decoder
-from esp_ingest.telemetry.model import SIGNAL_NAMES, SIGNAL_ROW, Decoded, Delivery, RejectReason, cut_off
 from esp_ingest.telemetry.timestamps import NO_TIME, lacks_offset, parse_column, parse_rfc3339
 
 NOW_US = 1_795_554_000_000_000  # 2026-11-24T21:00:00Z

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from esp_ingest.diagnostics.conditions import (
+from esp_ingest.diagnostics.language.conditions import (
     NONE,
     Compiler,
     Condition,
@@ -14,7 +14,7 @@ from esp_ingest.diagnostics.conditions import (
     quantity,
     unit_named,
 )
-from esp_ingest.telemetry.model import FloatArray
+from esp_ingest.model import FloatArray
 
 WORDS = Vocabulary(
     signals={"pip": unit_named("psi"), "motor_current": unit_named("A"), "flow_rate": unit_named("bbl/d")},

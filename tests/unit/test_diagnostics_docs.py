@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from esp_ingest.diagnostics import rules
-from esp_ingest.diagnostics.conditions import _NAMED, FUNCTIONS
-from esp_ingest.diagnostics.rules import DERIVED, FACTS
+from esp_ingest.diagnostics.language import rules
+from esp_ingest.diagnostics.language.conditions import _NAMED, FUNCTIONS
+from esp_ingest.diagnostics.language.rules import DERIVED, FACTS
 from esp_ingest.resources import config_file
 from tests.evaluate import pages
 from tests.evaluate.examples import EXAMPLES, play

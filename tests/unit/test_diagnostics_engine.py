@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from esp_ingest.diagnostics import rules
-from esp_ingest.diagnostics.engine import Engine
+from esp_ingest.diagnostics.engine.engine import Engine
+from esp_ingest.diagnostics.language import rules
+from esp_ingest.model import SIGNAL_ROW, SIGNALS, DiagnosticRow, Readings, Severity
 from esp_ingest.resources import config_file
-from esp_ingest.telemetry.model import SIGNAL_ROW, SIGNALS, DiagnosticRow, Readings, Severity
 
 MINUTE = 60_000_000
 HOUR = 60 * MINUTE

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from esp_ingest.diagnostics.publishing import Publisher
+from esp_ingest.diagnostics.publisher import Publisher
+from esp_ingest.interfaces import StoreUnavailable
 from esp_ingest.mqtt.publishing_connection import Answer, Ending
-from esp_ingest.seams import StoreUnavailable
 from esp_ingest.service.metrics import Metrics
 from esp_ingest.store.outbox import Change
 from tests.support.fake_clock import FakeClock

@@ -2,9 +2,9 @@
 
 import pytest
 
-from esp_ingest.diagnostics import rules
+from esp_ingest.diagnostics.language import rules
+from esp_ingest.model import Severity
 from esp_ingest.resources import config_file
-from esp_ingest.telemetry.model import Severity
 
 # The diagnoses of DIAGNOSTICS.md, all of them.
 DIAGNOSES = {

@@ -5,12 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import pytest
 
-from esp_ingest.diagnostics import rules, service
+from esp_ingest.diagnostics import service
+from esp_ingest.diagnostics.engine.well_state import WellArrays
+from esp_ingest.diagnostics.language import rules
 from esp_ingest.diagnostics.service import DiagnosticsService
-from esp_ingest.diagnostics.state import WellArrays
+from esp_ingest.model import SIGNALS, AlarmAction, Checkpoint, DiagnosticRow, Readings
 from esp_ingest.resources import config_file
 from esp_ingest.service.metrics import Metrics
-from esp_ingest.telemetry.model import SIGNALS, AlarmAction, Checkpoint, DiagnosticRow, Readings
 from tests.support.fake_clock import FakeClock
 
 HOUR = 3_600.0

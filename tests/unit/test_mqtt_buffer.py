@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esp_ingest.config import MqttSettings
-from esp_ingest.mqtt.backoff import Backoff
+from esp_ingest.config.settings import MqttSettings
+from esp_ingest.model import Delivery, weight_of
 from esp_ingest.mqtt.buffer import Buffer
-from esp_ingest.mqtt.session import FilterRecord, Topics, session_file
-from esp_ingest.telemetry.model import Delivery, weight_of
+from esp_ingest.mqtt.client_setup import FilterRecord, Topics, session_file
+from esp_ingest.service.backoff import Backoff
 
 LARGE = 1 << 30
 

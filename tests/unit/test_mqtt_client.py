@@ -6,8 +6,8 @@ import pytest
 from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.exception import MalformedPacket
 
+from esp_ingest.model import Delivery, weight_of, whole_bytes_of
 from esp_ingest.mqtt.client import RECV_BYTES, walk
-from esp_ingest.telemetry.model import Delivery, weight_of, whole_bytes_of
 from tests.support.fake_broker import (
     CONNACK,
     DISCONNECT,

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from esp_ingest.config import MqttSettings
-from esp_ingest.diagnostics.publishing import Publisher
+from esp_ingest.config.settings import MqttSettings
+from esp_ingest.diagnostics.publisher import Publisher
 from esp_ingest.mqtt import publishing_connection
 from esp_ingest.mqtt.publishing_connection import Answer, PublishingConnection
 from esp_ingest.mqtt.source import MqttSource

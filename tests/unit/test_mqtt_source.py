@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from esp_ingest.config import ConfigError, MqttSettings
+from esp_ingest.config.settings import ConfigError, MqttSettings
 from esp_ingest.mqtt import source as source_module
-from esp_ingest.mqtt.session import session_file
+from esp_ingest.mqtt.client_setup import session_file
 from esp_ingest.mqtt.source import MqttSource
 from esp_ingest.service.clock import SystemClock
 from esp_ingest.service.metrics import Metrics

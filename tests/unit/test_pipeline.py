@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from esp_ingest.config import BatchSettings, load
-from esp_ingest.pipeline import Pipeline, RejectAlarm, _OpenBatch
+from esp_ingest.config.settings import BatchSettings, load
+from esp_ingest.ingest.pipeline import Pipeline, RejectAlarm, _OpenBatch
+from esp_ingest.ingest.writer_stage import Batch, Outcome
+from esp_ingest.model import Delivery
 from esp_ingest.service.metrics import Metrics
-from esp_ingest.stage import Batch, Outcome
-from esp_ingest.telemetry.model import Delivery
 from tests.support.fake_clock import FakeClock
 from tests.support.fake_source import FakeSource
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from esp_ingest.seams import Clock
+from esp_ingest.interfaces import Clock
 from esp_ingest.service.clock import SystemClock
 from tests.support.fake_clock import FakeClock
 

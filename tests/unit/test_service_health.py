@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from esp_ingest.config import ServiceSettings
+from esp_ingest.config.settings import ServiceSettings
 from esp_ingest.service import health as conditions
 from esp_ingest.service.health import Health
 from tests.support.fake_clock import FakeClock

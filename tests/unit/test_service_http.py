@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esp_ingest.config import HttpSettings, ServiceSettings
+from esp_ingest.config.settings import HttpSettings, ServiceSettings
 from esp_ingest.service import http as port
 from esp_ingest.service.clock import SystemClock
 from esp_ingest.service.health import Health

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esp_ingest.config import LogSettings
+from esp_ingest.config.settings import LogSettings
 from esp_ingest.service import log as logs
 
 DSN = "postgresql://esp:pa@ss/word'1@db.example:5432/esp?sslmode=require"

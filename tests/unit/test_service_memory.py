@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from esp_ingest import check
-from esp_ingest.config import Settings, load
-from esp_ingest.diagnostics import rules
-from esp_ingest.diagnostics.engine import Engine
+from esp_ingest.commands import check
+from esp_ingest.config.settings import Settings, load
+from esp_ingest.diagnostics.engine.engine import Engine
+from esp_ingest.diagnostics.language import rules
 from esp_ingest.resources import config_file
 from esp_ingest.service import memory
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
+from esp_ingest.model import SIGNAL_NAMES, RejectReason
 from esp_ingest.service.metrics import Metrics, observe_many
-from esp_ingest.telemetry.model import SIGNAL_NAMES, RejectReason
 
 # CONTRACT.md, "Metrics": name → labels.
 CONTRACT: dict[str, tuple[str, ...]] = {

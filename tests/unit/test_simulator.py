@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from esp_ingest.config import ConfigError, Settings, TelemetrySettings
-from esp_ingest.demo import replay
+from esp_ingest.config.settings import ConfigError, Settings, TelemetrySettings
 from esp_ingest.demo.fleet import DEFAULT_START_US, Fault, FaultName, Fleet
 from esp_ingest.demo.simulator import (
     CONTROLLER_SIGNALS,
@@ -26,8 +25,9 @@ from esp_ingest.demo.simulator import (
     run_simulate,
     spoil,
 )
+from esp_ingest.model import SIGNAL_NAMES, SIGNALS, Decoded, Delivery, FloatArray, Readings
+from esp_ingest.telemetry import csv_recording as replay
 from esp_ingest.telemetry.decode import Decoder
-from esp_ingest.telemetry.model import SIGNAL_NAMES, SIGNALS, Decoded, Delivery, FloatArray, Readings
 from tests.support.databases import free_port
 from tests.support.fake_clock import FakeClock
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from esp_ingest.store import spool_segment
-from esp_ingest.store.spool import SetAside, Spool, SpoolError, SpoolFull, SpoolUnusable, orphans
-from esp_ingest.store.spool_segment import decode, encode, scan
-from esp_ingest.telemetry.model import Delivery
+from esp_ingest.model import Delivery
+from esp_ingest.store.spool import segment as spool_segment
+from esp_ingest.store.spool.segment import decode, encode, scan
+from esp_ingest.store.spool.spool import SetAside, Spool, SpoolError, SpoolFull, SpoolUnusable, orphans
 
 MIB = 1_048_576
 
@@ -102,7 +102,7 @@ def test_peek_does_not_remove(spool: Spool) -> None:
 def test_an_empty_spool_costs_nothing(tmp_path: Path) -> None:
     """No file, and no sqlite3 either, until there is something to keep."""
     code = (
-        "import sys; from pathlib import Path; from esp_ingest.store.spool import Spool\n"
+        "import sys; from pathlib import Path; from esp_ingest.store.spool.spool import Spool\n"
         f"s = Spool(Path({str(tmp_path / 'spool')!r}), 1 << 30, 1 << 25)\n"
         "assert len(s) == 0 and not s.peek(1, 1).deliveries and s.oldest_us is None\n"
         "s.append([])\n"
@@ -191,7 +191,7 @@ def test_full_counts_the_log_while_it_is_written(tmp_path: Path, monkeypatch: py
 
 def test_only_one_process_may_use_a_folder(spool: Spool) -> None:
     code = (
-        "from pathlib import Path; from esp_ingest.store.spool import Spool, SpoolError\n"
+        "from pathlib import Path; from esp_ingest.store.spool.spool import Spool, SpoolError\n"
         f"try:\n    Spool(Path({str(spool.folder)!r}), 1 << 30, 1 << 25)\n"
         "except SpoolError as error:\n    print(error)"
     )

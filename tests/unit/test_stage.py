@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from esp_ingest.config import Settings, load
-from esp_ingest.seams import Findings, WriteResult
+from esp_ingest.config.settings import Settings, load
+from esp_ingest.ingest.writer_stage import Batch, InlineStage, Outcome, Stage, ThreadedStage
+from esp_ingest.interfaces import Findings, WriteResult
+from esp_ingest.model import Decoded, Delivery, RejectReason
 from esp_ingest.service.health import Health
 from esp_ingest.service.metrics import Metrics
-from esp_ingest.stage import Batch, InlineStage, Outcome, Stage, ThreadedStage
-from esp_ingest.store.spool import Spool, SpoolFull
-from esp_ingest.store.writer import PostgresStore
+from esp_ingest.store.spool.spool import Spool, SpoolFull
+from esp_ingest.store.write.writer import PostgresStore
 from esp_ingest.telemetry.decode import Decoder
-from esp_ingest.telemetry.model import Decoded, Delivery, RejectReason
 from tests.support.fake_clock import FakeClock
 from tests.support.fake_store import FakeStore
 

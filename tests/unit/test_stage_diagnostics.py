@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from esp_ingest.diagnostics.engine import Evaluation
+from esp_ingest.diagnostics.engine.engine import Evaluation
 from esp_ingest.diagnostics.service import Diagnosis
-from esp_ingest.seams import StoreUnavailable
-from esp_ingest.stage import Stage
-from esp_ingest.telemetry.model import Checkpoint, Readings
+from esp_ingest.ingest.writer_stage import Stage
+from esp_ingest.interfaces import StoreUnavailable
+from esp_ingest.model import Checkpoint, Readings
 from tests.support.store_data import DIAGNOSIS
 from tests.unit.test_stage import Rig
 

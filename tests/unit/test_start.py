@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from esp_ingest import check
-from esp_ingest.config import load
-from esp_ingest.store.spool import Spool
-from esp_ingest.telemetry.model import Delivery
+from esp_ingest.commands import check
+from esp_ingest.config.settings import load
+from esp_ingest.model import Delivery
+from esp_ingest.store.spool.spool import Spool
 
 LEFT = [Delivery(b"esp/W1/telemetry", b"{}", 1, 1, 1, 1_700_000_000_000_000)]
 

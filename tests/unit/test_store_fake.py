@@ -2,7 +2,7 @@
 
 import pytest
 
-from esp_ingest.seams import Store, StoreUnavailable
+from esp_ingest.interfaces import Store, StoreUnavailable
 from tests.support.fake_store import FakeStore
 from tests.support.store_data import readings
 from tests.unit.contract_store import Rows, StoreContract

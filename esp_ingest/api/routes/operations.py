@@ -17,7 +17,7 @@ from esp_ingest.api.ranges import check, moment
 from esp_ingest.api.routes.telemetry import FromQuery, ToQuery
 from esp_ingest.api.routes.wells import CursorQuery, LimitQuery
 from esp_ingest.api.schema import answers
-from esp_ingest.telemetry.model import RejectReason
+from esp_ingest.model import RejectReason
 
 router = APIRouter(prefix="/api/v1", tags=["operations"])
 

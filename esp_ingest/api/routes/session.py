@@ -9,7 +9,7 @@ from esp_ingest.api.answers import respond
 from esp_ingest.api.context import Parts, Viewer
 from esp_ingest.api.models import AuthMethods, Me, RefreshBody, Tokens
 from esp_ingest.api.schema import answers, problem_answers
-from esp_ingest.telemetry.model import at_us
+from esp_ingest.model import at_us
 
 router = APIRouter(prefix="/api/v1", tags=["session"])
 _TOKENS = {"access_token": "eyJ…", "refresh_token": "mC0…", "token_type": "bearer", "expires_in": 900}

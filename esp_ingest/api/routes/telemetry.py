@@ -17,7 +17,7 @@ from esp_ingest.api.schema import answers
 from esp_ingest.api.telemetry import Page, Resolution, TelemetryReader
 from esp_ingest.api.units import System, convert_rows, unit
 from esp_ingest.api.units import units as units_of
-from esp_ingest.telemetry.model import SIGNAL_NAMES
+from esp_ingest.model import SIGNAL_NAMES
 
 router = APIRouter(prefix="/api/v1", tags=["telemetry"])
 

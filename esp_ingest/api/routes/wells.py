@@ -15,8 +15,8 @@ from esp_ingest.api.principal import Principal
 from esp_ingest.api.problems import Problem
 from esp_ingest.api.schema import WELL_EXAMPLE, answers
 from esp_ingest.api.units import System, convert, unit, units
-from esp_ingest.config import WELL_ID_PATTERN
-from esp_ingest.telemetry.model import SIGNAL_NAMES, SIGNALS
+from esp_ingest.config.settings import WELL_ID_PATTERN
+from esp_ingest.model import SIGNAL_NAMES, SIGNALS
 
 router = APIRouter(prefix="/api/v1", tags=["wells"])
 

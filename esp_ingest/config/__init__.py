@@ -1,0 +1,1 @@
+"""Settings: what there is to set, where it is read from, and errors that say what to do."""

@@ -1,0 +1,689 @@
+"""Every knob: its default, unit, bounds and cross-checks.
+
+Order of precedence, last wins: defaults here, the TOML file, environment variables ``ESP_INGEST_SECTION__KEY``.
+A secret may also be a file: ``…_FILE`` beside its key (``ESP_INGEST_DATABASE__PASSWORD_FILE``).
+"""
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
+
+from esp_ingest.hosts import checked_host
+from esp_ingest.model import SIGNAL_NAMES
+
+ENV_PREFIX = "ESP_INGEST_"
+PACKET_OVERHEAD_BYTES = 4_096  # around a payload: header, topic, properties
+WELL_ID_PATTERN = r"[A-Za-z0-9._-]{1,64}"
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used. The message is one sentence that names the key and says what to do."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_truth_for_a_number(cls, given: Any) -> Any:
+        """pydantic takes true for 1.0."""
+        for name, field in cls.model_fields.items():
+            if field.annotation in (int, float) and isinstance(given, dict) and isinstance(given.get(name), bool):
+                raise ValueError(f"{name} must be a number")
+        return given
+
+    @model_validator(mode="after")
+    def _read_secret_files(self) -> Self:
+        for name in type(self).model_fields:
+            path = getattr(self, name) if name.endswith("_file") else None
+            secret = name.removesuffix("_file")
+            if path and isinstance(getattr(self, secret, None), SecretStr):
+                object.__setattr__(self, secret, SecretStr(_secret_of(name, path)))
+        return self
+
+
+def _secret_of(name: str, path: str) -> str:
+    """What the secret file ``path`` of the setting ``name`` holds, without line ends and byte order mark. The path is
+    named where it looks like one: somebody may have put the secret itself in its place."""
+    where = f"{path}: " if path.startswith(("/", "./", "../")) else ""
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig").rstrip("\r\n")
+    except OSError as error:
+        raise ValueError(f"{name} cannot be read: {where}{error.strerror}") from None
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:  # UTF-16 without its mark is UTF-8 with a NUL beside each letter
+        raise ValueError(f"{name} cannot be read: {where}it is not UTF-8 text, save it as UTF-8")
+    if "\n" in text and not name.startswith("dsn"):  # a connection string may go over several lines
+        raise ValueError(f"{name} cannot be read: {where}it has more than one line, leave the secret alone in it")
+    return text
+
+
+def _expanded(text: str) -> str:
+    """A path of the settings: ``~`` is the home folder, as in a shell, and not a folder of that name."""
+    if "\0" in text or text != text.strip():
+        raise ValueError("must be a path without white space around it")
+    if re.match(r"\w+://", text):
+        raise ValueError("must be a path, not a URL")
+    try:
+        return str(Path(text).expanduser()) if text.startswith("~") else text
+    except RuntimeError:
+        raise ValueError('begins with "~", but there is no home folder of that user: give the path in full') from None
+
+
+PathText = Annotated[str, AfterValidator(_expanded)]
+
+
+def _is_topic_level(text: str) -> str:
+    if not text or any(c in text for c in "+#/\0"):
+        raise ValueError("must be one topic level without +, # or /")
+    return text
+
+
+TopicLevel = Annotated[str, AfterValidator(_is_topic_level)]
+
+
+Host = Annotated[str, AfterValidator(checked_host)]
+
+
+class MqttSettings(_Section):
+    """The broker and the session on it."""
+
+    host: Host = Field("127.0.0.1", min_length=1, description="host name or address of the broker")
+    port: int = Field(1883, ge=1, le=65535, description="TCP port of the broker")
+    transport: Literal["tcp", "websockets"] = Field("tcp", description="tcp or websockets")
+    websocket_path: str = Field("/mqtt", description="path of websockets, as the URL has it after the port")
+    protocol: Literal["auto", "5", "3.1.1"] = Field(
+        "auto", description="MQTT version; auto is 5, and 3.1.1 with a warning where the broker refuses 5"
+    )
+    client_id: str = Field(
+        "esp-ingest",
+        min_length=1,
+        max_length=128,
+        description="fixed: the session on the broker hangs on it; diagnoses go out as {client_id}-publish",
+    )
+    username: str = Field("", description="user name at the broker, empty for none")
+    password: SecretStr = Field(SecretStr(""), description="password at the broker")
+    password_file: PathText = Field("", description="a file that holds the password, in place of password")
+    tls: bool = Field(False, description="encrypt with TLS")
+    ca_file: PathText = Field("", description="CA certificates to trust, empty for the system's")
+    cert_file: PathText = Field("", description="client certificate, empty for none")
+    key_file: PathText = Field("", description="key of the client certificate")
+    key_password: SecretStr = Field(SecretStr(""), description="password of an encrypted key_file, empty for none")
+    key_password_file: PathText = Field("", description="a file that holds the password, in place of key_password")
+    topic_root: TopicLevel = Field("esp", description="first level of the topics: {topic_root}/{well_id}/telemetry")
+    share_group: str = Field(
+        "", pattern=r"^[^+#/\x00]*$", description="several daemons share the work under $share/{share_group}/… (MQTT 5)"
+    )
+    keepalive_seconds: int = Field(30, ge=5, le=3600, description="MQTT keep alive")
+    session_expiry_seconds: int = Field(
+        604_800, ge=60, le=0xFFFFFFFF, description="how long the broker keeps the session of an absent daemon"
+    )
+    receive_maximum: int = Field(
+        20_000, ge=1, le=65_535, description="window: messages that the broker may send ahead of acknowledgements"
+    )
+    max_packet_bytes: int = Field(
+        5_242_880,
+        ge=16_384,
+        le=268_435_460,
+        description="largest packet taken in whole, stated to the broker (MQTT 5); of a larger one the head is kept",
+    )
+    buffer_max_bytes: int = Field(
+        33_554_432, ge=1_048_576, description="bytes of messages held in memory before reading from the broker pauses"
+    )
+    connect_timeout_seconds: float = Field(5.0, gt=0, le=60, description="time to wait for the broker to answer")
+    reconnect_min_seconds: float = Field(0.5, gt=0, le=60, description="shortest pause before connecting again")
+    reconnect_max_seconds: float = Field(30.0, gt=0, le=3600, description="longest pause before connecting again")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.reconnect_min_seconds > self.reconnect_max_seconds:
+            raise ValueError("reconnect_min_seconds must not exceed reconnect_max_seconds")
+        if self.share_group and self.protocol == "3.1.1":
+            raise ValueError("share_group needs MQTT 5: set protocol to auto or 5, or clear share_group")
+        if bool(self.cert_file) != bool(self.key_file):
+            raise ValueError("cert_file and key_file belong together: set both or neither")
+        if self.password.get_secret_value() and not self.username:
+            raise ValueError("password is set without username, and would not be sent: set username too")
+        if not re.fullmatch(r"/[!-~]*", self.websocket_path):
+            raise ValueError('websocket_path must be a path that begins with "/", without white space')
+        return self
+
+
+class DatabaseSettings(_Section):
+    """PostgreSQL or TimescaleDB."""
+
+    dsn: SecretStr = Field(
+        SecretStr(""), description="libpq connection string or URL; empty means libpq's own PG* variables"
+    )
+    dsn_file: PathText = Field("", description="a file that holds the connection string, in place of dsn")
+    password: SecretStr = Field(SecretStr(""), description="password, added to the connection string")
+    password_file: PathText = Field("", description="a file that holds the password, in place of password")
+    schema_name: str = Field(
+        "public",
+        min_length=1,
+        max_length=63,
+        description="schema of the tables, whatever the role's search_path says; migrate fills it, it has to exist",
+    )
+    skip_init: bool = Field(False, description="start without checking the schema")
+    connect_timeout_seconds: int = Field(5, ge=2, le=120, description="time to wait for a connection")
+    statement_timeout_seconds: float = Field(
+        60.0, ge=0.1, le=86_400, description="longest time for one statement of a batch"
+    )
+    lock_timeout_seconds: float = Field(30.0, ge=0.1, le=86_400, description="longest wait for a lock on the tables")
+    retry_min_seconds: float = Field(0.1, gt=0, le=60, description="first pause before a batch is written again")
+    retry_max_seconds: float = Field(15.0, gt=0, le=3600, description="longest pause before a batch is written again")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.retry_min_seconds > self.retry_max_seconds:
+            raise ValueError("retry_min_seconds must not exceed retry_max_seconds")
+        _refuse_bare_password(self.dsn.get_secret_value())
+        return self
+
+
+def _refuse_bare_password(dsn: str) -> None:
+    """In a URL whose password holds "@" or "/" as they are, libpq takes the rest of the password for a host, a port or
+    a database, and repeats it in its errors. The message says nothing of what was given."""
+    scheme, _, rest = dsn.strip().partition("://")
+    if scheme not in ("postgresql", "postgres"):
+        return
+    authority, _, path = rest.partition("/")
+    _, has_credentials, hosts = authority.partition("@")
+    if "@" in hosts.partition("?")[0] or (not has_credentials and "@" in path.partition("?")[0]):
+        raise ValueError(
+            'dsn has a user or password with a bare "@" or "/": percent-encode them, @ as %40 and / as %2F'
+        )
+
+
+class BatchSettings(_Section):
+    """When a batch is cut: whichever bound is reached first."""
+
+    max_rows: int = Field(5_000, ge=1, le=1_000_000, description="readings in a batch")
+    max_bytes: int = Field(4_194_304, ge=1_024, description="payload bytes in a batch, or one larger message")
+    max_age_seconds: float = Field(0.25, gt=0, le=60, description="age of the oldest message in a batch")
+
+
+class Limits(_Section):
+    """Hard limits of a signal; a bound left out keeps the default."""
+
+    low: float | None = None
+    high: float | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.low is not None and self.high is not None and self.low >= self.high:
+            raise ValueError("low must be below high")
+        return self
+
+
+class ExtraSignal(_Section):
+    """A further numeric signal: kept in ``extra``, checked against its limits like the built-in ones."""
+
+    unit: str = ""
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError("low must be below high")
+        return self
+
+
+class TelemetrySettings(_Section):
+    """What counts as a reading."""
+
+    max_ahead_seconds: float = Field(
+        300.0, ge=0, le=315_360_000, description="how far a timestamp may lie in the future"
+    )
+    max_age_days: float = Field(30.0, ge=0, le=36_500, description="how old a timestamp may be, 0 for any age")
+    max_payload_bytes: int = Field(4_194_304, ge=1_024, le=268_435_455, description="largest payload taken apart")
+    max_depth: int = Field(32, ge=2, le=256, description="deepest nesting of a payload")
+    limits: dict[str, Limits] = Field(default_factory=dict, description="hard limits by signal")
+    wells: dict[str, dict[str, Limits]] = Field(default_factory=dict, description="hard limits by well and signal")
+    extra_signals: dict[str, ExtraSignal] = Field(default_factory=dict, description="further signals by name")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for where, limits in [("limits", self.limits), *((f"wells.{well}", by) for well, by in self.wells.items())]:
+            for signal in limits:
+                if signal not in SIGNAL_NAMES:
+                    raise ValueError(f"{where}.{signal} is no signal{_nearest(signal, SIGNAL_NAMES)}")
+        for well in self.wells:
+            if not re.fullmatch(WELL_ID_PATTERN, well):
+                raise ValueError(f"wells.{well!r} is no well id (letters, digits, . _ -, at most 64)")
+        for name in self.extra_signals:
+            if name in (*SIGNAL_NAMES, "timestamp", "well_id"):
+                raise ValueError(f"extra_signals.{name} is built in already: use limits.{name}")
+        return self
+
+
+class SpoolSettings(_Section):
+    """The on-disk spool that takes over while the database is away."""
+
+    enabled: bool = Field(True, description="spool to disk in an outage; without it the broker's queue has to hold it")
+    path: PathText = Field(
+        "", description="folder; empty means $STATE_DIRECTORY/spool, else ~/.local/state/esp-ingest/spool"
+    )
+    after_seconds: float = Field(10.0, ge=0, description="how long the database may be away before spooling")
+    max_bytes: int = Field(1_073_741_824, ge=1_048_576, description="size at which the spool is full")
+    segment_bytes: int = Field(33_554_432, ge=65_536, description="size of one file, which is removed when drained")
+
+    def folder(self) -> Path:
+        """Where the spool lives, with the default resolved. Raises ConfigError where there is no home folder."""
+        if self.path:
+            return Path(self.path)
+        state = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
+        try:
+            return Path(state) / "spool" if state else Path.home() / ".local" / "state" / "esp-ingest" / "spool"
+        except RuntimeError:
+            if not self.enabled:
+                return Path("/var/empty/esp-ingest/spool")  # where nothing is, and nothing is written
+            raise ConfigError(
+                f"Setting spool.path is empty, and user {os.getuid()} has no home folder: set spool.path "
+                f"({ENV_PREFIX}SPOOL__PATH) to a folder of its own, or set HOME."
+            ) from None
+
+
+class HttpSettings(_Section):
+    """Health and metrics."""
+
+    host: Host = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8080, ge=0, le=65535, description="port to listen on, 0 for any free one")
+
+
+class LogSettings(_Section):
+    """Logs on stdout."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is written")
+    format: Literal["json", "console"] = Field("json", description="json lines, or console for a terminal")
+
+
+class DiagnosticsSettings(_Section):
+    """The rules that run on each batch."""
+
+    enabled: bool = Field(True, description="run the diagnostic rules")
+    rules_file: PathText = Field("", description="rules to use in place of those that ship, read again on SIGHUP")
+    max_wells: int = Field(
+        10_000,
+        ge=1,
+        le=1_000_000,
+        description="wells whose state is held, about 10 kB each; others are stored unjudged",
+    )
+    publish: bool = Field(True, description="publish occurrences to {topic_root}/{well_id}/diagnostics")
+
+
+class ServiceSettings(_Section):
+    """The process itself."""
+
+    drain_seconds: float = Field(20.0, gt=0, le=600, description="time to write what is held after SIGTERM")
+    stuck_after_seconds: float = Field(
+        120.0, ge=5, description="a loop that has not moved, or a message unacknowledged, for so long turns health red"
+    )
+    reject_alarm_ratio: float = Field(
+        0.5, gt=0, le=1, description="share of rejects in the last minute that raises the alarm metric"
+    )
+    reject_alarm_consecutive: int = Field(1_000, ge=1, description="rejects in a row that raise the alarm metric")
+
+
+class ApiSettings(_Section):
+    """The HTTP API and console (`esp-ingest api`)."""
+
+    host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on, 0 for any free one")
+    cert_file: str = Field("", description="TLS certificate (PEM, with its chain), empty for plain HTTP")
+    tls_key_file: str = Field("", description="key of the TLS certificate")
+    allow_plain_http: bool = Field(
+        False, description="serve without TLS on an address other than loopback, because something in front has it"
+    )
+    trusted_proxies: str = Field(
+        "", description="addresses whose X-Forwarded-For and -Proto count, comma-separated; empty for none"
+    )
+    key_file: list[str] | str = Field(
+        default_factory=list,
+        description="files with the keys of the access tokens: the first one signs, all of them are accepted, so that "
+        "a key can be replaced while tokens of the old one live. PEM (RSA, EC P-256 or Ed25519), or at least 32 random "
+        "bytes. Empty: one is made in the state folder",
+    )
+    access_minutes: float = Field(15.0, gt=0, le=60, description="life of an access token")
+    refresh_days: float = Field(14.0, gt=0, le=365, description="life of a refresh token")
+    oidc_issuer: str = Field("", description="issuer of an OpenID provider, which takes the place of local users")
+    oidc_audience: str = Field("esp-ingest", description="audience that its tokens must be for")
+    oidc_role_claim: str = Field("roles", description="claim that names the roles; a dot goes into an object")
+    oidc_roles: dict[str, Literal["viewer", "operator", "admin"]] = Field(
+        default_factory=dict, description="role by value of that claim; whoever has none of them is refused"
+    )
+    oidc_wells_claim: str = Field("", description="claim with patterns of the wells to be seen, empty for all wells")
+    sign_in_per_minute: int = Field(30, ge=1, le=10_000, description="attempts to sign in from one address in a minute")
+    pool_size: int = Field(8, ge=1, le=200, description="connections to the database")
+    request_timeout_seconds: float = Field(10.0, ge=0.1, le=600, description="longest time for one question")
+    max_connections: int = Field(2_000, ge=16, le=100_000, description="HTTP connections at a time")
+    max_streams: int = Field(1_000, ge=1, le=50_000, description="live streams at a time")
+    max_body_bytes: int = Field(262_144, ge=1_024, le=67_108_864, description="largest request body")
+    max_header_bytes: int = Field(16_384, ge=4_096, le=1_048_576, description="largest request head")
+    max_points: int = Field(20_000, ge=100, le=1_000_000, description="most rows in an answer")
+    max_range_days: int = Field(3_660, ge=1, le=36_600, description="longest range of time in a question")
+    daemon_url: str = Field(
+        "", description="where the daemon answers for its health, empty for http.host and http.port"
+    )
+    silent_after_seconds: float = Field(900.0, gt=0, description="a well that sent nothing for so long is silent")
+    drain_seconds: float = Field(10.0, gt=0, le=600, description="time for requests under way after SIGTERM")
+
+    def key_files(self) -> list[str]:
+        """The paths of ``key_file``, which may be one path, or several with commas between them."""
+        given = self.key_file.split(",") if isinstance(self.key_file, str) else self.key_file
+        return [path.strip() for path in given if path.strip()]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if bool(self.cert_file) != bool(self.tls_key_file):
+            raise ValueError("cert_file and tls_key_file belong together: set both or neither")
+        if self.oidc_issuer and not self.oidc_issuer.startswith(("https://", "http://127.0.0.1", "http://localhost")):
+            raise ValueError("oidc_issuer must be an https:// address")
+        if self.oidc_issuer and not self.oidc_roles:
+            raise ValueError("oidc_issuer needs oidc_roles, which says what values of the claim are what role")
+        return self
+
+
+class ArchiveSettings(_Section):
+    """Where finished days are kept for ever, as Parquet files."""
+
+    url: str = Field(
+        "",
+        description="a folder, file://…, az://container/prefix, s3://bucket/prefix or gs://bucket/prefix; empty: none",
+    )
+    account: str = Field(
+        "", description="storage account (az) or access key id (s3); empty means AZURE_STORAGE_… or AWS_… variables"
+    )
+    key: SecretStr = Field(SecretStr(""), description="key of the account; for gs a service account's JSON key")
+    key_file: PathText = Field("", description="a file that holds the key, in place of key")
+    endpoint: str = Field("", description="URL of the storage service where it is not the provider's own (az, s3)")
+    region: str = Field("", description="region of the bucket (s3)")
+    timeout_seconds: float = Field(60.0, ge=1, le=3600, description="longest time for one request to an object store")
+
+
+class LifecycleSettings(_Section):
+    """How long rows stay in the database, and how `esp-ingest lifecycle run` works."""
+
+    telemetry_days: int = Field(30, ge=0, le=36_500, description="days that readings stay, 0 for ever")
+    diagnostics_days: int = Field(90, ge=0, le=36_500, description="days that cleared occurrences stay, 0 for ever")
+    rejects_days: int = Field(30, ge=0, le=36_500, description="days that rejects stay, 0 for ever")
+    drop_without_archive: bool = Field(
+        False, description="drop days although archive.url is empty: they are gone for good then"
+    )
+    settle_minutes: float = Field(
+        10.0, ge=0, le=10_080, description="how long after midnight UTC a day counts as finished"
+    )
+    http_host: str = Field("127.0.0.1", description="address for health and metrics of `lifecycle run --every`")
+    http_port: int = Field(8090, ge=0, le=65535, description="port of them, 0 for any free one")
+    metrics_file: PathText = Field(
+        "", description="file for the metrics after each run, for node_exporter's textfile collector; empty for none"
+    )
+    disk_path: PathText = Field(
+        "", description="a path on the database's disk, if this machine has it: tells when that disk will be full"
+    )
+
+
+class Settings(BaseSettings):
+    """All settings, immutable. Build with :func:`load`."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, env_prefix=ENV_PREFIX, env_nested_delimiter="__", env_ignore_empty=False
+    )
+
+    mqtt: MqttSettings = MqttSettings()
+    database: DatabaseSettings = DatabaseSettings()
+    batch: BatchSettings = BatchSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
+    spool: SpoolSettings = SpoolSettings()
+    http: HttpSettings = HttpSettings()
+    log: LogSettings = LogSettings()
+    diagnostics: DiagnosticsSettings = DiagnosticsSettings()
+    service: ServiceSettings = ServiceSettings()
+    api: ApiSettings = ApiSettings()
+    archive: ArchiveSettings = ArchiveSettings()
+    lifecycle: LifecycleSettings = LifecycleSettings()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.mqtt.receive_maximum < 2 * self.batch.max_rows:
+            raise ValueError(
+                f"mqtt.receive_maximum ({self.mqtt.receive_maximum}) must be at least twice batch.max_rows "
+                f"({self.batch.max_rows}), or a batch never fills while another is written"
+            )
+        least = min(self.telemetry.max_payload_bytes + PACKET_OVERHEAD_BYTES, 268_435_460)
+        if self.mqtt.max_packet_bytes < least:
+            raise ValueError(
+                f"mqtt.max_packet_bytes ({self.mqtt.max_packet_bytes}) must be at least {least}, which is "
+                f"telemetry.max_payload_bytes plus {PACKET_OVERHEAD_BYTES}, or the broker withholds messages that "
+                "could be taken apart"
+            )
+        slowest = self.database.connect_timeout_seconds + self.database.statement_timeout_seconds
+        if self.service.stuck_after_seconds <= slowest:
+            raise ValueError(
+                f"service.stuck_after_seconds ({self.service.stuck_after_seconds:g}) must exceed "
+                f"database.connect_timeout_seconds plus database.statement_timeout_seconds ({slowest:g}), or a slow "
+                "statement looks like a stuck daemon"
+            )
+        return self
+
+
+class _TomlFile(TomlConfigSettingsSource):
+    """Some editors put a byte order mark before the first line, which tomllib takes for part of it."""
+
+    def _read_file(self, file_path: Path | Traversable) -> dict[str, Any]:
+        return _without_overridden_files(tomllib.loads(file_path.read_bytes().decode("utf-8-sig")))
+
+
+def _without_overridden_files(tables: dict[str, Any]) -> dict[str, Any]:
+    """The environment wins, a secret in it over the file that the TOML names for that secret, too."""
+    return {
+        section: {
+            key: value
+            for key, value in table.items()
+            if not (key.endswith("_file") and _variable([section, key.removesuffix("_file")]))
+        }
+        if isinstance(table, dict)
+        else table
+        for section, table in tables.items()
+    }
+
+
+def load(file: str | Path | None = None, **overrides: Any) -> Settings:
+    """Read the settings from ``file`` (None: defaults alone) and the environment.
+
+    ``overrides`` are partial sections that win over both, for the demo and for tests. Raises ConfigError."""
+    path = Path(file).expanduser() if file is not None else None
+    if path is not None and path.is_dir():
+        raise ConfigError(f"The configuration file {path} is a folder: give the path of a TOML file with --config.")
+    if path is not None and not path.exists():
+        raise ConfigError(f"The configuration file {path} does not exist: give the path of a TOML file with --config.")
+    _refuse_unknown_environment()
+
+    class Loaded(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the signature is the library's
+            file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            assert isinstance(env_settings, EnvSettingsSource)
+            env_settings.env_vars = _as_meant(env_settings.env_vars)
+            if path is None:
+                return init_settings, env_settings
+            return init_settings, env_settings, _TomlFile(settings_cls, path)
+
+    try:
+        return Loaded(**overrides)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+    except SettingsError as error:
+        raise ConfigError(_explain_environment(error)) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The configuration file {path} is not valid TOML: {error}.") from None
+    except OSError as error:
+        raise ConfigError(f"The configuration file {path} cannot be read: {error.strerror}.") from None
+
+
+def _refuse_unknown_environment() -> None:
+    """pydantic-settings passes over variables of no known section; a typing error must not. Of those without the double
+    underscore only what would be a setting with it is one: Kubernetes sets ESP_INGEST_PORT and the like by itself, and
+    ESP_INGEST_HTTP_PORT to a URL where there is a service of that name."""
+    meant = {
+        f"{section}_{key}".upper(): f"{ENV_PREFIX}{section}__{key}".upper()
+        for section in Settings.model_fields
+        for key in _fields_at([section])
+    }
+    for name, value in os.environ.items():
+        right = meant.get(name.upper().removeprefix(ENV_PREFIX)) if name.upper().startswith(ENV_PREFIX) else None
+        if right is not None and not value.startswith("tcp://"):
+            raise ConfigError(f"Unknown environment variable {name}: did you mean {right}?")
+        if name.upper().startswith(ENV_PREFIX) and "__" in name[len(ENV_PREFIX) :]:
+            section = name[len(ENV_PREFIX) :].split("__")[0].lower()
+            if section not in Settings.model_fields:
+                raise ConfigError(
+                    f"Unknown section in the environment variable {name}{_nearest(section, Settings.model_fields)}"
+                )
+
+
+def _as_meant(variables: Mapping[str, str | None]) -> dict[str, str | None]:
+    """The environment without what files of it bring along: docker's --env-file, Kubernetes and CI systems keep quotes
+    and the carriage returns of a file from Windows, where a shell and systemd take them off. A carriage return at the
+    end means nothing; quotes may be meant, so they are refused with a word."""
+    found: dict[str, str | None] = {}
+    for name, value in variables.items():
+        if value is None or not name.upper().startswith(ENV_PREFIX):
+            continue
+        is_secret = "PASSW" in name.upper() or "DSN" in name.upper()
+        text = value.rstrip("\r\n" if is_secret else "\r")  # `echo secret | base64` in Kubernetes adds a line end
+        if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+            secret = "; a secret that has them can be read from a file, with …_FILE" if is_secret else ""
+            raise ConfigError(
+                f"The environment variable {name.upper()} stands in quotes, which are part of its value as files of "
+                f"variables are read by docker and others: leave them out{secret}."
+            )
+        found[name] = text
+    return found
+
+
+def _explain(error: ValidationError) -> str:
+    """One sentence on the first thing wrong. The value is not repeated: it may be a secret."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    location = [str(part) for part in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        return _explain_unknown(location)
+    words = _in_our_words(first["type"], first["msg"], first.get("ctx") or {})
+    unit = location[-1].rpartition("_")[2] if location else ""
+    if unit in ("seconds", "bytes", "days") and words.endswith("number"):
+        words += f" of {unit}, written without a unit"
+    name, _, rest = words.partition(" ")
+    of_a_setting = bool(location) and name in _fields_at(location)  # said by the section, of one of its settings
+    if of_a_setting:
+        location, words = [*location, name], rest
+    variable = _variable(location)
+    come_from = f" (from {variable})" if variable else ""
+    place = f"Setting {'.'.join(location)}{come_from}" if location else "Configuration"
+    return f"{place}{'' if of_a_setting else ':'} {words}."
+
+
+def _explain_unknown(location: list[str]) -> str:
+    variable = _variable(location)
+    come_from = f" (from {variable})" if variable else ""
+    if len(location) == 1:
+        return f"Unknown section [{location[0]}]{come_from}{_nearest(location[0], Settings.model_fields)}"
+    parent = ".".join(location[:-1])
+    return f"Unknown setting {'.'.join(location)}{come_from}{_nearest(location[-1], _fields_at(location[:-1]), parent)}"
+
+
+def _explain_environment(error: SettingsError) -> str:
+    """What pydantic-settings could not read is a whole section that is set as JSON, or a table in it."""
+    names = [name for name in os.environ if name.upper().startswith(ENV_PREFIX)]
+    said = re.search(r'"(\w+)"', str(error))
+    section = f"{ENV_PREFIX}{said[1]}" if said else ENV_PREFIX
+    wrong = next((name for name in sorted(names) if name.upper().startswith(section.upper())), section)
+    return (
+        f"The environment variable {wrong} cannot be used: set each setting by itself, as "
+        f"{ENV_PREFIX}SECTION__KEY, and a table as a JSON object."
+    )
+
+
+def _variable(location: list[str]) -> str:
+    """The environment variable that set this, "" where the file did."""
+    for length in range(len(location), 0, -1):
+        wanted = ENV_PREFIX + "__".join(location[:length]).upper()
+        for name in os.environ:
+            if name.upper() == wanted:
+                return name
+    return ""
+
+
+_WORDS = {
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be more than {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be less than {lt}",
+    "literal_error": "must be {expected}",
+    "finite_number": "must be a finite number",
+    "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "string_too_short": "must not be empty",
+    "string_too_long": "must be at most {max_length} characters",
+    "string_pattern_mismatch": "must not contain +, # or /",
+    "missing": "is missing",
+    "dict_type": "must be a table",
+    "model_type": "must be a table",
+    "model_attributes_type": "must be a table",
+}
+
+
+def _in_our_words(kind: str, message: str, context: dict[str, Any]) -> str:
+    """pydantic's message in the words of this program; what is raised here is in them already."""
+    if kind in _WORDS:
+        return _WORDS[kind].format_map({name: _plainly(value) for name, value in context.items()})
+    return message.removeprefix("Value error, ").rstrip(".?")
+
+
+def _plainly(value: Any) -> Any:
+    return f"{value:g}" if isinstance(value, float) and abs(value) < 1e6 else value
+
+
+def _fields_at(location: list[str]) -> list[str]:
+    model: Any = Settings
+    for part in location:
+        annotation = model.model_fields[part].annotation if part in getattr(model, "model_fields", {}) else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return ["low", "high", "unit"]
+        model = annotation
+    return list(model.model_fields)
+
+
+def _nearest(wrong: str, known: Iterable[str], prefix: str = "") -> str:
+    close = difflib.get_close_matches(wrong, list(known), n=1, cutoff=0.4)
+    if not close:
+        return f": known are {', '.join(known)}."
+    return f": did you mean {f'{prefix}.' if prefix else ''}{close[0]}?"

@@ -1,0 +1,279 @@
+"""What the demo runs: broker, database, the daemon, simulators; and how it looks at them.
+
+Daemon and simulators are the real commands in processes of their own, set up by environment variables alone.
+"""
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections import Counter as Tally
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from prometheus_client.parser import text_string_to_metric_families
+from pydantic import SecretStr
+
+from esp_ingest.config.settings import ENV_PREFIX, DatabaseSettings
+from esp_ingest.demo.guard import Leash
+from esp_ingest.demo.screen import Alarm, Picture, Well
+from esp_ingest.demo.servers import EmbeddedBroker, EmbeddedError, EmbeddedPostgres, free_ports
+from esp_ingest.resources import config_file
+from esp_ingest.service.clock import SystemClock
+from esp_ingest.store import schema
+from esp_ingest.store.connection import connect
+from esp_ingest.store.queries import query
+
+_PREFIX = "esp-ingest-demo-"
+_OWNER = "owner"  # a file that the demo holds a lock on: the kernel drops it, however the demo ends
+_READY_SECONDS = 30.0
+_GRACE_SECONDS = 30.0  # longer than the daemon's own drain deadline
+_RATE_SECONDS = 2.0  # rates and lag are means over at least so long
+
+
+def sweep(temporary: Path) -> None:
+    """Remove what demos that were killed could not remove themselves: folders of ours whose owner is gone."""
+    for folder in temporary.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):  # another's, in use, or gone meanwhile
+            if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
+                continue
+            with (folder / _OWNER).open("r+") as owner:
+                fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+
+
+class Theatre:
+    """Broker, database and daemon, up and ready after ``with``; gone after it, however it is left."""
+
+    def __init__(
+        self, clock: SystemClock, settings: Mapping[str, str], more_rules: str = "", config: Path | None = None
+    ) -> None:
+        """``settings``: environment overrides for the daemon, on top of where broker and database are; ``more_rules``
+        is appended to the rules that ship; ``config``: a file with further settings, below all of these."""
+        self._clock = clock
+        self._config = [] if config is None else ["--config", str(config.absolute())]
+        self._more_rules = more_rules
+        self._extra = dict(settings)
+        self._stack = ExitStack()
+        self._before: tuple[float, float, float, float] | None = None
+        self._rate, self._lag_seconds = 0.0, 0.0
+
+    def __enter__(self) -> Self:
+        with self._stack:
+            sweep(Path(tempfile.gettempdir()))
+            folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix=_PREFIX))
+            self.folder = Path(folder)
+            fcntl.flock(self._stack.enter_context((self.folder / _OWNER).open("w")), fcntl.LOCK_EX)
+            rules = config_file("rules.toml").read_text(encoding="utf-8") + self._more_rules
+            (self.folder / "rules.toml").write_text(rules, encoding="utf-8")
+            self._database = self._stack.enter_context(EmbeddedPostgres())
+            self._broker = self._stack.enter_context(EmbeddedBroker())
+            settings = DatabaseSettings(dsn=SecretStr(self._database.dsn))
+            self.schema_lines = schema.migrate(settings).lines()
+            self._connection = self._stack.enter_context(connect(settings, autocommit=True))
+            self._http = f"http://127.0.0.1:{self._start_daemon()}"
+            self._stack = self._stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    # -- Processes
+
+    def environment(self) -> dict[str, str]:
+        """Of the commands: the caller's own ESP_INGEST_ variables are for other brokers and databases."""
+        kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(ENV_PREFIX)}
+        return kept | {
+            "ESP_INGEST_MQTT__HOST": self._broker.host,
+            "ESP_INGEST_MQTT__PORT": str(self._broker.port),
+            "ESP_INGEST_DATABASE__DSN": self._database.dsn,
+            "ESP_INGEST_SPOOL__PATH": str(self.folder / "spool"),
+            "ESP_INGEST_DIAGNOSTICS__RULES_FILE": str(self.folder / "rules.toml"),
+            "ESP_INGEST_LOG__FORMAT": "json",
+            # rumqttd has no more than 100 messages under way to a subscriber, whatever window it is offered: a larger
+            # batch would never fill, and would wait for its age each time.
+            "ESP_INGEST_BATCH__MAX_ROWS": "100",
+            "PYTHONUNBUFFERED": "1",
+            **self._extra,
+        }
+
+    def _start_daemon(self) -> int:
+        (port,) = free_ports(1)
+        with (self.folder / "daemon.log").open("wb") as log:
+            self._daemon = self._stack.enter_context(
+                Leash(
+                    [sys.executable, "-P", "-m", "esp_ingest", "run", *self._config],
+                    output=log,
+                    grace_seconds=_GRACE_SECONDS,
+                    environment=self.environment() | {"ESP_INGEST_HTTP__PORT": str(port)},
+                )
+            )
+        self._wait_until_ready(f"http://127.0.0.1:{port}/health/ready")
+        return port
+
+    def _wait_until_ready(self, address: str) -> None:
+        deadline = self._clock.monotonic() + _READY_SECONDS
+        while _fetch(address) is None:
+            if self._daemon.poll() is not None or self._clock.monotonic() > deadline:
+                raise EmbeddedError(f"The daemon did not get ready: {self.last_words('daemon.log')}")
+            self._clock.sleep(0.05)
+
+    def start_simulator(self, name: str, arguments: Sequence[str]) -> "Simulator":
+        """``esp-ingest simulate`` with ``arguments``; its output goes to a file called ``name``."""
+        path = self.folder / f"{name}.out"
+        with path.open("wb") as output:
+            leash = self._stack.enter_context(
+                Leash(
+                    [sys.executable, "-P", "-m", "esp_ingest", "simulate", *arguments],
+                    output=output,
+                    stop_signal=signal.SIGINT,
+                    environment=self.environment(),
+                )
+            )
+        return Simulator(name, leash, path)
+
+    def stop_daemon(self) -> int:
+        """SIGTERM, drain; its exit status."""
+        return self._daemon.stop()
+
+    @property
+    def daemon_ended(self) -> bool:
+        return self._daemon.poll() is not None
+
+    def last_words(self, name: str) -> str:
+        text = (self.folder / name).read_text(errors="replace").strip()
+        return text.rpartition("\n")[2] or "it left no word why"
+
+    # -- Looking
+
+    def look(self) -> Picture:
+        """Counters from /metrics, wells and alarms from the database."""
+        picture = Picture(wells=self._wells(), alarms=self._alarms())
+        page = _fetch(f"{self._http}/metrics")
+        if page is None:
+            picture.trouble = "the daemon does not answer"
+            return picture
+        sums = _sums(page)
+        picture.received = int(sums["esp_ingest_readings_received_total"])
+        picture.written = int(sums["esp_ingest_readings_written_total"])
+        picture.duplicates = int(sums["esp_ingest_readings_duplicate_total"])
+        picture.reasons = _by_label(page, "esp_ingest_readings_rejected_total", "reason")
+        picture.rejected = picture.reasons.total()
+        picture.raised = int(sums["esp_ingest_diagnostics_raised_total"])
+        picture.unacked = int(sums["esp_ingest_unacked_messages"])
+        self._note_rates(sums)
+        picture.rate, picture.lag_seconds = self._rate, self._lag_seconds
+        return picture
+
+    def _note_rates(self, sums: Mapping[str, float]) -> None:
+        now = (
+            self._clock.monotonic(),
+            sums["esp_ingest_readings_written_total"],
+            sums["esp_ingest_ingest_latency_seconds_sum"],
+            sums["esp_ingest_ingest_latency_seconds_count"],
+        )
+        if self._before is None:
+            self._before = now
+        seconds, written, latency, count = (new - old for new, old in zip(now, self._before, strict=True))
+        if seconds >= _RATE_SECONDS:
+            self._rate = written / seconds
+            self._lag_seconds = latency / count if count else 0.0
+            self._before = now
+
+    def _wells(self) -> list[Well]:
+        rows = self._connection.execute(query("demo_wells")).fetchall()
+        return [Well(well_id, time, tuple(values)) for well_id, time, *values in rows]
+
+    def _alarms(self) -> list[Alarm]:
+        return [Alarm(*row) for row in self._connection.execute(query("demo_alarms")).fetchall()]
+
+    def stored(self) -> "Stored":
+        """What the tables hold."""
+        row = self._connection.execute(query("demo_totals")).fetchone()
+        assert row is not None
+        return Stored(*row)
+
+    def diagnoses(self) -> list[tuple[str, str, int]]:
+        """(diagnosis, severity, occurrences), the gravest first."""
+        return self._connection.execute(query("demo_diagnoses")).fetchall()
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    readings: int
+    rejects: int
+    diagnostics: int
+
+
+@dataclass(frozen=True, slots=True)
+class Simulator:
+    """A running ``esp-ingest simulate``."""
+
+    name: str
+    leash: Leash
+    output: Path
+
+    @property
+    def running(self) -> bool:
+        return self.leash.poll() is None
+
+    def finish(self) -> int:
+        """Stop it if it still runs; how many messages it published, each of them one reading or broken.
+
+        Raises EmbeddedError where it failed or did not say."""
+        ran = self.running
+        status = self.leash.stop()
+        text = self.output.read_text(errors="replace")
+        match = _PUBLISHED.search(text)
+        if match is None and ran and not _BEGUN.search(text) and status in _INTERRUPTED:
+            return 0  # stopped while it was still loading
+        if match is None or status not in (0, 128 + signal.SIGINT):  # asked to stop after its last word
+            last = text.strip().rpartition("\n")[2] or "it left no word why"
+            raise EmbeddedError(f"The simulator ({self.name}) ended with {status}: {last}")
+        return int(match["messages"])
+
+
+# What `simulate` says: when it begins, and at its end.
+_BEGUN = re.compile(r" to [\w.]+:\d+$", re.MULTILINE)
+_PUBLISHED = re.compile(r"^published (?P<messages>\d+),", re.MULTILINE)
+_INTERRUPTED = (0, 1, 128 + signal.SIGINT)
+
+
+def _fetch(address: str) -> str | None:
+    """The page, None where it is not (yet) to be had. The address is our own daemon's on loopback."""
+    try:
+        with urllib.request.urlopen(address, timeout=2) as answer:  # noqa: S310 - http, by our own making
+            return str(answer.read().decode())
+    except (urllib.error.URLError, OSError):
+        return None
+
+
+def _samples(page: str) -> Iterable[tuple[str, dict[str, str], float]]:
+    for family in text_string_to_metric_families(page):
+        for sample in family.samples:
+            yield sample.name, sample.labels, sample.value
+
+
+def _sums(page: str) -> defaultdict[str, float]:
+    """Metric → sum over its labels; 0 for what is not there."""
+    sums: defaultdict[str, float] = defaultdict(float)
+    for name, _, value in _samples(page):
+        sums[name] += value
+    return sums
+
+
+def _by_label(page: str, metric: str, label: str) -> Tally[str]:
+    return Tally({labels[label]: int(value) for name, labels, value in _samples(page) if name == metric and value})

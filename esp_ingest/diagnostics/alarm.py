@@ -1,0 +1,109 @@
+"""The life of an occurrence: raised, escalated, held back, latched, acknowledged, cleared (ISA-18.2 words).
+
+Pure: an occurrence is immutable, each step gives a new one, and :func:`to_row` is what the database gets.
+"""
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from esp_ingest.model import DiagnosticRow, Severity
+
+ACTIVE = "unacknowledged"
+ACKNOWLEDGED = "acknowledged"
+RETURNED = "returned-unacknowledged"
+NORMAL = "normal"
+LATCHED = "latched"
+SHELVED = "shelved"
+SUPPRESSED = "suppressed"
+
+
+@dataclass(frozen=True, slots=True)
+class Occurrence:
+    """One occurrence of one diagnosis at one well. ``held_by``: '', 'shelved' or 'suppressed'."""
+
+    well_id: str
+    diagnosis: str
+    raised_us: int
+    severity: Severity
+    value: float | None
+    threshold: float | None
+    message: str
+    actions_json: str
+    snapshot_json: str
+    confidence: float
+    occurrences: int = 1
+    held_by: str = ""
+    acknowledged: bool = False
+    latched_us: int | None = None
+    cleared_us: int | None = None
+
+    @property
+    def state(self) -> str:
+        if self.cleared_us is not None:
+            plain = self.acknowledged or self.held_by or self.severity is Severity.INFO
+            return NORMAL if plain else RETURNED
+        if self.held_by:
+            return self.held_by
+        if self.latched_us is not None:
+            return LATCHED
+        return ACKNOWLEDGED if self.acknowledged else ACTIVE
+
+    def again(self) -> "Occurrence":
+        return replace(self, occurrences=self.occurrences + 1, latched_us=None)
+
+    def cleared(self, at_us: int) -> "Occurrence":
+        return replace(self, cleared_us=at_us)
+
+
+def to_row(occurrence: Occurrence, peak: float | None) -> DiagnosticRow:
+    return DiagnosticRow(
+        well_id=occurrence.well_id,
+        diagnosis=occurrence.diagnosis,
+        raised_us=occurrence.raised_us,
+        severity=occurrence.severity,
+        state=occurrence.state,
+        cleared_us=occurrence.cleared_us,
+        value=occurrence.value,
+        threshold=occurrence.threshold,
+        peak=peak,
+        occurrences=occurrence.occurrences,
+        confidence=occurrence.confidence,
+        message=occurrence.message,
+        actions_json=occurrence.actions_json,
+        snapshot_json=occurrence.snapshot_json,
+    )
+
+
+def from_row(row: DiagnosticRow) -> Occurrence:
+    """The occurrence of an open row. When a latched one returned is not in the table: as good as when it was raised."""
+    return Occurrence(
+        well_id=row.well_id,
+        diagnosis=row.diagnosis,
+        raised_us=row.raised_us,
+        severity=row.severity,
+        value=row.value,
+        threshold=row.threshold,
+        message=row.message,
+        actions_json=row.actions_json,
+        snapshot_json=row.snapshot_json,
+        confidence=row.confidence if row.confidence is not None else 1.0,
+        occurrences=row.occurrences,
+        held_by=row.state if row.state in (SHELVED, SUPPRESSED) else "",
+        acknowledged=row.state == ACKNOWLEDGED,
+        latched_us=row.raised_us if row.state == LATCHED else None,
+        cleared_us=row.cleared_us,
+    )
+
+
+def moment(t_us: int) -> str:
+    """``2013-06-12 03:45 UTC``, with seconds where they are not 0."""
+    at = datetime.fromtimestamp(t_us // 1_000_000, UTC)
+    return at.strftime("%Y-%m-%d %H:%M UTC" if at.second == 0 else "%Y-%m-%d %H:%M:%S UTC")
+
+
+def span(seconds: float) -> str:
+    """``45 s``, ``12 min``, ``3.5 h``, ``2.1 d``: short, for people."""
+    for size, name in ((86_400.0, "d"), (3_600.0, "h"), (60.0, "min")):
+        if seconds >= 2 * size or (size == 60.0 and seconds >= 60):
+            return f"{seconds / size:.3g} {name}"
+    return f"{seconds:.3g} s"

@@ -1,0 +1,1 @@
+"""The rule engine: columns of a batch in, changes of occurrences out."""

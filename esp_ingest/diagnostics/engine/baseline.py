@@ -1,0 +1,525 @@
+"""What a well is used to: 5-minute means over an hour, running medians over 24 h, and features made of them.
+
+Event time is cut into 5-minute buckets aligned to the epoch. A reading only adds to its bucket; features change only
+when a later reading closes it, so they are the same however the data is cut into batches, and their memory does not
+depend on the sample rate. Sums are added strictly in the order of the readings: floating point is not associative.
+
+Only readings while running count. A median is over the last 48 half-hours of settled running (24 h of it, however long
+the stops between), so that a baseline outlives a shutdown; it is known after 12 of them (6 h).
+
+A batch is computed whole, over wells and time (:meth:`Baselines.plan`), before any state is written
+(:meth:`Baselines.commit`): whether a well runs depends on its median, so the plan may have to be made twice.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from esp_ingest.diagnostics.engine.well_state import NEVER, Array, Journal, WellArrays
+from esp_ingest.model import FloatArray, IntArray
+
+BoolArray = npt.NDArray[np.bool_]
+Key = tuple[object, ...]
+Slots = npt.NDArray[np.intp]
+
+BUCKET_US = 300_000_000
+SETTLE_US = 3_600_000_000
+_RING = 16  # ≥ 12 closed buckets of an hour and two to fall back on
+_BACK = _RING - 1
+_HALF = 6  # buckets in a half-hour
+_LONG = 48  # half-hours in a day of running
+_KNOWN = 12  # half-hours after which a median counts: 6 h of running (DIAGNOSTICS.md)
+_DAYS = 7
+INTERVAL: Key = ("interval",)  # usual time between readings, µs: median of the 5-minute means of the last hour
+HOURS: Key = ("hours",)  # of settled running in the running medians, up to 24
+_OF_MEDIAN = ("median", "ratio", "deviation", "trend")
+_OF_HABIT = ("habit", "habit_ratio")
+
+
+class Runs:
+    """The buckets that a batch touches: runs of rows of one well in one bucket, well after well.
+
+    Shapes: by well ``slots``, ``first`` and ``last`` (its runs); by run ``well``, ``bucket``, ``begins`` (its first
+    row) and ``ends`` (its last). ``opening``: the runs before which a bucket closes; ``closed`` is that bucket, and
+    ``of_state`` tells that it was left open by an earlier batch."""
+
+    def __init__(self, state: WellArrays, slots: Slots, well: Slots, bucket: IntArray, begins: Slots, rows: int):
+        self.slots, self.well, self.bucket, self.begins = slots, well, bucket, begins
+        self.index = _index(slots)
+        count = well.shape[0]
+        self.ends = np.append(begins[1:], rows).astype(np.intp) - 1
+        self.first = np.searchsorted(well, np.arange(slots.shape[0]))
+        self.last = np.append(self.first[1:], count).astype(np.intp) - 1
+        before = state["bucket"][self.index].copy()
+        self.continuing = before == bucket[self.first]
+        self.single = count == slots.shape[0]
+        opens = np.ones(count, np.bool_)
+        opens[self.first] = ~self.continuing & (before != NEVER)
+        self.opening = np.flatnonzero(opens)
+        is_first = np.zeros(count, np.bool_)
+        is_first[self.first] = True
+        self.of_state = is_first[self.opening]
+        self.closing_well = well[self.opening]
+        self.closing_slot = slots[self.closing_well]
+        self.closed = self.before(bucket, before)
+        self.new = np.empty(self.opening.shape[0], np.bool_)  # first closing of its well
+        self.new[:1] = True
+        np.not_equal(self.closing_well[1:], self.closing_well[:-1], out=self.new[1:])
+
+    def before(self, by_run: Array, by_well: Array) -> Array:
+        """What belongs to the closed buckets: ``by_run`` (…, runs) in this batch, ``by_well`` (…, wells) before it."""
+        if self.of_state.all():
+            alike = self.closing_well.shape[0] == by_well.shape[-1]
+            return np.array(by_well) if alike else np.asarray(by_well[..., self.closing_well])
+        out = by_run[..., self.opening - 1]
+        if self.of_state.any():
+            out[..., self.of_state] = by_well[..., self.closing_well[self.of_state]]
+        return np.asarray(out)
+
+
+@dataclass(slots=True)
+class Plan:
+    """What a batch makes of the baselines. ``features`` (features, runs) as they stand during each run."""
+
+    sums: FloatArray
+    counts: IntArray
+    squares: FloatArray
+    pace: IntArray
+    features: FloatArray
+    closed_sums: FloatArray = field(init=False)
+    closed_counts: IntArray = field(init=False)
+    closed_squares: FloatArray = field(init=False)
+    means: FloatArray = field(init=False)
+    mean_dt: FloatArray = field(init=False)
+    half_sum: FloatArray | None = None  # (medians, wells with closings), and so half_n
+    half_n: IntArray | None = None
+    pushes: "_Pushes | None" = None
+
+
+@dataclass(slots=True)
+class _Pushes:
+    """Half-hours that are over, each pushed into the running medians. By push: its well, the run before which it
+    happens, its number among the well's pushes so far, its means (medians, pushes)."""
+
+    well: Slots
+    run: Slots
+    number: IntArray
+    means: FloatArray
+    days: FloatArray | None = None  # (habits, 7, wells of the batch), if a day ended
+
+
+class Baselines:
+    """Buckets and features of all wells, kept in ``state``. ``columns`` are the keys that the rules read."""
+
+    def __init__(self, state: WellArrays, columns: Iterable[Key]) -> None:
+        columns = set(columns) | {("median", "motor_current")}
+        windowed = [key for key in columns if key[0] in ("cv", "spread", "change", "trend", "rate")]
+        self._habits = _names(columns, _OF_HABIT)
+        self._medians = sorted({*_names(columns, _OF_MEDIAN), *self._habits})
+        self.signals: list[str] = sorted({*self._medians, *(str(key[1]) for key in windowed)})
+        self._squares = _names(columns, ("cv",))
+        self._windowed = sorted(windowed, key=str)
+        self.features: list[Key] = [
+            INTERVAL,
+            HOURS,
+            *[("median", name) for name in self._medians],
+            *[("habit", name) for name in self._habits],
+            *self._windowed,
+        ]
+        self.row = {key: at for at, key in enumerate(self.features)}
+        self._place = {name: at for at, name in enumerate(self.signals)}
+        self._square_place = [self._place[name] for name in self._squares]
+        self._median_place = [self._place[name] for name in self._medians]
+        self._median_rows = np.array([self.row[("median", name)] for name in self._medians])
+        self._habit_rows = np.array([self.row[("habit", name)] for name in self._habits], np.intp)
+        self._habit_of = [self._medians.index(name) for name in self._habits]
+        self._state = state
+        self._allocate(state)
+
+    def _allocate(self, state: WellArrays) -> None:
+        state.add("bucket", np.int64, NEVER)
+        state.add("pace", np.int64, 0, shape=(2,))  # readings, and the time since the one before each
+        state.add("sum", np.float64, 0.0, self.signals)
+        state.add("n", np.int64, 0, self.signals)
+        state.add("square", np.float64, 0.0, self._squares)
+        state.add("ring_tag", np.int64, NEVER, shape=(_RING,))
+        state.add("ring_dt", np.float64, np.nan, shape=(_RING,))
+        state.add("ring_mean", np.float64, np.nan, self.signals, (_RING,))
+        for name in ("ring_sum", "ring_square", "ring_n"):
+            state.add(name, np.float64, 0.0, self._squares, (_RING,))
+        state.add("half_sum", np.float64, 0.0, self._medians)
+        state.add("half_n", np.int64, 0, self._medians)
+        state.add("long", np.float64, np.nan, self._medians, (_LONG,))
+        state.add("long_count", np.int64, 0)
+        state.add("days", np.float64, np.nan, self._habits, (_DAYS,))
+        state.add("features", np.float64, np.nan, self.features)
+
+    # -- what a batch makes of it
+
+    def plan(
+        self, runs: Runs, run: Slots, values: FloatArray, dt_us: IntArray, running: Array, start_us: IntArray
+    ) -> Plan:
+        """``run`` (n,): the run of each reading; ``values`` (signals, n) with NaN for what does not count; ``dt_us``
+        (n,) since the reading before; ``running`` and ``start_us`` (n,): the run state after each reading."""
+        plan = self._add_up(runs, run, values, dt_us)
+        if not runs.opening.size:
+            return plan
+        state, index = self._state, runs.index
+        plan.closed_sums = runs.before(plan.sums, state["sum"][:, index])
+        plan.closed_counts = runs.before(plan.counts, state["n"][:, index])
+        plan.closed_squares = runs.before(plan.squares, state["square"][:, index])
+        pace = runs.before(plan.pace, state["pace"][:, index])
+        plan.means = plan.closed_sums / plan.closed_counts  # 0/0 is NaN: nothing measured
+        plan.mean_dt = pace[1] / pace[0]
+        settled = (runs.before(running[runs.ends], state["running"][index]) == 1) & (
+            runs.before(start_us[runs.ends], state["start_us"][index]) <= runs.closed * BUCKET_US - SETTLE_US
+        )
+        self._fold(runs, plan, settled)
+        self._refresh(runs, plan)
+        return plan
+
+    def _add_up(self, runs: Runs, run: Slots, values: FloatArray, dt_us: IntArray) -> Plan:
+        """Add the readings to their buckets, in order, from what the state left open."""
+        state, slots, first = self._state, runs.slots, runs.first
+        there = ~np.isnan(values)
+        weights = np.where(there, values, 0.0)
+        some = weights[self._square_place]
+        goes_on = runs.continuing
+        parts: list[Any] = []
+        each = (
+            ("sum", weights),
+            ("n", there),
+            ("square", some * some),
+            ("pace", np.stack([np.ones_like(dt_us), dt_us])),
+        )
+        for name, what in each:
+            if runs.single and goes_on.all():
+                start = state[name][:, runs.index].copy()
+            else:
+                start = np.zeros((what.shape[0], runs.well.shape[0]), state[name].dtype)
+                start[:, first[goes_on]] = state[name][:, slots[goes_on]]
+            parts.append(_added(start, run, what))
+        sums, counts, squares, pace = parts
+        features = state["features"][:, runs.index]
+        return Plan(sums, counts, squares, pace, features.copy() if runs.single else features[:, runs.well])
+
+    # -- half-hours and medians
+
+    def _fold(self, runs: Runs, plan: Plan, settled: BoolArray) -> None:
+        """Settled 5-minute means go into their half-hour; a half-hour that is over goes into the running median."""
+        state = self._state
+        over = runs.bucket[runs.opening] // _HALF > runs.closed // _HALF
+        begins = runs.new.copy()
+        begins[1:] |= over[:-1]
+        group = np.cumsum(begins) - 1
+        starts = np.flatnonzero(begins)
+        of_state = runs.new[starts]
+        slots = runs.closing_slot[starts[of_state]]
+        sums = np.zeros((len(self._medians), starts.shape[0]))
+        counts = np.zeros((len(self._medians), starts.shape[0]), np.int64)
+        sums[:, of_state], counts[:, of_state] = state["half_sum"][:, slots], state["half_n"][:, slots]
+        part = plan.means[self._median_place]
+        there = ~np.isnan(part) & settled
+        if settled.any():
+            sums = _added(sums, group, np.where(there, part, 0.0))
+            counts = _added(counts, group, there)
+        ends = np.append(starts[1:], group.shape[0]) - 1  # the last closing of each group
+        is_over = over[ends]
+        last = np.append(np.flatnonzero(of_state)[1:], starts.shape[0]) - 1  # the last group of each well
+        plan.half_sum = np.where(is_over[last], 0.0, sums[:, last])
+        plan.half_n = np.where(is_over[last], 0, counts[:, last])
+        pushed = np.flatnonzero(is_over & (counts > 0).any(axis=0))
+        if pushed.size:
+            self._push(runs, plan, ends[pushed], sums[:, pushed] / counts[:, pushed])
+
+    def _push(self, runs: Runs, plan: Plan, at: Slots, means: FloatArray) -> None:
+        """Half-hour ``means`` (medians, pushes) go into the running medians at the closings ``at``."""
+        state = self._state
+        well, run = runs.closing_well[at], runs.opening[at]
+        new = np.ones(at.shape[0], np.bool_)
+        new[1:] = well[1:] != well[:-1]
+        first = np.flatnonzero(new)
+        which = np.cumsum(new) - 1
+        ordinal = np.arange(at.shape[0]) - first[which]
+        number = state["long_count"][runs.slots[well]] + ordinal
+        plan.pushes = _Pushes(well, run, number, means)
+        medians = self._long_medians(runs.slots[well[first]], which, ordinal, means)
+        hours = np.minimum(number + 1, _LONG) / 2
+        habits = self._end_days(runs, plan.pushes, medians)
+        newest = np.full(runs.well.shape[0], -1)
+        newest[run] = np.arange(at.shape[0])
+        newest = np.maximum.accumulate(newest)
+        known = np.flatnonzero((newest >= 0) & (well[newest] == runs.well))
+        newest = newest[known]
+        plan.features[self._median_rows[:, None], known] = medians[:, newest]
+        plan.features[self.row[HOURS], known] = hours[newest]
+        if habits is not None:
+            plan.features[self._habit_rows[:, None], known] = habits[:, newest]
+
+    def _long_medians(self, slots: Slots, which: Slots, ordinal: Slots, means: FloatArray) -> FloatArray:
+        """Running medians (medians, pushes) after each push. ``which``: the place in ``slots`` of a push's well."""
+        state = self._state
+        count = state["long_count"][slots]
+        out = np.empty_like(means)
+        if which.shape[0] == slots.shape[0]:
+            at = count % _LONG
+            for place in range(means.shape[0]):
+                window = np.ascontiguousarray(state["long"][place][:, slots].T)
+                window[which, at] = means[place]
+                out[place] = _median(window, _KNOWN)
+            return out
+        # A line a well: its ring, oldest first, then its pushes of this batch.
+        back = ((count + np.arange(_LONG)[:, None]) % _LONG).astype(np.intp)
+        sizes = np.bincount(which, minlength=slots.shape[0])
+        base = np.cumsum(sizes + _LONG) - (sizes + _LONG)
+        ring = base + np.arange(_LONG)[:, None]
+        position = base[which] + _LONG + ordinal
+        line = np.empty(int(sizes.sum()) + _LONG * slots.shape[0])
+        windows = np.lib.stride_tricks.sliding_window_view(line, _LONG)
+        for place in range(means.shape[0]):
+            line[ring] = state["long"][place][back, slots]
+            line[position] = means[place]
+            out[place] = _median(windows[position - _LONG + 1], _KNOWN)
+        return out
+
+    def _end_days(self, runs: Runs, pushes: _Pushes, medians: FloatArray) -> FloatArray | None:
+        """Habits (habits, pushes) after each push, if a day of running ended: one day of each well at a time."""
+        ends = np.flatnonzero((pushes.number + 1) % _LONG == 0)
+        if not ends.size or not self._habits:
+            return None
+        state = self._state
+        pushes.days = days = state["days"][:, :, runs.slots]
+        habits = state["features"][self._habit_rows[:, None], runs.slots[pushes.well]]
+        after = np.append(np.flatnonzero(np.diff(pushes.well)) + 1, pushes.well.shape[0])
+        while ends.size:
+            wells, at = np.unique(pushes.well[ends], return_index=True)
+            now = ends[at]
+            days[:, (pushes.number[now] // _LONG % _DAYS).astype(np.intp), wells] = medians[self._habit_of][:, now]
+            found = np.stack([_median(np.ascontiguousarray(of.T), 1) for of in days[:, :, wells]])
+            until = after[np.searchsorted(after, now, side="right")]
+            for place, (end, stop) in enumerate(zip(now.tolist(), until.tolist(), strict=True)):
+                habits[:, end:stop] = found[:, place, None]
+            ends = np.delete(ends, at)
+        return habits
+
+    # -- features over the last hour
+
+    def _refresh(self, runs: Runs, plan: Plan) -> None:
+        past = _Past(runs, self._state)
+        opening = runs.opening
+        dt = past.window(self._state["ring_dt"], plan.mean_dt, 12)
+        plan.features[0, opening] = _median(np.ascontiguousarray(dt.T), 3)
+        made: dict[str, FloatArray] = {}
+        for key in self._windowed:
+            function, signal, seconds = str(key[0]), str(key[1]), int(str(key[2]))
+            k = seconds // 300
+            if function == "cv":
+                values = self._cv(past, plan, self._squares.index(signal), k)
+            else:
+                if signal not in made:
+                    place = self._place[signal]
+                    made[signal] = past.window(self._state["ring_mean"][place], plan.means[place], _BACK)
+                values = _windowed(function, made[signal], k)
+                if function == "trend":
+                    values = values / plan.features[self.row[("median", signal)], opening]
+                if function in ("trend", "rate"):
+                    values = values / seconds
+            plan.features[self.row[key], opening] = values
+
+    def _cv(self, past: "_Past", plan: Plan, place: int, k: int) -> FloatArray:
+        """Sample standard deviation ÷ mean, where at least half of the buckets have something and 6 readings do."""
+        state, at = self._state, self._square_place[place]
+        n = past.window(state["ring_n"][place], plan.closed_counts[at].astype(np.float64), k, 0.0)
+        total = _in_order(past.window(state["ring_sum"][place], plan.closed_sums[at], k, 0.0))
+        square = _in_order(past.window(state["ring_square"][place], plan.closed_squares[place], k, 0.0))
+        count = n.sum(axis=0)  # whole numbers: exact in any order
+        enough = ((n > 0).sum(axis=0) * 2 >= k) & (count >= min(6, k))
+        mean = total / count
+        variance = np.maximum(square - total * mean, 0.0) / (count - 1)
+        return np.where(enough & (mean > 0), np.sqrt(variance) / mean, np.nan)
+
+    # -- the batch is computed: write the state
+
+    def commit(self, journal: Journal, runs: Runs, plan: Plan) -> None:
+        state, last = self._state, runs.last
+        index = (slice(None), runs.index)
+        for name, values in (("sum", plan.sums), ("n", plan.counts), ("square", plan.squares), ("pace", plan.pace)):
+            journal.put(state[name], index, values if runs.single else values[:, last])
+        if not runs.continuing.all() or not runs.single:
+            journal.put(state["bucket"], runs.index, runs.bucket[last])
+        if not runs.opening.size:
+            return
+        journal.put(state["features"], index, plan.features if runs.single else plan.features[:, last])
+        journal.put(state["half_sum"], (slice(None), runs.closing_slot[runs.new]), plan.half_sum)
+        journal.put(state["half_n"], (slice(None), runs.closing_slot[runs.new]), plan.half_n)
+        self._commit_ring(journal, runs, plan)
+        if plan.pushes is not None:
+            self._commit_pushes(journal, runs, plan.pushes)
+
+    def _commit_ring(self, journal: Journal, runs: Runs, plan: Plan) -> None:
+        """The last 16 buckets; what is older in this batch would be overwritten at once."""
+        state, closed, slots = self._state, runs.closed, runs.closing_slot
+        some: Any = slice(None)
+        if not runs.single:
+            recent = closed >= runs.bucket[runs.last][runs.closing_well] - _RING
+            newest = np.append(runs.new[1:], True)
+            some = np.flatnonzero(recent | newest)
+            closed, slots = closed[some], slots[some]
+        at = (closed % _RING).astype(np.intp)
+        index: Any = (slice(None), at, slots)
+        if (at == at[0]).all():  # a fleet in step: whole rows of the ring
+            index = (slice(None), int(at[0]), _index(slots))
+        journal.put(state["ring_tag"], index[1:], closed)
+        journal.put(state["ring_dt"], index[1:], plan.mean_dt[some])
+        journal.put(state["ring_mean"], index, plan.means[:, some])
+        if self._squares:
+            journal.put(state["ring_sum"], index, plan.closed_sums[self._square_place][:, some])
+            journal.put(state["ring_n"], index, plan.closed_counts[self._square_place][:, some])
+            journal.put(state["ring_square"], index, plan.closed_squares[:, some])
+
+    def _commit_pushes(self, journal: Journal, runs: Runs, pushes: _Pushes) -> None:
+        state = self._state
+        final = np.append(pushes.well[1:] != pushes.well[:-1], True)
+        wells = pushes.well[final]
+        after = pushes.number[final] + 1
+        total = np.zeros(runs.slots.shape[0], np.int64)
+        total[wells] = after
+        some = np.flatnonzero(pushes.number >= total[pushes.well] - _LONG)
+        at = (pushes.number[some] % _LONG).astype(np.intp)
+        journal.put(state["long"], (slice(None), at, runs.slots[pushes.well[some]]), pushes.means[:, some])
+        journal.put(state["long_count"], runs.slots[wells], after)
+        if pushes.days is not None:
+            journal.put(state["days"], (slice(None), slice(None), runs.slots), pushes.days)
+
+
+class _Past:
+    """The buckets before each opening run: 1 … 15 back, from the batch where it holds them, else from the state."""
+
+    def __init__(self, runs: Runs, state: WellArrays) -> None:
+        closed, slots = runs.closed, runs.closing_slot
+        gap = np.minimum(runs.bucket[runs.opening] - closed, _RING).astype(np.intp)
+        self._lone = bool(runs.new.all())
+        if self._lone:
+            # 1 … 15 back from the run: what just closed is one of them, the rest is in the state's ring.
+            self._near = np.flatnonzero(gap <= _BACK)
+            self._gap = gap[self._near] - 1
+            back = runs.bucket[runs.opening] - np.arange(1, _RING)[:, None]
+            self._slots = slots
+        else:
+            # A line a well: 15 buckets before its first closing, then its closings, at their distance in time.
+            before = np.zeros_like(gap)
+            before[1:] = np.where(runs.new[1:], 0, gap[:-1])
+            start = np.flatnonzero(runs.new)
+            which = np.cumsum(runs.new) - 1
+            walked = np.cumsum(before)
+            offset = walked - walked[start][which]
+            last = np.append(start[1:], closed.shape[0]) - 1
+            length = _BACK + offset[last] + gap[last]  # up to the bucket before the last run
+            base = np.cumsum(length) - length
+            self._position = base[which] + _BACK + offset
+            self._open = self._position + gap
+            self._size = int(length.sum())
+            self._base = base + np.arange(_BACK)[:, None]
+            back = closed[start] - np.arange(_BACK, 0, -1)[:, None]
+            self._slots = slots[start]
+        self._at = (back % _RING).astype(np.intp)
+        self._index = _index(self._slots)
+        # A fleet in step reads whole rows of the ring.
+        self._rows = bool((self._at == self._at[:, :1]).all())
+        self._unknown = self._ring(state["ring_tag"], _BACK) != back
+
+    def _ring(self, ring: Array, k: int) -> Array:
+        """(k, closings) from ``ring`` (16, slots), a copy."""
+        if not self._rows:
+            return np.asarray(ring[self._at[:k], self._slots])
+        out = np.empty((k, self._slots.shape[0]), ring.dtype)
+        for row, at in enumerate(self._at[:k, 0].tolist()):
+            out[row] = ring[at, self._index]
+        return out
+
+    def window(self, ring: Array, closed: Array, k: int, missing: float = np.nan) -> FloatArray:
+        """(k, closings): the newest bucket first. ``ring`` (16, slots); ``closed`` (closings,): what closes now."""
+        if self._lone:
+            out: FloatArray = self._ring(ring, k)
+            out[self._unknown[:k]] = missing
+            near = self._gap < k
+            out[self._gap[near], self._near[near]] = closed[self._near[near]]
+            # What lies between the closed bucket and the run is empty: the ring's tags say so.
+            return out
+        old = self._ring(ring, _BACK)
+        old[self._unknown] = missing
+        line = np.full(self._size, missing)
+        line[self._base] = old
+        line[self._position] = closed
+        return np.asarray(line[self._open - np.arange(1, k + 1)[:, None]])
+
+
+def _windowed(function: str, past: FloatArray, k: int) -> FloatArray:
+    return _spread(past[:k]) if function == "spread" else _latest(past, 0) - _latest(past, k)
+
+
+def _names(columns: Iterable[Key], functions: Sequence[str]) -> list[str]:
+    return sorted({str(key[1]) for key in columns if key[0] in functions})
+
+
+def _index(slots: Slots) -> Any:
+    """``slots``, as a slice where they follow each other: a fleet that reports whole."""
+    count = slots.shape[0]
+    if count and slots[-1] - slots[0] + 1 == count and (np.diff(slots) == 1).all():
+        return slice(int(slots[0]), int(slots[0]) + count)
+    return slots
+
+
+def _added(start: Array, to: Slots, values: Array) -> Array:
+    """``start`` (rows, k) with ``values`` (rows, n) added at ``to`` (n,), one after the other."""
+    if start.shape == values.shape:  # each in its own place
+        return np.asarray(start + values)
+    flat = start.reshape(-1)
+    offsets = (np.arange(start.shape[0]) * start.shape[1])[:, None]
+    np.add.at(flat, (offsets + to).ravel(), np.asarray(values, start.dtype).ravel())
+    return start
+
+
+def _median(values: FloatArray, least: int) -> FloatArray:
+    """Median over the last axis without NaN; NaN where fewer than ``least`` values are there. (…, n, k) → (…, n)"""
+    ordered = np.sort(values, axis=-1)  # NaN last
+    size = values.shape[-1]
+    if size == 0 or ordered.size == 0:
+        return np.full(values.shape[:-1], np.nan)
+    if not np.isnan(ordered[..., -1]).any():
+        return np.asarray((ordered[..., (size - 1) // 2] + ordered[..., size // 2]) / 2)
+    n = size - np.isnan(ordered).sum(axis=-1)
+    rows = np.arange(values.shape[0])
+    low = ordered[rows, np.maximum(n - 1, 0) // 2]
+    high = ordered[rows, np.minimum(n // 2, size - 1)]
+    return np.where(n >= least, (low + high) / 2, np.nan)
+
+
+def _in_order(values: FloatArray) -> FloatArray:
+    """Sum over the first axis, strictly one after the other: np.sum pairs up differently for one well than for many."""
+    total: FloatArray = values[0].copy()
+    for row in values[1:]:
+        total += row
+    return total
+
+
+def _latest(past: FloatArray, back: int) -> FloatArray:
+    """The mean ``back`` buckets before the last closed one, or up to two earlier where that one is empty."""
+    found: FloatArray = past[back]
+    for earlier in (back + 1, back + 2):
+        missing = np.isnan(found)
+        if not missing.any():
+            break
+        found = np.where(missing, past[earlier], found)
+    return found
+
+
+def _spread(values: FloatArray) -> FloatArray:
+    """Greatest − least over the first axis, NaN with fewer than two values."""
+    high, low = np.fmax.reduce(values, axis=0), np.fmin.reduce(values, axis=0)
+    if not np.isnan(values[:2]).any():
+        return np.asarray(high - low)
+    return np.where((~np.isnan(values)).sum(axis=0) >= 2, high - low, np.nan)

@@ -1,0 +1,212 @@
+"""The rows of a batch, well after well in event time, and the columns that conditions read.
+
+Everything here is a function of a well's readings in the order received, never of how they were cut into batches: where
+a column looks back past the start of the batch, it continues from the state.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from esp_ingest.diagnostics.engine.baseline import Key, Slots
+from esp_ingest.diagnostics.engine.well_state import NEVER, Array, Journal
+from esp_ingest.diagnostics.language.conditions import BoolArray
+from esp_ingest.diagnostics.language.rules import DERIVED
+from esp_ingest.model import FloatArray, IntArray
+
+STEP_US = 600_000_000  # a value older than this is not "one sample before"
+MEASURED_US = 3_600_000_000
+
+
+@dataclass(slots=True)
+class Rows:
+    """n accepted readings grouped by well, each group in time order.
+
+    ``slot``, ``t`` (event time, µs) and ``received`` are (n,); ``group`` (n,) numbers the wells of the batch,
+    ``first`` (n,) is the first row of a row's group; ``starts`` and ``ends`` (wells,) bound the groups, ``slots``
+    (wells,) are their slots. ``single``: one row a well.
+    """
+
+    source: Slots
+    slot: Slots
+    t: IntArray
+    received: IntArray
+    group: Slots
+    first: Slots
+    starts: Slots
+    ends: Slots
+    slots: Slots
+    at: Slots = field(init=False)
+    single: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.at = np.arange(self.t.shape[0])
+        self.single = self.starts.shape[0] == self.t.shape[0]
+
+    def __len__(self) -> int:
+        return int(self.t.shape[0])
+
+    @property
+    def last(self) -> Slots:
+        return self.ends - 1
+
+    def latest(self, flag: BoolArray) -> tuple[Slots, BoolArray]:
+        """(row, found): the newest row of the same well, up to and with each row, where ``flag`` holds."""
+        rows = np.where(flag, self.at, -1)
+        if not self.single:
+            rows = np.maximum.accumulate(rows)
+        found = rows >= self.first
+        return rows, found
+
+    def carry(self, flag: BoolArray, values: Array, before: Array) -> Array:
+        """``values`` at the newest flagged row so far, or ``before`` (wells,) where the batch has none yet."""
+        rows, found = self.latest(flag)
+        return np.where(found, values[rows], before[self.group])
+
+    def shifted(self, values: Array, before: Array) -> Array:
+        """The row before's value; ``before`` (wells,) for a well's first row."""
+        if self.single:
+            return before.copy()
+        out = np.empty_like(values)
+        out[1:] = values[:-1]
+        out[self.starts] = before
+        return out
+
+
+def grouped(slot: Slots, t: IntArray, received: IntArray, last_us: IntArray) -> Rows:
+    """Rows whose time is above everything received before for the same well, grouped by well. ``last_us`` by slot."""
+    order = np.argsort(slot, kind="stable")
+    slot, t = slot[order], t[order]
+    newer = t > last_us[slot]
+    boundary = np.empty(slot.shape[0], np.bool_)
+    if slot.shape[0]:
+        boundary[0] = True
+        np.not_equal(slot[1:], slot[:-1], out=boundary[1:])
+    if not boundary.all():
+        newer &= _record_highs(t, np.cumsum(boundary) - 1)
+    if not newer.all():
+        order, slot, t = order[newer], slot[newer], t[newer]
+        boundary = boundary[newer]
+        if slot.shape[0]:
+            boundary[0] = True
+            np.not_equal(slot[1:], slot[:-1], out=boundary[1:])
+    starts = np.flatnonzero(boundary)
+    group = np.cumsum(boundary) - 1
+    return Rows(
+        source=order,
+        slot=slot,
+        t=t,
+        received=received[order],
+        group=group,
+        first=starts[group],
+        starts=starts,
+        ends=np.append(starts[1:], slot.shape[0]).astype(np.intp),
+        slots=slot[starts],
+    )
+
+
+def _record_highs(t: IntArray, group: Slots) -> BoolArray:
+    """True where a row's time is above all earlier ones of its group. Ranks in place of times cannot overflow."""
+    _, rank = np.unique(t, return_inverse=True)
+    key = group * (int(rank.max()) + 2) + rank + 1
+    high = np.maximum.accumulate(key)
+    before = np.empty_like(high)
+    before[0] = -1
+    before[1:] = high[:-1]
+    return np.asarray(key > before)
+
+
+class BatchFrame:
+    """Columns on demand, each made once a batch. Implements conditions.Frame."""
+
+    def __init__(
+        self,
+        rows: Rows,
+        signals: dict[str, FloatArray],
+        facts: dict[str, Array],
+        features: FloatArray,
+        feature_row: dict[Key, int],
+        run: Slots,
+        config: dict[Key, Any],
+        seen: dict[str, tuple[FloatArray, IntArray, FloatArray, IntArray]],
+        within_us: IntArray,
+        journal: Journal,
+    ) -> None:
+        """``signals``: usable values by name; ``facts``: by name, true/false as 1/0; ``features`` (features, runs) with
+        ``run`` (n,); ``config``: limits and parameters by key, scalar or (n,); ``seen``: by signal (value, time) of the
+        newest valid reading at each row, and (value, time) by well before the batch; ``within_us`` (sites, slots)."""
+        self.rows = rows
+        self.features = features
+        self.feature_row = feature_row
+        self.run = run
+        self._signals = signals
+        self._config = config
+        self._seen = seen
+        self._within_us = within_us
+        self._journal = journal
+        self._made: dict[Key, Any] = {("fact", name): values for name, values in facts.items()}
+        self.recent: dict[int, IntArray] = {}  # by lane: when it was last active, up to each row
+
+    def set_parameter(self, name: str, column: Any) -> None:
+        """Parameters belong to the rule that runs next."""
+        self._made[("parameter", name)] = column
+
+    def column(self, key: Key) -> FloatArray:
+        made = self._made.get(key)
+        if made is None:
+            made = self._made[key] = self._make(key)
+        return made  # type: ignore[no-any-return]  # columns of several dtypes share the cache
+
+    def _make(self, key: Key) -> Any:
+        function = key[0]
+        if function == "limit":
+            return self._config[key]
+        name = str(key[1])
+        if function == "signal":
+            return self._derived(name) if name in DERIVED else self._signals[name]
+        if function in ("ratio", "habit_ratio", "deviation"):
+            base = self.column(("habit" if function == "habit_ratio" else "median", name))
+            value = self.column(("signal", name))
+            if function == "deviation":
+                return np.abs(value - base)
+            return np.divide(value, base)
+        if function == "previous":
+            return self._previous(name)
+        if function == "step_ratio":
+            return np.divide(self.column(("signal", name)), self.column(("previous", name)))
+        if function == "measured":
+            return self._measured(name)
+        return self.features[self.feature_row[key]][self.run]
+
+    def _derived(self, name: str) -> FloatArray:
+        first, second = (self._signals[part] for part in DERIVED[name][1])
+        if name == "pump_head":
+            return first - second
+        return first / np.where(second > 5, second * second, np.nan)
+
+    def _previous(self, name: str) -> FloatArray:
+        value, time, old_value, old_time = self._seen[name]
+        before = self.rows.shifted(value, old_value)
+        when = self.rows.shifted(time, old_time)
+        return np.where(self.rows.t - when <= STEP_US, before, np.nan)
+
+    def _measured(self, name: str) -> Any:
+        parts = DERIVED[name][1] if name in DERIVED else (name,)
+        ages = [self.rows.t - self._seen[part][1] <= MEASURED_US for part in parts]
+        return np.logical_and.reduce(ages).view(np.int8)
+
+    def within(self, site: int, yes: BoolArray, window_us: int) -> BoolArray:
+        """Was ``yes`` true at any row of the last ``window_us``, this one included?"""
+        rows = self.rows
+        before = self._within_us[site][rows.slots]
+        if not yes.any():
+            return np.asarray(rows.t - before[rows.group] <= window_us)
+        newest = rows.carry(yes, rows.t, before)
+        self._journal.put(self._within_us, (site, rows.slots), newest[rows.last])
+        return np.asarray(rows.t - newest <= window_us)
+
+
+def never(count: int) -> npt.NDArray[np.int64]:
+    return np.full(count, NEVER, np.int64)

@@ -1,0 +1,67 @@
+"""What an occurrence says: one sentence of what was seen, against what, since when, what it means and what to do."""
+
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from esp_ingest.diagnostics import alarm as alarms
+from esp_ingest.diagnostics.engine.rule_step import HELD_SHELVED, HELD_SUPPRESSED, Lane, Pass
+from esp_ingest.diagnostics.language.conditions import NONE, Unit
+from esp_ingest.diagnostics.language.rules import Rule
+
+
+def told_of(lane: Lane, batch: Pass, row: int) -> tuple[float | None, float | None]:
+    headline = lane.condition.headline
+    if headline is None:
+        return None, None
+    count = len(batch.rows)
+    value, threshold = headline.value(batch.frame), headline.threshold(batch.frame)
+    return number_of(np.broadcast_to(value, count)[row]), number_of(np.broadcast_to(threshold, count)[row])
+
+
+def held_by_of(held: int) -> str:
+    if held & HELD_SHELVED:
+        return alarms.SHELVED
+    return alarms.SUPPRESSED if held & HELD_SUPPRESSED else ""
+
+
+def number_of(value: Any) -> float | None:
+    number = float(value)
+    return number if np.isfinite(number) else None
+
+
+def rounded(value: Any) -> float:
+    return float(f"{float(value):.6g}")
+
+
+def as_json(data: Any) -> str:
+    return msgspec.json.encode(data).decode()
+
+
+def sentence(lane: Lane, value: float | None, threshold: float | None, since: int, signals: str, well: str) -> str:
+    unit = lane.condition.headline.unit if lane.condition.headline else NONE
+    told, limit = amount(value, unit), amount(threshold, unit)
+    seen = lane.rule.seen.format(value=told, threshold=limit, signals=signals, well=well, duration=told)
+    return compose(well, seen, since, lane.rule)
+
+
+def compose(well: str, seen: str, since: int, rule: Rule) -> str:
+    """One sentence: what was seen, against what, since when, what it likely means, and what to do."""
+    parts = [f"{well}: {seen} since {alarms.moment(since)}", f"likely {rule.cause}"]
+    if rule.actions:
+        parts.append(f"to do: {'; '.join(rule.actions)}")
+    return f"{' — '.join(parts)}."
+
+
+def amount(value: float | None, unit: Unit) -> str:
+    """A quantity for people: ``80 %``, ``12 min``, ``220 °F``."""
+    if value is None:
+        return "not known"
+    if unit.same_kind(NONE):
+        return f"{100 * value:.3g} %"
+    if unit.powers == (("s", 1),):
+        return alarms.span(value)
+    if unit.powers == (("s", -1),):
+        return f"{360_000 * value:.3g} %/h"
+    return f"{value:.4g} {unit}"

@@ -1,0 +1,154 @@
+"""The book of occurrences: which are open, and what a batch changes in them."""
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from esp_ingest.diagnostics import alarm as alarms
+from esp_ingest.diagnostics.alarm import Occurrence
+from esp_ingest.diagnostics.engine.baseline import HOURS, Baselines
+from esp_ingest.diagnostics.engine.messages import as_json, held_by_of, number_of, rounded, sentence, told_of
+from esp_ingest.diagnostics.engine.rule_step import Lane, Pass
+from esp_ingest.diagnostics.engine.well_state import Journal, WellArrays
+from esp_ingest.diagnostics.language.rules import Rule, RuleSet
+from esp_ingest.model import DiagnosticRow
+
+Place = tuple[int, int]  # (lane, slot of the well)
+
+
+class Book:
+    """``open``: occurrences of lanes, ``silent``: of rules on silence; both by (lane, slot). What a batch has written
+    into it since :meth:`begin`: ``changed`` rows, ``raised`` counts, ``shown`` keys."""
+
+    def __init__(self, rules: RuleSet, wells: list[str], journal: Journal, state: WellArrays, baselines: Baselines):
+        self.open: dict[Place, Occurrence] = {}
+        self.silent: dict[Place, Occurrence] = {}
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self.journal, self.state = journal, state
+        self._rules, self._wells, self._baselines = rules, wells, baselines
+        self.begin()
+
+    def begin(self) -> None:
+        self.changed: dict[tuple[str, str, int], DiagnosticRow] = {}
+        self.raised: Counter[tuple[str, str]] = Counter()
+        self.shown: list[tuple[str, str, int]] = []
+
+    def well(self, slot: int) -> str:
+        return self._wells[slot]
+
+    # -- raised, graver
+
+    def raise_(self, batch: Pass, lane: Lane, row: int, since: int, forced: bool, held: int, told: Any) -> None:
+        rule, rows = lane.rule, batch.rows
+        well = self._wells[int(rows.slot[row])]
+        settings = self._rules.settings_of(rule, well) if self._rules.overrides else None
+        severity = settings["severity"] if settings else rule.severity
+        if forced and rule.escalation:
+            severity = rule.escalation.severity
+        elif rule.upgrade and any(
+            self._recently(batch, other, row, rule.upgrade.within_us) for other in lane.upgraders
+        ):
+            severity = rule.upgrade.severity
+        value, threshold = told
+        occurrence = Occurrence(
+            well_id=well,
+            diagnosis=rule.name,
+            raised_us=int(rows.t[row]),
+            severity=severity,
+            value=value,
+            threshold=threshold,
+            message=sentence(lane, value, threshold, since, self._signals_at(batch, rule, row), well),
+            actions_json=as_json(list(rule.actions)),
+            snapshot_json=self._snapshot(batch, row),
+            confidence=self._confidence(batch, rule, row),
+            held_by=held_by_of(held),
+        )
+        self.store(lane.index, int(rows.slot[row]), occurrence, new=True)
+
+    def escalate(self, batch: Pass, lane: Lane, row: int, since: int) -> None:
+        slot = int(batch.rows.slot[row])
+        occurrence, step = self.open[lane.index, slot], lane.escalation
+        if step is None or occurrence.severity is step.severity or occurrence.cleared_us is not None:
+            return
+        told = told_of(step, batch, row)
+        message = sentence(step, *told, since, self._signals_at(batch, lane.rule, row), occurrence.well_id)
+        graver = replace(
+            occurrence, severity=step.severity, message=message, value=told[0], threshold=told[1], acknowledged=False
+        )
+        self.store(lane.index, slot, graver)
+
+    def store(self, lane: int, slot: int, occurrence: Occurrence, new: bool = False) -> None:
+        """The new state of an occurrence, in memory and in what the batch will write."""
+        key = (lane, slot)
+        before = self.open.get(key)
+        if before is not None:
+            self.tally(before, -1)
+        gone = occurrence.cleared_us is not None
+        if not gone:
+            self.tally(occurrence, 1)
+        if new and not occurrence.held_by:
+            self.show(occurrence)
+        self.journal.put_key(self.open, key, None if gone else occurrence)
+        self.changed[occurrence.well_id, occurrence.diagnosis, occurrence.raised_us] = alarms.to_row(
+            occurrence, number_of(self.state["peak"][lane, slot]) if occurrence.value is not None else None
+        )
+
+    def show(self, occurrence: Occurrence) -> None:
+        self.raised[occurrence.diagnosis, occurrence.severity.value] += 1
+        self.shown.append((occurrence.well_id, occurrence.diagnosis, occurrence.raised_us))
+
+    def tally(self, occurrence: Occurrence, by: int) -> None:
+        key = (occurrence.diagnosis, occurrence.severity.value)
+        self.journal.put_key(self.counts, key, self.counts.get(key, 0) + by)
+
+    def _snapshot(self, batch: Pass, row: int) -> str:
+        """The signals as sent, what the well is used to, and whether it runs."""
+        signals = {
+            name: float(values[row]) for name, values in batch.measured.raw.items() if values[row] == values[row]
+        }
+        run = batch.running.run[row]
+        medians = {
+            str(key[1]): rounded(batch.running.features[at, run])
+            for key, at in self._baselines.row.items()
+            if key[0] == "median" and batch.running.features[at, run] == batch.running.features[at, run]
+        }
+        state = {1: "running", 0: "stopped"}.get(int(batch.running.running[row]), "not known")
+        return as_json({**signals, "median_24h": medians, "well": state})
+
+    def _signals_at(self, batch: Pass, rule: Rule, row: int) -> str:
+        """Which signals a rule on gauges is about."""
+        keys = rule.when.columns if rule.when else frozenset()
+        if ("fact", "frozen_for") in keys:
+            return ", ".join(name for name, seconds in batch.frozen.items() if seconds[row] > 0)
+        if ("fact", "failed_signals") in keys:
+            names = [name for name, mask in batch.measured.failed.items() if mask[row]]
+            return ", ".join("pip or discharge_pressure" if name == "pressure_order" else name for name in names)
+        return ""
+
+    def _confidence(self, batch: Pass, rule: Rule, row: int) -> float:
+        """The rule's own confidence, less where the baseline is younger than a day of running."""
+        if not rule.needs_baseline:
+            return rule.confidence
+        hours = batch.running.features[self._baselines.row[HOURS], batch.running.run[row]]
+        return round(rule.confidence * float(np.nan_to_num(hours)) / 24, 3)
+
+    def _recently(self, batch: Pass, lane: Lane, row: int, within_us: int) -> bool:
+        newest = batch.frame.recent.get(lane.index)
+        when = self.state["active_us"][lane.index, batch.rows.slot[row]] if newest is None else newest[row]
+        return bool(batch.rows.t[row] - when <= within_us)
+
+    def store_silence(self, lane: int, slot: int, occurrence: Occurrence, gap: int, new: bool) -> None:
+        key = (lane, slot)
+        before = self.silent.get(key)
+        if before is not None:
+            self.tally(before, -1)
+        gone = occurrence.cleared_us is not None
+        if not gone:
+            self.tally(occurrence, 1)
+        if new:
+            self.show(occurrence)
+        self.journal.put_key(self.silent, key, None if gone else occurrence)
+        row = alarms.to_row(occurrence, gap / 1e6)
+        self.changed[occurrence.well_id, occurrence.diagnosis, occurrence.raised_us] = row

@@ -1,0 +1,325 @@
+"""From what a well sent to what can be believed: held values, gauge dropouts, failed and frozen gauges, run state.
+
+Each step takes columns and state and gives columns; all of it is vectorised over the batch, whatever its shape.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from esp_ingest.diagnostics.engine.baseline import BUCKET_US, SETTLE_US, Baselines, Runs, Slots
+from esp_ingest.diagnostics.engine.columns import Rows
+from esp_ingest.diagnostics.engine.well_state import NEVER, Array, Journal, WellArrays
+from esp_ingest.diagnostics.language.conditions import BoolArray
+from esp_ingest.model import FloatArray, IntArray
+
+HOLD_US = 60_000_000  # controllers that send signals in separate messages: a value counts for a minute
+RECOVER_US = 3_600_000_000  # a failed gauge is believed again after an hour without a bad value
+FAIL_SAMPLES = 3
+FROZEN_SAMPLES = 12
+MIN_FREQUENCY_HZ = 5.0
+MIN_LOAD = 0.05
+# A gauge without supply reads the zero of its own scale: 0 psi, and 0 °C. Seen on a real well with some noise on it, up
+# to 40 °F; no pump that lifts is as cold as 41 °F (5 °C).
+GAUGE_ZERO = {"pip": 1.0, "discharge_pressure": 1.0, "motor_temp": 41.0, "intake_temp": 41.0}
+GAUGE = tuple(GAUGE_ZERO)
+ORDER_MARGIN_PSI = 50.0  # two gauges of 0.5 % of 5 000 psi: with no head, as after a start, either may read higher
+# Not intake_temp: on a real well it stood still to 0.01 °F for hours while all was well.
+FREEZABLE = ("flow_rate", "pip", "discharge_pressure", "motor_current", "motor_temp", "vibration")
+PRESSURE_ORDER = "pressure_order"  # the channel "discharge below intake pressure while pumping"
+
+
+@dataclass(slots=True)
+class Measured:
+    """Columns (n,) by signal. ``raw`` as sent, ``held`` with short gaps closed, ``usable`` without failed gauges and
+    dropouts; ``seen``: see BatchFrame; ``dropped``: the row is a gauge dropout; ``failed`` by channel, where any."""
+
+    raw: dict[str, FloatArray]
+    held: dict[str, FloatArray]
+    usable: dict[str, FloatArray]
+    seen: dict[str, tuple[FloatArray, IntArray, FloatArray, IntArray]]
+    dropped: BoolArray
+    failed: dict[str, BoolArray]
+
+
+class SignalState:
+    """The newest values of each well, and the health of its gauges."""
+
+    def __init__(self, state: WellArrays, names: list[str]) -> None:
+        self._names = names
+        self._state = state
+        self._ever_bad: set[str] = set()
+        state.add("value", np.float64, np.nan, names)
+        state.add("value_us", np.int64, NEVER, names)
+        state.add("bad_count", np.int64, 0, [*names, PRESSURE_ORDER])
+        state.add("bad_us", np.int64, NEVER, [*names, PRESSURE_ORDER])
+        state.add("moved_us", np.int64, NEVER, FREEZABLE)
+        state.add("moved_n", np.int64, 0, FREEZABLE)
+
+    def forget_shortcuts(self) -> None:
+        """After a restore: channels that have been bad are those whose state says so."""
+        bad = (self._state["bad_count"] > 0) | (self._state["bad_us"] != NEVER)
+        channels = (*self._names, PRESSURE_ORDER)
+        self._ever_bad = {name for name, any_well in zip(channels, bad.any(axis=1).tolist(), strict=True) if any_well}
+
+    def measure(self, journal: Journal, rows: Rows, values: FloatArray, bad: dict[str, BoolArray]) -> Measured:
+        """``values`` (names, n) in the order of the rows; ``bad``: where a value was outside its hard limits."""
+        raw, held, seen = {}, {}, {}
+        for at, name in enumerate(self._names):
+            raw[name] = values[at]
+            held[name], seen[name] = self._hold(journal, rows, at, values[at], bad.get(name))
+        dropped = self._dropouts(held, seen)
+        failed = self._failures(journal, rows, held, bad, dropped)
+        usable = dict(held)
+        for name in GAUGE:
+            if dropped.any():
+                usable[name] = np.where(dropped, np.nan, usable[name])
+        for channel, mask in failed.items():
+            for name in ("pip", "discharge_pressure") if channel == PRESSURE_ORDER else (channel,):
+                usable[name] = np.where(mask, np.nan, usable[name])
+        return Measured(raw, held, usable, seen, dropped, failed)
+
+    def _hold(
+        self, journal: Journal, rows: Rows, at: int, raw: FloatArray, bad: BoolArray | None
+    ) -> tuple[FloatArray, tuple[FloatArray, IntArray, FloatArray, IntArray]]:
+        old = self._state["value"][at][rows.slots]
+        old_us = self._state["value_us"][at][rows.slots]
+        valid = ~np.isnan(raw)
+        if valid.all():
+            value, when, held = raw, rows.t, raw
+        elif not valid.any() and old_us.max() == NEVER:
+            return raw, (raw, np.full(len(rows), NEVER), old, old_us)
+        else:
+            newest, found = rows.latest(valid)
+            value = np.where(found, raw[newest], old[rows.group])
+            when = np.where(found, rows.t[newest], old_us[rows.group])
+            fresh = rows.t - when <= HOLD_US
+            held = np.where(fresh if bad is None else fresh & ~bad, value, np.nan)
+        journal.put(self._state["value"], (at, rows.slots), value[rows.last])
+        journal.put(self._state["value_us"], (at, rows.slots), when[rows.last])
+        return held, (value, when, old, old_us)
+
+    def _dropouts(self, held: dict[str, FloatArray], seen: dict[str, Any]) -> BoolArray:
+        """Every gauge channel at zero or missing, on a well that has a gauge."""
+        empty: BoolArray = np.logical_and.reduce([~(held[name] > zero) for name, zero in GAUGE_ZERO.items()])
+        if empty.any():
+            empty &= np.logical_or.reduce([seen[name][1] != NEVER for name in GAUGE])
+        return empty
+
+    # -- gauges that lie
+
+    def _failures(
+        self,
+        journal: Journal,
+        rows: Rows,
+        held: dict[str, FloatArray],
+        bad: dict[str, BoolArray],
+        dropped: BoolArray,
+    ) -> dict[str, BoolArray]:
+        failed = {}
+        any_dropped = bool(dropped.any())
+        for at, channel in enumerate((*self._names, PRESSURE_ORDER)):
+            good, wrong = self._judge(channel, held, bad, dropped if any_dropped else None)
+            if wrong is None or not wrong.any():
+                if channel not in self._ever_bad:
+                    continue
+                wrong = np.zeros(len(rows), np.bool_)
+            self._ever_bad.add(channel)
+            mask = self._failed(journal, rows, at, good, wrong)
+            if mask.any():
+                failed[channel] = mask
+        return failed
+
+    def _judge(
+        self, channel: str, held: dict[str, FloatArray], bad: dict[str, BoolArray], dropped: BoolArray | None
+    ) -> tuple[BoolArray, BoolArray | None]:
+        """(surely good, surely wrong) rows of a channel.
+
+        A dropout is wrong for each gauge channel: three in a row make a failure."""
+        if channel == PRESSURE_ORDER:
+            pumping = (held["vsd_frequency"] > MIN_FREQUENCY_HZ) & (held["motor_current"] > 0)
+            wrong = pumping & (held["discharge_pressure"] < held["pip"] - ORDER_MARGIN_PSI)
+            good = pumping & (held["discharge_pressure"] >= held["pip"])
+            return good, wrong if dropped is None else wrong & ~dropped
+        out = bad.get(channel)
+        good = ~np.isnan(held[channel])
+        if dropped is not None and channel in GAUGE:
+            return good & ~dropped, dropped if out is None else dropped | out
+        return good, out
+
+    def _failed(self, journal: Journal, rows: Rows, at: int, good: BoolArray, wrong: BoolArray) -> BoolArray:
+        count_state, time_state = self._state["bad_count"], self._state["bad_us"]
+        old_count, old_us = count_state[at][rows.slots], time_state[at][rows.slots]
+        total = np.cumsum(wrong)
+        newest, found = rows.latest(good)
+        before: IntArray = total[rows.first] - wrong[rows.first]
+        count = np.where(found, total - total[newest], total - before + old_count[rows.group])
+        failing = wrong & (count >= FAIL_SAMPLES)
+        when = rows.carry(failing, rows.t, old_us)
+        journal.put(count_state, (at, rows.slots), count[rows.last])
+        journal.put(time_state, (at, rows.slots), when[rows.last])
+        return np.asarray((count >= FAIL_SAMPLES) | (rows.t - when < RECOVER_US))
+
+    def frozen(self, journal: Journal, rows: Rows, measured: Measured) -> dict[str, FloatArray]:
+        """Seconds for which a signal has not moved at all over 12 samples, while another has; by signal, where any."""
+        moved, counts = {}, {}
+        for at, name in enumerate(FREEZABLE):
+            value, when, old, _ = measured.seen[name]
+            if when.max() == NEVER:
+                continue
+            changed = (when == rows.t) & (value != rows.shifted(value, old))
+            moved_old = self._state["moved_us"][at][rows.slots]
+            newest, found = rows.latest(changed)
+            moved[name] = np.where(found, rows.t[newest], moved_old[rows.group])
+            n_old = self._state["moved_n"][at][rows.slots]
+            counts[name] = np.where(found, rows.at - newest, rows.at - rows.first + 1 + n_old[rows.group])
+            journal.put(self._state["moved_us"], (at, rows.slots), moved[name][rows.last])
+            journal.put(self._state["moved_n"], (at, rows.slots), counts[name][rows.last])
+        if not moved:
+            return {}
+        newest_move = np.maximum.reduce(list(moved.values()))
+        out = {}
+        for name, when in moved.items():
+            frozen = (counts[name] >= FROZEN_SAMPLES) & (newest_move > when) & (measured.held[name] != 0)
+            frozen &= ~np.isnan(measured.held[name])
+            if frozen.any():
+                out[name] = np.where(frozen, (rows.t - when) / 1e6, 0.0)
+        return out
+
+
+@dataclass(slots=True)
+class Running:
+    """Run state a row: ``running`` 1, 0 or −1 (not known), ``settled``; times in µs (NEVER: none); features by run."""
+
+    running: Array
+    settled: BoolArray
+    tripped: Array
+    start_us: IntArray
+    stop_us: IntArray
+    starts: Array  # (3, n), newest first
+    stopped_for: Array  # µs stopped before the newest start, −1 for none
+    features: FloatArray
+    run: Slots
+    interval: FloatArray  # µs, as known before the row
+    changed: bool = False  # some well started or stopped
+
+
+class RunState:
+    """Running or stopped, and what the well is used to while it runs."""
+
+    def __init__(self, state: WellArrays, baselines: Baselines) -> None:
+        self._state = state
+        self._baselines = baselines
+        state.add("running", np.int8, -1)
+        state.add("tripped", np.int8, 0)
+        state.add("start_us", np.int64, NEVER)
+        state.add("stop_us", np.int64, NEVER)
+        state.add("starts", np.int64, NEVER, shape=(3,))
+        state.add("stopped_for", np.int64, -1)
+
+    def walk(self, journal: Journal, rows: Rows, usable: dict[str, FloatArray], last_us: IntArray) -> Running:
+        """Bring baselines and run state forward over the rows; ``last_us`` (wells,): the reading before the batch.
+
+        Whether a well runs depends on its running median, which depends on when it ran. So the batch is computed with
+        the medians that stand, and again wherever a new median says otherwise: what lies before the first row that
+        differs is right for good, so this ends. In practice once is enough."""
+        bucket = rows.t // BUCKET_US
+        opens = rows.at == rows.first
+        opens[1:] |= bucket[1:] != bucket[:-1]
+        begins = np.flatnonzero(opens)
+        run = np.cumsum(opens) - 1
+        baselines, state = self._baselines, self._state
+        runs = Runs(state, rows.slots, rows.group[begins], bucket[begins], begins, len(rows))
+        values = np.stack([self._column(name, usable) for name in baselines.signals])
+        dt = rows.t - rows.shifted(rows.t, last_us)
+        dt = np.where(dt < -NEVER // 2, dt, 0)
+        at = baselines.row[("median", "motor_current")]
+        running = self._running(rows, usable, state["features"][at][rows.slots][rows.group])
+        while True:
+            out = self._transitions(rows, running)
+            plan = baselines.plan(runs, run, np.where(running == 1, values, np.nan), dt, running, out.start_us)
+            if plan.pushes is None:
+                break
+            again = self._running(rows, usable, plan.features[at][run])
+            if np.array_equal(again, running):
+                break
+            running = again
+        out.features, out.run = plan.features, run
+        out.interval = rows.shifted(out.features[0][run], state["features"][0][rows.slots])
+        baselines.commit(journal, runs, plan)
+        self._commit(journal, rows, out)
+        return out
+
+    def _column(self, name: str, usable: dict[str, FloatArray]) -> FloatArray:
+        if name == "current_load":
+            frequency = usable["vsd_frequency"]
+            return usable["motor_current"] / np.where(frequency > 5, frequency * frequency, np.nan)
+        if name == "pump_head":
+            return usable["discharge_pressure"] - usable["pip"]
+        return usable[name]
+
+    def _running(self, rows: Rows, usable: dict[str, FloatArray], median: FloatArray) -> Array:
+        """1, 0, or −1 as long as nothing has told; what is not known stays as it was."""
+        running = _is_running(usable["vsd_frequency"], usable["motor_current"], median)
+        known = running >= 0
+        return running if known.all() else rows.carry(known, running, self._state["running"][rows.slots])
+
+    def _transitions(self, rows: Rows, running: Array) -> Running:
+        """Python only where a well starts or stops."""
+        state, slots, group = self._state, rows.slots, rows.group
+        previous = rows.shifted(running, state["running"][slots])
+        changed = running != previous
+        out = Running(
+            running=running,
+            settled=np.empty(0, np.bool_),
+            tripped=state["tripped"][slots][group],
+            start_us=state["start_us"][slots][group],
+            stop_us=state["stop_us"][slots][group],
+            starts=state["starts"][:, slots][:, group],
+            stopped_for=state["stopped_for"][slots][group],
+            features=np.empty((0, 0)),
+            run=np.empty(0, np.intp),
+            interval=np.empty(0),
+            changed=bool(changed.any()),
+        )
+        if out.changed:
+            self._changes(rows, out, np.flatnonzero(changed), previous)
+        out.settled = (running == 1) & (rows.t - out.start_us >= SETTLE_US)
+        return out
+
+    @staticmethod
+    def _changes(rows: Rows, out: Running, changes: Slots, previous: Array) -> None:
+        """Each change holds until the next one of the same well."""
+        until = np.minimum(np.append(changes[1:], len(rows)), rows.ends[rows.group[changes]])
+        for at, end in zip(changes.tolist(), until.tolist(), strict=True):
+            part, t, before = slice(at, end), rows.t[at], previous[at]
+            if at > rows.first[at]:  # what stood just before, which an earlier change may have set
+                for column in (out.tripped, out.start_us, out.stop_us, out.stopped_for):
+                    column[part] = column[at - 1]
+                out.starts[:, part] = out.starts[:, at - 1, None]
+            if out.running[at] == 1 and before == 0:
+                stop = out.stop_us[at]
+                out.stopped_for[part] = t - stop if stop != NEVER else -1
+                out.starts[:, part] = np.array([[t], [out.starts[0, at]], [out.starts[1, at]]])
+                out.start_us[part] = t
+                out.tripped[part] = 0
+            elif out.running[at] == 0 and before == 1:
+                out.stop_us[part] = t
+                out.tripped[part] = 1
+
+    def _commit(self, journal: Journal, rows: Rows, out: Running) -> None:
+        if not out.changed:
+            return
+        for name in ("running", "tripped", "start_us", "stop_us", "stopped_for"):
+            journal.put(self._state[name], rows.slots, getattr(out, name)[rows.last])
+        journal.put(self._state["starts"], (slice(None), rows.slots), out.starts[:, rows.last])
+
+
+def _is_running(frequency: FloatArray, current: FloatArray, median: FloatArray) -> Array:
+    """1, 0, or −1 where nothing tells. f > 5 Hz and A > 5 % of the running median (DIAGNOSTICS.md); a signal that is
+    missing does not decide, and before the median is known any current above 0 counts."""
+    floor = np.where(np.isnan(median), 0.0, MIN_LOAD * median)
+    stopped = (frequency <= MIN_FREQUENCY_HZ) | (current <= floor)
+    known = (frequency > MIN_FREQUENCY_HZ) | (current > floor)
+    return np.where(stopped, 0, np.where(known, 1, -1)).astype(np.int8)

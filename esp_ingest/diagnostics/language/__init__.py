@@ -1,0 +1,1 @@
+"""The language of rules.toml: units, functions, conditions, rules."""

@@ -1,0 +1,659 @@
+"""The language of conditions: text → checked expression → numpy closure. No eval, no attribute access, no loops.
+
+    ratio(current_load) < 80 % and trend(pip, 30 min) < -10 %/h
+
+Values carry units, and what cannot be compared is refused when the file is read. Truth has three values: a comparison
+with a missing value is neither true nor false, and ``and``, ``or``, ``not`` follow Kleene, so that a missing signal can
+never raise or clear anything by itself. A deadband widens only the side that says false: between the two the answer is
+"neither", and what is active stays so.
+
+Grammar (lowest binding first)::
+
+    condition  = conjunction { "or" conjunction }
+    conjunction = negation { "and" negation }
+    negation   = "not" negation | comparison
+    comparison = sum [ ("<" | "<=" | ">" | ">=") sum ]
+    sum        = product { ("+" | "-") product }
+    product    = factor { ("*" | "/") factor }
+    factor     = "-" factor | NUMBER [ UNIT ] | NAME | NAME "(" condition { "," condition } ")" | "(" condition ")"
+"""
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from esp_ingest.model import FloatArray
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+class ConditionError(Exception):
+    """The condition cannot be used. The message is a clause without a full stop; the caller adds file, rule and key."""
+
+
+# --- units --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A product of base units with exponents; ``factor`` turns a number in this unit into base units."""
+
+    powers: tuple[tuple[str, int], ...] = ()
+    factor: float = 1.0
+
+    def times(self, other: "Unit", sign: int = 1) -> "Unit":
+        powers = dict(self.powers)
+        for base, power in other.powers:
+            powers[base] = powers.get(base, 0) + sign * power
+        factor = self.factor * other.factor if sign > 0 else self.factor / other.factor
+        return Unit(tuple(sorted((base, power) for base, power in powers.items() if power)), factor)
+
+    def same_kind(self, other: "Unit") -> bool:
+        return self.powers == other.powers
+
+    def __str__(self) -> str:
+        up = [_power(base, power) for base, power in self.powers if power > 0]
+        down = [_power(base, -power) for base, power in self.powers if power < 0]
+        return ("·".join(up) or "1") + "".join(f"/{part}" for part in down) if up or down else "no unit"
+
+
+def _power(base: str, power: int) -> str:
+    return base if power == 1 else f"{base}^{power}"
+
+
+NONE = Unit()
+SECOND = Unit((("s", 1),))
+HOUR = Unit((("s", 1),), 3600.0)
+# A factor is exact by definition or by the definition of the inch, the pound and the barrel.
+_NAMED: dict[str, Unit] = {
+    "%": Unit((), 0.01),
+    "s": SECOND,
+    "min": Unit((("s", 1),), 60.0),
+    "h": HOUR,
+    "d": Unit((("s", 1),), 86_400.0),
+    "psi": Unit((("psi", 1),)),
+    "kPa": Unit((("psi", 1),), 0.145_037_737_730_2),
+    "bar": Unit((("psi", 1),), 14.503_773_773_02),
+    "A": Unit((("A", 1),)),
+    "mA": Unit((("mA", 1),)),  # a leakage, never to be compared with a motor current
+    "V": Unit((("V", 1),)),
+    "Hz": Unit((("Hz", 1),)),
+    "°F": Unit((("°F", 1),)),
+    "degF": Unit((("°F", 1),)),
+    "in/s": Unit((("in/s", 1),)),
+    "mm/s": Unit((("in/s", 1),), 1 / 25.4),
+    "bbl/d": Unit((("bbl/d", 1),)),
+    "m3/d": Unit((("bbl/d", 1),), 6.289_810_770_4),
+    "scf/bbl": Unit((("scf/bbl", 1),)),
+    "A/Hz2": Unit((("A", 1), ("Hz", -2))),
+    "samples": NONE,
+}
+_REFUSED = {
+    "°C": "temperatures are in °F here, because a difference and a reading in °C convert differently",
+    "g": "vibration is a velocity here (in/s or mm/s); an acceleration in g does not convert without its frequency",
+}
+
+
+def unit_named(text: str) -> Unit:
+    """``psi``, ``%/h``, ``°F/min`` …; an empty text is no unit. Raises ConditionError with the nearest known unit."""
+    if not text:
+        return NONE
+    if text in _NAMED:
+        return _NAMED[text]
+    if text in _REFUSED:
+        raise ConditionError(f"unit {text} cannot be used: {_REFUSED[text]}")
+    numerator, slash, denominator = text.rpartition("/")
+    if slash and numerator in _NAMED and denominator in _NAMED:
+        return _NAMED[numerator].times(_NAMED[denominator], -1)
+    raise ConditionError(f"unit {text} is not known{nearest(text, _NAMED)}")
+
+
+def nearest(wrong: str, known: Iterable[str]) -> str:
+    """`` (did you mean …?)``, or the list of what is known when nothing comes close."""
+    names = sorted(known)
+    close = difflib.get_close_matches(wrong, names, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]}?)" if close else f" (known: {', '.join(names)})"
+
+
+_QUANTITY = re.compile(r"\s*([+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*(\S*)\s*")
+
+
+def quantity(text: str | float, unit: Unit | None = None) -> tuple[float, Unit]:
+    """``"80 %"`` → (0.8, no unit), in base units. ``unit``: refuse any other kind. Raises ConditionError."""
+    match = _QUANTITY.fullmatch(str(text))
+    if not match:
+        raise ConditionError(f"{text!r} is no number with a unit")
+    found = unit_named(match[2])
+    if unit is not None and not found.same_kind(unit):
+        raise ConditionError(f"{text!r} is in {found}, needed is {unit}")
+    return _in_base(float(match[1]), found), Unit(found.powers)
+
+
+def _in_base(value: float, unit: Unit) -> float:
+    """70 % is 0.7, not 0.7000000000000001."""
+    return value / 100 if unit.factor == 0.01 else value * unit.factor
+
+
+def duration_us(text: str) -> int:
+    """``"10 min"`` → microseconds. Raises ConditionError."""
+    seconds, _ = quantity(text, SECOND) if str(text) != "0" else (0.0, SECOND)
+    if seconds < 0:
+        raise ConditionError(f"{text!r} is a negative duration")
+    return round(seconds * 1e6)
+
+
+# --- what an expression is evaluated against ----------------------------------------------------------------------
+
+
+class Truth(NamedTuple):
+    """Three-valued truth a row: surely true, surely false; neither where a value is missing or inside the deadband."""
+
+    yes: BoolArray
+    no: BoolArray
+
+
+class Frame(Protocol):
+    """The rows of a batch as the engine offers them: every column has one value a row, NaN for not known."""
+
+    def column(self, key: tuple[object, ...]) -> FloatArray: ...
+    def within(self, site: int, yes: BoolArray, window_us: int) -> BoolArray: ...
+
+
+Numeric = Callable[[Frame], FloatArray]
+Logical = Callable[[Frame], Truth]
+
+
+class Headline(NamedTuple):
+    """The first comparison of a condition: what the occurrence reports as value, threshold and peak."""
+
+    value: Numeric
+    threshold: Numeric
+    below: bool
+    unit: Unit
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A compiled condition. ``columns`` are the keys it reads, ``signals`` what it cannot do without, ``limits`` the
+    configured limits it reads; ``sites`` counts its uses of within()."""
+
+    text: str
+    evaluate: Logical
+    headline: Headline | None
+    columns: frozenset[tuple[object, ...]]
+    signals: frozenset[str]
+    limits: frozenset[str]
+    sites: tuple[int, ...]
+
+
+# --- functions ----------------------------------------------------------------------------------------------------
+
+WINDOWS_SECONDS = tuple(300 * k for k in range(1, 13))
+
+
+class _Function(NamedTuple):
+    """``unit`` maps the signal's unit to the result's; ``windowed`` functions take a duration of whole 5 minutes."""
+
+    unit: Callable[[Unit], Unit]
+    windowed: bool
+    help: str
+
+
+def _same(unit: Unit) -> Unit:
+    return Unit(unit.powers)
+
+
+def _no_unit(_: Unit) -> Unit:
+    return NONE
+
+
+FUNCTIONS: dict[str, _Function] = {
+    "median": _Function(_same, False, "running median over the last 24 h of running; known after 6 h"),
+    "ratio": _Function(_no_unit, False, "value ÷ median(value)"),
+    "habit": _Function(_same, False, "median of the medians at the end of each of the last 7 days of running"),
+    "habit_ratio": _Function(_no_unit, False, "value ÷ habit(value)"),
+    "previous": _Function(_same, False, "value one sample before"),
+    "step_ratio": _Function(_no_unit, False, "value ÷ value one sample before"),
+    "deviation": _Function(_same, False, "value − median(value), without its sign"),
+    "cv": _Function(_no_unit, True, "standard deviation ÷ mean over the window"),
+    "spread": _Function(_same, True, "greatest − least of the 5-minute means over the window"),
+    "change": _Function(_same, True, "last 5-minute mean − the one a window earlier"),
+    "trend": _Function(lambda _: NONE.times(SECOND, -1), True, "change over the window ÷ median, per time"),
+    "rate": _Function(lambda unit: _same(unit).times(SECOND, -1), True, "change over the window, per time"),
+}
+
+
+class Vocabulary(NamedTuple):
+    """The names that a condition may use, each with its unit."""
+
+    signals: Mapping[str, Unit]
+    limits: Mapping[str, Unit]
+    parameters: Mapping[str, Unit]
+    facts: Mapping[str, Unit | None]  # None: true or false
+
+
+# --- parsing ------------------------------------------------------------------------------------------------------
+
+
+class _Token(NamedTuple):
+    kind: str
+    text: str
+    at: int
+
+
+_TOKEN = re.compile(
+    r"\s*(?:(?P<number>\d+(?:\.\d+)?)|(?P<name>[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)?)"
+    r"|(?P<operator><=|>=|<|>|\+|-|\*|/|\(|\)|,)|(?P<end>$))"
+)
+_UNIT = re.compile(r"\s*(%(?:/[a-z]+)?|°[FC](?:/[a-z]+)?|[A-Za-z][A-Za-z0-9]*(?:/[A-Za-z0-9]+)?)")
+_WORDS = {"and", "or", "not"}
+
+
+def _tokens(text: str) -> list[_Token]:
+    tokens: list[_Token] = []
+    at = 0
+    while True:
+        match = _TOKEN.match(text, at)
+        if not match:
+            raise ConditionError(f"cannot read {text[at : at + 12].strip()!r} at character {at + 1}")
+        kind = match.lastgroup or "end"
+        if kind == "end":
+            return [*tokens, _Token("end", "", at)]
+        tokens.append(_Token("word" if match[kind] in _WORDS else kind, match[kind], match.start(kind)))
+        at = match.end()
+        if kind == "number":
+            unit = _UNIT.match(text, at)
+            if unit and unit[1] not in _WORDS:
+                tokens.append(_Token("unit", unit[1], unit.start(1)))
+                at = unit.end()
+
+
+@dataclass(slots=True)
+class _Node:
+    """A checked piece: numeric with a unit, or logical (unit None)."""
+
+    unit: Unit | None
+    number: Numeric | None = None
+    truth: Logical | None = None
+    constant: float | None = None
+    signal: str | None = None
+    text: str = ""
+
+
+class Compiler:
+    """Compiles conditions against one vocabulary. ``first_site`` numbers the uses of within() over a whole rule set."""
+
+    def __init__(self, vocabulary: Vocabulary, first_site: int = 0) -> None:
+        self._vocabulary = vocabulary
+        self._next_site = first_site
+
+    @property
+    def next_site(self) -> int:
+        return self._next_site
+
+    def compile(self, text: str, deadband: tuple[float, Unit] = (0.0, NONE)) -> Condition:
+        """``deadband``: a share of the threshold (no unit), or an amount for the comparisons in its unit.
+
+        Raises ConditionError with what is wrong and where."""
+        parser = _Parser(text, self._vocabulary, deadband, self._next_site)
+        node = parser.condition()
+        parser.expect_end()
+        if node.truth is None:
+            raise ConditionError(f"{text!r} is a quantity ({node.unit}), not a condition: compare it with something")
+        first = self._next_site
+        self._next_site = parser.site
+        return Condition(
+            text=text,
+            evaluate=node.truth,
+            headline=parser.headline,
+            columns=frozenset(parser.columns),
+            signals=frozenset(parser.required),
+            limits=frozenset(parser.limits),
+            sites=tuple(range(first, parser.site)),
+        )
+
+
+class _Parser:
+    def __init__(self, text: str, vocabulary: Vocabulary, deadband: tuple[float, Unit], site: int) -> None:
+        self._text = text
+        self._tokens = _tokens(text)
+        self._at = 0
+        self._words = vocabulary
+        self._deadband = deadband
+        self._optional = 0
+        self.site = site
+        self.headline: Headline | None = None
+        self.columns: set[tuple[object, ...]] = set()
+        self.required: set[str] = set()
+        self.limits: set[str] = set()
+
+    # -- tokens
+
+    def _peek(self) -> _Token:
+        return self._tokens[self._at]
+
+    def _next(self) -> _Token:
+        token = self._tokens[self._at]
+        self._at += 1
+        return token
+
+    def _accept(self, *texts: str) -> _Token | None:
+        return self._next() if self._peek().text in texts and self._peek().kind in ("operator", "word") else None
+
+    def _expect(self, text: str) -> None:
+        if not self._accept(text):
+            self._fail(f"expected {text!r}")
+
+    def _fail(self, what: str) -> None:
+        token = self._peek()
+        found = f"{token.text!r} at character {token.at + 1}" if token.kind != "end" else "the end"
+        raise ConditionError(f"{what}, found {found} in {self._text!r}")
+
+    def expect_end(self) -> None:
+        if self._peek().kind != "end":
+            self._fail("expected the end or and/or")
+
+    # -- grammar
+
+    def condition(self) -> _Node:
+        node = self._conjunction()
+        while self._accept("or"):
+            node = self._join(node, self._conjunction(), _either)
+        return node
+
+    def _conjunction(self) -> _Node:
+        node = self._negation()
+        while self._accept("and"):
+            node = self._join(node, self._negation(), _both)
+        return node
+
+    def _join(self, left: _Node, right: _Node, how: Callable[[Logical, Logical], Logical]) -> _Node:
+        if left.truth is None or right.truth is None:
+            raise ConditionError(f"and/or joins conditions, not quantities, in {self._text!r}")
+        return _Node(None, truth=how(left.truth, right.truth))
+
+    def _negation(self) -> _Node:
+        if not self._accept("not"):
+            return self._comparison()
+        inner = self._negation()
+        if inner.truth is None:
+            raise ConditionError(f"not needs a condition in {self._text!r}")
+        truth = inner.truth
+
+        def negated(frame: Frame) -> Truth:
+            yes, no = truth(frame)
+            return Truth(no, yes)
+
+        return _Node(None, truth=negated)
+
+    def _comparison(self) -> _Node:
+        start = self._peek().at
+        left = self._sum()
+        operator = self._accept("<", "<=", ">", ">=")
+        if operator is None:
+            return left
+        right = self._sum()
+        if left.number is None or right.number is None or left.unit is None or right.unit is None:
+            raise ConditionError(f"{operator.text} compares quantities, not conditions, in {self._text!r}")
+        if not left.unit.same_kind(right.unit):
+            raise ConditionError(
+                f"{operator.text} compares {left.unit} with {right.unit} in {self._text!r}: they are different kinds"
+            )
+        text = self._text[start : self._peek().at].strip()
+        below = operator.text.startswith("<")
+        if self.headline is None:
+            self.headline = Headline(left.number, right.number, below, left.unit, text)
+        return _Node(None, truth=_compare(left.number, right.number, operator.text, self._band(left.unit)))
+
+    def _band(self, unit: Unit) -> tuple[float, bool]:
+        """(amount, relative to the threshold?) of the deadband for a comparison in ``unit``."""
+        amount, of = self._deadband
+        if of.same_kind(NONE):
+            return amount, True
+        return (amount, False) if of.same_kind(unit) else (0.0, False)
+
+    def _sum(self) -> _Node:
+        node = self._product()
+        while operator := self._accept("+", "-"):
+            right = self._product()
+            node = self._arithmetic(node, right, operator.text)
+        return node
+
+    def _product(self) -> _Node:
+        node = self._factor()
+        while operator := self._accept("*", "/"):
+            right = self._factor()
+            node = self._arithmetic(node, right, operator.text)
+        return node
+
+    def _arithmetic(self, left: _Node, right: _Node, operator: str) -> _Node:
+        if left.number is None or right.number is None or left.unit is None or right.unit is None:
+            raise ConditionError(f"{operator} needs quantities on both sides in {self._text!r}")
+        if operator in "+-" and not left.unit.same_kind(right.unit):
+            raise ConditionError(f"{operator} joins {left.unit} and {right.unit} in {self._text!r}")
+        unit = left.unit
+        if operator in "*/":
+            unit = left.unit.times(right.unit, 1 if operator == "*" else -1)
+        return _Node(unit, number=_calculate(left.number, right.number, operator))
+
+    def _factor(self) -> _Node:
+        if self._accept("-"):
+            inner = self._factor()
+            if inner.number is None or inner.unit is None:
+                raise ConditionError(f"- needs a quantity in {self._text!r}")
+            number = inner.number
+            value = None if inner.constant is None else -inner.constant
+            return _Node(inner.unit, number=lambda frame: -number(frame), constant=value)
+        if self._accept("("):
+            node = self.condition()
+            self._expect(")")
+            return node
+        token = self._peek()
+        if token.kind == "number":
+            return self._number()
+        if token.kind == "name":
+            self._next()
+            return self._call(token) if self._accept("(") else self._name(token.text)
+        self._fail("expected a number, a name or (")
+        raise AssertionError  # _fail always raises
+
+    def _number(self) -> _Node:
+        value = float(self._next().text)
+        unit = NONE
+        if self._peek().kind == "unit":
+            found = unit_named(self._next().text)
+            value = _in_base(value, found)
+            unit = Unit(found.powers)
+        array = np.float64(value)
+        return _Node(unit, number=lambda _: array, constant=value)  # type: ignore[arg-type,return-value]  # broadcasts
+
+    def _name(self, name: str) -> _Node:
+        words = self._words
+        if name.startswith("limit."):
+            limit = name.removeprefix("limit.")
+            if limit not in words.limits:
+                raise ConditionError(f"limit.{limit} is no limit{nearest(limit, words.limits)}")
+            if not self._optional:
+                self.limits.add(limit)
+            return self._column(("limit", limit), words.limits[limit])
+        if name in words.parameters:
+            return self._column(("parameter", name), words.parameters[name])
+        if name in words.signals:
+            if not self._optional:
+                self.required.add(name)
+            node = self._column(("signal", name), words.signals[name])
+            node.signal = name
+            return node
+        if name in words.facts:
+            unit = words.facts[name]
+            key = ("fact", name)
+            if unit is not None:
+                return self._column(key, unit)
+            self.columns.add(key)
+            return _Node(None, truth=_fact(key))
+        known = [*words.signals, *words.parameters, *words.facts, *(f"limit.{limit}" for limit in words.limits)]
+        raise ConditionError(f"{name} is no signal, parameter, limit or fact{nearest(name, known)}")
+
+    def _column(self, key: tuple[object, ...], unit: Unit) -> _Node:
+        self.columns.add(key)
+        return _Node(_same(unit), number=lambda frame: frame.column(key))
+
+    def _call(self, token: _Token) -> _Node:
+        name = token.text
+        special = {
+            "within": self._within,
+            "measured": self._measured,
+            "known": self._known,
+            "abs": self._abs,
+            "choose": self._choose,
+        }
+        if name in special:
+            node = special[name]()
+            self._expect(")")
+            return node
+        if name not in FUNCTIONS:
+            raise ConditionError(f"{name}() is no function{nearest(name, [*FUNCTIONS, *special])}")
+        function = FUNCTIONS[name]
+        signal = self._signal_argument(name)
+        key: tuple[object, ...] = (name, signal)
+        if function.windowed:
+            self._expect(",")
+            key = (name, signal, self._window(name))
+        self._expect(")")
+        if not self._optional:
+            self.required.add(signal)
+        return self._column(key, function.unit(self._words.signals[signal]))
+
+    def _signal_argument(self, function: str) -> str:
+        token = self._next()
+        if token.kind != "name" or token.text not in self._words.signals:
+            raise ConditionError(f"{function}() takes a signal{nearest(token.text, self._words.signals)}")
+        return token.text
+
+    def _window(self, function: str) -> int:
+        node = self._sum()
+        if node.constant is None or node.unit is None or not node.unit.same_kind(SECOND):
+            raise ConditionError(f"{function}() takes a duration as its second argument, for example 30 min")
+        if node.constant not in WINDOWS_SECONDS:
+            raise ConditionError(f"{function}() takes a window of 5, 10, 15 … 60 min")
+        return round(node.constant)
+
+    def _within(self) -> _Node:
+        inner = self.condition()
+        self._expect(",")
+        node = self._sum()
+        if inner.truth is None or node.constant is None or node.unit is None or not node.unit.same_kind(SECOND):
+            raise ConditionError("within() takes a condition and a duration, for example within(tripped, 30 min)")
+        truth, window_us, site = inner.truth, round(node.constant * 1e6), self.site
+        self.site += 1
+
+        def recently(frame: Frame) -> Truth:
+            yes = frame.within(site, truth(frame).yes, window_us)
+            return Truth(yes, ~yes)
+
+        return _Node(None, truth=recently)
+
+    def _measured(self) -> _Node:
+        signal = self._signal_argument("measured")
+        key = ("measured", signal)
+        self.columns.add(key)
+        return _Node(None, truth=_fact(key))
+
+    def _known(self) -> _Node:
+        self._optional += 1
+        node = self._sum()
+        self._optional -= 1
+        if node.number is None:
+            raise ConditionError("known() takes a quantity, for example known(limit.pip_low)")
+        number = node.number
+
+        def is_known(frame: Frame) -> Truth:
+            missing = np.isnan(number(frame))
+            return Truth(~missing, missing)
+
+        return _Node(None, truth=is_known)
+
+    def _abs(self) -> _Node:
+        node = self._sum()
+        if node.number is None or node.unit is None:
+            raise ConditionError("abs() takes a quantity")
+        number = node.number
+        return _Node(node.unit, number=lambda frame: np.abs(number(frame)))
+
+    def _choose(self) -> _Node:
+        """choose(condition, a, b): ``a`` where the condition is true, ``b`` where it is false, else not known."""
+        chosen = self.condition()
+        self._expect(",")
+        first = self._sum()
+        self._expect(",")
+        second = self._sum()
+        if chosen.truth is None or first.number is None or second.number is None:
+            raise ConditionError("choose() takes a condition and two quantities: choose(measured(gor), 80 %, 70 %)")
+        if first.unit is None or second.unit is None or not first.unit.same_kind(second.unit):
+            raise ConditionError(f"choose() is between {first.unit} and {second.unit}: they are different kinds")
+        truth, a, b = chosen.truth, first.number, second.number
+
+        def choice(frame: Frame) -> FloatArray:
+            yes, no = truth(frame)
+            return np.where(yes, a(frame), np.where(no, b(frame), np.nan))
+
+        return _Node(first.unit, number=choice)
+
+
+# --- closures -----------------------------------------------------------------------------------------------------
+
+
+def _both(left: Logical, right: Logical) -> Logical:
+    def both(frame: Frame) -> Truth:
+        a, b = left(frame), right(frame)
+        return Truth(a.yes & b.yes, a.no | b.no)
+
+    return both
+
+
+def _either(left: Logical, right: Logical) -> Logical:
+    def either(frame: Frame) -> Truth:
+        a, b = left(frame), right(frame)
+        return Truth(a.yes | b.yes, a.no & b.no)
+
+    return either
+
+
+def _fact(key: tuple[object, ...]) -> Logical:
+    def fact(frame: Frame) -> Truth:
+        value = frame.column(key)
+        return Truth(value > 0, value <= 0)
+
+    return fact
+
+
+def _calculate(left: Numeric, right: Numeric, operator: str) -> Numeric:
+    function = {"+": np.add, "-": np.subtract, "*": np.multiply, "/": np.divide}[operator]
+    return lambda frame: function(left(frame), right(frame))
+
+
+def _compare(left: Numeric, right: Numeric, operator: str, band: tuple[float, bool]) -> Logical:
+    """``yes`` at the threshold, ``no`` only beyond threshold and deadband."""
+    amount, relative = band
+    holds, fails = {
+        "<": (np.less, np.greater_equal),
+        "<=": (np.less_equal, np.greater),
+        ">": (np.greater, np.less_equal),
+        ">=": (np.greater_equal, np.less),
+    }[operator]
+    sign = 1.0 if operator.startswith("<") else -1.0
+
+    def compare(frame: Frame) -> Truth:
+        value, threshold = left(frame), right(frame)
+        edge = threshold
+        if amount:
+            edge = threshold + sign * (amount * np.abs(threshold) if relative else amount)
+        return Truth(holds(value, threshold), fails(value, edge))
+
+    return compare

@@ -1,0 +1,219 @@
+"""THE loop: take → decode → write + diagnose → acknowledge.
+
+The main thread collects deliveries into a batch and hands it to the writer stage, which decodes, diagnoses and
+writes; when the stage gives it back it is safe, and it is settled. Everything that may wait for the database waits in
+the stage, so the loop keeps moving in every outage.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from esp_ingest.config.settings import BatchSettings, ServiceSettings
+from esp_ingest.ingest.writer_stage import Batch, Outcome
+from esp_ingest.interfaces import Clock, Source
+from esp_ingest.model import LONG_TOPIC_BYTES, Delivery
+from esp_ingest.service.metrics import Metrics, observe_many
+from esp_ingest.telemetry.exact import MOST_REJECTS
+
+_SPACE = b" \t\n\r"  # JSON's white space
+_IDLE_SECONDS = 0.1  # longest wait of one turn: bounds the reaction to signals and the pulse of the health check
+
+
+class WriterStage(Protocol):
+    """Takes batches and gives them back, in order, when they are safe. stage.py: in a thread, or inline for tests."""
+
+    @property
+    def busy(self) -> bool: ...
+    @property
+    def has_room(self) -> bool: ...
+    def submit(self, batch: Batch) -> None: ...
+    def poll(self, timeout_seconds: float) -> tuple[Batch, Outcome] | None: ...
+    def hurry(self) -> None:
+        """Draining: wait for nothing that a spool can hold."""
+        ...
+
+
+class Pipeline:
+    """Owns control flow and nothing else: every part is handed in."""
+
+    def __init__(
+        self,
+        source: Source,
+        stage: WriterStage,
+        clock: Clock,
+        metrics: Metrics,
+        batch: BatchSettings,
+        service: ServiceSettings,
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._source = source
+        self._stage = stage
+        self._clock = clock
+        self._metrics = metrics
+        self._bounds = batch
+        self._beat = beat
+        self._open = _OpenBatch(batch)
+        self._alarm = RejectAlarm(service, clock)
+
+    def run(self, stopping: Callable[[], bool]) -> None:
+        """Run until ``stopping``; what is held stays held, :meth:`drain` writes it."""
+        while not stopping():
+            self.run_once()
+
+    def run_once(self, timeout_seconds: float = _IDLE_SECONDS) -> None:
+        """One turn; waits at most ``timeout_seconds`` for something to do."""
+        self._beat()
+        self._collect(timeout_seconds)
+        if self._open.due(self._clock.monotonic()):
+            self._submit()
+        self._turn_stage(timeout_seconds)
+
+    def drain(self, expired: Callable[[], bool]) -> bool:
+        """The source has stopped: write and settle all that is held. False when ``expired`` came first."""
+        self._stage.hurry()
+        while self.held or any(self._source.buffered()):
+            if expired():
+                return False
+            self._beat()
+            self._collect(0.0)
+            if self._open.deliveries:
+                self._submit()
+            self._turn_stage(_IDLE_SECONDS)
+        return True
+
+    @property
+    def held(self) -> bool:
+        """Deliveries were taken that are not settled yet."""
+        return bool(self._open.deliveries) or self._stage.busy
+
+    def _collect(self, timeout_seconds: float) -> None:
+        if self._open.full:
+            return
+        patience = 0.0 if self._stage.busy else self._open.patience(self._clock.monotonic(), timeout_seconds)
+        deliveries = self._source.take(*self._open.room(), patience)
+        if deliveries:
+            self._open.add(deliveries, self._clock.monotonic())
+
+    def _submit(self) -> None:
+        if self._stage.has_room:
+            size = self._open.bytes
+            deliveries = self._open.take()
+            epoch = self._source.epoch
+            if deliveries[0].epoch != epoch:
+                # Their connection has ended, so a daemon that took over the session may store them meanwhile. Readings
+                # have a key that tells; rejects have not. At QoS 0 nothing comes twice.
+                deliveries = [
+                    each._replace(redelivered=True) if each.mid and each.epoch != epoch else each for each in deliveries
+                ]
+            self._stage.submit(Batch(deliveries, size))
+
+    def _turn_stage(self, timeout_seconds: float) -> None:
+        """Settle what has come back. Waits for the stage only where there is no other work."""
+        if self._stage.busy:
+            idle = self._open.full or not any(self._source.buffered())
+            finished = self._stage.poll(timeout_seconds if idle else 0.0)
+            if finished is not None:
+                self._settle(*finished)
+
+    def _settle(self, batch: Batch, outcome: Outcome) -> None:
+        self._source.settle(batch.deliveries)
+        if batch.decoded is not None:
+            self._metrics.readings_held.dec(batch.decoded.items)
+        now_us = self._clock.now_us()
+        for readings in outcome.committed:
+            observe_many(self._metrics.ingest_latency_seconds, (now_us - readings.received_us) / 1e6)
+            observe_many(self._metrics.reading_age_seconds, np.maximum(now_us - readings.timestamp_us, 0) / 1e6)
+        alarm = self._alarm.note(outcome.written + outcome.duplicates, outcome.rejected)
+        if alarm is not None:
+            self._metrics.reject_alarm.set(alarm)
+
+
+class _OpenBatch:
+    """Deliveries collected for the next batch, and how far it is from its bounds."""
+
+    def __init__(self, bounds: BatchSettings) -> None:
+        self._bounds = bounds
+        self.deliveries: list[Delivery] = []
+        self._rows = 0
+        self.bytes = 0
+        self._since = 0.0
+        self._rows_a_message = 1.0  # of those that came last, so that a batch of arrays ends near its bound
+
+    def add(self, deliveries: list[Delivery], now: float) -> None:
+        if not self.deliveries:
+            self._since = now
+            self.deliveries = deliveries
+        else:
+            self.deliveries += deliveries
+        rows_before = self._rows
+        self._rows += len(deliveries)
+        for delivery in deliveries:
+            payload = delivery[1]
+            self.bytes += len(payload)
+            if len(delivery[0]) > LONG_TOPIC_BYTES:
+                self.bytes += len(delivery[0])
+            if payload[:1] != b"{" and payload.lstrip(_SPACE)[:1] == b"[":
+                self._rows += _most_items(payload) - 1
+        self._rows_a_message = max((self._rows - rows_before) / len(deliveries), 1.0)
+
+    @property
+    def full(self) -> bool:
+        return self._rows >= self._bounds.max_rows or self.bytes >= self._bounds.max_bytes
+
+    def room(self) -> tuple[int, int]:
+        """(messages, bytes) that still fit, if messages go on as they came."""
+        rows = self._bounds.max_rows - self._rows
+        return max(int(rows / self._rows_a_message), 1), self._bounds.max_bytes - self.bytes
+
+    def due(self, now: float) -> bool:
+        return bool(self.deliveries) and (self.full or now - self._since >= self._bounds.max_age_seconds)
+
+    def patience(self, now: float, timeout_seconds: float) -> float:
+        """How long to wait for more: not past the batch's age."""
+        if not self.deliveries:
+            return timeout_seconds
+        return min(timeout_seconds, max(self._since + self._bounds.max_age_seconds - now, 0.0))
+
+    def take(self) -> list[Delivery]:
+        deliveries = self.deliveries
+        self.deliveries = []
+        self._rows = self.bytes = 0
+        return deliveries
+
+
+def _most_items(payload: bytes) -> int:
+    """About so many readings, each an object, and rejects (MOST_REJECTS at most) are made of an array.
+
+    Between objects of f fields stand f - 1 commas and f colons (more, in timestamps), so commas that no colon explains
+    stand between items that are no objects."""
+    others = payload.count(b",") + 1 - payload.count(b":")
+    return payload.count(b"{") + min(max(others, 0), MOST_REJECTS)
+
+
+class RejectAlarm:
+    """A circuit breaker that only warns: too many rejects in a row, or too large a share of the last minute."""
+
+    _WINDOW_SECONDS = 60.0
+    _LEAST_ITEMS = 100  # a share of fewer items says nothing
+
+    def __init__(self, settings: ServiceSettings, clock: Clock) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._consecutive = 0
+        self._window: list[tuple[float, int, int]] = []
+
+    def note(self, accepted: int, rejected: int) -> int | None:
+        """Count a batch. Returns 1 while the alarm stands, 0 when not, None for an empty batch."""
+        if accepted + rejected == 0:
+            return None
+        self._consecutive = 0 if accepted else self._consecutive + rejected
+        now = self._clock.monotonic()
+        self._window.append((now, accepted, rejected))
+        while self._window[0][0] < now - self._WINDOW_SECONDS:
+            self._window.pop(0)
+        total = sum(a + r for _, a, r in self._window)
+        share = sum(r for _, _, r in self._window) / total
+        in_a_row = self._consecutive >= self._settings.reject_alarm_consecutive
+        return int(in_a_row or (total >= self._LEAST_ITEMS and share >= self._settings.reject_alarm_ratio))

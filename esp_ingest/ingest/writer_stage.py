@@ -1,0 +1,681 @@
+"""The writer stage: decode, diagnose and write one batch, retry what is transient, spool what has to wait too long.
+
+One batch is worked on at a time, and two may wait behind it. While the database reads the rows of a batch, its rules
+are run and the next one is decoded; the other is there so that the next is there in time. That is one thread's work:
+where another decoded, the two fought for the interpreter lock, and the database waited for both (decision 0001).
+
+A batch comes back when it is safe: committed, or fsynced in the spool. While the spool holds anything, batches go
+through it (first in, first out), and the stage drains it between them.
+
+`Stage` is the logic and needs no thread; `InlineStage` and `ThreadedStage` are two ways to run it.
+"""
+
+import gc
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+import numpy as np
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
+
+from esp_ingest.config.settings import Settings
+from esp_ingest.diagnostics.service import Diagnosis
+from esp_ingest.interfaces import Clock, Findings, Store, StoreUnavailable, WriteResult
+from esp_ingest.model import Decoded, Delivery, Readings, Reject, RejectReason
+from esp_ingest.service.log import Repeated
+from esp_ingest.service.metrics import Metrics
+from esp_ingest.store.spool.spool import Spool, SpoolError, SpoolFull
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_DRAIN_STEPS = 2  # pieces of the spool drained for each batch that arrives: the backlog shrinks even at full load
+_PING_SECONDS = 5.0  # an idle stage asks this often whether the database is still there
+_MOST_WAITING = 2  # batches behind the one that is worked on
+_FINISH_SECONDS = 5.0  # for the last checkpoints; what is missing is replayed from the table at the next start
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a batch. ``committed`` are the readings of each transaction; a spooled batch has none yet."""
+
+    written: int = 0
+    duplicates: int = 0
+    rejected: int = 0
+    spooled: int = 0
+    committed: list[Readings] = field(default_factory=list)
+
+    @property
+    def stored(self) -> int:
+        """Items that are in the tables."""
+        return self.written + self.duplicates + self.rejected
+
+    def __iadd__(self, other: "Outcome") -> "Outcome":
+        self.written += other.written
+        self.duplicates += other.duplicates
+        self.rejected += other.rejected
+        self.spooled += other.spooled
+        self.committed += other.committed
+        return self
+
+
+@dataclass(slots=True)
+class Batch:
+    """Deliveries on their way to safety, ``bytes`` of them. ``decoded`` is None until the stage has decoded it, and
+    stays so where it goes to the spool or ``decode_failed``. ``done`` is what is stored of it already where it takes
+    several transactions."""
+
+    deliveries: list[Delivery]
+    bytes: int = 0
+    decoded: Decoded | None = None
+    decode_failed: bool = False
+    done: Outcome = field(default_factory=Outcome)
+
+
+class Diagnostics(Protocol):
+    """diagnostics/service.py as the stage drives it. ``prepare`` and ``maintain`` may raise StoreUnavailable."""
+
+    def prepare(self, wells: Sequence[str] = ()) -> None: ...
+    def evaluate(self, readings: Readings) -> Diagnosis: ...
+    def accept(self, diagnosis: Diagnosis) -> None: ...
+    def discard(self, diagnosis: Diagnosis) -> None: ...
+    def maintain(self) -> Diagnosis | None:
+        """Between batches, while nothing is in the spool: what there is to write, every few seconds."""
+        ...
+
+    def finish(self) -> Iterator[Diagnosis]:
+        """What is left to write at the end of the process, in pieces."""
+        ...
+
+
+class Stage:
+    """All waiting for the database is in here; ``pause`` is how it waits (it returns early when a batch arrives).
+    ``next_batch`` is asked while the database is busy: the one that waits, if one does."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        spool: Spool | None,
+        diagnostics: Diagnostics | None,
+        decode: Callable[[list[Delivery]], Decoded],
+        clock: Clock,
+        metrics: Metrics,
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._spool = spool
+        self._diagnostics = diagnostics
+        self._decode = decode
+        self._clock = clock
+        self._metrics = metrics
+        self._beat = beat
+        self.pause: Callable[[float], None] = clock.sleep
+        self.next_batch: Callable[[], Batch | None] = lambda: None
+        self.hurrying = False
+        self._underway_bytes = 0
+        self._wait = wait_random_exponential(
+            multiplier=settings.database.retry_min_seconds,
+            min=settings.database.retry_min_seconds / 2,
+            max=settings.database.retry_max_seconds,
+        )
+        self._outage = _Outage(self._wait, clock, metrics)
+        self._spool_log = Repeated(log, "spool takes nothing, acknowledgements stop", "spool takes messages again")
+        self._rules_log = Repeated(log, "diagnostics fail between batches", "diagnostics work between batches again")
+        self.spool_detail: str | None = None  # why the spool takes nothing just now
+        self._next_ping = 0.0
+        if spool is not None and spool.messages:
+            log.info("spool holds messages of an earlier run", extra={"messages": spool.messages, "bytes": spool.bytes})
+
+    @property
+    def spooling(self) -> bool:
+        """The spool holds something: first in, first out, so everything goes through it."""
+        return self._spool is not None and self._spool.messages > 0
+
+    @property
+    def database_detail(self) -> str | None:
+        """Why the database cannot be used just now; None where it can."""
+        return self._outage.reason
+
+    def process(self, batch: Batch) -> Outcome:
+        """Make the batch safe. Returns when it is, however long that takes."""
+        self._underway_bytes = batch.bytes
+        if not self.spooling:
+            self._decode_batch(batch)
+        spool_takes_it = self._spool is not None
+        while True:
+            self._beat()
+            is_patient = not self._outage.lasting(self._patience_seconds())
+            if not self.spooling and (is_patient or not spool_takes_it):
+                try:
+                    return self._write_patiently(batch)
+                except StoreUnavailable:
+                    pass  # the patience is over: to the spool
+            spooled = self._append(batch.deliveries)
+            if spooled is not None:
+                if batch.decoded is not None:
+                    self._metrics.readings_spooled.inc(batch.decoded.items - batch.done.stored)
+                return spooled
+            spool_takes_it = False
+            self._drain_and_pause()
+
+    def idle(self) -> float:
+        """Between batches: drain a piece of the spool, or see whether the database is there. Returns how long the next
+        call may wait, in seconds."""
+        self._beat()
+        if self.spooling:
+            self.drain_step()
+            return 0.0 if self.spooling and self._outage.reason is None else self._outage.seconds_to_next()
+        now = self._clock.monotonic()
+        if now >= self._next_ping and self._outage.due():
+            self._next_ping = now + _PING_SECONDS
+            self._ping()
+        self.maintain()
+        return min(max(self._next_ping - now, 0.05), 1.0)
+
+    def maintain(self) -> None:
+        """What the diagnostics do between batches. Silence means nothing while readings wait in the spool."""
+        if self._diagnostics is None or self.spooling or self._outage.reason is not None:
+            return
+        try:
+            diagnosis = self._diagnostics.maintain()
+            if diagnosis is not None:
+                self._write_diagnosis(self._diagnostics, diagnosis)
+        except StoreUnavailable as error:
+            self._outage.failed(error)
+        except Exception as error:  # they advise; they never stop the writer
+            self._metrics.diagnostics_rule_failures.labels(diagnosis="engine").inc()
+            self._rules_log.failed(self._clock.monotonic(), type(error).__name__, detail=str(error))
+        else:
+            self._rules_log.ended(self._clock.monotonic())
+
+    def finish(self) -> None:
+        """The last checkpoints of the diagnostics. Not having them costs the next start a replay, and nothing else."""
+        if self._diagnostics is None or self._outage.reason is not None:
+            return
+        deadline = self._clock.monotonic() + _FINISH_SECONDS
+        try:
+            for diagnosis in self._diagnostics.finish():
+                self._write_diagnosis(self._diagnostics, diagnosis)
+                self._beat()
+                if self._clock.monotonic() >= deadline:
+                    break
+        except StoreUnavailable as error:
+            log.warning("last checkpoints not written", extra={"reason": str(error)})
+        except Exception:
+            log.exception("last checkpoints not written")
+
+    def drain_step(self) -> None:
+        """Write the oldest piece of the spool, if the database is due for another try."""
+        if self._spool is None or not self._outage.due():
+            return
+        bounds = self._settings.batch
+        try:
+            piece = self._spool.peek(bounds.max_rows, bounds.max_bytes)
+            if piece.deliveries:
+                self._store_isolating(piece.deliveries, None, Outcome())
+            self._spool.discard(piece)
+            self._metrics.spool_drained.inc(len(piece))
+        except StoreUnavailable as error:
+            self._outage.failed(error)
+        except SpoolError as error:
+            self._metrics.spool_failures.inc()
+            self._outage.failed(StoreUnavailable("the spool cannot be read", str(error)))
+        self._note_spool()
+        if not self.spooling:
+            log.info("spool drained")
+
+    def _decode_batch(self, batch: Batch) -> None:
+        """Once a batch, unless our own code fails on it: then the message at fault is looked for when it is stored."""
+        if batch.decoded is not None or batch.decode_failed:
+            return
+        try:
+            decoded = self._decode(batch.deliveries)
+        except Exception:  # one message must not stop the rest
+            batch.decode_failed = True
+            log.exception("decode failed")
+            return
+        self._metrics.readings_received.inc(decoded.items)
+        self._metrics.readings_held.inc(decoded.items)
+        batch.decoded = decoded
+
+    def _look_ahead(self) -> None:
+        """The database is busy with a batch: time to make the next one ready for it. Does not raise."""
+        batch = self.next_batch()
+        if batch is None or self.spooling:
+            return
+        if self._underway_bytes + batch.bytes > self._settings.batch.max_bytes:
+            return  # what decoding takes is many times the payload: two large batches at once are too much
+        self._decode_batch(batch)
+        if batch.decoded is not None and not _needs_slices(batch.decoded, self._settings.batch.max_rows):
+            try:
+                self._store.prepare(batch.decoded.readings)
+            except Exception:  # it comes again when it is written, and is isolated there
+                log.exception("batch not prepared")
+
+    def _patience_seconds(self) -> float:
+        """How long a batch may wait for the database before it is spooled."""
+        if self._spool is None:
+            return float("inf")
+        return 0.0 if self.hurrying else self._settings.spool.after_seconds
+
+    def _write_patiently(self, batch: Batch) -> Outcome:
+        """Write, again and again while the database is away. Raises StoreUnavailable when the patience is over."""
+
+        def give_up(_state: RetryCallState) -> bool:
+            return self._outage.lasting(self._patience_seconds())
+
+        for attempt in Retrying(
+            retry=retry_if_exception_type(StoreUnavailable),
+            wait=self._wait,
+            stop=give_up,
+            sleep=self._pause_alive,
+            reraise=True,
+        ):
+            with attempt:
+                try:
+                    return self._store_isolating(batch.deliveries, batch.decoded, batch.done)
+                except StoreUnavailable as error:
+                    self._outage.failed(error)
+                    raise
+        raise AssertionError("tenacity returns or raises")
+
+    def _pause_alive(self, seconds: float) -> None:
+        self._beat()
+        self.pause(seconds)
+
+    def _append(self, deliveries: list[Delivery]) -> Outcome | None:
+        """Spool the messages; None where the spool cannot take them now."""
+        assert self._spool is not None
+        was_empty = not self.spooling
+        try:
+            self._spool.append(deliveries)
+        except SpoolError as error:
+            self._metrics.spool_full.set(1)
+            if not isinstance(error, SpoolFull):
+                self._metrics.spool_failures.inc()
+            self.spool_detail = str(error)
+            self._spool_log.failed(self._clock.monotonic(), "spool takes nothing", detail=str(error))
+            return None
+        self._metrics.spool_full.set(0)
+        self._metrics.spool_written.inc(len(deliveries))
+        self.spool_detail = None
+        self._spool_log.ended(self._clock.monotonic())
+        self._note_spool()
+        if was_empty:
+            log.warning("database away, spooling to disk", extra={"reason": self._outage.reason})
+        return Outcome(spooled=len(deliveries))
+
+    def _drain_and_pause(self) -> None:
+        """The spool takes nothing more: only the database can make room."""
+        if self.spooling:
+            self.drain_step()
+        if self._outage.reason is not None:
+            self._pause_alive(min(self._outage.seconds_to_next(), 1.0))
+
+    def _store_isolating(self, deliveries: Sequence[Delivery], decoded: Decoded | None, done: Outcome) -> Outcome:
+        """Store; where our own code fails on a batch, halve it until the one message at fault is a reject.
+
+        ``decoded`` was counted as received where it was decoded. What is decoded here is counted here, once it is
+        stored: a try that the database cut short is made again, and would count it again. ``done`` is what an earlier
+        try has stored of ``decoded``, and grows."""
+        try:
+            result = decoded if decoded is not None else self._decode(list(deliveries))
+            for piece in _slices(result, self._settings.batch.max_rows, done.stored):
+                self._beat()
+                done += self._store_once(piece)
+                if decoded is None:
+                    self._metrics.readings_received.inc(piece.items)
+            return done
+        except StoreUnavailable:
+            raise
+        except Exception as error:
+            log.exception("batch failed in our own code", extra={"messages": len(deliveries)})
+            outcome = self._store_halves(deliveries, error)
+        if decoded is not None:
+            self._metrics.readings_spooled.inc(decoded.items - done.stored)  # left this count, were received again
+        return outcome
+
+    def _store_halves(self, deliveries: Sequence[Delivery], error: Exception) -> Outcome:
+        """After ``error`` on all of them at once; the last one alone is a reject."""
+        if len(deliveries) == 1:
+            outcome = self._store_once(Decoded(Readings.empty(), [_internal_error(deliveries[0], error)]))
+            self._metrics.readings_received.inc()
+            return outcome
+        half = len(deliveries) // 2
+        outcome = self._store_isolating(deliveries[:half], None, Outcome())
+        outcome += self._store_isolating(deliveries[half:], None, Outcome())
+        return outcome
+
+    def _store_once(self, decoded: Decoded) -> Outcome:
+        """One transaction: readings, rejects and what the rules made of the readings."""
+        started = self._clock.monotonic()
+        result = self._write_batch(decoded)
+        self._outage.ended()
+        settled = result.written + result.duplicates + result.rejected
+        if settled != decoded.items:
+            self._metrics.reconciliation_failures.inc()
+            log.error("items do not add up", extra={"items": decoded.items, "accounted": settled})
+        self._count(decoded, result, self._clock.monotonic() - started)
+        return Outcome(result.written, result.duplicates, result.rejected, 0, [decoded.readings])
+
+    def _write_batch(self, decoded: Decoded) -> WriteResult:
+        """The transaction of a batch. The rules run in the middle of it, while the database reads; their state advances
+        with it or stays where it was."""
+        diagnostics, readings = self._diagnostics, decoded.readings
+        made: Diagnosis | None = None
+        ready = diagnostics is not None and self._advised(lambda: self._prepare(diagnostics, readings))
+
+        def meanwhile() -> Findings:
+            nonlocal made
+            if diagnostics is not None and ready:
+                made = self._advised(lambda: diagnostics.evaluate(readings))
+            self._look_ahead()
+            return ((), ()) if made is None else (made.rows, made.checkpoints)
+
+        try:
+            result = self._store.write(readings, decoded.rejects, (), meanwhile=meanwhile)
+        except BaseException:
+            if diagnostics is not None and made is not None:
+                diagnostics.discard(made)
+            raise
+        if diagnostics is not None and made is not None:
+            diagnostics.accept(made)
+        return result
+
+    @staticmethod
+    def _prepare(diagnostics: Diagnostics, readings: Readings) -> bool:
+        diagnostics.prepare(readings.wells)
+        return True
+
+    def _write_diagnosis(self, diagnostics: Diagnostics, diagnosis: Diagnosis) -> None:
+        """A transaction without readings."""
+        try:
+            self._store.write(Readings.empty(), (), diagnosis.rows, diagnosis.checkpoints)
+        except BaseException:
+            diagnostics.discard(diagnosis)
+            raise
+        diagnostics.accept(diagnosis)
+
+    def _advised(self, ask: Callable[[], T]) -> T | None:
+        """Diagnostics advise; they never hold back a reading: None where they fail. StoreUnavailable passes."""
+        try:
+            return ask()
+        except StoreUnavailable:
+            raise
+        except Exception:
+            log.exception("diagnostics failed on a batch, its readings are stored without")
+            self._metrics.diagnostics_rule_failures.labels(diagnosis="engine").inc()
+            return None
+
+    def _count(self, decoded: Decoded, result: WriteResult, seconds: float) -> None:
+        metrics = self._metrics
+        metrics.readings_written.inc(result.written)
+        metrics.readings_duplicate.inc(result.duplicates)
+        for reason, count in result.reasons.items():
+            metrics.readings_rejected.labels(reason=reason).inc(count)
+        metrics.batches_written.labels(path=result.path).inc()
+        for signal, count in decoded.out_of_range.items():
+            metrics.values_out_of_range.labels(signal=signal).inc(count)
+        metrics.batch_rows.observe(decoded.items)
+        metrics.batch_write_seconds.observe(seconds)
+
+    def _ping(self) -> None:
+        try:
+            self._store.ping()
+        except StoreUnavailable as error:
+            self._outage.failed(error)
+        else:
+            self._outage.ended()
+
+    def _note_spool(self) -> None:
+        assert self._spool is not None
+        self._metrics.spool_messages.set(self._spool.messages)
+        self._metrics.spool_bytes.set(self._spool.bytes)
+        oldest_us = self._spool.oldest_us
+        age_us = 0 if oldest_us is None else self._clock.now_us() - oldest_us
+        self._metrics.spool_oldest_seconds.set(max(age_us, 0) / 1e6)
+
+
+class _Outage:
+    """When the database went away, why, and when to try again. Logs the start, growing intervals and the end."""
+
+    def __init__(self, wait: wait_random_exponential, clock: Clock, metrics: Metrics) -> None:
+        self._wait = wait
+        self._clock = clock
+        self._metrics = metrics
+        self._log = Repeated(log, "database unavailable", "database available")
+        self._since: float | None = None
+        self._next = 0.0
+        self._state = RetryCallState(Retrying(), None, (), {})
+        self.reason: str | None = "not reached yet"
+
+    def failed(self, error: StoreUnavailable) -> None:
+        now = self._clock.monotonic()
+        if self._since is None:
+            self._since = now
+            self._state.attempt_number = 0
+        self._state.attempt_number += 1
+        self._next = now + self._wait(self._state)
+        self.reason = str(error)
+        # Errors of psycopg's connect are cycles with their frames, and these hold the ones below, which are ours: one
+        # batch a try, which the collector, counting containers and not bytes, would leave for hours. It takes a few
+        # milliseconds where the daemon has frozen what it loaded, and half a second where nobody has.
+        if gc.get_freeze_count():
+            gc.collect()
+        self._metrics.database_up.set(0)
+        self._metrics.database_retries.inc()
+        self._log.failed(now, error.reason, detail=error.detail)
+
+    def ended(self) -> None:
+        self.reason = None
+        self._since = None
+        self._next = 0.0
+        self._metrics.database_up.set(1)
+        self._log.ended(self._clock.monotonic())
+
+    def lasting(self, seconds: float) -> bool:
+        """The database has been away for at least ``seconds``."""
+        return self._since is not None and self._clock.monotonic() - self._since >= seconds
+
+    def due(self) -> bool:
+        return self._clock.monotonic() >= self._next
+
+    def seconds_to_next(self) -> float:
+        return max(self._next - self._clock.monotonic(), 0.01)
+
+
+def _needs_slices(decoded: Decoded, most: int) -> bool:
+    return decoded.items > 2 * most
+
+
+def _slices(decoded: Decoded, most: int, start: int) -> Iterator[Decoded]:
+    """All items from ``start`` on, readings first: in one piece, or, where they are more than twice ``most``, in pieces
+    of so many. Arrays make of few messages a batch as large as its bytes allow; a transaction stays bounded."""
+    if not _needs_slices(decoded, most):
+        yield decoded
+        return
+    count = len(decoded.readings)
+    for at in range(start, count, most):
+        rows = np.arange(at, min(at + most, count))
+        yield Decoded(decoded.readings.select(rows), [], decoded.out_of_range if at == 0 else {})
+    for at in range(max(start - count, 0), len(decoded.rejects), most):
+        yield Decoded(Readings.empty(), decoded.rejects[at : at + most])
+
+
+def _internal_error(delivery: Delivery, error: Exception) -> Reject:
+    return Reject(
+        received_us=delivery.received_us,
+        topic=delivery.topic,
+        reason=RejectReason.INTERNAL_ERROR,
+        detail=f"esp-ingest failed on this message ({type(error).__name__}): replay it after an upgrade",
+        payload=delivery.payload,
+        redelivered=delivery.redelivered,
+        epoch=delivery.epoch,
+        mid=delivery.mid,
+    )
+
+
+class InlineStage:
+    """The stage without a thread, for tests and for run_once(): a batch is processed when another waits behind it, as
+    with the thread, or when none has come between two polls."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        stage.next_batch = lambda: self._queue[0] if self._queue else None
+        self._queue: deque[Batch] = deque()
+        self._polled = False
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._queue)
+
+    @property
+    def has_room(self) -> bool:
+        return len(self._queue) <= _MOST_WAITING
+
+    def submit(self, batch: Batch) -> None:
+        assert self.has_room, "two batches wait at most"
+        self._queue.append(batch)
+        self._polled = False
+
+    def poll(self, timeout_seconds: float) -> tuple[Batch, Outcome] | None:
+        del timeout_seconds
+        if not self._queue or (len(self._queue) == 1 and not self._polled and not self._stage.hurrying):
+            self._polled = True
+            return None
+        batch = self._queue.popleft()
+        return batch, self._stage.process(batch)
+
+    def hurry(self) -> None:
+        self._stage.hurrying = True
+
+
+class ThreadedStage:
+    """The stage in a thread of its own. An error in it is raised again in the caller of `poll`.
+
+    What is safe is given back while the database is busy with the next batch, or at once where none waits: settling is
+    Python's work, and would hold up the next batch on its way to the database."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        stage.pause = self._pause
+        stage.next_batch = self._give_back_and_look
+        self._changed = threading.Condition()
+        self._waiting: deque[Batch] = deque()
+        self._safe: list[tuple[Batch, Outcome]] = []  # not given back yet
+        self._finished: deque[tuple[Batch, Outcome]] = deque()
+        self._error: BaseException | None = None
+        self._held = 0  # submitted and not given back
+        self._closing = False
+        self._thread = threading.Thread(target=self._loop, name="writer", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def busy(self) -> bool:
+        """Batches were submitted that have not come back."""
+        return self._held > 0
+
+    @property
+    def has_room(self) -> bool:
+        """A batch may be submitted."""
+        return len(self._waiting) < _MOST_WAITING
+
+    def submit(self, batch: Batch) -> None:
+        with self._changed:
+            assert self.has_room, "two batches wait at most"
+            self._held += 1
+            self._waiting.append(batch)
+            self._changed.notify_all()
+
+    def poll(self, timeout_seconds: float) -> tuple[Batch, Outcome] | None:
+        """The batch that is safe now, or None after ``timeout_seconds``. Raises what ended the thread."""
+        with self._changed:
+            if not self._finished and self._error is None and timeout_seconds > 0:
+                self._changed.wait(timeout_seconds)
+                if not self._finished:  # the next batch keeps the thread busy in other ways: wait no longer for it
+                    self._hand_over()
+            if self._error is not None:
+                raise self._error
+            if not self._finished:
+                return None
+            self._held -= 1
+            return self._finished.popleft()
+
+    def hurry(self) -> None:
+        with self._changed:
+            self._stage.hurrying = True
+            self._changed.notify_all()
+
+    def close(self, timeout_seconds: float) -> bool:
+        """End the thread after its batch. False when it did not end in time."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join(timeout_seconds)
+        return not self._thread.is_alive()
+
+    def _loop(self) -> None:
+        try:
+            while True:
+                batch = self._next_batch()
+                if batch is None:
+                    self._stage.finish()
+                    return
+                outcome = self._stage.process(batch)
+                with self._changed:
+                    self._safe.append((batch, outcome))
+                if not self._waiting or self._stage.spooling:
+                    self._give_back()
+                for _ in range(_DRAIN_STEPS):
+                    if self._stage.spooling:
+                        self._stage.drain_step()
+                self._stage.maintain()
+        except BaseException as error:
+            with self._changed:
+                self._error = error
+                self._changed.notify_all()
+
+    def _next_batch(self) -> Batch | None:
+        wait_seconds = 0.0
+        while True:
+            with self._changed:
+                if not self._waiting and not self._closing and wait_seconds > 0:
+                    self._changed.wait(wait_seconds)
+                if self._waiting:
+                    return self._waiting.popleft()  # its owner learns of the room when a batch is given back
+                if self._closing:
+                    return None
+            wait_seconds = self._stage.idle()
+
+    def _give_back(self) -> None:
+        with self._changed:
+            self._hand_over()
+            self._changed.notify_all()
+
+    def _hand_over(self) -> None:
+        self._finished.extend(self._safe)
+        self._safe.clear()
+
+    def _give_back_and_look(self) -> Batch | None:
+        self._give_back()
+        return self._waiting[0] if self._waiting else None
+
+    def _pause(self, seconds: float) -> None:
+        """Wait for another try; cut short when the process wants to end."""
+        self._give_back()
+        with self._changed:
+            if not self._stage.hurrying:
+                self._changed.wait_for(lambda: self._stage.hurrying or self._closing, seconds)
+            else:
+                self._changed.wait(min(seconds, 0.2))

@@ -1,0 +1,163 @@
+"""The four seams of the house. Each has one real implementation, and a fake in tests/support that passes the same
+contract suite (tests/…/contract_*.py): Clock (service/clock.py), Source (mqtt/source.py), Store
+(store/write/writer.py) and Metrics (service/metrics.py, whose fake is the same class on a private registry)."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from esp_ingest.model import AlarmAction, Checkpoint, Delivery, DiagnosticRow, Readings, Reject
+
+
+class Clock(Protocol):
+    """Monotonic time for durations, wall time for timestamps."""
+
+    def monotonic(self) -> float: ...
+    def now_us(self) -> int:
+        """Wall time, microseconds since the Unix epoch."""
+        ...
+
+    def sleep(self, seconds: float) -> None: ...
+
+
+class Source(Protocol):
+    """Where deliveries come from. All methods are called from the pipeline's thread."""
+
+    def take(self, max_messages: int, max_bytes: int, timeout_seconds: float) -> list[Delivery]:
+        """Deliveries in the order received, oldest first; waits up to ``timeout_seconds`` for the first one, and
+        returns at once with what is there when anything is."""
+        ...
+
+    def settle(self, deliveries: Sequence[Delivery]) -> int:
+        """These are safe: acknowledge them to the broker, in the order given. Deliveries of an earlier connection are
+        skipped (the broker sends them again). Returns how many acknowledgements were queued to the socket. Every
+        delivery that ``take`` returned is settled exactly once, QoS 0 included, so that its window slot comes back."""
+        ...
+
+    @property
+    def epoch(self) -> int:
+        """The connection that stands now, a number that no other has, 0 where none does: what an earlier one delivered
+        comes again, here or at another daemon."""
+        ...
+
+    def buffered(self) -> tuple[int, int]:
+        """(messages, bytes) received and not yet taken."""
+        ...
+
+
+class StoreUnavailable(Exception):
+    """The database cannot take this now; the same batch may be written again later, as often as needed.
+
+    ``reason`` is a short fixed phrase for logs and health. Also raised when the outcome of a commit is unknown:
+    writing again is harmless."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class WriteResult:
+    """What became of the items of a batch: written + duplicates + rejected == readings + rejects handed in.
+
+    ``refused`` are the readings that were stored as rejects instead: the database refused them, or one with other
+    content has their place. ``reasons`` are the newly stored rejects by reason, together ``rejected``. ``path`` is how
+    the batch went, of WRITE_PATHS."""
+
+    written: int
+    duplicates: int
+    rejected: int
+    refused: tuple[Reject, ...] = ()
+    reasons: Mapping[str, int] = field(default_factory=dict)
+    path: str = "direct"
+
+
+# What the rules make of a batch: rows of occurrences, and checkpoints of their state.
+Findings = tuple[Sequence[DiagnosticRow], Sequence[Checkpoint]]
+
+
+class Store(Protocol):
+    """The database. Called from one thread at a time."""
+
+    def write(
+        self,
+        readings: Readings,
+        rejects: Sequence[Reject],
+        diagnostics: Sequence[DiagnosticRow],
+        checkpoints: Sequence[Checkpoint] = (),
+        cursor_us: tuple[int, int] | None = None,
+        meanwhile: Callable[[], Findings] | None = None,
+    ) -> WriteResult:
+        """Store all of it in one transaction, or nothing; what is too much for one, in parts, and the rejects,
+        diagnostics and checkpoints in the last of them. Writing the same again stores nothing twice.
+
+        ``cursor_us``: where the rules that follow the table stood and now stand; StoreUnavailable where they do not
+        stand there, because another daemon has moved them.
+
+        ``meanwhile`` is called once at most, when the readings are on their way, so that the rules run while the
+        database reads; what it finds is stored too. It must not raise. An error may come before it was called.
+
+        Raises StoreUnavailable where it makes sense to try again; never raises for bad data."""
+        ...
+
+    def prepare(self, readings: Readings) -> None:
+        """These will be written next, most likely: what needs no database is done now, so that it need not be done
+        then. May be called in the middle of a write (``meanwhile``)."""
+        ...
+
+    def ping(self) -> None:
+        """Is the database there and its schema the one this program writes? Raises StoreUnavailable where it is not."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class DiagnosticsStore(Protocol):
+    """What the diagnostics read of the database, on a connection of their own (store/checkpoints.py). Every method may
+    raise StoreUnavailable; called from the writer's thread alone."""
+
+    def states(self, wells: Sequence[str]) -> list[Checkpoint]:
+        """The checkpoints of these wells, of those that have one."""
+        ...
+
+    def wells_with_state(self, after: str, limit: int) -> list[str]:
+        """The next wells in order that have a checkpoint."""
+        ...
+
+    def readings_after(
+        self, since_us: Mapping[str, int], limit: int, until_us: int | None = None
+    ) -> Iterator[Readings]:
+        """What these wells sent with a later event time, in the order received, in pages; the newest ``limit`` each,
+        of those received up to ``until_us``."""
+        ...
+
+    def open_rows(self, wells: Sequence[str]) -> list[DiagnosticRow]:
+        """The occurrences that the table holds open."""
+        ...
+
+    def newest_action(self) -> int:
+        """The id of the newest operator's action, 0 with none."""
+        ...
+
+    def actions_after(self, newest: int) -> list[AlarmAction]:
+        """What operators did since, oldest first."""
+        ...
+
+    def shelves(self, wells: Sequence[str]) -> list[AlarmAction]:
+        """What is shelved at these wells."""
+        ...
+
+    def end_shelvings(self) -> None:
+        """What was shelved and whose time is over is heard again."""
+        ...
+
+    def alarm_gauges(self) -> tuple[int, int, int]:
+        """Occurrences open for more than a day, diagnoses shelved, open occurrences that nobody acknowledged."""
+        ...
+
+    def record_limits(self, scopes: Mapping[str, str], rules: str) -> list[str]:
+        """Keep what came into force: scope → JSON object, for those that are not as they were. Returns them."""
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,100 @@
+"""The table as a stream: what was received since, for the one daemon of a share group that runs the rules."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import psycopg
+
+from esp_ingest.config.settings import DatabaseSettings
+from esp_ingest.interfaces import StoreUnavailable
+from esp_ingest.model import Readings, at_us
+from esp_ingest.store import sqlstate
+from esp_ingest.store.checkpoints import to_readings
+from esp_ingest.store.connection import Connection, connect, is_pooled
+from esp_ingest.store.queries import query
+
+_OLDEST_US = 6 * 86_400_000_000
+Result = TypeVar("Result")
+
+
+class PostgresFeed:
+    """On a connection of its own, which holds the lock of the one who leads: when it breaks, the lead is lost. Every
+    method may raise StoreUnavailable. For one thread.
+
+    Behind a connection pooler a session is nobody's, and a lock of the session would be left behind on a server
+    connection. There the lock is held by a transaction on a second connection, open for as long as this one leads and
+    doing nothing else, so that it keeps neither tables nor old rows."""
+
+    def __init__(self, settings: DatabaseSettings) -> None:
+        self._settings = settings
+        self._connection: Connection | None = None
+        self._lock: Connection | None = None  # behind a pooler, while this one leads
+
+    def lead(self) -> bool:
+        """Whether this daemon leads now. Only to be asked by one that does not."""
+        if self._connection is None or self._connection.closed or self._connection.broken:
+            self._connection = connect(self._settings, autocommit=True)
+        if is_pooled(self._connection):
+            return self._lead_by_transaction()
+        row = self._asked(lambda connection: connection.execute(query("lead")).fetchone())
+        return row is not None and bool(row[0])
+
+    def _lead_by_transaction(self) -> bool:
+        self._release()
+        self._lock = connect(self._settings)
+
+        def ask(_: Connection) -> bool:
+            assert self._lock is not None
+            row = self._lock.execute(query("lead_by_transaction")).fetchone()
+            return row is not None and bool(row[0])
+
+        leads = self._asked(ask)
+        if not leads:
+            self._release()
+        return leads
+
+    def cursor(self, first_us: int) -> int:
+        """How far the rules have come, received time, µs; ``first_us`` where they have not begun."""
+        self._asked(lambda connection: connection.execute(query("place_cursor"), (at_us(first_us),)))
+        row = self._asked(lambda connection: connection.execute(query("read_cursor")).fetchone())
+        return first_us if row is None else int(row[0])
+
+    def received(self, after_us: int, until_us: int, limit: int) -> Readings:
+        """What was received after ``after_us`` and up to ``until_us``, oldest first, about ``limit`` readings. Without
+        what was more than six days old on arrival: a backlog, which raises nothing live."""
+        parameters = {
+            "after": at_us(after_us),
+            "until": at_us(until_us),
+            "oldest": at_us(after_us - _OLDEST_US),
+            "limit": limit,
+        }
+
+        def ask(connection: Connection) -> Readings:
+            with connection.transaction(), connection.cursor(binary=True) as cursor:
+                rows = cursor.execute(query("received_between"), parameters).fetchall()
+            return to_readings(rows) if rows else Readings.empty()
+
+        return self._asked(ask)
+
+    def close(self) -> None:
+        """Let go of the lead."""
+        self._release()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _release(self) -> None:
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.close()
+
+    def _asked(self, ask: Callable[[Connection], Result]) -> Result:
+        if self._connection is None:
+            raise StoreUnavailable("the lead was lost")
+        try:
+            if self._lock is not None:
+                self._lock.execute(query("ping"))  # the lead is lost with it
+            return ask(self._connection)
+        except psycopg.Error as error:
+            self.close()
+            raise sqlstate.unavailable(error) from None

@@ -1,0 +1,1 @@
+"""The on-disk spool: batches that wait for the database."""

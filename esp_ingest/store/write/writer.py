@@ -1,0 +1,655 @@
+"""Readings, rejects and diagnostics of a batch in one transaction: the write ladder.
+
+The first rung is what happens all day: binary COPY of what is newer than anything known of its well, the rest through a
+staging table with ON CONFLICT DO NOTHING. When a key turns out to be there already (a restart, another daemon),
+everything goes through the staging table. When the database refuses a row, the batch is halved until the rows at fault
+are found, and they become rejects. Each rung is a transaction of its own, so that nothing of a failed one stays.
+
+What is too much for one transaction (its locks, its memory, its time) is written in parts, each a transaction.
+
+Nothing here relies on memory for correctness: whatever was committed without our knowing is found by its key.
+"""
+
+import logging
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import psycopg
+
+from esp_ingest.config.settings import DatabaseSettings
+from esp_ingest.interfaces import Findings, StoreUnavailable, WriteResult
+from esp_ingest.model import Checkpoint, DiagnosticRow, Readings, Reject, at_us
+from esp_ingest.store import schema, sqlstate
+from esp_ingest.store.connection import Connection, connect, staging
+from esp_ingest.store.queries import query
+from esp_ingest.store.sqlstate import Verdict
+from esp_ingest.store.write.copy_format import Buffer, digest_of, rejects_stream, storable, telemetry_stream
+from esp_ingest.store.write.high_water import Marks, first_of_each
+from esp_ingest.store.write.rejects import conflicting_reading, refused_diagnostic, refused_reading
+
+log = logging.getLogger(__name__)
+
+_DAY_US = 86_400_000_000
+_MOST_DAYS = 64  # of one transaction: each day is a chunk, and a new one takes a dozen locks and 20 ms
+_TOO_MUCH_TRIES = 3  # a batch that is too much so often in a row is halved; a row that is so alone becomes a reject
+
+_Rows = npt.NDArray[np.intp]
+_Cursor = psycopg.Cursor[tuple[Any, ...]]
+
+
+class Rung(IntEnum):
+    """How a batch is written, from fast to careful."""
+
+    DIRECT = 0
+    STAGED = 1
+    ROW_BY_ROW = 2
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What became of the items of one transaction."""
+
+    written: int = 0
+    duplicates: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)  # of the rejects that were not stored before
+    refused: list[Reject] = field(default_factory=list)  # stored in place of readings
+    path: str = "direct"  # as in metrics.WRITE_PATHS
+
+    @property
+    def rejected(self) -> int:
+        return self.reasons.total()
+
+    def add(self, other: "_Tally") -> None:
+        """What became of another part of the batch."""
+        self.written += other.written
+        self.duplicates += other.duplicates
+        self.reasons += other.reasons
+        self.refused += other.refused
+        self.path = max(self.path, other.path, key=("direct", "staging", "bisect").index)
+
+
+class PostgresStore:
+    """seams.Store on one connection of its own, opened when it is needed and opened again after it was lost.
+
+    ``topic_root`` is the first level of the topic that is put down for a reading which the database refused.
+    ``publish``: changes of occurrences go to the outbox as well. ``beat`` is called between the steps of a write that
+    takes long."""
+
+    def __init__(
+        self,
+        settings: DatabaseSettings,
+        topic_root: str = "esp",
+        connect: Callable[[DatabaseSettings], Connection] = connect,
+        publish: bool = False,
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._beat = beat
+        self._settings = settings
+        self._publish = publish
+        self._topic_root = topic_root
+        self._connect = connect
+        self._connection: Connection | None = None
+        self._schema_ok = False
+        self._marks = Marks()
+        self._prepared: _Prepared | None = None  # of the readings that come next
+        self._underway: _Prepared | None = None  # of those that are being written
+        self._doubt = False  # a commit's outcome is unknown: the next batch is probably there already
+        self._too_much = 0  # times in a row that a batch was more than the database takes at once
+        self._stubborn: Counter[tuple[str, int]] = Counter()  # single rows that were, by key
+
+    def write(
+        self,
+        readings: Readings,
+        rejects: Sequence[Reject],
+        diagnostics: Sequence[DiagnosticRow],
+        checkpoints: Sequence[Checkpoint] = (),
+        cursor_us: tuple[int, int] | None = None,
+        meanwhile: Callable[[], Findings] | None = None,
+    ) -> WriteResult:
+        """Store all of it in one transaction, or nothing; where that is too much, in parts. See seams.Store."""
+        if not (len(readings) or rejects or diagnostics or checkpoints or cursor_us or meanwhile):
+            return WriteResult(0, 0, 0)
+        if self._prepared is not None and self._prepared.readings is readings:
+            self._underway, self._prepared = self._prepared, None
+        found = _Found(diagnostics, checkpoints, meanwhile)
+        tally: _Tally | None = None
+        parts = _by_days(readings)
+        if not parts:
+            try:
+                tally = self._ladder(readings, rejects, found, cursor_us)
+            except _TooMuch:
+                if len(readings) < 2 or self._too_much < _TOO_MUCH_TRIES:
+                    raise
+                parts = _halves(np.arange(len(readings)))
+        if tally is None:
+            tally, stubborn = self._in_parts(readings, parts)
+            tally.add(self._ladder(Readings.empty(), [*rejects, *stubborn], found, cursor_us))
+            tally.refused += stubborn
+        self._too_much = 0
+        self._stubborn.clear()
+        return WriteResult(
+            tally.written,
+            tally.duplicates,
+            tally.rejected,
+            tuple(tally.refused),
+            tally.reasons,
+            tally.path,
+        )
+
+    def _in_parts(self, readings: Readings, parts: list[_Rows]) -> tuple[_Tally, list[Reject]]:
+        """Each part a transaction; one that is still too much is halved, down to one row. Returns what became of them,
+        and rows that are too much by themselves, time and again, while others are not: those become rejects.
+
+        Raises StoreUnavailable with some of them stored; they are duplicates when they are written again."""
+        tally = _Tally()
+        todo = deque(parts)
+        stuck: list[tuple[int, _TooMuch]] = []
+        while todo:
+            self._beat()
+            rows = todo.popleft()
+            try:
+                tally.add(self._ladder(readings.select(rows), (), _Found((), (), None), None))
+            except _TooMuch as error:
+                if len(rows) > 1:
+                    todo.extendleft(reversed(_halves(rows)))
+                else:
+                    stuck.append((int(rows[0]), error))
+        if not stuck:
+            return tally, []
+        for row, _ in stuck:
+            self._stubborn[readings.well_of(row), int(readings.timestamp_us[row])] += 1
+        if len(stuck) == len(readings) or min(self._stubborn.values()) < _TOO_MUCH_TRIES:
+            raise stuck[0][1]  # the moment's fault, as far as can be told
+        return tally, [refused_reading(readings, row, error, self._topic_root) for row, error in stuck]
+
+    def _ladder(
+        self, readings: Readings, rejects: Sequence[Reject], found: "_Found", cursor_us: tuple[int, int] | None
+    ) -> _Tally:
+        """One transaction, tried on one rung after the other."""
+        rung = Rung.STAGED if self._doubt else Rung.DIRECT
+        while True:
+            try:
+                tally = self._transaction(rung, readings, rejects, found, cursor_us)
+            except _NextRung as step:
+                rung = step.rung
+                continue
+            except _TooMuch:
+                self._too_much += 1
+                raise
+            self._doubt = False
+            self._marks.committed(readings)
+            return tally
+
+    def prepare(self, readings: Readings) -> None:
+        """See seams.Store: the COPY stream, where all of them can be expected to go directly."""
+        if len(readings) and (self._prepared is None or self._prepared.readings is not readings):
+            self._prepared = _Prepared.of(readings, self._marks)
+
+    def ping(self) -> None:
+        """See seams.Store. Unless ``database.skip_init`` says not to, what would keep this connection from storing is
+        looked for once; whether the schema is of a version that this program works with, every new connection asks."""
+        connection = self._connected()
+        try:
+            if self._schema_ok or self._settings.skip_init:
+                connection.execute(query("ping"))
+            else:
+                _refuse_unless_ok(connection, schema.check_schema)
+                self._schema_ok = True
+            connection.rollback()
+        except psycopg.Error as error:
+            self._give_back(error)
+            raise sqlstate.unavailable(error) from None
+        except StoreUnavailable:
+            self.close()  # what makes it fit is perhaps for new sessions only
+            raise
+
+    def close(self) -> None:
+        """Close the connection; a later write opens another."""
+        connection, self._connection = self._connection, None
+        self._schema_ok = False
+        if connection is not None:
+            connection.close()
+
+    # ------------------------------------------------------------------------------------------------ connection
+
+    def _connected(self) -> Connection:
+        if self._connection is not None and (self._connection.closed or self._connection.broken):
+            self.close()
+        if self._connection is None:
+            connection = self._connect(self._settings)
+            try:
+                if not self._settings.skip_init:
+                    _refuse_unless_ok(connection, schema.check_version)
+                connection.rollback()
+            except psycopg.Error as error:
+                connection.close()
+                raise sqlstate.unavailable(error) from None
+            except StoreUnavailable:
+                connection.close()
+                raise
+            self._connection = connection
+        return self._connection
+
+    def _give_back(self, error: BaseException | None = None) -> None:
+        """After ``error``: back to a clean connection, or to none."""
+        if self._connection is None:
+            return
+        if error is not None and sqlstate.wants_new_session(error):
+            self.close()
+            return
+        try:
+            self._connection.rollback()
+        except psycopg.Error:
+            self.close()
+        else:
+            if self._connection.closed or self._connection.broken:
+                self.close()
+
+    # ----------------------------------------------------------------------------------------------- transaction
+
+    def _transaction(
+        self,
+        rung: Rung,
+        readings: Readings,
+        rejects: Sequence[Reject],
+        found: "_Found",
+        cursor_us: tuple[int, int] | None,
+    ) -> _Tally:
+        """One try on one rung. Raises _NextRung or StoreUnavailable with nothing of it stored, except that a lost
+        connection during the commit leaves that open."""
+        connection = self._connected()
+        committing = False
+        try:
+            with connection.cursor() as cursor:
+                attempt = _Attempt(
+                    cursor, rung, self._marks, self._topic_root, self._publish, found, self._beat, self._underway
+                )
+                tally = attempt.run(readings, rejects)
+                if found.checkpoints:
+                    cursor.execute(query("upsert_states"), _columns(found.checkpoints))
+                if cursor_us is not None:
+                    _move(cursor, *cursor_us)
+                if rung is Rung.STAGED and len(readings):
+                    self._learn(cursor, readings)
+            _reconcile(tally, len(readings) + len(rejects))
+            committing = True
+            connection.commit()
+        except (psycopg.Error, UnicodeError) as error:
+            lost = connection.closed or connection.broken
+            self._give_back(error)
+            if committing and lost:
+                self._doubt = True
+                detail = sqlstate.unavailable(error).detail
+                raise StoreUnavailable("the connection was lost during a commit", detail) from None
+            raise _climb(rung, error) from None
+        except BaseException:
+            # Not an error of the database: whatever it was, the transaction must not stay open.
+            self._give_back()
+            raise
+        return tally
+
+    def _learn(self, cursor: _Cursor, readings: Readings) -> None:
+        """On the staging rung rows are known to be stored that we had no mark of: ask how far, once, so that the
+        batches to come do not each find out by a failed COPY."""
+        wells = [readings.wells[at] for at in np.unique(readings.well_index).tolist()]
+        self._marks.raise_to(cursor.execute(query("newest_of_wells"), (wells,)).fetchall())
+
+
+def _refuse_unless_ok(connection: Connection, check: Callable[[Connection], schema.SchemaCheck]) -> None:
+    """Raises StoreUnavailable with what ``check`` finds wrong, and psycopg.Error."""
+    try:
+        found = check(connection)
+    except schema.SchemaError as error:
+        raise StoreUnavailable("the database cannot be used", str(error)) from None
+    if not found.ok:
+        differs = found.status == "needs migrate"
+        reason = "the schema is not the one this program writes" if differs else "nothing can be stored here"
+        raise StoreUnavailable(reason, found.detail)
+
+
+class _Found:
+    """What the rules found. They are asked once, however often the transaction is tried."""
+
+    def __init__(
+        self,
+        rows: Sequence[DiagnosticRow],
+        checkpoints: Sequence[Checkpoint],
+        look: Callable[[], Findings] | None,
+    ) -> None:
+        self.rows = rows
+        self.checkpoints = checkpoints
+        self._look = look
+
+    def look(self) -> None:
+        if self._look is not None:
+            look, self._look = self._look, None
+            self.rows, self.checkpoints = look()
+
+
+class _TooMuch(StoreUnavailable):
+    """Perhaps the moment, perhaps the batch is more than the database takes in one transaction."""
+
+
+def _by_days(readings: Readings) -> list[_Rows]:
+    """Rows in parts of so many days; none where one transaction will do. What has the same key stays in one part, in
+    order."""
+    if len(readings) <= _MOST_DAYS or np.ptp(readings.timestamp_us) < _MOST_DAYS * _DAY_US:
+        return []
+    days, day = np.unique(readings.timestamp_us // _DAY_US, return_inverse=True)
+    if len(days) <= _MOST_DAYS:
+        return []
+    part = day // _MOST_DAYS
+    return [np.flatnonzero(part == at) for at in range(int(part.max()) + 1)]
+
+
+def _halves(rows: _Rows) -> list[_Rows]:
+    half = len(rows) // 2
+    return [rows[:half], rows[half:]]
+
+
+class _NextRung(Exception):
+    """The batch has to be written again, more carefully."""
+
+    def __init__(self, rung: Rung) -> None:
+        super().__init__(rung.name)
+        self.rung = rung
+
+
+def _climb(rung: Rung, error: BaseException) -> Exception:
+    """What an error on ``rung`` leads to."""
+    verdict = sqlstate.decide(error).verdict
+    if verdict is Verdict.DUPLICATE and rung is Rung.DIRECT:
+        return _NextRung(Rung.STAGED)
+    if verdict in (Verdict.DUPLICATE, Verdict.DATA) and rung < Rung.ROW_BY_ROW:
+        return _NextRung(Rung.ROW_BY_ROW)
+    unavailable = sqlstate.unavailable(error)
+    return _TooMuch(unavailable.reason, unavailable.detail) if sqlstate.is_too_much(error) else unavailable
+
+
+def _reconcile(tally: _Tally, items: int) -> None:
+    """Every item handed in is written, a duplicate or a reject. Checked before the commit, so that a difference (a
+    trigger that swallows rows, a rule) keeps the batch and does not lose it."""
+    accounted = tally.written + tally.duplicates + tally.rejected
+    if accounted != items:
+        raise StoreUnavailable(
+            "the database took another number of rows than were sent",
+            f"{accounted} of {items}: look for triggers and rules on esp_telemetry and ingest_rejects",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What a write needs to know of its readings and can be known before: which are the first of their key (None: all),
+    and the COPY stream of all of them, where no mark speaks against one yet."""
+
+    readings: Readings
+    first: npt.NDArray[np.bool_] | None
+    stream: list[Buffer] | None
+
+    @staticmethod
+    def of(readings: Readings, marks: Marks) -> "_Prepared":
+        first = first_of_each(readings)
+        direct = first is None and bool(marks.fresh(readings).all())
+        return _Prepared(readings, first, telemetry_stream(readings) if direct else None)
+
+
+class _Attempt:
+    """The statements of one transaction on one rung; the caller commits."""
+
+    def __init__(
+        self,
+        cursor: _Cursor,
+        rung: Rung,
+        marks: Marks,
+        topic_root: str,
+        publish: bool,
+        found: _Found,
+        beat: Callable[[], None],
+        prepared: "_Prepared | None",
+    ) -> None:
+        self._beat = beat
+        self._prepared = prepared
+        self._found = found
+        self._publish = publish
+        self._cursor = cursor
+        self._rung = rung
+        self._marks = marks
+        self._topic_root = topic_root
+        self._tally = _Tally()
+        self._refused_diagnostics: list[Reject] = []
+
+    def run(self, readings: Readings, rejects: Sequence[Reject]) -> _Tally:
+        if len(readings):
+            if self._rung is Rung.DIRECT:
+                self._direct(readings)
+            elif self._rung is Rung.STAGED:
+                self._staged(readings, np.arange(len(readings)))
+            else:
+                self._row_by_row(readings)
+        self._found.look()
+        if self._found.rows:
+            self._diagnostics(self._found.rows)
+        self._rejects([*rejects, *self._tally.refused])
+        if self._refused_diagnostics:
+            self._store_rejects(self._refused_diagnostics)  # beside the items that are counted
+        return self._tally
+
+    # -------------------------------------------------------------------------------------------------- readings
+
+    def _direct(self, readings: Readings) -> None:
+        """What no mark speaks against goes straight into the table; an error ends the transaction."""
+        prepared = self._prepared
+        if prepared is None or prepared.readings is not readings:
+            prepared = _Prepared.of(readings, self._marks)
+        first, fresh = prepared.first, self._marks.fresh(readings)
+        if first is None and fresh.all():
+            stream = prepared.stream or telemetry_stream(readings)
+            self._tally.written += self._copied("copy_telemetry", stream, len(readings))
+            return
+        direct = fresh if first is None else first & fresh
+        rows, suspect = np.flatnonzero(direct), np.flatnonzero(~direct)
+        if len(rows):
+            self._tally.written += self._copied("copy_telemetry", telemetry_stream(readings, rows), len(rows))
+        self._staged(readings, suspect)
+
+    def _staged(self, readings: Readings, rows: _Rows) -> None:
+        """Through the staging table, in order."""
+        self._tally.path = "staging"
+        self._cursor.execute(staging(self._cursor.connection, "create_staging"))
+        self._copied("copy_staging", telemetry_stream(readings, rows), len(rows))
+        self._cursor.execute(query("insert_staged"))
+        self._count_staged(readings, rows.tolist(), self._cursor.rowcount)
+
+    def _row_by_row(self, readings: Readings) -> None:
+        """Halve until the rows at fault stand alone; those become rejects. The order received is kept, so the first
+        storable one of each key is the one that stays. The staging table is filled once, then inserted in ranges."""
+        self._tally.path = "bisect"
+        self._cursor.execute(query("create_checked_staging"))
+
+        def fill(start: int, end: int) -> int:
+            return self._copied("copy_staging", telemetry_stream(readings, np.arange(start, end)), end - start)
+
+        filled, _ = self._halving(len(readings), fill, lambda at, error: self._refuse(readings, at, error))
+        if not filled:
+            return
+        places = [int(place) for (place,) in self._cursor.execute(query("staged_places"))]
+        at_fault: list[int] = []
+
+        def insert(start: int, end: int) -> int:
+            self._cursor.execute(query("insert_staged_range"), (places[start], places[end - 1]))
+            return self._cursor.rowcount
+
+        def refuse(at: int, error: BaseException) -> None:
+            self._refuse(readings, filled[at], error)
+            at_fault.append(places[at])
+
+        inserted, new = self._halving(len(filled), insert, refuse)
+        self._cursor.execute(query("unstage"), (at_fault,))
+        self._count_staged(readings, [filled[at] for at in inserted], new)
+
+    def _halving(
+        self, count: int, work: Callable[[int, int], int], refuse: Callable[[int, BaseException], None]
+    ) -> tuple[list[int], int]:
+        """``work`` from 0 to ``count``, in order, in halves where there is a row at fault, down to the row. Returns
+        where it succeeded, and the sum of what it returned."""
+        todo = [(0, count)]
+        done: list[int] = []
+        total = 0
+        while todo:
+            self._beat()
+            start, end = todo.pop()
+            try:
+                with self._cursor.connection.transaction():
+                    result = work(start, end)
+            except psycopg.Error as error:
+                if not _is_a_row(error):
+                    raise
+                if end - start == 1:
+                    refuse(start, error)
+                else:
+                    half = (start + end) // 2
+                    todo += [(half, end), (start, half)]
+            else:
+                total += result
+                done += range(start, end)
+        return done, total
+
+    def _refuse(self, readings: Readings, row: int, error: BaseException) -> None:
+        self._tally.refused.append(refused_reading(readings, row, error, self._topic_root))
+
+    def _count_staged(self, readings: Readings, rows: list[int], new: int) -> None:
+        """``rows`` stand in the staging table, in that order, and ``new`` of them went on from there. What did not is a
+        duplicate where the very same is stored; else it says something else, and is kept as a reject."""
+        conflicts: list[int] = []
+        if new < len(rows):
+            times = [int(readings.timestamp_us[rows].min()), int(readings.timestamp_us[rows].max())]
+            found = self._cursor.execute(query("staged_conflicts"), [at_us(each) for each in times]).fetchall()
+            if found:
+                places = [place for (place,) in self._cursor.execute(query("staged_places"))]
+                row_of = dict(zip(places, rows, strict=True))
+                conflicts = [row_of[place] for (place,) in found]
+        self._tally.written += new
+        self._tally.duplicates += len(rows) - new - len(conflicts)
+        self._tally.refused += [conflicting_reading(readings, row, self._topic_root) for row in conflicts]
+
+    def _copied(self, name: str, stream: Iterable[Buffer], count: int) -> int:
+        """Run a COPY. Returns how many rows the database took, which has to be ``count``."""
+        with self._cursor.copy(query(name)) as copy:
+            for piece in stream:
+                copy.write(piece)
+            self._found.look()  # the database has its work and we have ours: 1 of 6 µs a reading
+        taken = self._cursor.rowcount
+        if taken != count:
+            raise StoreUnavailable(
+                "the database took another number of rows than were sent",
+                f"{taken} of {count}: look for triggers and rules on the tables of esp-ingest",
+            )
+        return taken
+
+    # --------------------------------------------------------------------------------------------------- rejects
+
+    def _rejects(self, rejects: Sequence[Reject]) -> None:
+        """Store and count rejects; one that is there already counts as a duplicate."""
+        if rejects:
+            stored = self._store_rejects(rejects)
+            self._tally.reasons += stored
+            self._tally.duplicates += len(rejects) - stored.total()
+
+    def _store_rejects(self, rejects: Sequence[Reject]) -> Counter[str]:
+        """Returns how many were new, by reason."""
+        once = _distinct(rejects)
+        redelivered = any(reject.redelivered for reject, _ in once)
+        self._cursor.execute(query("await_rejects" if redelivered else "share_rejects"))
+        if self._rung is Rung.DIRECT and not redelivered:
+            self._copied("copy_rejects", rejects_stream(once), len(once))
+            return Counter(reject.reason.value for reject, _ in once)
+        self._cursor.execute(staging(self._cursor.connection, "create_staging_rejects"))
+        self._copied("copy_staging_rejects", rejects_stream(once), len(once))
+        stored = Counter(str(reason) for (reason,) in self._cursor.execute(query("insert_staged_rejects")))
+        self._cursor.execute(query("empty_staging_rejects"))
+        return stored
+
+    # ----------------------------------------------------------------------------------------------- diagnostics
+
+    def _parameters(self, row: DiagnosticRow) -> dict[str, Any]:
+        return _parameters(row) | {"publish": self._publish}
+
+    def _diagnostics(self, diagnostics: Sequence[DiagnosticRow]) -> None:
+        if self._rung is not Rung.ROW_BY_ROW:
+            self._cursor.executemany(query("upsert_diagnostic"), [self._parameters(row) for row in diagnostics])
+            return
+        for row in diagnostics:
+            try:
+                with self._cursor.connection.transaction():
+                    self._cursor.execute(query("upsert_diagnostic"), self._parameters(row))
+            except (psycopg.Error, UnicodeError) as error:
+                if not _is_a_row(error):
+                    raise
+                log.error("diagnosis refused by the database", extra={"diagnosis": row.diagnosis, "error": str(error)})
+                self._refused_diagnostics.append(refused_diagnostic(row, error, self._topic_root))
+
+
+def _is_a_row(error: BaseException) -> bool:
+    """The row itself is at fault, not the moment or the set-up."""
+    return sqlstate.decide(error).verdict in (Verdict.DATA, Verdict.DUPLICATE)
+
+
+def _distinct(rejects: Sequence[Reject]) -> list[tuple[Reject, bytes]]:
+    """Each with its digest, without those that stand in the batch already: the same content at the same microsecond,
+    or a redelivery of it (insert_staged_rejects has the rule)."""
+    once: list[tuple[Reject, bytes]] = []
+    keys: set[tuple[int, bytes]] = set()
+    contents: dict[bytes, bool] = {}  # whether one of them came from nobody knows where
+    epochs: dict[tuple[bytes, int], int] = {}
+    for reject in rejects:
+        digest = digest_of(reject)
+        key, packet = (reject.received_us, digest), (digest, reject.mid)
+        is_known = digest in contents and (
+            reject.epoch == -1 or contents[digest] or epochs.get(packet, reject.epoch) != reject.epoch
+        )
+        if key in keys or (reject.redelivered and is_known):
+            continue
+        keys.add(key)
+        contents[digest] = reject.epoch == -1 or contents.get(digest, False)
+        epochs[packet] = reject.epoch
+        once.append((reject, digest))
+    return once
+
+
+def _move(cursor: _Cursor, from_us: int, to_us: int) -> None:
+    cursor.execute(query("move_cursor"), {"from": at_us(from_us), "to": at_us(to_us)})
+    if cursor.rowcount != 1:
+        raise StoreUnavailable("another daemon follows the table", "this one lets go")
+
+
+def _columns(checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:
+    return {
+        "wells": [each.well_id for each in checkpoints],
+        "times": [at_us(each.event_us) for each in checkpoints],
+        "states": [each.state for each in checkpoints],
+        "off": [each.off_json for each in checkpoints],
+    }
+
+
+def _parameters(row: DiagnosticRow) -> dict[str, Any]:
+    return {
+        "well_id": row.well_id,
+        "diagnosis": row.diagnosis,
+        "raised_at": at_us(row.raised_us),
+        "severity": row.severity.value,
+        "state": row.state,
+        "cleared_at": None if row.cleared_us is None else at_us(row.cleared_us),
+        "value": row.value,
+        "threshold": row.threshold,
+        "peak": row.peak,
+        "occurrences": row.occurrences,
+        "confidence": row.confidence,
+        "message": storable(row.message),
+        "actions": row.actions_json,
+        "snapshot": row.snapshot_json,
+    }
