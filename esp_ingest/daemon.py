@@ -189,7 +189,7 @@ class Daemon:
 
     def _new_service(self, replay_until: Callable[[], int | None]) -> "DiagnosticsService":
         """Raises RulesError."""
-        from esp_ingest.diagnostics.language.rules import load
+        from esp_ingest.diagnostics.language.rules_file import load
         from esp_ingest.diagnostics.service import DiagnosticsService
         from esp_ingest.store.checkpoints import PostgresDiagnosticsStore
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from esp_ingest.commands.rules import run_rules
 from esp_ingest.config.settings import ConfigError, Settings
-from esp_ingest.diagnostics.language.conditions import ConditionError, duration_us
+from esp_ingest.diagnostics.language.units import ConditionError, duration_us
 from esp_ingest.model import at_us
 from esp_ingest.service.clock import SystemClock
 from esp_ingest.store import alarms

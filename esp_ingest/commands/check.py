@@ -52,11 +52,11 @@ def _configuration(settings: Settings) -> Line:
 def _rules(settings: Settings) -> Line:
     if not settings.diagnostics.enabled:
         return Line("rules", True, "diagnostics are switched off")
-    from esp_ingest.diagnostics.language import rules
+    from esp_ingest.diagnostics.language import rules, rules_file
     from esp_ingest.resources import config_file
 
     try:
-        loaded = rules.load(Path(settings.diagnostics.rules_file or config_file("rules.toml")))
+        loaded = rules_file.load(Path(settings.diagnostics.rules_file or config_file("rules.toml")))
     except rules.RulesError as error:
         return Line("rules", False, str(error))
     return Line("rules", True, f"{len(loaded.rules)} rules")

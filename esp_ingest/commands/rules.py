@@ -15,9 +15,10 @@ from esp_ingest.config.settings import ConfigError, Settings
 from esp_ingest.diagnostics.alarm import moment, span
 from esp_ingest.diagnostics.dry_run import Trial
 from esp_ingest.diagnostics.engine.messages import amount
-from esp_ingest.diagnostics.language import rules
-from esp_ingest.diagnostics.language.conditions import Unit, nearest
+from esp_ingest.diagnostics.language import rules_file
+from esp_ingest.diagnostics.language.functions import DERIVED, FUNCTIONS, Form
 from esp_ingest.diagnostics.language.rules import Rule, RulesError, RuleSet
+from esp_ingest.diagnostics.language.units import Unit, nearest
 from esp_ingest.interfaces import StoreUnavailable
 from esp_ingest.model import Delivery, DiagnosticRow, Readings
 from esp_ingest.resources import config_file
@@ -50,7 +51,7 @@ def run_rules(settings: Settings, arguments: argparse.Namespace) -> int:
 
 def lines(settings: Settings, arguments: argparse.Namespace, now_us: int) -> Iterator[str]:
     """As :func:`run_rules`, the lines to print."""
-    rule_set = rules.load(arguments.rules or settings.diagnostics.rules_file or config_file("rules.toml"))
+    rule_set = rules_file.load(arguments.rules or settings.diagnostics.rules_file or config_file("rules.toml"))
     if arguments.action == "check":
         yield from check(settings, rule_set)
     elif arguments.action == "explain":
@@ -154,26 +155,27 @@ def in_words(rule_set: RuleSet, rule: Rule, settings: Mapping[str, Any], limits:
     return f"when {words(rule.when.text, rule, settings, rule_set.limits, limits)}{lasting}"
 
 
+def _function_phrases() -> Iterator[tuple[str, str]]:
+    """(pattern, phrase) of each function of the language, innermost first: within() and choose() hold others."""
+    arguments = {
+        Form.SIGNAL: r"\((\w+)\)",
+        Form.WINDOW: r"\((\w+), ([^)]+)\)",
+        Form.WITHIN: r"\((.+?), (\d+ [a-z]+)\)",
+        Form.MEASURED: r"\((\w+)\)",
+        Form.KNOWN: r"\(([\w.]+)\)",
+        Form.ABS: r"\(([^)]+)\)",
+        Form.CHOOSE: r"\(([^,]+), ([^,]+), ([^)]+)\)",
+    }
+    for name, function in FUNCTIONS.items():
+        phrase = function.words.format(r"\1", r"\2", r"\3")
+        if function.form is Form.MEASURED:
+            yield rf"\bnot {name}{arguments[function.form]}", phrase.replace(" is ", " is not ")
+        yield rf"\b{name}{arguments[function.form]}", phrase
+
+
 _PHRASES = (
-    (r"within\((.+?), (\d+ [a-z]+)\)", r"\1 at some time in the last \2"),
-    (r"habit_ratio\((\w+)\)", r"\1 ÷ its 7-day habit"),
-    (r"step_ratio\((\w+)\)", r"\1 ÷ its value one sample before"),
-    (r"ratio\((\w+)\)", r"\1 ÷ its 24-hour median"),
-    (r"deviation\((\w+)\)", r"\1 away from its 24-hour median"),
-    (r"median\((\w+)\)", r"the 24-hour median of \1"),
-    (r"habit\((\w+)\)", r"the 7-day habit of \1"),
-    (r"previous\((\w+)\)", r"\1 one sample before"),
-    (r"cv\((\w+), ([^)]+)\)", r"the variation of \1 over \2"),
-    (r"spread\((\w+), ([^)]+)\)", r"the spread of \1 over \2"),
-    (r"change\((\w+), ([^)]+)\)", r"the change of \1 over \2"),
-    (r"trend\((\w+), ([^)]+)\)", r"the trend of \1 over \2, against its median,"),
-    (r"rate\((\w+), ([^)]+)\)", r"the change of \1 over \2 in time"),
-    (r"not measured\((\w+)\)", r"\1 is not measured"),
-    (r"measured\((\w+)\)", r"\1 is measured"),
-    (r"known\(([\w.]+)\)", r"\1 is known"),
-    (r"choose\(([^,]+), ([^,]+), ([^)]+)\)", r"(\2 if \1, else \3)"),
-    (r"\bcurrent_load\b", "motor load (A/f²)"),
-    (r"abs\(([^)]+)\)", r"the distance \1"),
+    *_function_phrases(),
+    *((rf"\b{name}\b", signal.words) for name, signal in DERIVED.items()),
     (r"\btripped\b", "the pump goes from running to stopped"),
     (r"\bgauge_dropped\b", "every gauge channel reads zero or nothing on a sample"),
     (r"failed_signals >= 1", "a signal is out of its hard limits on 3 samples, or discharge below intake pressure"),

@@ -5,7 +5,8 @@ import math
 from esp_ingest.diagnostics.engine.baseline import HOURS
 from esp_ingest.diagnostics.engine.engine import Engine
 from esp_ingest.diagnostics.engine.well_state import NEVER
-from esp_ingest.diagnostics.language.rules import DERIVED, Rule
+from esp_ingest.diagnostics.language.functions import parts_of
+from esp_ingest.diagnostics.language.rules import Rule
 
 BASELINE_HOURS = 6.0  # of running, after which a median counts (DIAGNOSTICS.md)
 
@@ -38,7 +39,7 @@ def _reason(engine: Engine, rule: Rule, well: str, sent: set[str], limits: dict[
     partly = "in part: " if "or" in words or "choose" in words else ""
     if missing := sorted(rule.when.limits - limits.keys()):
         return f"{partly}no limit is configured: {', '.join(missing)}"
-    needed = {part for name in rule.when.signals for part in (DERIVED[name][1] if name in DERIVED else (name,))}
+    needed = {part for name in rule.when.signals for part in parts_of(name)}
     if missing := sorted(needed - sent):
         return f"{partly}the well has not sent {', '.join(missing)}"
     if rule.needs_baseline and not hours >= BASELINE_HOURS:

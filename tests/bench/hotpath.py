@@ -15,7 +15,7 @@ import numpy as np
 
 from esp_ingest.config.settings import TelemetrySettings
 from esp_ingest.diagnostics.engine.engine import Engine
-from esp_ingest.diagnostics.language import rules
+from esp_ingest.diagnostics.language import rules_file
 from esp_ingest.model import Delivery
 from esp_ingest.mqtt.client import walk
 from esp_ingest.resources import config_file
@@ -59,7 +59,7 @@ class HotPath:
     def __init__(self, pieces: list[bytes]) -> None:
         self._pieces = pieces
         self._decoder = Decoder(TelemetrySettings(), "esp")
-        self._engine = Engine(rules.load(config_file("rules.toml")))
+        self._engine = Engine(rules_file.load(config_file("rules.toml")))
         self._batches = 0
         self.stages: dict[str, Callable[[], None]] = {
             "walk": self.walk,

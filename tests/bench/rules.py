@@ -17,7 +17,7 @@ import numpy as np
 
 from esp_ingest.demo.fleet import Fleet
 from esp_ingest.diagnostics.engine.engine import Engine
-from esp_ingest.diagnostics.language import rules
+from esp_ingest.diagnostics.language import rules_file
 from esp_ingest.model import SIGNAL_ROW, Readings
 from esp_ingest.resources import config_file
 from tests.evaluate import pages
@@ -63,7 +63,7 @@ class Cost:
 
 
 def measure(shape: Shape, batches: int = 30) -> Cost:
-    rule_set = rules.load(config_file("rules.toml"))
+    rule_set = rules_file.load(config_file("rules.toml"))
     engine = Engine(rule_set)
     # Enough for baselines, in 5-minute samples; then the shape's own interval, from there.
     warm = Fleet(shape.wells, interval_seconds=300.0, spread=False)

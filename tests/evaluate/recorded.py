@@ -11,7 +11,7 @@ from pathlib import Path
 
 from esp_ingest.config.settings import TelemetrySettings
 from esp_ingest.diagnostics.dry_run import Trial, tried
-from esp_ingest.diagnostics.language import rules
+from esp_ingest.diagnostics.language import rules_file
 from esp_ingest.diagnostics.language.rules import RuleSet
 from esp_ingest.model import Delivery, DiagnosticRow, Readings
 from esp_ingest.resources import config_file
@@ -69,7 +69,7 @@ def decoded(name: str) -> tuple[Readings, ...]:
 
 
 def shipped() -> RuleSet:
-    return rules.load(config_file("rules.toml"))
+    return rules_file.load(config_file("rules.toml"))
 
 
 def shipped_with(*changes: tuple[str, str]) -> RuleSet:
@@ -78,7 +78,7 @@ def shipped_with(*changes: tuple[str, str]) -> RuleSet:
     for old, new in changes:
         assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in rules.toml"
         text = text.replace(old, new)
-    return rules.parse(text)
+    return rules_file.parse(text)
 
 
 def played(name: str, rule_set: RuleSet | None = None) -> Played:

@@ -8,7 +8,7 @@ import numpy as np
 
 from esp_ingest.demo.fleet import DEFAULT_START_US, Fault, FaultName, Fleet
 from esp_ingest.diagnostics.dry_run import Trial
-from esp_ingest.diagnostics.language import rules
+from esp_ingest.diagnostics.language import rules_file
 from esp_ingest.diagnostics.language.rules import RuleSet
 from esp_ingest.model import DiagnosticRow, Readings, Severity
 from esp_ingest.resources import config_file
@@ -58,7 +58,7 @@ EXPECTED = {
 
 def rule_set() -> RuleSet:
     """The rules that ship, with limits for the simulated fleet."""
-    return rules.parse(config_file("rules.toml").read_text(encoding="utf-8") + LIMITS)
+    return rules_file.parse(config_file("rules.toml").read_text(encoding="utf-8") + LIMITS)
 
 
 @dataclass

@@ -10,7 +10,7 @@ import pytest
 
 from esp_ingest.commands.alarms import alarm_lines
 from esp_ingest.config.settings import ConfigError, Settings, load
-from esp_ingest.diagnostics.language import rules
+from esp_ingest.diagnostics.language import rules, rules_file
 from esp_ingest.model import SIGNAL_ROW, SIGNALS, Readings
 from esp_ingest.resources import config_file
 from esp_ingest.store.schema import migrate
@@ -22,8 +22,8 @@ QUIET, SHAKING, SEVERE = 0.1, 0.6, 0.9
 MINUTE_US = 60_000_000
 HALF_HOUR_US = 30 * MINUTE_US
 TEXT = config_file("rules.toml").read_text(encoding="utf-8")
-LATCHING = rules.parse(TEXT.replace("[rules.vibration]", "[rules.vibration]\nlatching = true"))
-PLAIN = rules.parse(TEXT)
+LATCHING = rules_file.parse(TEXT.replace("[rules.vibration]", "[rules.vibration]\nlatching = true"))
+PLAIN = rules_file.parse(TEXT)
 
 
 class Well:
@@ -243,7 +243,7 @@ def test_limits_are_kept_when_they_change_and_only_then(well: Well) -> None:
     well.kill()
     well.send(QUIET, 1)
     assert well.database.value("SELECT count(*) FROM alarm_limits_history") == scopes
-    well.rules = rules.parse(TEXT + '[wells.W1]\nlimits = { motor_current = "60 A" }\n')
+    well.rules = rules_file.parse(TEXT + '[wells.W1]\nlimits = { motor_current = "60 A" }\n')
     well.run.service.ask_reload()
     well.send(QUIET, 1)
     assert well.database.all("SELECT settings -> 'limits' FROM alarm_limits_history ORDER BY since DESC LIMIT 1") == [
@@ -258,7 +258,7 @@ def test_rules_read_again_go_on_where_the_old_ones_were(well: Well) -> None:
     well.run.service.ask_reload()
     well.send(SHAKING, 1)
     assert well.states == ["unacknowledged"]
-    well.rules = rules.parse(TEXT.replace("[rules.vibration]", "[rules.shaking]"))
+    well.rules = rules_file.parse(TEXT.replace("[rules.vibration]", "[rules.shaking]"))
     well.run.service.ask_reload()
     well.send(SHAKING, 1)
     assert well.states == ["returned-unacknowledged"], "its rule is gone"

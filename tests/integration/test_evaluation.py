@@ -5,7 +5,7 @@
 import pytest
 
 from esp_ingest.demo.fleet import FaultName
-from esp_ingest.diagnostics.language import rules
+from esp_ingest.diagnostics.language import rules_file
 from esp_ingest.diagnostics.language.rules import RuleSet
 from esp_ingest.resources import config_file
 from tests.evaluate import judged, simulated
@@ -19,7 +19,7 @@ recorded_wells = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"no recordings 
 def changed(old: str, new: str) -> RuleSet:
     text = config_file("rules.toml").read_text(encoding="utf-8")
     assert text.count(old) == 1
-    return rules.parse(text.replace(old, new) + LIMITS)
+    return rules_file.parse(text.replace(old, new) + LIMITS)
 
 
 @recorded_wells

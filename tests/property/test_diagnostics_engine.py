@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esp_ingest.diagnostics.engine.engine import Engine
-from esp_ingest.diagnostics.language import rules
+from esp_ingest.diagnostics.language import rules, rules_file
 from esp_ingest.model import SIGNAL_ROW, SIGNALS, DiagnosticRow, Readings
 from esp_ingest.resources import config_file
 
 START_US = 1_700_000_000_000_000
-RULES = rules.load(config_file("rules.toml"))
+RULES = rules_file.load(config_file("rules.toml"))
 # One group of wells with limits, so that limits and overrides take part.
-LIMITED = rules.parse(
+LIMITED = rules_file.parse(
     config_file("rules.toml").read_text(encoding="utf-8")
     + """
 [groups.limited]

@@ -23,7 +23,7 @@ from esp_ingest.demo.processes import Simulator, sweep
 from esp_ingest.demo.recording import CALM_SECONDS, EVENTFUL_SECONDS, eventful_fleet, write_recording
 from esp_ingest.demo.screen import Alarm, LiveScreen, Picture, PlainScreen, Well, cells, shortened
 from esp_ingest.diagnostics.engine.engine import Engine
-from esp_ingest.diagnostics.language import rules
+from esp_ingest.diagnostics.language import rules_file
 from esp_ingest.model import SIGNAL_NAMES
 from esp_ingest.resources import config_file
 from esp_ingest.telemetry.timestamps import parse_rfc3339
@@ -95,7 +95,7 @@ def test_the_same_seed_gives_the_same_recording(tmp_path: Path) -> None:
 
 def test_the_rules_name_what_happens_in_the_recording_and_leave_the_healthy_well_alone() -> None:
     """With the limits that the demo sets. Without this the demo would show a column that stays empty."""
-    rule_set = rules.parse(config_file("rules.toml").read_text(encoding="utf-8") + demo.EQUIPMENT)
+    rule_set = rules_file.parse(config_file("rules.toml").read_text(encoding="utf-8") + demo.EQUIPMENT)
     fleet, engine = eventful_fleet(11, 1, END_US), Engine(rule_set)
     raised: dict[str, set[str]] = {well: set() for well in fleet.wells}
     for readings in fleet.run((CALM_SECONDS + EVENTFUL_SECONDS) // 60):

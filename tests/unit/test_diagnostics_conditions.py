@@ -3,17 +3,9 @@
 import numpy as np
 import pytest
 
-from esp_ingest.diagnostics.language.conditions import (
-    NONE,
-    Compiler,
-    Condition,
-    ConditionError,
-    Truth,
-    Vocabulary,
-    duration_us,
-    quantity,
-    unit_named,
-)
+from esp_ingest.diagnostics.language.conditions import Compiler, Condition, Truth, Vocabulary
+from esp_ingest.diagnostics.language.functions import FUNCTIONS, Form, Need
+from esp_ingest.diagnostics.language.units import NONE, ConditionError, duration_us, quantity, unit_named
 from esp_ingest.model import FloatArray
 
 WORDS = Vocabulary(
@@ -173,3 +165,9 @@ def test_choose_refuses(text: str, complaint: str) -> None:
     with pytest.raises(ConditionError) as error:
         compiled(text)
     assert complaint in str(error.value)
+
+
+def test_each_function_that_reads_a_running_median_says_that_it_needs_one() -> None:
+    medians = {name for name, function in FUNCTIONS.items() if Need.MEDIAN in function.needs}
+    assert medians == {"median", "ratio", "deviation", "habit", "habit_ratio", "trend"}
+    assert all(Need.MEANS in function.needs for function in FUNCTIONS.values() if function.form is Form.WINDOW)

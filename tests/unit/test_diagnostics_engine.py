@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from esp_ingest.diagnostics.engine.engine import Engine
-from esp_ingest.diagnostics.language import rules
+from esp_ingest.diagnostics.language import rules_file
 from esp_ingest.model import SIGNAL_ROW, SIGNALS, DiagnosticRow, Readings, Severity
 from esp_ingest.resources import config_file
 
@@ -24,7 +24,7 @@ class Well:
     """Feeds one well to an engine and keeps the rows that would be written."""
 
     def __init__(self, text: str = RULES_TEXT, step_us: int = 5 * MINUTE) -> None:
-        self.engine = Engine(rules.parse(text))
+        self.engine = Engine(rules_file.parse(text))
         self.step_us = step_us
         self.t = START
         self.table: dict[tuple[str, int], DiagnosticRow] = {}
@@ -357,7 +357,7 @@ def test_a_median_that_becomes_known_within_a_batch_decides_who_runs() -> None:
         t = START + np.arange(count) * 5 * MINUTE
         return Readings(["W"], np.zeros(count, np.int32)[part], t[part], t[part] + 1, values[:, part])
 
-    rule_set = rules.parse(RULES_TEXT)
+    rule_set = rules_file.parse(RULES_TEXT)
     whole, cut = Engine(rule_set), Engine(rule_set)
     evaluation = whole.evaluate(readings(slice(None)))
     whole.accept(evaluation)

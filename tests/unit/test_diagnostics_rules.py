@@ -2,7 +2,7 @@
 
 import pytest
 
-from esp_ingest.diagnostics.language import rules
+from esp_ingest.diagnostics.language import rules, rules_file
 from esp_ingest.model import Severity
 from esp_ingest.resources import config_file
 
@@ -41,13 +41,13 @@ actions = ["look"]
 
 
 def test_the_shipped_rules_are_all_there_and_load_without_warning() -> None:
-    found = rules.load(config_file("rules.toml"))
+    found = rules_file.load(config_file("rules.toml"))
     assert {rule.name for rule in found.rules} == DIAGNOSES
     assert found.warnings == ()
 
 
 def test_each_rule_comes_after_what_holds_it_back() -> None:
-    found = rules.load(config_file("rules.toml"))
+    found = rules_file.load(config_file("rules.toml"))
     place = {rule.name: at for at, rule in enumerate(found.rules)}
     for rule in found.rules:
         for before in (*rule.suppressed_by, *(rule.upgrade.after if rule.upgrade else ())):
@@ -81,7 +81,7 @@ def test_a_mistake_names_file_place_and_key(old: str, new: str, complaint: str) 
     if old == "[limits]":
         text = text.replace("limit.motor_current", "200 A")
     with pytest.raises(rules.RulesError) as error:
-        rules.parse(text, "my.toml")
+        rules_file.parse(text, "my.toml")
     assert str(error.value).startswith("my.toml: ")
     assert complaint in str(error.value)
     assert str(error.value).endswith(".")
@@ -90,11 +90,11 @@ def test_a_mistake_names_file_place_and_key(old: str, new: str, complaint: str) 
 def test_a_circle_of_suppression_is_named() -> None:
     text = SMALL.replace('on_delay = "10 min"', 'on_delay = "10 min"\nsuppressed_by = ["second"]')
     with pytest.raises(rules.RulesError, match=r"goes in a circle: .*first.*second|goes in a circle: .*second.*first"):
-        rules.parse(text)
+        rules_file.parse(text)
 
 
 def test_groups_and_wells_override_in_that_order() -> None:
-    found = rules.parse(
+    found = rules_file.parse(
         SMALL
         + """
 [groups.north]
@@ -129,15 +129,15 @@ rules.first = { severity = "low", enabled = false }
 )
 def test_a_mistake_in_an_override_names_its_place(more: str, complaint: str) -> None:
     with pytest.raises(rules.RulesError) as error:
-        rules.parse(SMALL + more)
+        rules_file.parse(SMALL + more)
     assert complaint in str(error.value)
 
 
 def test_a_limit_that_nothing_reads_is_a_warning() -> None:
-    found = rules.parse(SMALL.replace("[rules.first]", 'idle = { unit = "psi" }\n[rules.first]', 1))
+    found = rules_file.parse(SMALL.replace("[rules.first]", 'idle = { unit = "psi" }\n[rules.first]', 1))
     assert found.warnings == ("rules.toml: limits.idle: no rule reads it.",)
 
 
 def test_a_file_that_is_not_there() -> None:
     with pytest.raises(rules.RulesError, match="cannot be read"):
-        rules.load("/nowhere/rules.toml")
+        rules_file.load("/nowhere/rules.toml")

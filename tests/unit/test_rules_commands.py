@@ -11,10 +11,10 @@ from esp_ingest.cli import main
 from esp_ingest.commands.rules import explained, lines, silent_overrides, words
 from esp_ingest.config.settings import Settings
 from esp_ingest.demo.fleet import Fault, FaultName, Fleet
-from esp_ingest.diagnostics.language import rules
+from esp_ingest.telemetry.csv_recording import rfc3339
+from esp_ingest.diagnostics.language import rules_file
 from esp_ingest.model import SIGNAL_NAMES
 from esp_ingest.resources import config_file
-from esp_ingest.telemetry.csv_recording import rfc3339
 
 SHIPPED = config_file("rules.toml").read_text(encoding="utf-8")
 OWN = """
@@ -110,7 +110,7 @@ def test_check_warns_and_notes(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_settings_for_a_well_that_never_reports_are_named() -> None:
-    found = rules.parse(SHIPPED + OWN + '[wells.NORHT-7]\nlimits = { motor_current = "60 A" }')
+    found = rules_file.parse(SHIPPED + OWN + '[wells.NORHT-7]\nlimits = { motor_current = "60 A" }')
     assert list(silent_overrides(found, ["N-1", "NORTH-7"])) == [
         "rules.toml: wells.NORHT-7: no well NORHT-7 has ever reported (did you mean NORTH-7?)."
     ]
@@ -119,7 +119,7 @@ def test_settings_for_a_well_that_never_reports_are_named() -> None:
 
 
 def test_every_rule_is_explained_in_words() -> None:
-    found = rules.parse(SHIPPED)
+    found = rules_file.parse(SHIPPED)
     for rule in found.rules:
         text = "\n".join(explained(found, rule, None))
         assert text.startswith(f"{rule.name} — {rule.title}, {rule.severity}")
@@ -133,7 +133,7 @@ def test_every_rule_is_explained_in_words() -> None:
 
 
 def test_explain_says_what_holds_for_a_well() -> None:
-    found = rules.parse(SHIPPED + OWN)
+    found = rules_file.parse(SHIPPED + OWN)
     overload, underload = found.rule("overload"), found.rule("underload")
     there, elsewhere = "\n".join(explained(found, overload, "N-1")), "\n".join(explained(found, overload, "S-1"))
     assert "1.15 * 50 A (limit)" in there
@@ -147,7 +147,7 @@ def test_explain_says_what_holds_for_a_well() -> None:
 
 
 def test_parameters_are_told_apart_from_the_words_around_them() -> None:
-    found = rules.parse(SHIPPED)
+    found = rules_file.parse(SHIPPED)
     rule = found.rule("gas_lock")
     assert rule.when is not None
     text = words(rule.when.text, rule, found.settings_of(rule, ""), found.limits, {})

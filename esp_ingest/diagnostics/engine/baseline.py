@@ -11,7 +11,7 @@ A batch is computed whole, over wells and time (:meth:`Baselines.plan`), before 
 (:meth:`Baselines.commit`): whether a well runs depends on its median, so the plan may have to be made twice.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from esp_ingest.diagnostics.engine.well_state import NEVER, Array, Journal, WellArrays
+from esp_ingest.diagnostics.language.functions import Need, needs_of
 from esp_ingest.model import FloatArray, IntArray
 
 BoolArray = npt.NDArray[np.bool_]
@@ -35,8 +36,6 @@ _KNOWN = 12  # half-hours after which a median counts: 6 h of running (DIAGNOSTI
 _DAYS = 7
 INTERVAL: Key = ("interval",)  # usual time between readings, µs: median of the 5-minute means of the last hour
 HOURS: Key = ("hours",)  # of settled running in the running medians, up to 24
-_OF_MEDIAN = ("median", "ratio", "deviation", "trend")
-_OF_HABIT = ("habit", "habit_ratio")
 
 
 class Runs:
@@ -116,11 +115,11 @@ class Baselines:
 
     def __init__(self, state: WellArrays, columns: Iterable[Key]) -> None:
         columns = set(columns) | {("median", "motor_current")}
-        windowed = [key for key in columns if key[0] in ("cv", "spread", "change", "trend", "rate")]
-        self._habits = _names(columns, _OF_HABIT)
-        self._medians = sorted({*_names(columns, _OF_MEDIAN), *self._habits})
+        windowed = [key for key in columns if Need.MEANS in needs_of(key)]
+        self._habits = _names(columns, Need.HABIT)
+        self._medians = _names(columns, Need.MEDIAN)
         self.signals: list[str] = sorted({*self._medians, *(str(key[1]) for key in windowed)})
-        self._squares = _names(columns, ("cv",))
+        self._squares = _names(columns, Need.SQUARES)
         self._windowed = sorted(windowed, key=str)
         self.features: list[Key] = [
             INTERVAL,
@@ -461,8 +460,9 @@ def _windowed(function: str, past: FloatArray, k: int) -> FloatArray:
     return _spread(past[:k]) if function == "spread" else _latest(past, 0) - _latest(past, k)
 
 
-def _names(columns: Iterable[Key], functions: Sequence[str]) -> list[str]:
-    return sorted({str(key[1]) for key in columns if key[0] in functions})
+def _names(columns: Iterable[Key], need: Need) -> list[str]:
+    """The signals of which ``need`` has to be kept."""
+    return sorted({str(key[1]) for key in columns if need in needs_of(key)})
 
 
 def _index(slots: Slots) -> Any:

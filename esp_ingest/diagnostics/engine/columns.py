@@ -13,7 +13,7 @@ import numpy.typing as npt
 from esp_ingest.diagnostics.engine.baseline import Key, Slots
 from esp_ingest.diagnostics.engine.well_state import NEVER, Array, Journal
 from esp_ingest.diagnostics.language.conditions import BoolArray
-from esp_ingest.diagnostics.language.rules import DERIVED
+from esp_ingest.diagnostics.language.functions import DERIVED, FUNCTIONS, parts_of
 from esp_ingest.model import FloatArray, IntArray
 
 STEP_US = 600_000_000  # a value older than this is not "one sample before"
@@ -165,36 +165,23 @@ class BatchFrame:
             return self._config[key]
         name = str(key[1])
         if function == "signal":
-            return self._derived(name) if name in DERIVED else self._signals[name]
-        if function in ("ratio", "habit_ratio", "deviation"):
-            base = self.column(("habit" if function == "habit_ratio" else "median", name))
-            value = self.column(("signal", name))
-            if function == "deviation":
-                return np.abs(value - base)
-            return np.divide(value, base)
-        if function == "previous":
-            return self._previous(name)
-        if function == "step_ratio":
-            return np.divide(self.column(("signal", name)), self.column(("previous", name)))
+            return derived_or_sent(name, self._signals)
         if function == "measured":
             return self._measured(name)
+        evaluate = FUNCTIONS[str(function)].evaluate
+        if evaluate is not None:
+            return evaluate(self, name)
         return self.features[self.feature_row[key]][self.run]
 
-    def _derived(self, name: str) -> FloatArray:
-        first, second = (self._signals[part] for part in DERIVED[name][1])
-        if name == "pump_head":
-            return first - second
-        return first / np.where(second > 5, second * second, np.nan)
-
-    def _previous(self, name: str) -> FloatArray:
+    def previous(self, name: str) -> FloatArray:
+        """The value of signal ``name`` one sample before, NaN where that is more than 10 minutes old."""
         value, time, old_value, old_time = self._seen[name]
         before = self.rows.shifted(value, old_value)
         when = self.rows.shifted(time, old_time)
         return np.where(self.rows.t - when <= STEP_US, before, np.nan)
 
     def _measured(self, name: str) -> Any:
-        parts = DERIVED[name][1] if name in DERIVED else (name,)
-        ages = [self.rows.t - self._seen[part][1] <= MEASURED_US for part in parts]
+        ages = [self.rows.t - self._seen[part][1] <= MEASURED_US for part in parts_of(name)]
         return np.logical_and.reduce(ages).view(np.int8)
 
     def within(self, site: int, yes: BoolArray, window_us: int) -> BoolArray:
@@ -206,6 +193,14 @@ class BatchFrame:
         newest = rows.carry(yes, rows.t, before)
         self._journal.put(self._within_us, (site, rows.slots), newest[rows.last])
         return np.asarray(rows.t - newest <= window_us)
+
+
+def derived_or_sent(name: str, signals: dict[str, FloatArray]) -> FloatArray:
+    """The column of a signal as it was sent, or computed from its parts if it is a derived one."""
+    if name not in DERIVED:
+        return signals[name]
+    derived = DERIVED[name]
+    return derived.evaluate(*(signals[part] for part in derived.parts))
 
 
 def never(count: int) -> npt.NDArray[np.int64]:

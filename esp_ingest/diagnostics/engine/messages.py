@@ -7,8 +7,8 @@ import numpy as np
 
 from esp_ingest.diagnostics import alarm as alarms
 from esp_ingest.diagnostics.engine.rule_step import HELD_SHELVED, HELD_SUPPRESSED, Lane, Pass
-from esp_ingest.diagnostics.language.conditions import NONE, Unit
 from esp_ingest.diagnostics.language.rules import Rule
+from esp_ingest.diagnostics.language.units import NONE, Unit
 
 
 def told_of(lane: Lane, batch: Pass, row: int) -> tuple[float | None, float | None]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from esp_ingest.diagnostics.engine.baseline import BUCKET_US, SETTLE_US, Baselines, Runs, Slots
-from esp_ingest.diagnostics.engine.columns import Rows
+from esp_ingest.diagnostics.engine.columns import Rows, derived_or_sent
 from esp_ingest.diagnostics.engine.well_state import NEVER, Array, Journal, WellArrays
 from esp_ingest.diagnostics.language.conditions import BoolArray
 from esp_ingest.model import FloatArray, IntArray
@@ -231,7 +231,7 @@ class RunState:
         run = np.cumsum(opens) - 1
         baselines, state = self._baselines, self._state
         runs = Runs(state, rows.slots, rows.group[begins], bucket[begins], begins, len(rows))
-        values = np.stack([self._column(name, usable) for name in baselines.signals])
+        values = np.stack([derived_or_sent(name, usable) for name in baselines.signals])
         dt = rows.t - rows.shifted(rows.t, last_us)
         dt = np.where(dt < -NEVER // 2, dt, 0)
         at = baselines.row[("median", "motor_current")]
@@ -250,14 +250,6 @@ class RunState:
         baselines.commit(journal, runs, plan)
         self._commit(journal, rows, out)
         return out
-
-    def _column(self, name: str, usable: dict[str, FloatArray]) -> FloatArray:
-        if name == "current_load":
-            frequency = usable["vsd_frequency"]
-            return usable["motor_current"] / np.where(frequency > 5, frequency * frequency, np.nan)
-        if name == "pump_head":
-            return usable["discharge_pressure"] - usable["pip"]
-        return usable[name]
 
     def _running(self, rows: Rows, usable: dict[str, FloatArray], median: FloatArray) -> Array:
         """1, 0, or −1 as long as nothing has told; what is not known stays as it was."""

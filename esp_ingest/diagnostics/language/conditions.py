@@ -18,133 +18,19 @@ Grammar (lowest binding first)::
     factor     = "-" factor | NUMBER [ UNIT ] | NAME | NAME "(" condition { "," condition } ")" | "(" condition ")"
 """
 
-import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from esp_ingest.diagnostics.language.functions import FUNCTIONS, WINDOWS_SECONDS, Form
+from esp_ingest.diagnostics.language.units import NONE, SECOND, ConditionError, Unit, in_base, nearest, unit_named
 from esp_ingest.model import FloatArray
 
 BoolArray = npt.NDArray[np.bool_]
-
-
-class ConditionError(Exception):
-    """The condition cannot be used. The message is a clause without a full stop; the caller adds file, rule and key."""
-
-
-# --- units --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """A product of base units with exponents; ``factor`` turns a number in this unit into base units."""
-
-    powers: tuple[tuple[str, int], ...] = ()
-    factor: float = 1.0
-
-    def times(self, other: "Unit", sign: int = 1) -> "Unit":
-        powers = dict(self.powers)
-        for base, power in other.powers:
-            powers[base] = powers.get(base, 0) + sign * power
-        factor = self.factor * other.factor if sign > 0 else self.factor / other.factor
-        return Unit(tuple(sorted((base, power) for base, power in powers.items() if power)), factor)
-
-    def same_kind(self, other: "Unit") -> bool:
-        return self.powers == other.powers
-
-    def __str__(self) -> str:
-        up = [_power(base, power) for base, power in self.powers if power > 0]
-        down = [_power(base, -power) for base, power in self.powers if power < 0]
-        return ("·".join(up) or "1") + "".join(f"/{part}" for part in down) if up or down else "no unit"
-
-
-def _power(base: str, power: int) -> str:
-    return base if power == 1 else f"{base}^{power}"
-
-
-NONE = Unit()
-SECOND = Unit((("s", 1),))
-HOUR = Unit((("s", 1),), 3600.0)
-# A factor is exact by definition or by the definition of the inch, the pound and the barrel.
-_NAMED: dict[str, Unit] = {
-    "%": Unit((), 0.01),
-    "s": SECOND,
-    "min": Unit((("s", 1),), 60.0),
-    "h": HOUR,
-    "d": Unit((("s", 1),), 86_400.0),
-    "psi": Unit((("psi", 1),)),
-    "kPa": Unit((("psi", 1),), 0.145_037_737_730_2),
-    "bar": Unit((("psi", 1),), 14.503_773_773_02),
-    "A": Unit((("A", 1),)),
-    "mA": Unit((("mA", 1),)),  # a leakage, never to be compared with a motor current
-    "V": Unit((("V", 1),)),
-    "Hz": Unit((("Hz", 1),)),
-    "°F": Unit((("°F", 1),)),
-    "degF": Unit((("°F", 1),)),
-    "in/s": Unit((("in/s", 1),)),
-    "mm/s": Unit((("in/s", 1),), 1 / 25.4),
-    "bbl/d": Unit((("bbl/d", 1),)),
-    "m3/d": Unit((("bbl/d", 1),), 6.289_810_770_4),
-    "scf/bbl": Unit((("scf/bbl", 1),)),
-    "A/Hz2": Unit((("A", 1), ("Hz", -2))),
-    "samples": NONE,
-}
-_REFUSED = {
-    "°C": "temperatures are in °F here, because a difference and a reading in °C convert differently",
-    "g": "vibration is a velocity here (in/s or mm/s); an acceleration in g does not convert without its frequency",
-}
-
-
-def unit_named(text: str) -> Unit:
-    """``psi``, ``%/h``, ``°F/min`` …; an empty text is no unit. Raises ConditionError with the nearest known unit."""
-    if not text:
-        return NONE
-    if text in _NAMED:
-        return _NAMED[text]
-    if text in _REFUSED:
-        raise ConditionError(f"unit {text} cannot be used: {_REFUSED[text]}")
-    numerator, slash, denominator = text.rpartition("/")
-    if slash and numerator in _NAMED and denominator in _NAMED:
-        return _NAMED[numerator].times(_NAMED[denominator], -1)
-    raise ConditionError(f"unit {text} is not known{nearest(text, _NAMED)}")
-
-
-def nearest(wrong: str, known: Iterable[str]) -> str:
-    """`` (did you mean …?)``, or the list of what is known when nothing comes close."""
-    names = sorted(known)
-    close = difflib.get_close_matches(wrong, names, n=1, cutoff=0.5)
-    return f" (did you mean {close[0]}?)" if close else f" (known: {', '.join(names)})"
-
-
-_QUANTITY = re.compile(r"\s*([+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*(\S*)\s*")
-
-
-def quantity(text: str | float, unit: Unit | None = None) -> tuple[float, Unit]:
-    """``"80 %"`` → (0.8, no unit), in base units. ``unit``: refuse any other kind. Raises ConditionError."""
-    match = _QUANTITY.fullmatch(str(text))
-    if not match:
-        raise ConditionError(f"{text!r} is no number with a unit")
-    found = unit_named(match[2])
-    if unit is not None and not found.same_kind(unit):
-        raise ConditionError(f"{text!r} is in {found}, needed is {unit}")
-    return _in_base(float(match[1]), found), Unit(found.powers)
-
-
-def _in_base(value: float, unit: Unit) -> float:
-    """70 % is 0.7, not 0.7000000000000001."""
-    return value / 100 if unit.factor == 0.01 else value * unit.factor
-
-
-def duration_us(text: str) -> int:
-    """``"10 min"`` → microseconds. Raises ConditionError."""
-    seconds, _ = quantity(text, SECOND) if str(text) != "0" else (0.0, SECOND)
-    if seconds < 0:
-        raise ConditionError(f"{text!r} is a negative duration")
-    return round(seconds * 1e6)
 
 
 # --- what an expression is evaluated against ----------------------------------------------------------------------
@@ -190,43 +76,6 @@ class Condition:
     signals: frozenset[str]
     limits: frozenset[str]
     sites: tuple[int, ...]
-
-
-# --- functions ----------------------------------------------------------------------------------------------------
-
-WINDOWS_SECONDS = tuple(300 * k for k in range(1, 13))
-
-
-class _Function(NamedTuple):
-    """``unit`` maps the signal's unit to the result's; ``windowed`` functions take a duration of whole 5 minutes."""
-
-    unit: Callable[[Unit], Unit]
-    windowed: bool
-    help: str
-
-
-def _same(unit: Unit) -> Unit:
-    return Unit(unit.powers)
-
-
-def _no_unit(_: Unit) -> Unit:
-    return NONE
-
-
-FUNCTIONS: dict[str, _Function] = {
-    "median": _Function(_same, False, "running median over the last 24 h of running; known after 6 h"),
-    "ratio": _Function(_no_unit, False, "value ÷ median(value)"),
-    "habit": _Function(_same, False, "median of the medians at the end of each of the last 7 days of running"),
-    "habit_ratio": _Function(_no_unit, False, "value ÷ habit(value)"),
-    "previous": _Function(_same, False, "value one sample before"),
-    "step_ratio": _Function(_no_unit, False, "value ÷ value one sample before"),
-    "deviation": _Function(_same, False, "value − median(value), without its sign"),
-    "cv": _Function(_no_unit, True, "standard deviation ÷ mean over the window"),
-    "spread": _Function(_same, True, "greatest − least of the 5-minute means over the window"),
-    "change": _Function(_same, True, "last 5-minute mean − the one a window earlier"),
-    "trend": _Function(lambda _: NONE.times(SECOND, -1), True, "change over the window ÷ median, per time"),
-    "rate": _Function(lambda unit: _same(unit).times(SECOND, -1), True, "change over the window, per time"),
-}
 
 
 class Vocabulary(NamedTuple):
@@ -327,6 +176,13 @@ class _Parser:
         self._words = vocabulary
         self._deadband = deadband
         self._optional = 0
+        self._forms = {
+            Form.WITHIN: self._within,
+            Form.MEASURED: self._measured,
+            Form.KNOWN: self._known,
+            Form.ABS: self._abs,
+            Form.CHOOSE: self._choose,
+        }
         self.site = site
         self.headline: Headline | None = None
         self.columns: set[tuple[object, ...]] = set()
@@ -468,8 +324,8 @@ class _Parser:
         unit = NONE
         if self._peek().kind == "unit":
             found = unit_named(self._next().text)
-            value = _in_base(value, found)
-            unit = Unit(found.powers)
+            value = in_base(value, found)
+            unit = found.base()
         array = np.float64(value)
         return _Node(unit, number=lambda _: array, constant=value)  # type: ignore[arg-type,return-value]  # broadcasts
 
@@ -502,27 +358,20 @@ class _Parser:
 
     def _column(self, key: tuple[object, ...], unit: Unit) -> _Node:
         self.columns.add(key)
-        return _Node(_same(unit), number=lambda frame: frame.column(key))
+        return _Node(unit.base(), number=lambda frame: frame.column(key))
 
     def _call(self, token: _Token) -> _Node:
         name = token.text
-        special = {
-            "within": self._within,
-            "measured": self._measured,
-            "known": self._known,
-            "abs": self._abs,
-            "choose": self._choose,
-        }
-        if name in special:
-            node = special[name]()
+        if name not in FUNCTIONS:
+            raise ConditionError(f"{name}() is not a function{nearest(name, FUNCTIONS)}")
+        function = FUNCTIONS[name]
+        if function.form is not Form.SIGNAL and function.form is not Form.WINDOW:
+            node = self._forms[function.form]()
             self._expect(")")
             return node
-        if name not in FUNCTIONS:
-            raise ConditionError(f"{name}() is no function{nearest(name, [*FUNCTIONS, *special])}")
-        function = FUNCTIONS[name]
         signal = self._signal_argument(name)
         key: tuple[object, ...] = (name, signal)
-        if function.windowed:
+        if function.form is Form.WINDOW:
             self._expect(",")
             key = (name, signal, self._window(name))
         self._expect(")")
