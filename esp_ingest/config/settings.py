@@ -23,6 +23,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from esp_ingest.config.sentences import fields_at, what_is_wrong
 from esp_ingest.hosts import checked_host
 from esp_ingest.model import SIGNAL_NAMES
 
@@ -551,7 +552,7 @@ def _refuse_unknown_environment() -> None:
     meant = {
         f"{section}_{key}".upper(): f"{ENV_PREFIX}{section}__{key}".upper()
         for section in Settings.model_fields
-        for key in _fields_at([section])
+        for key in fields_at(Settings, [section])
     }
     for name, value in os.environ.items():
         right = meant.get(name.upper().removeprefix(ENV_PREFIX)) if name.upper().startswith(ENV_PREFIX) else None
@@ -586,23 +587,15 @@ def _as_meant(variables: Mapping[str, str | None]) -> dict[str, str | None]:
 
 
 def _explain(error: ValidationError) -> str:
-    """One sentence on the first thing wrong. The value is not repeated: it may be a secret."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    location = [str(part) for part in first["loc"]]
-    if first["type"] == "extra_forbidden":
+    """One sentence on the first thing wrong."""
+    location = [str(part) for part in error.errors(include_url=False, include_input=False)[0]["loc"]]
+    if error.errors(include_url=False, include_input=False)[0]["type"] == "extra_forbidden":
         return _explain_unknown(location)
-    words = _in_our_words(first["type"], first["msg"], first.get("ctx") or {})
-    unit = location[-1].rpartition("_")[2] if location else ""
-    if unit in ("seconds", "bytes", "days") and words.endswith("number"):
-        words += f" of {unit}, written without a unit"
-    name, _, rest = words.partition(" ")
-    of_a_setting = bool(location) and name in _fields_at(location)  # said by the section, of one of its settings
-    if of_a_setting:
-        location, words = [*location, name], rest
-    variable = _variable(location)
+    found, words = what_is_wrong(error, Settings, lambda wrong, known: _nearest(wrong, known))
+    variable = _variable(found)
     come_from = f" (from {variable})" if variable else ""
-    place = f"Setting {'.'.join(location)}{come_from}" if location else "Configuration"
-    return f"{place}{'' if of_a_setting else ':'} {words}."
+    place = f"Setting {'.'.join(found)}{come_from}" if found else "Configuration"
+    return f"{place}{'' if found != location else ':'} {words}."
 
 
 def _explain_unknown(location: list[str]) -> str:
@@ -611,7 +604,8 @@ def _explain_unknown(location: list[str]) -> str:
     if len(location) == 1:
         return f"Unknown section [{location[0]}]{come_from}{_nearest(location[0], Settings.model_fields)}"
     parent = ".".join(location[:-1])
-    return f"Unknown setting {'.'.join(location)}{come_from}{_nearest(location[-1], _fields_at(location[:-1]), parent)}"
+    known = fields_at(Settings, location[:-1], otherwise=("low", "high", "unit"))
+    return f"Unknown setting {'.'.join(location)}{come_from}{_nearest(location[-1], known, parent)}"
 
 
 def _explain_environment(error: SettingsError) -> str:
@@ -634,52 +628,6 @@ def _variable(location: list[str]) -> str:
             if name.upper() == wanted:
                 return name
     return ""
-
-
-_WORDS = {
-    "greater_than_equal": "must be at least {ge}",
-    "greater_than": "must be more than {gt}",
-    "less_than_equal": "must be at most {le}",
-    "less_than": "must be less than {lt}",
-    "literal_error": "must be {expected}",
-    "finite_number": "must be a finite number",
-    "int_parsing": "must be a whole number",
-    "int_type": "must be a whole number",
-    "int_from_float": "must be a whole number",
-    "float_parsing": "must be a number",
-    "float_type": "must be a number",
-    "bool_parsing": "must be true or false",
-    "bool_type": "must be true or false",
-    "string_type": "must be text",
-    "string_too_short": "must not be empty",
-    "string_too_long": "must be at most {max_length} characters",
-    "string_pattern_mismatch": "must not contain +, # or /",
-    "missing": "is missing",
-    "dict_type": "must be a table",
-    "model_type": "must be a table",
-    "model_attributes_type": "must be a table",
-}
-
-
-def _in_our_words(kind: str, message: str, context: dict[str, Any]) -> str:
-    """pydantic's message in the words of this program; what is raised here is in them already."""
-    if kind in _WORDS:
-        return _WORDS[kind].format_map({name: _plainly(value) for name, value in context.items()})
-    return message.removeprefix("Value error, ").rstrip(".?")
-
-
-def _plainly(value: Any) -> Any:
-    return f"{value:g}" if isinstance(value, float) and abs(value) < 1e6 else value
-
-
-def _fields_at(location: list[str]) -> list[str]:
-    model: Any = Settings
-    for part in location:
-        annotation = model.model_fields[part].annotation if part in getattr(model, "model_fields", {}) else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return ["low", "high", "unit"]
-        model = annotation
-    return list(model.model_fields)
 
 
 def _nearest(wrong: str, known: Iterable[str], prefix: str = "") -> str:

@@ -59,21 +59,21 @@ def test_each_rule_comes_after_what_holds_it_back() -> None:
     [
         ("version = 1", "version = 2", "version: must be 1"),
         ('severity = "high"', 'severity = "hihg"', "rules.first: severity: 'hihg' is not valid (did you mean high?)"),
-        ('on_delay = "10 min"', 'on_dely = "10 min"', "rules.first: on_dely: is no key here (did you mean on_delay?)"),
+        ('on_delay = "10 min"', 'on_dely = "10 min"', "rules.first: on_dely: is not a key here (did you mean on_delay"),
         ('on_delay = "10 min"', 'on_delay = "-1 min"', "rules.first: on_delay: '-1 min' is a negative duration"),
         ('on_delay = "10 min"', 'on_delay = "10 psi"', "rules.first: on_delay: '10 psi' is in psi, needed is s"),
         ('on_delay = "10 min"', 'on_delay = "30 d"', "rules.first: on_delay: '30 d' is longer than 7 d"),
         ('"ratio(pip) < low"', '"ratio(pip) < 5 psi"', "rules.first: when: < compares no unit with psi"),
         ('"ratio(pip) < low"', '"ratio(pop) < low"', "did you mean pip?"),
-        ('suppressed_by = ["first"]', 'suppressed_by = ["fist"]', "rules.second: suppressed_by: fist is no rule"),
+        ('suppressed_by = ["first"]', 'suppressed_by = ["fist"]', "rules.second: suppressed_by: fist is not a rule"),
         ('suppressed_by = ["first"]', 'suppressed_by = ["second"]', "cannot suppress itself"),
         ('low = "80 %"', 'pip = "80 %"', "is the name of a signal or fact"),
         ('actions = ["look"]', "actions = []", "an alarm says what to do"),
-        ('"pip is {value}"', '"pip is {valeu}"', "rules.first: seen: 'valeu' is no placeholder"),
+        ('"pip is {value}"', '"pip is {valeu}"', "rules.first: seen: 'valeu' is not a placeholder"),
         ('title = "First"', "", "rules.first: title: is missing"),
         ("[rules.second]", "[rules.first]", "not valid TOML"),
-        ("[rules.first]", "[rule.first]", "rules.second: suppressed_by: first is no rule"),
-        ("[limits]", "[limit]", "limit: is no key here (did you mean limits?)"),
+        ("[rules.first]", "[rule.first]", "rule: is not a key here (did you mean rules?)"),
+        ("[limits]", "[limit]", "limit: is not a key here (did you mean limits?)"),
     ],
 )  # fmt: skip
 def test_a_mistake_names_file_place_and_key(old: str, new: str, complaint: str) -> None:
@@ -120,10 +120,10 @@ rules.first = { severity = "low", enabled = false }
 @pytest.mark.parametrize(
     ("more", "complaint"),
     [
-        ('[wells.A]\nlimits = { motor_curent = "5 A" }', "wells.A.limits: motor_curent: is no limit"),
+        ('[wells.A]\nlimits = { motor_curent = "5 A" }', "wells.A.limits: motor_curent: is not a limit"),
         ('[wells.A]\nlimits = { motor_current = "5 psi" }', "wells.A.limits: motor_current: '5 psi' is in psi"),
-        ('[wells.A]\nrules.frist = { low = "5 %" }', "wells.A.rules: frist: is no rule (did you mean first?)"),
-        ('[wells.A]\nrules.first = { lo = "5 %" }', "wells.A.rules.first: lo: is no key here"),
+        ('[wells.A]\nrules.frist = { low = "5 %" }', "wells.A.rules: frist: is not a rule (did you mean first?)"),
+        ('[wells.A]\nrules.first = { lo = "5 %" }', "wells.A.rules.first: lo: is not a key here"),
         ("[groups.g]\nlimits = {}", "groups.g: wells: a group names its wells"),
     ],
 )
@@ -135,7 +135,7 @@ def test_a_mistake_in_an_override_names_its_place(more: str, complaint: str) -> 
 
 def test_a_limit_that_nothing_reads_is_a_warning() -> None:
     found = rules_file.parse(SMALL.replace("[rules.first]", 'idle = { unit = "psi" }\n[rules.first]', 1))
-    assert found.warnings == ("rules.toml: limits.idle: no rule reads it.",)
+    assert found.warnings == ("rules.toml: limits.idle: is not read by any rule.",)
 
 
 def test_a_file_that_is_not_there() -> None:

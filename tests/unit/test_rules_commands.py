@@ -104,7 +104,7 @@ def test_check_warns_and_notes(tmp_path: Path, capsys: pytest.CaptureFixture[str
     path.write_text(text + OWN, encoding="utf-8")
     assert main(["rules", "check", "--rules", str(path)]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert any("limits.idle: no rule reads it" in line for line in said)
+    assert any("limits.idle: is not read by any rule" in line for line in said)
     assert any("rules.solids: is switched off" in line for line in said)
     assert any("the database was not asked which wells report" in line for line in said)
 

@@ -1,33 +1,37 @@
 """Reads rules.toml and checks it whole, before one of its rules runs.
 
-An error names file, place and key, says what is wrong and, for a wrong name, the nearest valid one.
+pydantic checks the tables (rules_tables.py); what depends on other tables, such as the names in a condition, is checked
+here. An error names file, place and key, says what is wrong and, for a wrong name, the nearest valid one.
 """
 
-import re
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import BaseModel, ValidationError
+
+from esp_ingest.config.sentences import what_is_wrong
 from esp_ingest.diagnostics.language.conditions import Compiler, Condition, Vocabulary
 from esp_ingest.diagnostics.language.functions import DERIVED, FACTS, FUNCTIONS
-from esp_ingest.diagnostics.language.rules import (
-    APPLIES,
-    SEVERITIES,
-    Escalation,
-    Override,
-    Rule,
-    RulesError,
-    RuleSet,
-    Stale,
-    Upgrade,
+from esp_ingest.diagnostics.language.rules import Escalation, Override, Rule, RulesError, RuleSet, Upgrade
+from esp_ingest.diagnostics.language.rules_tables import (
+    NAME,
+    ChangesTable,
+    DefaultsTable,
+    DocumentTable,
+    GroupTable,
+    LimitTable,
+    RuleTable,
+    SignalTable,
+    UpgradeTable,
+    WellTable,
 )
-from esp_ingest.diagnostics.language.units import ConditionError, Unit, duration_us, nearest, quantity, unit_named
-from esp_ingest.model import SIGNAL_NAMES, SIGNALS, Severity
+from esp_ingest.diagnostics.language.units import ConditionError, Unit, nearest, quantity, unit_named
+from esp_ingest.model import SIGNAL_NAMES, SIGNALS
 
 Read = TypeVar("Read")
-_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
-_MAX_DELAY_US = 7 * 86_400_000_000
+Table = TypeVar("Table", bound=BaseModel)
 
 
 def load(path: str | Path) -> RuleSet:
@@ -45,120 +49,57 @@ def parse(text: str, name: str = "rules.toml") -> RuleSet:
     """As :func:`load`, from a text. ``name`` stands in messages."""
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise RulesError(f"{name}: not valid TOML: {error}.") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise RulesError(f"{name}: not valid TOML: {reason}.") from None
     return _Reader(name, document).read()
 
 
-class _Table:
-    """One table of the file, read key by key; whatever was not asked for is an unknown key."""
-
-    def __init__(self, file: str, place: str, data: Any) -> None:
-        self.file = file
-        self.place = place
-        if not isinstance(data, dict):
-            raise RulesError(f"{file}: {place}: must be a table.")
-        self._data: dict[str, Any] = data
-        self._asked: set[str] = set()
-
-    def fail(self, key: str, what: str) -> RulesError:
-        return RulesError(f"{self.file}: {self.place}: {key}: {what}.")
-
-    def names(self) -> Iterable[str]:
-        return self._data.keys()
-
-    def get(self, key: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
-        self._asked.add(key)
-        if key not in self._data:
-            if default is None:
-                raise self.fail(key, "is missing")
-            return default
-        value = self._data[key]
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            names = kind.__name__ if isinstance(kind, type) else " or ".join(k.__name__ for k in kind)
-            raise self.fail(key, f"must be {names}, not {type(value).__name__}")
-        return value
-
-    def has(self, key: str) -> bool:
-        self._asked.add(key)
-        return key in self._data
-
-    def table(self, key: str) -> "_Table":
-        self._asked.add(key)
-        return _Table(self.file, f"{self.place}.{key}" if self.place else key, self._data.get(key, {}))
-
-    def texts(self, key: str) -> tuple[str, ...]:
-        value = self.get(key, list, [])
-        if not all(isinstance(item, str) for item in value):
-            raise self.fail(key, "must be a list of texts")
-        return tuple(value)
-
-    def choice(self, key: str, choices: Iterable[str], default: str | None = None) -> str:
-        value = str(self.get(key, str, default))
-        known = list(choices)
-        if value not in known:
-            raise self.fail(key, f"{value!r} is not valid{nearest(value, known)}")
-        return value
-
-    def delay(self, key: str, default: str) -> int:
-        value = self.get(key, (str, int), default)
-        try:
-            delay = duration_us(str(value))
-        except ConditionError as error:
-            raise self.fail(key, str(error)) from None
-        if delay > _MAX_DELAY_US:
-            raise self.fail(key, f"{value!r} is longer than 7 d, in which no alarm is of use")
-        return delay
-
-    def finish(self) -> None:
-        for key in self._data:
-            if key not in self._asked:
-                raise self.fail(key, f"is no key here{nearest(key, self._asked)}")
-
-
 class _Reader:
+    """One file on its way to a rule set. Every method raises RulesError."""
+
     def __init__(self, file: str, document: dict[str, Any]) -> None:
         self._file = file
-        self._top = _Table(file, "", document)
-        self._site = 0
-        self._warnings: list[str] = []
+        self._data = document
+        self._next_site = 0
+        self._signals = {signal.name: unit_named(signal.unit) for signal in SIGNALS}
+        self._limits: dict[str, Unit] = {}
+        self._limit_defaults: dict[str, float] = {}
 
     def read(self) -> RuleSet:
-        top = self._top
-        if top.get("version", int) != 1:
-            raise RulesError(f"{self._file}: version: must be 1.")
-        defaults = top.table("defaults")
-        self._signals = self._read_signals(top.table("signals"))
-        self._limits, limit_defaults = self._read_limits(top.table("limits"))
-        rules_table = top.table("rules")
-        names = list(rules_table.names())
-        rules = self._each(names, lambda name: self._read_rule(name, rules_table.table(name), defaults, names))
+        """The whole file."""
+        self._top = self._table(DocumentTable, "", self._data)
+        self._defaults = self._table(DefaultsTable, "defaults", self._top.defaults).model_dump(exclude_unset=True)
+        for name, data in self._top.signals.items():
+            self._read_signal(name, self._table(SignalTable, f"signals.{name}", data))
+        for name, data in self._top.limits.items():
+            limit = self._table(LimitTable, f"limits.{name}", data)
+            self._limits[name] = limit.unit
+            if limit.default is not None:
+                self._limit_defaults[name] = self._quantity(f"limits.{name}", "default", limit.default, limit.unit)
+        rules = {rule.name: rule for rule in self._each(self._top.rules, self._read_rule)}
         if not rules:
-            raise RulesError(f"{self._file}: rules: there is no rule.")
-        self._check_defaults(defaults)
-        by_name = {rule.name: rule for rule in rules}
-        overrides = [*self._read_overrides("groups", by_name), *self._read_overrides("wells", by_name)]
-        top.finish()
-        ordered = self._in_order(by_name)
-        self._check_limits_used(rules)
+            raise RulesError(f"{self._file}: rules: there is not a single rule.")
+        groups = self._each(self._top.groups, lambda name, data: self._read_group(name, data, rules))
+        wells = self._each(self._top.wells, lambda name, data: self._read_well(name, data, rules))
         return RuleSet(
             path=self._file,
-            rules=tuple(ordered),
+            rules=tuple(self._in_order(rules)),
             limits=self._limits,
-            limit_defaults=limit_defaults,
+            limit_defaults=self._limit_defaults,
             extra_signals={name: unit for name, unit in self._signals.items() if name not in SIGNAL_NAMES},
-            overrides=tuple(overrides),
-            sites=self._site,
-            warnings=tuple(self._warnings),
+            overrides=(*groups, *wells),
+            sites=self._next_site,
+            warnings=tuple(self._unused_limits(rules.values())),
         )
 
-    def _each(self, names: Iterable[str], read: Callable[[str], Read]) -> list[Read]:
-        """``read`` of each name. Raises RulesError with the mistakes of all of them."""
+    def _each(self, tables: Mapping[str, Any], read: Callable[[str, Any], Read]) -> list[Read]:
+        """``read`` of each table. Raises RulesError with the mistakes of all of them."""
         found: list[Read] = []
         mistakes: list[str] = []
-        for name in names:
+        for name, data in tables.items():
             try:
-                found.append(read(name))
+                found.append(read(name, data))
             except RulesError as error:
                 mistakes += error.mistakes
         if mistakes:
@@ -166,217 +107,149 @@ class _Reader:
             raise RulesError(mistakes[0] + more, mistakes)
         return found
 
-    # -- signals and limits
-
-    def _read_signals(self, table: _Table) -> dict[str, Unit]:
-        found = {signal.name: unit_named(signal.unit) for signal in SIGNALS}
-        for name in table.names():
-            entry = table.table(name)
-            if name in found or name in DERIVED or not _NAME.fullmatch(name):
-                raise RulesError(f"{self._file}: signals.{name}: is built in or no valid name (a-z, 0-9, _).")
-            found[name] = self._unit(entry, "unit")
-            entry.get("description", str, "")
-            entry.finish()
-        return found
-
-    def _unit(self, table: _Table, key: str) -> Unit:
+    def _table(self, model: type[Table], place: str, data: Any) -> Table:
+        """``data`` checked against ``model``; the first mistake is raised with its place."""
         try:
-            return unit_named(table.get(key, str))
-        except ConditionError as error:
-            raise table.fail(key, str(error)) from None
+            return model.model_validate(data)
+        except ValidationError as error:
+            location, words = what_is_wrong(error, model, nearest)
+            raise self._mistake(".".join([place, *location[:-1]]).strip("."), location[-1:], words) from None
 
-    def _read_limits(self, table: _Table) -> tuple[dict[str, Unit], dict[str, float]]:
-        units: dict[str, Unit] = {}
-        values: dict[str, float] = {}
-        for name in table.names():
-            entry = table.table(name)
-            units[name] = self._unit(entry, "unit")
-            entry.get("description", str, "")
-            if entry.has("default"):
-                values[name] = self._quantity(entry, "default", units[name])
-            entry.finish()
-        return units, values
+    def _mistake(self, place: str, key: list[str] | str, what: str) -> RulesError:
+        keys = [key] if isinstance(key, str) else key
+        return RulesError(": ".join([self._file, *([place] if place else []), *keys, what]) + ".")
 
-    def _quantity(self, table: _Table, key: str, unit: Unit | None) -> float:
+    def _quantity(self, place: str, key: str, text: str | float, unit: Unit | None) -> float:
         try:
-            return quantity(table.get(key, (str, int, float)), unit)[0]
+            return quantity(text, unit)[0]
         except ConditionError as error:
-            raise table.fail(key, str(error)) from None
+            raise self._mistake(place, key, str(error)) from None
+
+    # -- signals
+
+    def _read_signal(self, name: str, table: SignalTable) -> None:
+        if name in self._signals or name in DERIVED or not NAME.fullmatch(name):
+            raise self._mistake(f"signals.{name}", [], "is built in, or not a valid name (a-z, 0-9, _)")
+        self._signals[name] = table.unit
 
     # -- one rule
 
-    def _read_rule(self, name: str, table: _Table, defaults: _Table, names: list[str]) -> Rule:
-        if not _NAME.fullmatch(name):
-            raise RulesError(f"{self._file}: rules.{name}: a rule's name is made of a-z, 0-9 and _.")
-        parameters, units = self._read_parameters(table.table("parameters"), table)
-        stale = self._read_stale(table) if table.has("stale") else None
-        deadband_text = str(table.get("deadband", (str, int), defaults.get("deadband", (str, int), "0 %")))
-        when = None if stale else self._condition(table, "when", units, deadband_text)
+    def _read_rule(self, name: str, data: Any) -> Rule:
+        place = f"rules.{name}"
+        if not NAME.fullmatch(name):
+            raise self._mistake(place, [], "the name of a rule is made of a-z, 0-9 and _")
+        table = self._table(RuleTable, place, {**self._defaults, **data} if isinstance(data, dict) else data)
+        parameters, units = self._read_parameters(place, table.parameters)
         rule = Rule(
             name=name,
-            title=table.get("title", str),
-            severity=Severity(table.choice("severity", SEVERITIES)),
-            when=when,
-            on_delay_us=table.delay("on_delay", defaults.get("on_delay", str, "0 s")),
-            off_delay_us=table.delay("off_delay", defaults.get("off_delay", str, "0 s")),
-            applies=table.choice("applies", APPLIES, defaults.get("applies", str, "settled")),
-            latching=table.get("latching", bool, defaults.get("latching", bool, False)),
-            skip_dropouts=table.get("skip_dropouts", bool, True),
-            enabled=table.get("enabled", bool, True),
-            suppressed_by=self._names(table, "suppressed_by", names),
+            title=table.title,
+            severity=table.severity,
+            when=None if table.when is None else self._condition(place, table.when, units, table.deadband),
+            on_delay_us=table.on_delay,
+            off_delay_us=table.off_delay,
+            applies=table.applies,
+            latching=table.latching,
+            skip_dropouts=table.skip_dropouts,
+            enabled=table.enabled,
+            suppressed_by=self._rule_names(place, "suppressed_by", table.suppressed_by),
             parameters=parameters,
             parameter_units=units,
-            escalation=self._read_escalation(table.table("escalation"), units, deadband_text)
-            if table.has("escalation")
-            else None,
-            upgrade=self._read_upgrade(table.table("upgrade"), names) if table.has("upgrade") else None,
-            stale=stale,
-            confidence=float(table.get("confidence", (int, float), defaults.get("confidence", (int, float), 0.8))),
-            seen=table.get("seen", str),
-            cause=table.get("cause", str),
-            consequence=table.get("consequence", str),
-            actions=table.texts("actions"),
-            source=table.get("source", str, "default of esp-ingest"),
-            deadband=deadband_text,
+            escalation=self._read_escalation(place, table, units),
+            upgrade=self._read_upgrade(place, table.upgrade),
+            stale=None if table.stale is None else table.stale.as_stale(),
+            confidence=table.confidence,
+            seen=table.seen,
+            cause=table.cause,
+            consequence=table.consequence,
+            actions=tuple(table.actions),
+            source=table.source,
+            deadband=table.deadband,
         )
-        self._check_rule(rule, table)
-        table.finish()
+        if name in rule.suppressed_by:
+            raise self._mistake(place, "suppressed_by", "a rule cannot suppress itself")
         return rule
 
-    def _read_parameters(self, table: _Table, rule: _Table) -> tuple[dict[str, float], dict[str, Unit]]:
+    def _read_parameters(
+        self, place: str, texts: Mapping[str, str | float]
+    ) -> tuple[dict[str, float], dict[str, Unit]]:
         values: dict[str, float] = {}
         units: dict[str, Unit] = {}
-        for name in table.names():
-            if name in self._signals or name in FACTS or name in DERIVED or not _NAME.fullmatch(name):
-                raise rule.fail(f"parameters.{name}", "is the name of a signal or fact, or no valid name")
+        for name, text in texts.items():
+            if name in self._signals or name in FACTS or name in DERIVED or not NAME.fullmatch(name):
+                raise self._mistake(
+                    place, f"parameters.{name}", "is the name of a signal or fact, or not a valid name (a-z, 0-9, _)"
+                )
             try:
-                values[name], units[name] = quantity(table.get(name, (str, int, float)))
+                values[name], units[name] = quantity(text)
             except ConditionError as error:
-                raise table.fail(name, str(error)) from None
+                raise self._mistake(f"{place}.parameters", name, str(error)) from None
         return values, units
 
-    def _condition(self, table: _Table, name: str, parameters: dict[str, Unit], deadband_text: str) -> Condition:
+    def _condition(self, place: str, text: str, parameters: dict[str, Unit], deadband: str) -> Condition:
         derived = {name: signal.unit for name, signal in DERIVED.items()}
-        vocabulary = Vocabulary({**self._signals, **derived}, self._limits, parameters, FACTS)
-        compiler = Compiler(vocabulary, self._site)
+        compiler = Compiler(Vocabulary({**self._signals, **derived}, self._limits, parameters, FACTS), self._next_site)
         try:
-            deadband = quantity(deadband_text)
+            condition = compiler.compile(text, quantity(deadband))
         except ConditionError as error:
-            raise table.fail("deadband", str(error)) from None
-        if deadband[0] < 0:
-            raise table.fail("deadband", "must not be negative")
-        try:
-            condition = compiler.compile(table.get(name, str), deadband)
-        except ConditionError as error:
-            raise table.fail(name, str(error)) from None
-        self._site = compiler.next_site
+            raise self._mistake(place, "when", str(error)) from None
+        self._next_site = compiler.next_site
         for key in condition.columns:
             function = FUNCTIONS.get(str(key[0]))
             if function is not None and function.measured_only and key[1] in DERIVED:
-                raise table.fail(name, f"{key[0]}() takes a measured signal, not {key[1]}")
+                raise self._mistake(place, "when", f"{key[0]}() takes a measured signal, not {key[1]}")
         return condition
 
-    def _names(self, table: _Table, key: str, known: Iterable[str]) -> tuple[str, ...]:
-        names = table.texts(key)
+    def _rule_names(self, place: str, key: str, names: Iterable[str]) -> tuple[str, ...]:
         for name in names:
-            if name not in known:
-                raise table.fail(key, f"{name} is no rule{nearest(name, known)}")
-        return names
+            if name not in self._top.rules:
+                raise self._mistake(place, key, f"{name} is not a rule{nearest(name, self._top.rules)}")
+        return tuple(names)
 
-    def _read_escalation(self, table: _Table, parameters: dict[str, Unit], deadband: str) -> Escalation:
-        escalation = Escalation(
-            when=self._condition(table, "when", parameters, deadband),
-            on_delay_us=table.delay("on_delay", "0 s"),
-            severity=Severity(table.choice("severity", SEVERITIES)),
-        )
-        table.finish()
-        return escalation
+    def _read_escalation(self, place: str, rule: RuleTable, parameters: dict[str, Unit]) -> Escalation | None:
+        table = rule.escalation
+        if table is None:
+            return None
+        condition = self._condition(f"{place}.escalation", table.when, parameters, rule.deadband)
+        return Escalation(condition, table.on_delay, table.severity)
 
-    def _read_upgrade(self, table: _Table, names: list[str]) -> Upgrade:
-        upgrade = Upgrade(
-            severity=Severity(table.choice("severity", SEVERITIES)),
-            after=self._names(table, "after", names),
-            within_us=table.delay("within", "10 min"),
-        )
-        table.finish()
-        return upgrade
-
-    def _read_stale(self, table: _Table) -> Stale:
-        entry = table.table("stale")
-        if table.has("when"):
-            raise table.fail("when", "a rule on silence has no condition: its stale table says when")
-        stale = Stale(
-            after=float(entry.get("after", (int, float))),
-            escalate_after=float(entry.get("escalate_after", (int, float))),
-            escalate_severity=Severity(entry.choice("escalate_severity", SEVERITIES)),
-            minimum_us=entry.delay("minimum", "2 min"),
-        )
-        if not 1 < stale.after < stale.escalate_after:
-            raise entry.fail("after", "must be above 1 and below escalate_after")
-        entry.finish()
-        return stale
-
-    def _check_rule(self, rule: Rule, table: _Table) -> None:
-        if not 0 < rule.confidence <= 1:
-            raise table.fail("confidence", "must be above 0 and at most 1")
-        if rule.severity is not Severity.INFO and not rule.actions:
-            raise table.fail("actions", "an alarm says what to do; without an action it is an event (severity info)")
-        if rule.name in rule.suppressed_by:
-            raise table.fail("suppressed_by", "a rule cannot suppress itself")
-        escalation = rule.escalation
-        if escalation and SEVERITIES.index(escalation.severity) > SEVERITIES.index(rule.severity):
-            raise table.fail("escalation.severity", f"{escalation.severity} is below the rule's own {rule.severity}")
-        try:
-            rule.seen.format(value="", threshold="", signals="", well="", duration="")
-        except (KeyError, IndexError, ValueError) as error:
-            raise table.fail(
-                "seen", f"{error} is no placeholder (known: value, threshold, signals, well, duration)"
-            ) from None
-
-    def _check_defaults(self, defaults: _Table) -> None:
-        for key in ("on_delay", "off_delay", "deadband", "applies", "latching", "confidence"):
-            defaults.has(key)
-        defaults.finish()
+    def _read_upgrade(self, place: str, table: UpgradeTable | None) -> Upgrade | None:
+        if table is None:
+            return None
+        after = self._rule_names(f"{place}.upgrade", "after", table.after)
+        return Upgrade(severity=table.severity, after=after, within_us=table.within)
 
     # -- groups and wells
 
-    def _read_overrides(self, section: str, rules: dict[str, Rule]) -> list[Override]:
-        table = self._top.table(section)
-        return self._each(table.names(), lambda name: self._read_override(section, name, table.table(name), rules))
+    def _read_group(self, name: str, data: Any, rules: dict[str, Rule]) -> Override:
+        table = self._table(GroupTable, f"groups.{name}", data)
+        return self._override(f"groups.{name}", tuple(table.wells), table, rules)
 
-    def _read_override(self, section: str, name: str, entry: _Table, rules: dict[str, Rule]) -> Override:
-        wells = entry.texts("wells") if section == "groups" else (name,)
-        if not wells:
-            raise entry.fail("wells", 'a group names its wells, for example ["ESP-1*"]')
-        limits = entry.table("limits")
-        values = {limit: self._limit_value(limits, limit) for limit in limits.names()}
-        changes = entry.table("rules")
-        by_rule = {rule: self._read_changes(changes, rule, rules) for rule in changes.names()}
-        entry.get("description", str, "")
-        entry.finish()
-        return Override(f"{section}.{name}", wells, values, by_rule)
+    def _read_well(self, name: str, data: Any, rules: dict[str, Rule]) -> Override:
+        return self._override(f"wells.{name}", (name,), self._table(WellTable, f"wells.{name}", data), rules)
 
-    def _limit_value(self, table: _Table, name: str) -> float:
-        if name not in self._limits:
-            raise table.fail(name, f"is no limit{nearest(name, self._limits)}")
-        return self._quantity(table, name, self._limits[name])
+    def _override(self, place: str, wells: tuple[str, ...], table: WellTable, rules: dict[str, Rule]) -> Override:
+        limits = {}
+        for limit, text in table.limits.items():
+            if limit not in self._limits:
+                raise self._mistake(f"{place}.limits", limit, f"is not a limit{nearest(limit, self._limits)}")
+            limits[limit] = self._quantity(f"{place}.limits", limit, text, self._limits[limit])
+        changes = {name: self._read_changes(f"{place}.rules", name, of, rules) for name, of in table.rules.items()}
+        return Override(place, wells, limits, changes)
 
-    def _read_changes(self, table: _Table, name: str, rules: dict[str, Rule]) -> dict[str, Any]:
+    def _read_changes(self, place: str, name: str, data: Any, rules: dict[str, Rule]) -> dict[str, Any]:
         if name not in rules:
-            raise table.fail(name, f"is no rule{nearest(name, rules)}")
-        rule, entry = rules[name], table.table(name)
-        changes: dict[str, Any] = {}
-        if entry.has("enabled"):
-            changes["enabled"] = entry.get("enabled", bool)
-        if entry.has("severity"):
-            changes["severity"] = Severity(entry.choice("severity", SEVERITIES))
-        for key in ("on_delay", "off_delay"):
-            if entry.has(key):
-                changes[f"{key}_us"] = entry.delay(key, "0 s")
-        for parameter, unit in rule.parameter_units.items():
-            if entry.has(parameter):
-                changes[parameter] = self._quantity(entry, parameter, unit)
-        entry.finish()
+            raise self._mistake(place, name, f"is not a rule{nearest(name, rules)}")
+        units = rules[name].parameter_units
+        here = f"{place}.{name}"
+        if not isinstance(data, dict):
+            raise self._mistake(place, name, "must be a table")
+        own = {key: value for key, value in data.items() if key in units}
+        table = self._table(ChangesTable, here, {key: value for key, value in data.items() if key not in units})
+        changes: dict[str, Any] = table.in_force()
+        for key, text in own.items():
+            if not isinstance(text, str | int | float):
+                raise self._mistake(here, key, "must be a number or a text with a unit")
+            changes[key] = self._quantity(here, key, text, units[key])
         return changes
 
     # -- the whole
@@ -391,7 +264,7 @@ class _Reader:
                 return
             if state.get(name) == 1:
                 circle = " → ".join([*path[path.index(name) :], name])
-                raise RulesError(f"{self._file}: rules.{name}: suppressed_by: goes in a circle: {circle}.")
+                raise self._mistake(f"rules.{name}", "suppressed_by", f"goes in a circle: {circle}")
             state[name] = 1
             rule = rules[name]
             for before in (*rule.suppressed_by, *(rule.upgrade.after if rule.upgrade else ())):
@@ -403,11 +276,9 @@ class _Reader:
             visit(name, ())
         return ordered
 
-    def _check_limits_used(self, rules: list[Rule]) -> None:
+    def _unused_limits(self, rules: Iterable[Rule]) -> Iterable[str]:
         used: set[str] = set()
         for rule in rules:
             for condition in (rule.when, rule.escalation.when if rule.escalation else None):
                 used.update(str(key[1]) for key in (condition.columns if condition else ()) if key[0] == "limit")
-        self._warnings += [
-            f"{self._file}: limits.{name}: no rule reads it." for name in self._limits if name not in used
-        ]
+        return [f"{self._file}: limits.{name}: is not read by any rule." for name in self._limits if name not in used]

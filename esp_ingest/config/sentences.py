@@ -1,0 +1,72 @@
+"""What pydantic finds wrong, in sentences for people; shared by the settings and by rules.toml."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+_WORDS = {
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be more than {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be less than {lt}",
+    "literal_error": "must be {expected}",
+    "finite_number": "must be a finite number",
+    "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "string_too_short": "must not be empty",
+    "string_too_long": "must be at most {max_length} characters",
+    "string_pattern_mismatch": "must not contain +, # or /",
+    "missing": "is missing",
+    "dict_type": "must be a table",
+    "model_type": "must be a table",
+    "model_attributes_type": "must be a table",
+}
+
+
+def in_our_words(kind: str, message: str, context: dict[str, Any]) -> str:
+    """pydantic's message in the words of this program; what is raised here is in them already."""
+    if kind in _WORDS:
+        return _WORDS[kind].format_map({name: _plainly(value) for name, value in context.items()})
+    return message.removeprefix("Value error, ").rstrip(".?")
+
+
+def _plainly(value: Any) -> Any:
+    return f"{value:g}" if isinstance(value, float) and abs(value) < 1e6 else value
+
+
+def fields_at(model: Any, location: list[str], otherwise: Iterable[str] = ()) -> list[str]:
+    """The names of the fields of the table at ``location`` below ``model``; ``otherwise`` if that is not a table with
+    fixed names."""
+    for part in location:
+        annotation = model.model_fields[part].annotation if part in getattr(model, "model_fields", {}) else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return list(otherwise)
+        model = annotation
+    return list(model.model_fields)
+
+
+def what_is_wrong(
+    error: ValidationError, model: type[BaseModel], nearest: Callable[[str, Iterable[str]], str]
+) -> tuple[list[str], str]:
+    """The first mistake: where it is, as the keys below ``model``, and a clause that says what it is.
+
+    The value is not repeated, since it may be a secret. ``nearest`` names the valid name closest to a wrong one."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    location = [str(part) for part in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        return location, f"is not a key here{nearest(location[-1], fields_at(model, location[:-1]))}"
+    words = in_our_words(first["type"], first["msg"], first.get("ctx") or {})
+    unit = location[-1].rpartition("_")[2] if location else ""
+    if unit in ("seconds", "bytes", "days") and words.endswith("number"):
+        words += f" of {unit}, written without a unit"
+    name, _, rest = words.partition(" ")
+    if name in fields_at(model, location):  # said by a check over several fields, about one of them
+        return [*location, name], rest
+    return location, words
