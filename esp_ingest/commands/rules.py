@@ -13,7 +13,7 @@ import msgspec
 
 from esp_ingest.config.settings import ConfigError, Settings
 from esp_ingest.diagnostics.alarm import moment, span
-from esp_ingest.diagnostics.dry_run import Trial
+from esp_ingest.diagnostics.dry_run import DryRun
 from esp_ingest.diagnostics.engine.messages import amount
 from esp_ingest.diagnostics.language import rules_file
 from esp_ingest.diagnostics.language.functions import DERIVED, FUNCTIONS, Form
@@ -109,7 +109,7 @@ def explained(rule_set: RuleSet, rule: Rule, well: str | None) -> Iterator[str]:
     settings = rule_set.settings_of(rule, well or "")
     limits = rule_set.limits_of(well or "")
     yield f"{rule.name} — {rule.title}, {settings['severity']}{'' if settings['enabled'] else ', SWITCHED OFF'}"
-    yield from (f"  {name:<12} {text}" for name, text in _facts(rule_set, rule, settings, limits, well) if text)
+    yield from (f"  {name:<13} {text}" for name, text in _facts(rule_set, rule, settings, limits, well) if text)
 
 
 def _facts(
@@ -119,10 +119,10 @@ def _facts(
     yield "", _missing_limits(rule_set, rule, limits, well)
     if rule.escalation:
         step = words(rule.escalation.when.text, rule, settings, rule_set.limits, limits)
-        yield "graver", f"{rule.escalation.severity}, when {step} for {span(rule.escalation.on_delay_us / 1e6)}"
+        yield "more severe", f"{rule.escalation.severity}, when {step} for {span(rule.escalation.on_delay_us / 1e6)}"
     if rule.upgrade:
         causes, within = " or ".join(rule.upgrade.after), span(rule.upgrade.within_us / 1e6)
-        yield "graver", f"{rule.upgrade.severity}, where {causes} stood in the {within} before"
+        yield "more severe", f"{rule.upgrade.severity}, if {causes} was active in the {within} before"
     yield "cleared", _cleared(rule, settings)
     yield (
         "applies",
@@ -255,14 +255,14 @@ def test(settings: Settings, arguments: argparse.Namespace, rule_set: RuleSet, n
     if (arguments.csv is None) == (arguments.since is None):
         raise ConfigError("Give --csv FILE for a recording, or --since TIME for the database.")
     from_file = arguments.csv is not None
-    trial = Trial(rule_set)
+    dry_run = DryRun(rule_set)
     for batch in recorded(settings, arguments.csv) if from_file else _stored(settings, arguments, now_us):
-        trial.feed(_only(batch, arguments.well) if arguments.well else batch)
-    for row in trial.occurrences():
-        yield as_json(row) if arguments.json else as_line(row, trial.was_shown(row))
+        dry_run.feed(_only(batch, arguments.well) if arguments.well else batch)
+    for row in dry_run.occurrences():
+        yield as_json(row) if arguments.json else as_line(row, dry_run.was_shown(row))
     if not arguments.json:
-        yield _summary(trial)
-    for name, reason in trial.engine.failed_rules().items():
+        yield _summary(dry_run)
+    for name, reason in dry_run.engine.failed_rules().items():
         yield f"warning: {name} failed and was left out: {reason}"
 
 
@@ -329,11 +329,11 @@ def as_json(row: DiagnosticRow) -> str:
     return msgspec.json.encode(data).decode()
 
 
-def _summary(trial: Trial) -> str:
-    rows, seen = trial.occurrences(), len(trial.seen())
+def _summary(dry_run: DryRun) -> str:
+    rows, seen = dry_run.occurrences(), len(dry_run.seen())
     held = f", {len(rows) - seen} more held back" if len(rows) > seen else ""
-    late = f", {trial.late} readings late or doubled" if trial.late else ""
-    return f"{seen} occurrences{held} in {trial.readings} readings of {_wells(len(trial.engine.wells()))}{late}"
+    late = f", {dry_run.late} readings late or doubled" if dry_run.late else ""
+    return f"{seen} occurrences{held} in {dry_run.readings} readings of {_wells(len(dry_run.engine.wells()))}{late}"
 
 
 def _wells(count: int) -> str:

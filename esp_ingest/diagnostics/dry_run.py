@@ -1,4 +1,4 @@
-"""Rules on trial: the engine over any readings, nothing written, every occurrence kept in its last state."""
+"""Rules on dry_run: the engine over any readings, nothing written, every occurrence kept in its last state."""
 
 from collections.abc import Iterable
 
@@ -11,7 +11,7 @@ from esp_ingest.model import DiagnosticRow, Readings
 _BATCH_ROWS = 5_000
 
 
-class Trial:
+class DryRun:
     """Feed it readings in the order received; ``occurrences`` is what diagnostic_results would hold after them."""
 
     def __init__(self, rules: RuleSet) -> None:
@@ -48,8 +48,8 @@ class Trial:
         return [row for row in self.occurrences() if self.was_shown(row)]
 
 
-def tried(rules: RuleSet, batches: Iterable[Readings]) -> Trial:
-    trial = Trial(rules)
+def tried(rules: RuleSet, batches: Iterable[Readings]) -> DryRun:
+    dry_run = DryRun(rules)
     for batch in batches:
-        trial.feed(batch)
-    return trial
+        dry_run.feed(batch)
+    return dry_run

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from esp_ingest.demo.fleet import Fault, FaultName, Fleet
-from esp_ingest.diagnostics.dry_run import Trial
+from esp_ingest.diagnostics.dry_run import DryRun
 from esp_ingest.model import SIGNAL_ROW, DiagnosticRow, FloatArray, Readings
 from tests.evaluate.simulated import in_batches, rule_set
 
@@ -123,9 +123,9 @@ def play(rule: str) -> Shown:
         readings.extra = {at: json.dumps({example.extra: 12 if t >= 0 else 2}) for at, t in enumerate(since.tolist())}
     ahead_us = np.where(since >= 0, example.ahead_seconds * 1e6, 0).astype(np.int64)
     readings.received_us = readings.timestamp_us + 1_000_000 - ahead_us
-    trial = Trial(rule_set())
-    trial.feed(readings)
-    return Shown(hours, readings, [row for row in trial.seen() if row.diagnosis == rule], start)
+    dry_run = DryRun(rule_set())
+    dry_run.feed(readings)
+    return Shown(hours, readings, [row for row in dry_run.seen() if row.diagnosis == rule], start)
 
 
 def _length(example: Example) -> float:

@@ -43,10 +43,10 @@ class Line:
 
 def lines(each: Played) -> Iterator[Line]:
     found: dict[tuple[str, str], list[DiagnosticRow]] = {}
-    for row in each.trial.occurrences():
+    for row in each.dry_run.occurrences():
         found.setdefault((row.well_id, row.diagnosis), []).append(row)
     for (well, diagnosis), rows in sorted(found.items()):
-        seen = [row for row in rows if each.trial.was_shown(row)]
+        seen = [row for row in rows if each.dry_run.was_shown(row)]
         spans = [(row.cleared_us - row.raised_us) / MINUTE_US for row in seen if row.cleared_us is not None]
         severities = Counter(row.severity.value for row in seen)
         yield Line(
@@ -121,7 +121,7 @@ def trade_off(settings: Sequence[tuple[str, str, str, str]]) -> Iterator[Setting
 
 def alarms_per_day(each: Played) -> float:
     """Of all diagnoses together; events (info) are no alarms."""
-    return sum(row.severity is not Severity.INFO for row in each.trial.seen()) / each.days
+    return sum(row.severity is not Severity.INFO for row in each.dry_run.seen()) / each.days
 
 
 # --- gas lock, where flow is not measured
@@ -261,7 +261,7 @@ def _account(why: Counter[str], reason: str, each: Played, ours: tuple[str, ...]
 
 def _covered(each: Played, ours: tuple[str, ...], at: int, held_back: bool) -> bool:
     """An occurrence stood at ``at``, or was raised within half an hour after it."""
-    rows = [row for row in each.trial.occurrences() if row.diagnosis in ours] if held_back else each.of(*ours)
+    rows = [row for row in each.dry_run.occurrences() if row.diagnosis in ours] if held_back else each.of(*ours)
     return any(
         row.raised_us <= at + 30 * MINUTE_US and (row.cleared_us is None or row.cleared_us >= at) for row in rows
     )

@@ -10,12 +10,12 @@ from itertools import islice
 from pathlib import Path
 
 from esp_ingest.config.settings import TelemetrySettings
-from esp_ingest.diagnostics.dry_run import Trial, tried
+from esp_ingest.telemetry import csv_recording as replay
+from esp_ingest.diagnostics.dry_run import DryRun, tried
 from esp_ingest.diagnostics.language import rules_file
 from esp_ingest.diagnostics.language.rules import RuleSet
 from esp_ingest.model import Delivery, DiagnosticRow, Readings
 from esp_ingest.resources import config_file
-from esp_ingest.telemetry import csv_recording as replay
 from esp_ingest.telemetry.decode import Decoder
 
 FOLDER = Path(os.environ.get("DATA") or Path(__file__).parents[3] / "shared" / "data" / "esp")
@@ -33,10 +33,10 @@ DAY_US = 86_400_000_000
 
 @dataclass(frozen=True)
 class Played:
-    """One recording after its trial."""
+    """One recording after its dry_run."""
 
     name: str
-    trial: Trial
+    dry_run: DryRun
     first_us: int
     last_us: int
 
@@ -46,7 +46,7 @@ class Played:
 
     def of(self, *diagnoses: str) -> list[DiagnosticRow]:
         """Occurrences of these diagnoses that were an alarm to somebody: those held back are left out."""
-        return [row for row in self.trial.seen() if row.diagnosis in diagnoses]
+        return [row for row in self.dry_run.seen() if row.diagnosis in diagnoses]
 
 
 def readings(path: Path) -> Iterator[Readings]:
@@ -83,8 +83,8 @@ def shipped_with(*changes: tuple[str, str]) -> RuleSet:
 
 def played(name: str, rule_set: RuleSet | None = None) -> Played:
     batches = decoded(name)
-    trial = tried(rule_set or shipped(), batches)
-    return Played(name, trial, int(batches[0].timestamp_us[0]), int(batches[-1].timestamp_us[-1]))
+    dry_run = tried(rule_set or shipped(), batches)
+    return Played(name, dry_run, int(batches[0].timestamp_us[0]), int(batches[-1].timestamp_us[-1]))
 
 
 @functools.cache

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from esp_ingest.demo.fleet import DEFAULT_START_US, Fault, FaultName, Fleet
-from esp_ingest.diagnostics.dry_run import Trial
+from esp_ingest.diagnostics.dry_run import DryRun
 from esp_ingest.diagnostics.language import rules_file
 from esp_ingest.diagnostics.language.rules import RuleSet
 from esp_ingest.model import DiagnosticRow, Readings, Severity
@@ -123,15 +123,15 @@ def _fleet_of_faults(seed: int, interval: float, faults: Sequence[FaultName], us
         for well, name in enumerate(faults)
     ]
     fleet = Fleet(len(faults), seed, interval, planned)
-    trial = Trial(using)
+    dry_run = DryRun(using)
     for block in fleet.run(round((BASELINE_SECONDS + FAULT_SECONDS) / interval)):
-        trial.feed(block)
-    assert not trial.engine.failed_rules(), trial.engine.failed_rules()
+        dry_run.feed(block)
+    assert not dry_run.engine.failed_rules(), dry_run.engine.failed_rules()
     onset = DEFAULT_START_US + round(BASELINE_SECONDS * 1e6)
     found = {well: Case(name, seed, interval, onset) for well, name in zip(fleet.wells, faults, strict=True)}
-    for row in trial.occurrences():
+    for row in dry_run.occurrences():
         case = found[row.well_id]
-        seen = case.after if trial.was_shown(row) else case.held_back
+        seen = case.after if dry_run.was_shown(row) else case.held_back
         (seen if row.raised_us >= onset else case.before).append(row)
     return list(found.values())
 
@@ -158,11 +158,11 @@ def healthy(wells: int = 100, days: float = 365.0, seed: int = 1, using: RuleSet
     """The fleet at 1-minute samples, through the engine alone."""
     interval_seconds = 60.0
     fleet = Fleet(wells, seed, interval_seconds)
-    trial = Trial(using or rule_set())
+    dry_run = DryRun(using or rule_set())
     for block in in_batches(fleet.run(round(days * 86_400 / interval_seconds))):
-        trial.feed(block)
-    assert not trial.engine.failed_rules(), trial.engine.failed_rules()
-    raised = Counter((row.diagnosis, row.severity.value) for row in trial.seen())
+        dry_run.feed(block)
+    assert not dry_run.engine.failed_rules(), dry_run.engine.failed_rules()
+    raised = Counter((row.diagnosis, row.severity.value) for row in dry_run.seen())
     return Health(wells, days, raised)
 
 

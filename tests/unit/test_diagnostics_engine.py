@@ -259,10 +259,10 @@ def test_three_starts_in_a_day_are_cycling(well: Well) -> None:
 
 
 def test_a_rule_that_fails_is_switched_off_and_the_others_run(well: Well) -> None:
-    lane = next(lane for lane in well.engine._lanes if lane.rule.name == "gas_interference")
+    step = next(step for step in well.engine._steps if step.rule.name == "gas_interference")
 
     class Broken:
-        columns = lane.condition.columns
+        columns = step.condition.columns
         headline = None
         sites = ()
 
@@ -270,7 +270,7 @@ def test_a_rule_that_fails_is_switched_off_and_the_others_run(well: Well) -> Non
         def evaluate(frame: object) -> None:
             raise ZeroDivisionError("a rule of a user")
 
-    lane.condition = Broken()  # type: ignore[assignment]
+    step.condition = Broken()  # type: ignore[assignment]
     well.send(4, motor_current=32.0)
     assert "underload" in well.names()
     assert well.engine.failed_rules() == {"gas_interference": "ZeroDivisionError: a rule of a user"}

@@ -118,7 +118,7 @@ def _record_highs(t: IntArray, group: Slots) -> BoolArray:
     return np.asarray(key > before)
 
 
-class BatchFrame:
+class BatchColumns:
     """Columns on demand, each made once a batch. Implements conditions.Frame."""
 
     def __init__(
@@ -147,7 +147,7 @@ class BatchFrame:
         self._within_us = within_us
         self._journal = journal
         self._made: dict[Key, Any] = {("fact", name): values for name, values in facts.items()}
-        self.recent: dict[int, IntArray] = {}  # by lane: when it was last active, up to each row
+        self.recent: dict[int, IntArray] = {}  # by step: when it was last active, up to each row
 
     def set_parameter(self, name: str, column: Any) -> None:
         """Parameters belong to the rule that runs next."""

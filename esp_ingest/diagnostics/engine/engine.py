@@ -17,28 +17,28 @@ import numpy as np
 
 from esp_ingest.diagnostics.alarm import Occurrence
 from esp_ingest.diagnostics.engine.baseline import Baselines, Key
-from esp_ingest.diagnostics.engine.columns import BatchFrame, Rows, grouped
+from esp_ingest.diagnostics.engine.columns import BatchColumns, Rows, grouped
 from esp_ingest.diagnostics.engine.facts import facts_of, historical, keys_of, pick
-from esp_ingest.diagnostics.engine.open_occurrences import Book
+from esp_ingest.diagnostics.engine.open_occurrences import OpenOccurrences
 from esp_ingest.diagnostics.engine.rule_step import (
     ACTIVE,
     APART,
+    CHANGE,
     DUE_OFF,
     DUE_ON,
     HELD_SHELVED,
     NORMAL,
     RETURNING,
     SKIP,
-    WALK,
     WHAT,
-    Lane,
-    Pass,
-    lanes_of,
+    BatchContext,
+    RuleStep,
     site_labels,
+    steps_of,
 )
 from esp_ingest.diagnostics.engine.signals import RunState, SignalState
 from esp_ingest.diagnostics.engine.silence import Silence
-from esp_ingest.diagnostics.engine.transitions import Walk
+from esp_ingest.diagnostics.engine.transitions import Transitions
 from esp_ingest.diagnostics.engine.well_state import NEVER, Array, Journal, WellArrays
 from esp_ingest.diagnostics.language.conditions import BoolArray, Truth
 from esp_ingest.diagnostics.language.rules import Rule, RuleSet
@@ -90,24 +90,24 @@ class Engine:
         self._journal = Journal()
         self._in_flight = 0
         self._number = 0
-        self._lanes, self._stale = lanes_of(rules)
-        columns = {key for lane in self._lanes for key in lane.condition.columns}
+        self._steps, self._stale = steps_of(rules)
+        columns = {key for step in self._steps for key in step.condition.columns}
         self._has_frozen = ("fact", "frozen_for") in columns
         self._state = self._allocate(columns)
         self._config = self._allocate_config()
-        self._book = Book(rules, self._wells, self._journal, self._state, self._baselines)
-        self._silence = Silence(self._stale, len(self._lanes), self._book, self._state, self._baselines)
+        self._occurrences = OpenOccurrences(rules, self._wells, self._journal, self._state, self._baselines)
+        self._silence = Silence(self._stale, len(self._steps), self._occurrences, self._state, self._baselines)
 
     def _allocate(self, columns: set[Key]) -> WellArrays:
         state = WellArrays()
-        names = [lane.name for lane in self._lanes]
+        names = [step.name for step in self._steps]
         state.add("last_us", np.int64, NEVER)
         state.add("received_us", np.int64, NEVER)
         state.add("phase", np.int8, 0, names)
         state.add("since", np.int64, NEVER, names)
         state.add("peak", np.float64, np.nan, names)
         state.add("active_us", np.int64, NEVER, names)
-        state.add("within_us", np.int64, NEVER, site_labels(self._lanes, self.rules.sites))
+        state.add("within_us", np.int64, NEVER, site_labels(self._steps, self.rules.sites))
         self._signal_state = SignalState(state, self._names)
         self._baselines = Baselines(state, columns)
         self._run_state = RunState(state, self._baselines)
@@ -144,11 +144,11 @@ class Engine:
             raise RuntimeError("the batch before was neither accepted nor discarded")
         self._number += 1
         self._in_flight = self._number
-        self._book.begin()
+        self._occurrences.begin()
 
     def _end(self, late: int) -> Evaluation:
-        book = self._book
-        return Evaluation(list(book.changed.values()), book.raised, late, self._number, book.shown)
+        made = self._occurrences
+        return Evaluation(list(made.changed.values()), made.raised, late, self._number, made.shown)
 
     def _settle(self, evaluation: Evaluation) -> None:
         if evaluation.number != self._in_flight:
@@ -161,7 +161,7 @@ class Engine:
         if evaluation.late:
             metrics.diagnostics_late_readings.inc(evaluation.late)
         if evaluation.rows:
-            for (diagnosis, severity), count in self._book.counts.items():
+            for (diagnosis, severity), count in self._occurrences.counts.items():
                 metrics.diagnostics_active.labels(diagnosis=diagnosis, severity=severity).set(count)
 
     def _evaluate(self, readings: Readings) -> int:
@@ -173,12 +173,12 @@ class Engine:
         values = self._values(readings, rows)
         last_us, last_received = state["last_us"][rows.slots], state["received_us"][rows.slots]
         measured = self._signal_state.measure(journal, rows, values, self._bad(readings, rows))
-        running = self._run_state.walk(journal, rows, measured.usable, last_us)
+        running = self._run_state.advance(journal, rows, measured.usable, last_us)
         frozen = self._signal_state.frozen(journal, rows, measured) if self._has_frozen else {}
         journal.put(state["last_us"], rows.slots, rows.t[rows.last])
         journal.put(state["received_us"], rows.slots, rows.received[rows.last])
         facts = facts_of(rows, measured, running, frozen, last_us, last_received)
-        frame = BatchFrame(
+        frame = BatchColumns(
             rows=rows,
             signals=measured.usable,
             facts=facts,
@@ -190,7 +190,7 @@ class Engine:
             within_us=state["within_us"],
             journal=journal,
         )
-        batch = Pass(
+        batch = BatchContext(
             rows,
             frame,
             measured,
@@ -201,8 +201,8 @@ class Engine:
             not_settled=~running.settled,
         )
         self._silence.passed(batch, last_us)
-        for lane in self._lanes:
-            self._run_lane(batch, lane)
+        for step in self._steps:
+            self._run_step(batch, step)
         return late
 
     def _rows(self, readings: Readings) -> Rows:
@@ -254,7 +254,7 @@ class Engine:
 
     def _allocate_config(self) -> WellArrays:
         config = WellArrays()
-        names = [lane.name for lane in self._lanes]
+        names = [step.name for step in self._steps]
         config.add("enabled", np.bool_, True, names)
         config.add("on_us", np.int64, 0, names)
         config.add("off_us", np.int64, 0, names)
@@ -269,14 +269,18 @@ class Engine:
         }
         config.add("parameters", np.float64, np.nan, sorted(self._per_well))
         self._limits_set = bool(self.rules.limit_defaults) or any(o.limits for o in self.rules.overrides)
-        self._fixed_on = np.array([self._lane_delay(lane) for lane in self._lanes], np.int64)
-        self._fixed_off = np.array([0 if lane.parent else lane.rule.off_delay_us for lane in self._lanes], np.int64)
+        self._fixed_on = np.array([self._step_delay(step) for step in self._steps], np.int64)
+        self._fixed_off = np.array(
+            [0 if step.is_escalation else step.rule.off_delay_us for step in self._steps], np.int64
+        )
         self._any_disabled = False
         return config
 
     @staticmethod
-    def _lane_delay(lane: Lane) -> int:
-        return lane.rule.escalation.on_delay_us if lane.parent and lane.rule.escalation else lane.rule.on_delay_us
+    def _step_delay(step: RuleStep) -> int:
+        return (
+            step.rule.escalation.on_delay_us if step.is_escalation and step.rule.escalation else step.rule.on_delay_us
+        )
 
     def _slot(self, well: str) -> int:
         slot = self._slots.get(well)
@@ -296,7 +300,7 @@ class Engine:
         config = self._config
         config["on_us"][:, slot] = self._fixed_on
         config["off_us"][:, slot] = self._fixed_off
-        config["enabled"][:, slot] = [lane.rule.enabled for lane in self._lanes]
+        config["enabled"][:, slot] = [step.rule.enabled for step in self._steps]
         limits = self.rules.limits_of(well)
         config["limits"][:, slot] = [limits.get(name, np.nan) for name in self.rules.limits]
         if any(override.covers(well) for override in self.rules.overrides):
@@ -305,12 +309,12 @@ class Engine:
 
     def _configure_overrides(self, slot: int, well: str) -> None:
         config = self._config
-        for lane in self._lanes:
-            settings = self.rules.settings_of(lane.rule, well)
-            config["enabled"][lane.index, slot] = settings["enabled"]
-            if not lane.parent:
-                config["off_us"][lane.index, slot] = settings["off_delay_us"]
-                config["on_us"][lane.index, slot] = settings["on_delay_us"]
+        for step in self._steps:
+            settings = self.rules.settings_of(step.rule, well)
+            config["enabled"][step.index, slot] = settings["enabled"]
+            if not step.is_escalation:
+                config["off_us"][step.index, slot] = settings["off_delay_us"]
+                config["on_us"][step.index, slot] = settings["on_delay_us"]
         for at, (rule, name) in enumerate(sorted(self._per_well)):
             config["parameters"][at, slot] = self.rules.settings_of(self.rules.rule(rule), well)[name]
 
@@ -321,76 +325,78 @@ class Engine:
         limits = self._config["limits"][:, rows.slots]
         return {("limit", name): limits[at][rows.group] for at, name in enumerate(self.rules.limits)}
 
-    def _parameters(self, batch: Pass, rule: Rule) -> None:
+    def _parameters(self, batch: BatchContext, rule: Rule) -> None:
         overridden = sorted(self._per_well)
         for name, value in rule.parameters.items():
             column: Any = np.float64(value)
             if (rule.name, name) in self._per_well:
                 at = overridden.index((rule.name, name))
                 column = self._config["parameters"][at][batch.rows.slot]
-            batch.frame.set_parameter(name, column)
+            batch.columns.set_parameter(name, column)
 
-    # -- one lane
+    # -- one step
 
-    def _run_lane(self, batch: Pass, lane: Lane) -> None:
+    def _run_step(self, batch: BatchContext, step: RuleStep) -> None:
         """A condition that fails is switched off and counted; it never holds back a batch."""
-        if lane.failed:
+        if step.failed:
             return
         try:
-            self._parameters(batch, lane.rule)
-            truth = lane.condition.evaluate(batch.frame)
+            self._parameters(batch, step.rule)
+            truth = step.condition.evaluate(batch.columns)
         except Exception as error:
-            self._fail(lane, error)
+            self._fail(step, error)
             return
-        self._apply(batch, lane, truth)
+        self._apply(batch, step, truth)
 
-    def _fail(self, lane: Lane, error: Exception) -> None:
-        lane.failed = f"{type(error).__name__}: {error}"
-        log.exception("rule %s failed and is switched off until the rules are read again", lane.rule.name)
+    def _fail(self, step: RuleStep, error: Exception) -> None:
+        step.failed = f"{type(error).__name__}: {error}"
+        log.exception("rule %s failed and is switched off until the rules are read again", step.rule.name)
         if self._metrics is not None:
-            self._metrics.diagnostics_rule_failures.labels(diagnosis=lane.rule.name).inc()
+            self._metrics.diagnostics_rule_failures.labels(diagnosis=step.rule.name).inc()
             self._metrics.diagnostics_rules_disabled.set(len(self.failed_rules()))
 
     def failed_rules(self) -> dict[str, str]:
         """Rules switched off by a failure at run time, with the reason."""
-        return {lane.rule.name: lane.failed for lane in self._lanes if lane.failed}
+        return {step.rule.name: step.failed for step in self._steps if step.failed}
 
-    def _apply(self, batch: Pass, lane: Lane, truth: Truth) -> None:
+    def _apply(self, batch: BatchContext, step: RuleStep, truth: Truth) -> None:
         rows = batch.rows
-        phases = self._state["phase"][lane.index][rows.slots]
+        phases = self._state["phase"][step.index][rows.slots]
         any_yes = bool(np.any(truth.yes))
         busy = bool(phases.any())
-        if not busy and not any_yes and lane.escalation is None:
-            if lane.exposes:
-                batch.active[lane.index] = np.zeros(len(rows), np.bool_)
+        if not busy and not any_yes and step.escalation is None:
+            if step.is_read:
+                batch.active[step.index] = np.zeros(len(rows), np.bool_)
             return
-        code = self._code(batch, lane, truth)
+        code = self._code(batch, step, truth)
         phase = phases[rows.group]
         what = WHAT[phase * 5 + code]
-        walk = what == WALK
+        changes = what == CHANGE
         if busy:
-            self._due(lane, rows, what, walk)
-        wells = set(rows.group[walk].tolist()) if walk.any() else set()
-        for other in (*lane.suppressors, *([lane.escalation] if lane.escalation else [])):
-            wells |= {well for well in batch.walked.get(other.index, ()) if phases[well] or other is lane.escalation}
-        if busy and not lane.parent:
-            wells |= self._unshelved(lane, rows, phases)
-        batch.walked[lane.index] = wells
-        if lane.exposes or lane.parent:
-            batch.active[lane.index] = phase >= ACTIVE  # what is latched holds back its consequences too
+            self._due(step, rows, what, changes)
+        wells = set(rows.group[changes].tolist()) if changes.any() else set()
+        for other in (*step.suppressors, *([step.escalation] if step.escalation else [])):
+            wells |= {
+                well for well in batch.changed_wells.get(other.index, ()) if phases[well] or other is step.escalation
+            }
+        if busy and not step.is_escalation:
+            wells |= self._unshelved(step, rows, phases)
+        batch.changed_wells[step.index] = wells
+        if step.is_read or step.is_escalation:
+            batch.active[step.index] = phase >= ACTIVE  # what is latched holds back its consequences too
         if wells:
-            self._walk_all(batch, lane, code, sorted(wells))
-        if busy and not lane.parent:
-            self._peaks(batch, lane, phase, code, wells)
-        if lane.exposes:
-            self._note_active(batch, lane)
+            self._make_transitions(batch, step, code, sorted(wells))
+        if busy and not step.is_escalation:
+            self._peaks(batch, step, phase, code, wells)
+        if step.is_read:
+            self._note_active(batch, step)
 
-    def _code(self, batch: Pass, lane: Lane, truth: Truth) -> Array:
+    def _code(self, batch: BatchContext, step: RuleStep, truth: Truth) -> Array:
         """Off, on, neither, skip (a gauge dropout) or apart (stopped, starting, disabled) for each row."""
         count = len(batch.rows)
         yes, no = np.broadcast_to(truth.yes, count), np.broadcast_to(truth.no, count)
         code = 2 - yes.view(np.int8) - 2 * no.view(np.int8)
-        rule = lane.rule
+        rule = step.rule
         if batch.dropped and rule.skip_dropouts:
             code[batch.measured.dropped] = SKIP
         if rule.applies == "settled":
@@ -398,72 +404,72 @@ class Engine:
         elif rule.applies == "running":
             code[batch.not_running] = APART
         if self._any_disabled:
-            code[~self._config["enabled"][lane.index][batch.rows.slot]] = APART
+            code[~self._config["enabled"][step.index][batch.rows.slot]] = APART
         return code
 
-    def _due(self, lane: Lane, rows: Rows, what: Array, walk: BoolArray) -> None:
-        """Add to ``walk`` the rows at which a running delay is over."""
+    def _due(self, step: RuleStep, rows: Rows, what: Array, changes: BoolArray) -> None:
+        """Add to ``changes`` the rows at which a running delay is over."""
         for kind, name in ((DUE_ON, "on_us"), (DUE_OFF, "off_us")):
             waiting = np.flatnonzero(what == kind)
             if waiting.size:
                 slot = rows.slot[waiting]
-                elapsed = rows.t[waiting] - self._state["since"][lane.index][slot]
-                walk[waiting[elapsed >= self._config[name][lane.index][slot]]] = True
+                elapsed = rows.t[waiting] - self._state["since"][step.index][slot]
+                changes[waiting[elapsed >= self._config[name][step.index][slot]]] = True
 
-    def _unshelved(self, lane: Lane, rows: Rows, phases: Array) -> set[int]:
+    def _unshelved(self, step: RuleStep, rows: Rows, phases: Array) -> set[int]:
         """Wells whose open occurrence may stop being shelved."""
-        until = self._config["shelved_us"][lane.index][rows.slots]
+        until = self._config["shelved_us"][step.index][rows.slots]
         shelved = np.flatnonzero((until != NEVER) & (phases != NORMAL))
         return set(shelved.tolist())
 
-    def _peaks(self, batch: Pass, lane: Lane, phase: Array, code: Array, walked: set[int]) -> None:
-        """Peaks of open occurrences whose wells were not walked."""
-        headline = lane.condition.headline
+    def _peaks(self, batch: BatchContext, step: RuleStep, phase: Array, code: Array, changed: set[int]) -> None:
+        """Peaks of open occurrences whose wells have no transition."""
+        headline = step.condition.headline
         if headline is None:
             return
         some = ((phase == ACTIVE) | (phase == RETURNING)) & (code < SKIP)
-        if walked:
-            some &= ~np.isin(batch.rows.group, list(walked))
+        if changed:
+            some &= ~np.isin(batch.rows.group, list(changed))
         at = np.flatnonzero(some)
         if not at.size:
             return
-        values = np.broadcast_to(headline.value(batch.frame), len(batch.rows))[at]
+        values = np.broadcast_to(headline.value(batch.columns), len(batch.rows))[at]
         slots = batch.rows.slot[at]
-        peak = self._state["peak"][lane.index]
+        peak = self._state["peak"][step.index]
         self._journal.keep(peak, np.unique(slots))
         (np.fmin if headline.below else np.fmax).at(peak, slots, values)
 
-    def _note_active(self, batch: Pass, lane: Lane) -> None:
-        active = batch.active[lane.index]
+    def _note_active(self, batch: BatchContext, step: RuleStep) -> None:
+        active = batch.active[step.index]
         if active.any():
             rows, times = batch.rows, self._state["active_us"]
-            before = times[lane.index][rows.slots]
+            before = times[step.index][rows.slots]
             newest = rows.carry(active, rows.t, before)
-            batch.frame.recent[lane.index] = newest
-            self._journal.put(times, (lane.index, rows.slots), newest[rows.last])
+            batch.columns.recent[step.index] = newest
+            self._journal.put(times, (step.index, rows.slots), newest[rows.last])
 
     # -- where something changes: Python, a stretch of equal rows at a time
 
-    def _walk_all(self, batch: Pass, lane: Lane, code: Array, wells: Sequence[int]) -> None:
+    def _make_transitions(self, batch: BatchContext, step: RuleStep, code: Array, wells: Sequence[int]) -> None:
         rows = batch.rows
-        forced = batch.active.get(lane.escalation.index) if lane.escalation else None
-        held = self._held(batch, lane)
-        headline = lane.condition.headline
+        forced = batch.active.get(step.escalation.index) if step.escalation else None
+        held = self._held(batch, step)
+        headline = step.condition.headline
         values = thresholds = None
-        if headline is not None and not lane.parent:
-            values = np.broadcast_to(headline.value(batch.frame), len(rows))
-            thresholds = np.broadcast_to(headline.threshold(batch.frame), len(rows))
+        if headline is not None and not step.is_escalation:
+            values = np.broadcast_to(headline.value(batch.columns), len(rows))
+            thresholds = np.broadcast_to(headline.threshold(batch.columns), len(rows))
         for well in wells:
-            Walk(self._book, self._config, batch, lane, well, code, forced, held, values, thresholds).go()
+            Transitions(self._occurrences, self._config, batch, step, well, code, forced, held, values, thresholds).go()
 
-    def _held(self, batch: Pass, lane: Lane) -> Array | None:
-        """Bits by row: a suppressor is active, or the lane is shelved."""
+    def _held(self, batch: BatchContext, step: RuleStep) -> Array | None:
+        """Bits by row: a suppressor is active, or the step is shelved."""
         held: Array | None = None
-        for other in lane.suppressors:
+        for other in step.suppressors:
             active = batch.active.get(other.index)
             if active is not None and active.any():
                 held = active.astype(np.int8) if held is None else held | active.astype(np.int8)
-        until = self._config["shelved_us"][lane.index][batch.rows.slots]
+        until = self._config["shelved_us"][step.index][batch.rows.slots]
         if (until != NEVER).any():
             shelved = (batch.rows.t < until[batch.rows.group]).astype(np.int8) * np.int8(HELD_SHELVED)
             held = shelved if held is None else held | shelved
@@ -489,9 +495,9 @@ class Engine:
             raise RuntimeError("a batch is in flight")
         chosen = self._wells if wells is None else [well for well in wells if well in self._slots]
         opened: dict[int, list[list[Any]]] = {}
-        names = [lane.name for lane in self._lanes] + [rule.name for rule in self._stale]
-        for (lane, slot), occurrence in [*self._book.open.items(), *self._book.silent.items()]:
-            opened.setdefault(slot, []).append([names[lane], occurrence])
+        names = [step.name for step in self._steps] + [rule.name for rule in self._stale]
+        for (step, slot), occurrence in [*self._occurrences.open.items(), *self._occurrences.silent.items()]:
+            opened.setdefault(slot, []).append([names[step], occurrence])
         return {
             well: zlib.compress(
                 _pack({"version": 1, "arrays": self._state.export(slot), "open": opened.get(slot, [])}), 1
@@ -505,8 +511,8 @@ class Engine:
 
         Returns the wells whose state could not be read; they start anew."""
         unread = []
-        lanes = {lane.name: lane.index for lane in self._lanes}
-        lanes |= {rule.name: len(self._lanes) + at for at, rule in enumerate(self._stale)}
+        steps = {step.name: step.index for step in self._steps}
+        steps |= {rule.name: len(self._steps) + at for at, rule in enumerate(self._stale)}
         for well, data in states.items():
             try:
                 found = msgspec.msgpack.decode(zlib.decompress(data), type=_Exported)
@@ -516,20 +522,20 @@ class Engine:
             slot = self._slot(well)
             self._state.restore(slot, found.arrays)
             for name, occurrence in found.open:
-                self._reopen(lanes.get(name), slot, occurrence)
+                self._reopen(steps.get(name), slot, occurrence)
         self._signal_state.forget_shortcuts()
         return unread
 
-    def _reopen(self, lane: int | None, slot: int, occurrence: Occurrence) -> None:
-        if lane is None:
+    def _reopen(self, step: int | None, slot: int, occurrence: Occurrence) -> None:
+        if step is None:
             return
-        (self._book.open if lane < len(self._lanes) else self._book.silent)[lane, slot] = occurrence
-        self._book.counts[occurrence.diagnosis, occurrence.severity.value] += 1
+        (self._occurrences.open if step < len(self._steps) else self._occurrences.silent)[step, slot] = occurrence
+        self._occurrences.counts[occurrence.diagnosis, occurrence.severity.value] += 1
 
     # -- what is open
 
     def open_occurrences(self) -> list[Occurrence]:
-        return [*self._book.open.values(), *self._book.silent.values()]
+        return [*self._occurrences.open.values(), *self._occurrences.silent.values()]
 
     def wells(self) -> list[str]:
         return list(self._slots)
@@ -577,10 +583,10 @@ class Engine:
     def put(self, occurrence: Occurrence) -> bool:
         """The open occurrence of this well and diagnosis is this one. False where there is none, but for silence."""
         key, before = self._found(occurrence.well_id, occurrence.diagnosis)
-        if key is None or (before is None and key[0] < len(self._lanes)):
+        if key is None or (before is None and key[0] < len(self._steps)):
             return False
         if before is not None:
-            self._book.counts[before.diagnosis, before.severity.value] -= 1
+            self._occurrences.counts[before.diagnosis, before.severity.value] -= 1
         self._reopen(*key, occurrence)
         return True
 
@@ -590,22 +596,22 @@ class Engine:
         if key is None or occurrence is None or occurrence.latched_us is None:
             return False
         self._state["phase"][key] = NORMAL
-        del self._book.open[key]
-        self._book.counts[occurrence.diagnosis, occurrence.severity.value] -= 1
+        del self._occurrences.open[key]
+        self._occurrences.counts[occurrence.diagnosis, occurrence.severity.value] -= 1
         return True
 
     def shelve(self, well: str, diagnosis: str, until_us: int | None) -> None:
         """Hold the diagnosis back until then, in event time; None ends it."""
         slot = self._slot(well)
-        for lane in self._lanes:
-            if lane.rule.name == diagnosis:
-                self._config["shelved_us"][lane.index, slot] = NEVER if until_us is None else until_us
+        for step in self._steps:
+            if step.rule.name == diagnosis:
+                self._config["shelved_us"][step.index, slot] = NEVER if until_us is None else until_us
 
     def _found(self, well: str, diagnosis: str) -> tuple[tuple[int, int] | None, Occurrence | None]:
         slot = self._slots.get(well)
-        lanes = [lane.index for lane in self._lanes if lane.rule.name == diagnosis and not lane.parent]
-        lanes += [len(self._lanes) + at for at, rule in enumerate(self._stale) if rule.name == diagnosis]
-        if slot is None or not lanes:
+        steps = [step.index for step in self._steps if step.rule.name == diagnosis and not step.is_escalation]
+        steps += [len(self._steps) + at for at, rule in enumerate(self._stale) if rule.name == diagnosis]
+        if slot is None or not steps:
             return None, None
-        key = (lanes[0], slot)
-        return key, (self._book.open if lanes[0] < len(self._lanes) else self._book.silent).get(key)
+        key = (steps[0], slot)
+        return key, (self._occurrences.open if steps[0] < len(self._steps) else self._occurrences.silent).get(key)

@@ -6,17 +6,17 @@ import msgspec
 import numpy as np
 
 from esp_ingest.diagnostics import alarm as alarms
-from esp_ingest.diagnostics.engine.rule_step import HELD_SHELVED, HELD_SUPPRESSED, Lane, Pass
+from esp_ingest.diagnostics.engine.rule_step import HELD_SHELVED, HELD_SUPPRESSED, BatchContext, RuleStep
 from esp_ingest.diagnostics.language.rules import Rule
 from esp_ingest.diagnostics.language.units import NONE, Unit
 
 
-def told_of(lane: Lane, batch: Pass, row: int) -> tuple[float | None, float | None]:
-    headline = lane.condition.headline
+def told_of(step: RuleStep, batch: BatchContext, row: int) -> tuple[float | None, float | None]:
+    headline = step.condition.headline
     if headline is None:
         return None, None
     count = len(batch.rows)
-    value, threshold = headline.value(batch.frame), headline.threshold(batch.frame)
+    value, threshold = headline.value(batch.columns), headline.threshold(batch.columns)
     return number_of(np.broadcast_to(value, count)[row]), number_of(np.broadcast_to(threshold, count)[row])
 
 
@@ -39,11 +39,11 @@ def as_json(data: Any) -> str:
     return msgspec.json.encode(data).decode()
 
 
-def sentence(lane: Lane, value: float | None, threshold: float | None, since: int, signals: str, well: str) -> str:
-    unit = lane.condition.headline.unit if lane.condition.headline else NONE
+def sentence(step: RuleStep, value: float | None, threshold: float | None, since: int, signals: str, well: str) -> str:
+    unit = step.condition.headline.unit if step.condition.headline else NONE
     told, limit = amount(value, unit), amount(threshold, unit)
-    seen = lane.rule.seen.format(value=told, threshold=limit, signals=signals, well=well, duration=told)
-    return compose(well, seen, since, lane.rule)
+    seen = step.rule.seen.format(value=told, threshold=limit, signals=signals, well=well, duration=told)
+    return compose(well, seen, since, step.rule)
 
 
 def compose(well: str, seen: str, since: int, rule: Rule) -> str:

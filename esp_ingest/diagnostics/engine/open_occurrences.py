@@ -1,4 +1,4 @@
-"""The book of occurrences: which are open, and what a batch changes in them."""
+"""Which occurrences are open, and what a batch changes in them."""
 
 from collections import Counter
 from dataclasses import replace
@@ -10,16 +10,16 @@ from esp_ingest.diagnostics import alarm as alarms
 from esp_ingest.diagnostics.alarm import Occurrence
 from esp_ingest.diagnostics.engine.baseline import HOURS, Baselines
 from esp_ingest.diagnostics.engine.messages import as_json, held_by_of, number_of, rounded, sentence, told_of
-from esp_ingest.diagnostics.engine.rule_step import Lane, Pass
+from esp_ingest.diagnostics.engine.rule_step import BatchContext, RuleStep
 from esp_ingest.diagnostics.engine.well_state import Journal, WellArrays
 from esp_ingest.diagnostics.language.rules import Rule, RuleSet
 from esp_ingest.model import DiagnosticRow
 
-Place = tuple[int, int]  # (lane, slot of the well)
+Place = tuple[int, int]  # (step, slot of the well)
 
 
-class Book:
-    """``open``: occurrences of lanes, ``silent``: of rules on silence; both by (lane, slot). What a batch has written
+class OpenOccurrences:
+    """``open``: occurrences of steps, ``silent``: of rules on silence; both by (step, slot). What a batch has written
     into it since :meth:`begin`: ``changed`` rows, ``raised`` counts, ``shown`` keys."""
 
     def __init__(self, rules: RuleSet, wells: list[str], journal: Journal, state: WellArrays, baselines: Baselines):
@@ -38,17 +38,19 @@ class Book:
     def well(self, slot: int) -> str:
         return self._wells[slot]
 
-    # -- raised, graver
+    # -- raised, made more severe
 
-    def raise_(self, batch: Pass, lane: Lane, row: int, since: int, forced: bool, held: int, told: Any) -> None:
-        rule, rows = lane.rule, batch.rows
+    def raise_(
+        self, batch: BatchContext, step: RuleStep, row: int, since: int, forced: bool, held: int, told: Any
+    ) -> None:
+        rule, rows = step.rule, batch.rows
         well = self._wells[int(rows.slot[row])]
         settings = self._rules.settings_of(rule, well) if self._rules.overrides else None
         severity = settings["severity"] if settings else rule.severity
         if forced and rule.escalation:
             severity = rule.escalation.severity
         elif rule.upgrade and any(
-            self._recently(batch, other, row, rule.upgrade.within_us) for other in lane.upgraders
+            self._recently(batch, other, row, rule.upgrade.within_us) for other in step.upgraders
         ):
             severity = rule.upgrade.severity
         value, threshold = told
@@ -59,29 +61,34 @@ class Book:
             severity=severity,
             value=value,
             threshold=threshold,
-            message=sentence(lane, value, threshold, since, self._signals_at(batch, rule, row), well),
+            message=sentence(step, value, threshold, since, self._signals_at(batch, rule, row), well),
             actions_json=as_json(list(rule.actions)),
             snapshot_json=self._snapshot(batch, row),
             confidence=self._confidence(batch, rule, row),
             held_by=held_by_of(held),
         )
-        self.store(lane.index, int(rows.slot[row]), occurrence, new=True)
+        self.store(step.index, int(rows.slot[row]), occurrence, new=True)
 
-    def escalate(self, batch: Pass, lane: Lane, row: int, since: int) -> None:
+    def escalate(self, batch: BatchContext, step: RuleStep, row: int, since: int) -> None:
         slot = int(batch.rows.slot[row])
-        occurrence, step = self.open[lane.index, slot], lane.escalation
-        if step is None or occurrence.severity is step.severity or occurrence.cleared_us is not None:
+        occurrence, escalation = self.open[step.index, slot], step.escalation
+        if escalation is None or occurrence.severity is escalation.severity or occurrence.cleared_us is not None:
             return
-        told = told_of(step, batch, row)
-        message = sentence(step, *told, since, self._signals_at(batch, lane.rule, row), occurrence.well_id)
-        graver = replace(
-            occurrence, severity=step.severity, message=message, value=told[0], threshold=told[1], acknowledged=False
+        told = told_of(escalation, batch, row)
+        message = sentence(escalation, *told, since, self._signals_at(batch, step.rule, row), occurrence.well_id)
+        escalated = replace(
+            occurrence,
+            severity=escalation.severity,
+            message=message,
+            value=told[0],
+            threshold=told[1],
+            acknowledged=False,
         )
-        self.store(lane.index, slot, graver)
+        self.store(step.index, slot, escalated)
 
-    def store(self, lane: int, slot: int, occurrence: Occurrence, new: bool = False) -> None:
+    def store(self, step: int, slot: int, occurrence: Occurrence, new: bool = False) -> None:
         """The new state of an occurrence, in memory and in what the batch will write."""
-        key = (lane, slot)
+        key = (step, slot)
         before = self.open.get(key)
         if before is not None:
             self.tally(before, -1)
@@ -92,7 +99,7 @@ class Book:
             self.show(occurrence)
         self.journal.put_key(self.open, key, None if gone else occurrence)
         self.changed[occurrence.well_id, occurrence.diagnosis, occurrence.raised_us] = alarms.to_row(
-            occurrence, number_of(self.state["peak"][lane, slot]) if occurrence.value is not None else None
+            occurrence, number_of(self.state["peak"][step, slot]) if occurrence.value is not None else None
         )
 
     def show(self, occurrence: Occurrence) -> None:
@@ -103,7 +110,7 @@ class Book:
         key = (occurrence.diagnosis, occurrence.severity.value)
         self.journal.put_key(self.counts, key, self.counts.get(key, 0) + by)
 
-    def _snapshot(self, batch: Pass, row: int) -> str:
+    def _snapshot(self, batch: BatchContext, row: int) -> str:
         """The signals as sent, what the well is used to, and whether it runs."""
         signals = {
             name: float(values[row]) for name, values in batch.measured.raw.items() if values[row] == values[row]
@@ -117,7 +124,7 @@ class Book:
         state = {1: "running", 0: "stopped"}.get(int(batch.running.running[row]), "not known")
         return as_json({**signals, "median_24h": medians, "well": state})
 
-    def _signals_at(self, batch: Pass, rule: Rule, row: int) -> str:
+    def _signals_at(self, batch: BatchContext, rule: Rule, row: int) -> str:
         """Which signals a rule on gauges is about."""
         keys = rule.when.columns if rule.when else frozenset()
         if ("fact", "frozen_for") in keys:
@@ -127,20 +134,20 @@ class Book:
             return ", ".join("pip or discharge_pressure" if name == "pressure_order" else name for name in names)
         return ""
 
-    def _confidence(self, batch: Pass, rule: Rule, row: int) -> float:
+    def _confidence(self, batch: BatchContext, rule: Rule, row: int) -> float:
         """The rule's own confidence, less where the baseline is younger than a day of running."""
         if not rule.needs_baseline:
             return rule.confidence
         hours = batch.running.features[self._baselines.row[HOURS], batch.running.run[row]]
         return round(rule.confidence * float(np.nan_to_num(hours)) / 24, 3)
 
-    def _recently(self, batch: Pass, lane: Lane, row: int, within_us: int) -> bool:
-        newest = batch.frame.recent.get(lane.index)
-        when = self.state["active_us"][lane.index, batch.rows.slot[row]] if newest is None else newest[row]
+    def _recently(self, batch: BatchContext, step: RuleStep, row: int, within_us: int) -> bool:
+        newest = batch.columns.recent.get(step.index)
+        when = self.state["active_us"][step.index, batch.rows.slot[row]] if newest is None else newest[row]
         return bool(batch.rows.t[row] - when <= within_us)
 
-    def store_silence(self, lane: int, slot: int, occurrence: Occurrence, gap: int, new: bool) -> None:
-        key = (lane, slot)
+    def store_silence(self, step: int, slot: int, occurrence: Occurrence, gap: int, new: bool) -> None:
+        key = (step, slot)
         before = self.silent.get(key)
         if before is not None:
             self.tally(before, -1)

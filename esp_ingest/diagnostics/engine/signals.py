@@ -33,7 +33,7 @@ PRESSURE_ORDER = "pressure_order"  # the channel "discharge below intake pressur
 @dataclass(slots=True)
 class Measured:
     """Columns (n,) by signal. ``raw`` as sent, ``held`` with short gaps closed, ``usable`` without failed gauges and
-    dropouts; ``seen``: see BatchFrame; ``dropped``: the row is a gauge dropout; ``failed`` by channel, where any."""
+    dropouts; ``seen``: see BatchColumns; ``dropped``: the row is a gauge dropout; ``failed`` by channel, where any."""
 
     raw: dict[str, FloatArray]
     held: dict[str, FloatArray]
@@ -218,7 +218,7 @@ class RunState:
         state.add("starts", np.int64, NEVER, shape=(3,))
         state.add("stopped_for", np.int64, -1)
 
-    def walk(self, journal: Journal, rows: Rows, usable: dict[str, FloatArray], last_us: IntArray) -> Running:
+    def advance(self, journal: Journal, rows: Rows, usable: dict[str, FloatArray], last_us: IntArray) -> Running:
         """Bring baselines and run state forward over the rows; ``last_us`` (wells,): the reading before the batch.
 
         Whether a well runs depends on its running median, which depends on when it ran. So the batch is computed with

@@ -7,21 +7,23 @@ from esp_ingest.diagnostics.alarm import Occurrence
 from esp_ingest.diagnostics.engine.baseline import INTERVAL, Baselines
 from esp_ingest.diagnostics.engine.columns import Rows
 from esp_ingest.diagnostics.engine.messages import as_json, compose
-from esp_ingest.diagnostics.engine.open_occurrences import Book
-from esp_ingest.diagnostics.engine.rule_step import Pass
+from esp_ingest.diagnostics.engine.open_occurrences import OpenOccurrences
+from esp_ingest.diagnostics.engine.rule_step import BatchContext
 from esp_ingest.diagnostics.engine.well_state import NEVER, WellArrays
 from esp_ingest.diagnostics.language.rules import Rule
 from esp_ingest.model import IntArray
 
 
 class Silence:
-    """The rules on silence. In the book each stands under ``first_lane`` + its place."""
+    """The rules on silence. Each is stored under ``first_step`` + its place."""
 
-    def __init__(self, rules: list[Rule], first_lane: int, book: Book, state: WellArrays, baselines: Baselines) -> None:
-        self._stale, self._first_lane = rules, first_lane
-        self._book, self._state, self._baselines = book, state, baselines
+    def __init__(
+        self, rules: list[Rule], first_step: int, occurrences: OpenOccurrences, state: WellArrays, baselines: Baselines
+    ) -> None:
+        self._stale, self._first_step = rules, first_step
+        self._occurrences, self._state, self._baselines = occurrences, state, baselines
 
-    def passed(self, batch: Pass, last_us: IntArray) -> None:
+    def passed(self, batch: BatchContext, last_us: IntArray) -> None:
         """``last_us`` (wells,): the reading before the batch."""
         for rule in self._stale:
             self._silences(batch, rule, last_us)
@@ -37,14 +39,14 @@ class Silence:
             delay = np.maximum(state["features"][self._baselines.row[INTERVAL], :count] * rule.stale.after, 0)
             delay = np.where(np.isnan(delay), np.inf, np.maximum(delay, rule.stale.minimum_us))
             for slot in np.flatnonzero(known & (silent > delay)).tolist():
-                self._fall_silent(rule, self._first_lane + at, slot, int(silent[slot]), float(delay[slot]))
+                self._fall_silent(rule, self._first_step + at, slot, int(silent[slot]), float(delay[slot]))
 
-    def _silences(self, batch: Pass, rule: Rule, last_us: IntArray) -> None:
+    def _silences(self, batch: BatchContext, rule: Rule, last_us: IntArray) -> None:
         """Readings after a gap: the silence before them is over, and was raised by the clock or is raised now."""
         rows, stale = batch.rows, rule.stale
         if stale is None:
             return
-        lane = self._first_lane + self._stale.index(rule)
+        step = self._first_step + self._stale.index(rule)
         delay = np.maximum(batch.running.interval * stale.after, stale.minimum_us)
         previous = rows.shifted(rows.t, last_us)
         silent = np.flatnonzero((rows.t - previous > delay) & (previous != NEVER))
@@ -52,27 +54,27 @@ class Silence:
             gap = int(rows.t[row] - previous[row])
             raised = int(previous[row] + delay[row])
             occurrence = self._silence(rule, int(rows.slot[row]), raised, gap, float(delay[row]))
-            new = (lane, int(rows.slot[row])) not in self._book.silent
-            self._book.store_silence(lane, int(rows.slot[row]), occurrence.cleared(int(rows.t[row])), gap, new)
-        self._clear_silences(rows, lane, set(silent.tolist()))
+            new = (step, int(rows.slot[row])) not in self._occurrences.silent
+            self._occurrences.store_silence(step, int(rows.slot[row]), occurrence.cleared(int(rows.t[row])), gap, new)
+        self._clear_silences(rows, step, set(silent.tolist()))
 
-    def _clear_silences(self, rows: Rows, lane: int, done: set[int]) -> None:
+    def _clear_silences(self, rows: Rows, step: int, done: set[int]) -> None:
         """An open one whose gap turns out shorter in event time (late delivery) is cleared by data all the same."""
-        if not self._book.silent:
+        if not self._occurrences.silent:
             return
         for slot, start in zip(rows.slots.tolist(), rows.starts.tolist(), strict=True):
-            occurrence = self._book.silent.get((lane, slot))
+            occurrence = self._occurrences.silent.get((step, slot))
             if occurrence is not None and start not in done:
                 at = max(int(rows.t[start]), occurrence.raised_us)
                 gap = at - occurrence.raised_us
-                self._book.store_silence(lane, slot, occurrence.cleared(at), gap, False)
+                self._occurrences.store_silence(step, slot, occurrence.cleared(at), gap, False)
 
     def _silence(self, rule: Rule, slot: int, raised: int, gap: int, delay: float) -> Occurrence:
         stale = rule.stale
         if stale is None:
             raise AssertionError("a rule on silence has a stale table")
         grave = gap > delay * stale.escalate_after / stale.after
-        well = self._book.well(slot)
+        well = self._occurrences.well(slot)
         seen = rule.seen.format(value="", threshold=alarms.span(delay / 1e6), signals="", well=well, duration="")
         return Occurrence(
             well_id=well,
@@ -87,9 +89,9 @@ class Silence:
             confidence=rule.confidence,
         )
 
-    def _fall_silent(self, rule: Rule, lane: int, slot: int, silent: int, delay: float) -> None:
+    def _fall_silent(self, rule: Rule, step: int, slot: int, silent: int, delay: float) -> None:
         raised = int(self._state["last_us"][slot] + delay)
         occurrence = self._silence(rule, slot, raised, silent, delay)
-        before = self._book.silent.get((lane, slot))
+        before = self._occurrences.silent.get((step, slot))
         if before is None or before.severity is not occurrence.severity:
-            self._book.store_silence(lane, slot, occurrence, silent, before is None)
+            self._occurrences.store_silence(step, slot, occurrence, silent, before is None)

@@ -1,11 +1,11 @@
-"""Where something changes: one lane at one well through one batch, in Python, a stretch of equal rows at a time."""
+"""Where something changes: one step at one well through one batch, in Python, a stretch of equal rows at a time."""
 
 from dataclasses import replace
 
 import numpy as np
 
 from esp_ingest.diagnostics.engine.messages import held_by_of, number_of, told_of
-from esp_ingest.diagnostics.engine.open_occurrences import Book
+from esp_ingest.diagnostics.engine.open_occurrences import OpenOccurrences
 from esp_ingest.diagnostics.engine.rule_step import (
     ACTIVE,
     APART,
@@ -17,23 +17,23 @@ from esp_ingest.diagnostics.engine.rule_step import (
     PENDING,
     RETURNING,
     SKIP,
-    Lane,
-    Pass,
+    BatchContext,
+    RuleStep,
 )
 from esp_ingest.diagnostics.engine.well_state import Array, WellArrays
 from esp_ingest.diagnostics.language.conditions import BoolArray
 from esp_ingest.model import FloatArray
 
 
-class Walk:
-    """One lane at one well through one batch: the timer's transitions, a stretch of equal rows at a time."""
+class Transitions:
+    """One step at one well through one batch: the timer's transitions, a stretch of equal rows at a time."""
 
     def __init__(
         self,
-        book: Book,
+        occurrences: OpenOccurrences,
         config: WellArrays,
-        batch: Pass,
-        lane: Lane,
+        batch: BatchContext,
+        step: RuleStep,
         well: int,
         code: Array,
         forced: BoolArray | None,
@@ -41,29 +41,29 @@ class Walk:
         values: FloatArray | None,
         thresholds: FloatArray | None,
     ) -> None:
-        self._book, self._batch, self._lane = book, batch, lane
+        self._occurrences, self._batch, self._step = occurrences, batch, step
         rows = batch.rows
         self._from, self._to = int(rows.starts[well]), int(rows.ends[well])
         self._slot = int(rows.slots[well])
         self._t = rows.t
         self._code, self._forced, self._held = code, forced, held
         self._values, self._thresholds = values, thresholds
-        state = book.state
-        self._phase = int(state["phase"][lane.index, self._slot])
-        self._since = int(state["since"][lane.index, self._slot])
-        self._on = int(config["on_us"][lane.index, self._slot])
-        self._off = int(config["off_us"][lane.index, self._slot])
+        state = occurrences.state
+        self._phase = int(state["phase"][step.index, self._slot])
+        self._since = int(state["since"][step.index, self._slot])
+        self._on = int(config["on_us"][step.index, self._slot])
+        self._off = int(config["off_us"][step.index, self._slot])
         self._active_from = self._from
 
     def go(self) -> None:
-        lane, slot = self._lane, self._slot
+        step, slot = self._step, self._slot
         for begin, end in self._stretches():
             self._stretch(begin, end)
         if self._phase in (ACTIVE, RETURNING):
             self._peak(self._active_from, self._to)
-        journal, state = self._book.journal, self._book.state
-        journal.put(state["phase"], (lane.index, slot), np.int8(self._phase))
-        journal.put(state["since"], (lane.index, slot), np.int64(self._since))
+        journal, state = self._occurrences.journal, self._occurrences.state
+        journal.put(state["phase"], (step.index, slot), np.int8(self._phase))
+        journal.put(state["since"], (step.index, slot), np.int64(self._since))
 
     def _stretches(self) -> list[tuple[int, int]]:
         begin, end = self._from, self._to
@@ -125,7 +125,7 @@ class Walk:
             self._clear(begin)
 
     def _force(self, begin: int, held: int) -> None:
-        """The graver step is active: raised at once if it is not, else escalated."""
+        """The more severe step is active: raised at once if it is not, else escalated."""
         if self._phase in (NORMAL, PENDING):
             if self._phase == NORMAL:
                 self._since = int(self._t[begin])
@@ -135,74 +135,74 @@ class Walk:
             self._phase = ACTIVE
             self._again(False)
         self._catch_up(begin)
-        self._book.escalate(self._batch, self._lane, begin, int(self._t[begin]))
+        self._occurrences.escalate(self._batch, self._step, begin, int(self._t[begin]))
 
     # -- transitions
 
     def _raise(self, at: int, forced: bool, held: int) -> None:
-        lane, book = self._lane, self._book
+        step, occurrences = self._step, self._occurrences
         self._phase, self._active_from = ACTIVE, at
         self._expose(at, True)
-        if lane.parent:
+        if step.is_escalation:
             return
-        book.journal.put(book.state["peak"], (lane.index, self._slot), np.nan)
+        occurrences.journal.put(occurrences.state["peak"], (step.index, self._slot), np.nan)
         self._peak(at, at + 1)
         told: tuple[float | None, float | None] = (None, None)
-        if forced and lane.escalation is not None:
-            told = told_of(lane.escalation, self._batch, at)
+        if forced and step.escalation is not None:
+            told = told_of(step.escalation, self._batch, at)
         elif self._values is not None and self._thresholds is not None:
             told = number_of(self._values[at]), number_of(self._thresholds[at])
-        book.raise_(self._batch, lane, at, self._since, forced, held, told)
+        occurrences.raise_(self._batch, step, at, self._since, forced, held, told)
 
     def _again(self, latched: bool) -> None:
-        if not self._lane.parent:
-            book, key = self._book, (self._lane.index, self._slot)
-            occurrence = book.open.get(key)
+        if not self._step.is_escalation:
+            occurrences, key = self._occurrences, (self._step.index, self._slot)
+            occurrence = occurrences.open.get(key)
             if occurrence is not None:
-                book.journal.put_key(book.open, key, occurrence.again())
+                occurrences.journal.put_key(occurrences.open, key, occurrence.again())
                 if latched:
-                    book.store(*key, occurrence.again())
+                    occurrences.store(*key, occurrence.again())
 
     def _hold(self, begin: int, held: int, condition_holds: bool) -> None:
         """Held back, or let go: what is over already when its cause goes is never let go."""
-        if self._lane.parent or not (held or condition_holds):
+        if self._step.is_escalation or not (held or condition_holds):
             return
-        book, key = self._book, (self._lane.index, self._slot)
-        occurrence = book.open.get(key)
+        occurrences, key = self._occurrences, (self._step.index, self._slot)
+        occurrence = occurrences.open.get(key)
         by = held_by_of(held)
         if occurrence is not None and occurrence.held_by != by:
             self._catch_up(begin)
-            book.store(*key, replace(occurrence, held_by=by), new=not by)
+            occurrences.store(*key, replace(occurrence, held_by=by), new=not by)
 
     def _clear(self, at: int) -> None:
         self._peak(self._active_from, at)
-        lane, book = self._lane, self._book
+        step, occurrences = self._step, self._occurrences
         self._phase = NORMAL
-        if lane.parent:
+        if step.is_escalation:
             self._expose(at, False)
             return
-        occurrence = book.open[lane.index, self._slot]
+        occurrence = occurrences.open[step.index, self._slot]
         t = int(self._t[at])
-        if lane.rule.latching and not occurrence.acknowledged and not occurrence.held_by:
+        if step.rule.latching and not occurrence.acknowledged and not occurrence.held_by:
             self._phase, self._since = LATCHED, t
-            book.store(lane.index, self._slot, replace(occurrence, latched_us=t))
+            occurrences.store(step.index, self._slot, replace(occurrence, latched_us=t))
         else:
             self._expose(at, False)
-            book.store(lane.index, self._slot, occurrence.cleared(t))
+            occurrences.store(step.index, self._slot, occurrence.cleared(t))
 
     def _peak(self, begin: int, end: int) -> None:
-        headline = self._lane.condition.headline
+        headline = self._step.condition.headline
         if headline is None or self._values is None or begin >= end:
             return
         some = self._values[begin:end][self._code[begin:end] < SKIP]
         some = some[~np.isnan(some)]
         if not some.size:
             return
-        peak = self._book.state["peak"]
-        old = peak[self._lane.index, self._slot]
+        peak = self._occurrences.state["peak"]
+        old = peak[self._step.index, self._slot]
         extreme = some.min() if headline.below else some.max()
         new = (np.fmin if headline.below else np.fmax)(old, extreme)
-        self._book.journal.put(peak, (self._lane.index, self._slot), new)
+        self._occurrences.journal.put(peak, (self._step.index, self._slot), new)
 
     def _catch_up(self, begin: int) -> None:
         """The peak up to the row before ``begin``, for a row that is written now."""
@@ -211,6 +211,6 @@ class Walk:
             self._active_from = begin
 
     def _expose(self, at: int, active: bool) -> None:
-        mask = self._batch.active.get(self._lane.index)
+        mask = self._batch.active.get(self._step.index)
         if mask is not None:
             mask[at : self._to] = active
