@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from esp_ingest.diagnostics.language.conditions import Compiler, Condition, Truth, Vocabulary
+from esp_ingest.diagnostics.language.conditions import Compiler, Condition, Vocabulary
+from esp_ingest.diagnostics.language.evaluation import Truth
 from esp_ingest.diagnostics.language.functions import FUNCTIONS, Form, Need
 from esp_ingest.diagnostics.language.units import NONE, ConditionError, duration_us, quantity, unit_named
 from esp_ingest.model import FloatArray

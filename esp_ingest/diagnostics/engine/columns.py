@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from esp_ingest.diagnostics.engine.baseline import Key, Slots
 from esp_ingest.diagnostics.engine.well_state import NEVER, Array, Journal
-from esp_ingest.diagnostics.language.conditions import BoolArray
+from esp_ingest.diagnostics.language.evaluation import BoolArray
 from esp_ingest.diagnostics.language.functions import DERIVED, FUNCTIONS, parts_of
 from esp_ingest.model import FloatArray, IntArray
 
@@ -119,7 +119,7 @@ def _record_highs(t: IntArray, group: Slots) -> BoolArray:
 
 
 class BatchColumns:
-    """Columns on demand, each made once a batch. Implements conditions.Frame."""
+    """Columns on demand, each made once a batch: the Columns of language/evaluation.py."""
 
     def __init__(
         self,

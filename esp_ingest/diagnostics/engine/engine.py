@@ -40,7 +40,7 @@ from esp_ingest.diagnostics.engine.signals import RunState, SignalState
 from esp_ingest.diagnostics.engine.silence import Silence
 from esp_ingest.diagnostics.engine.transitions import Transitions
 from esp_ingest.diagnostics.engine.well_state import NEVER, Array, Journal, WellArrays
-from esp_ingest.diagnostics.language.conditions import BoolArray, Truth
+from esp_ingest.diagnostics.language.evaluation import BoolArray, Truth
 from esp_ingest.diagnostics.language.rules import Rule, RuleSet
 from esp_ingest.model import SIGNAL_NAMES, DiagnosticRow, FloatArray, Readings
 

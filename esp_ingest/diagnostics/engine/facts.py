@@ -8,7 +8,7 @@ import numpy as np
 from esp_ingest.diagnostics.engine.columns import Rows
 from esp_ingest.diagnostics.engine.signals import Measured, Running
 from esp_ingest.diagnostics.engine.well_state import NEVER, Array
-from esp_ingest.diagnostics.language.conditions import BoolArray
+from esp_ingest.diagnostics.language.evaluation import BoolArray
 from esp_ingest.model import FloatArray, IntArray
 
 _HISTORICAL_KEYS = ("historical", "backlog")

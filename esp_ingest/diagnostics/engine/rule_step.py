@@ -6,7 +6,8 @@ import numpy as np
 
 from esp_ingest.diagnostics.engine.columns import BatchColumns, Rows
 from esp_ingest.diagnostics.engine.signals import Measured, Running
-from esp_ingest.diagnostics.language.conditions import BoolArray, Condition
+from esp_ingest.diagnostics.language.conditions import Condition
+from esp_ingest.diagnostics.language.evaluation import BoolArray
 from esp_ingest.diagnostics.language.rules import Rule, RuleSet
 from esp_ingest.model import FloatArray, Severity
 

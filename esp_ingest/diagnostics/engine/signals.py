@@ -11,7 +11,7 @@ import numpy as np
 from esp_ingest.diagnostics.engine.baseline import BUCKET_US, SETTLE_US, Baselines, Runs, Slots
 from esp_ingest.diagnostics.engine.columns import Rows, derived_or_sent
 from esp_ingest.diagnostics.engine.well_state import NEVER, Array, Journal, WellArrays
-from esp_ingest.diagnostics.language.conditions import BoolArray
+from esp_ingest.diagnostics.language.evaluation import BoolArray
 from esp_ingest.model import FloatArray, IntArray
 
 HOLD_US = 60_000_000  # controllers that send signals in separate messages: a value counts for a minute

@@ -21,7 +21,7 @@ from esp_ingest.diagnostics.engine.rule_step import (
     RuleStep,
 )
 from esp_ingest.diagnostics.engine.well_state import Array, WellArrays
-from esp_ingest.diagnostics.language.conditions import BoolArray
+from esp_ingest.diagnostics.language.evaluation import BoolArray
 from esp_ingest.model import FloatArray
 
 

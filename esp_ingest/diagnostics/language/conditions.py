@@ -21,37 +21,24 @@ Grammar (lowest binding first)::
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from esp_ingest.diagnostics.language.evaluation import (
+    Columns,
+    Logical,
+    Numeric,
+    Truth,
+    both,
+    calculate,
+    compare,
+    either,
+    fact_of,
+)
 from esp_ingest.diagnostics.language.functions import FUNCTIONS, WINDOWS_SECONDS, Form
 from esp_ingest.diagnostics.language.units import NONE, SECOND, ConditionError, Unit, in_base, nearest, unit_named
 from esp_ingest.model import FloatArray
-
-BoolArray = npt.NDArray[np.bool_]
-
-
-# --- what an expression is evaluated against ----------------------------------------------------------------------
-
-
-class Truth(NamedTuple):
-    """Three-valued truth a row: surely true, surely false; neither where a value is missing or inside the deadband."""
-
-    yes: BoolArray
-    no: BoolArray
-
-
-class Frame(Protocol):
-    """The rows of a batch as the engine offers them: every column has one value a row, NaN for not known."""
-
-    def column(self, key: tuple[object, ...]) -> FloatArray: ...
-    def within(self, site: int, yes: BoolArray, window_us: int) -> BoolArray: ...
-
-
-Numeric = Callable[[Frame], FloatArray]
-Logical = Callable[[Frame], Truth]
 
 
 class Headline(NamedTuple):
@@ -220,13 +207,13 @@ class _Parser:
     def condition(self) -> _Node:
         node = self._conjunction()
         while self._accept("or"):
-            node = self._join(node, self._conjunction(), _either)
+            node = self._join(node, self._conjunction(), either)
         return node
 
     def _conjunction(self) -> _Node:
         node = self._negation()
         while self._accept("and"):
-            node = self._join(node, self._negation(), _both)
+            node = self._join(node, self._negation(), both)
         return node
 
     def _join(self, left: _Node, right: _Node, how: Callable[[Logical, Logical], Logical]) -> _Node:
@@ -242,8 +229,8 @@ class _Parser:
             raise ConditionError(f"not needs a condition in {self._text!r}")
         truth = inner.truth
 
-        def negated(frame: Frame) -> Truth:
-            yes, no = truth(frame)
+        def negated(columns: Columns) -> Truth:
+            yes, no = truth(columns)
             return Truth(no, yes)
 
         return _Node(None, truth=negated)
@@ -265,7 +252,7 @@ class _Parser:
         below = operator.text.startswith("<")
         if self.headline is None:
             self.headline = Headline(left.number, right.number, below, left.unit, text)
-        return _Node(None, truth=_compare(left.number, right.number, operator.text, self._band(left.unit)))
+        return _Node(None, truth=compare(left.number, right.number, operator.text, self._band(left.unit)))
 
     def _band(self, unit: Unit) -> tuple[float, bool]:
         """(amount, relative to the threshold?) of the deadband for a comparison in ``unit``."""
@@ -296,7 +283,7 @@ class _Parser:
         unit = left.unit
         if operator in "*/":
             unit = left.unit.times(right.unit, 1 if operator == "*" else -1)
-        return _Node(unit, number=_calculate(left.number, right.number, operator))
+        return _Node(unit, number=calculate(left.number, right.number, operator))
 
     def _factor(self) -> _Node:
         if self._accept("-"):
@@ -305,7 +292,7 @@ class _Parser:
                 raise ConditionError(f"- needs a quantity in {self._text!r}")
             number = inner.number
             value = None if inner.constant is None else -inner.constant
-            return _Node(inner.unit, number=lambda frame: -number(frame), constant=value)
+            return _Node(inner.unit, number=lambda columns: -number(columns), constant=value)
         if self._accept("("):
             node = self.condition()
             self._expect(")")
@@ -352,13 +339,13 @@ class _Parser:
             if unit is not None:
                 return self._column(key, unit)
             self.columns.add(key)
-            return _Node(None, truth=_fact(key))
+            return _Node(None, truth=fact_of(key))
         known = [*words.signals, *words.parameters, *words.facts, *(f"limit.{limit}" for limit in words.limits)]
         raise ConditionError(f"{name} is no signal, parameter, limit or fact{nearest(name, known)}")
 
     def _column(self, key: tuple[object, ...], unit: Unit) -> _Node:
         self.columns.add(key)
-        return _Node(unit.base(), number=lambda frame: frame.column(key))
+        return _Node(unit.base(), number=lambda columns: columns.column(key))
 
     def _call(self, token: _Token) -> _Node:
         name = token.text
@@ -402,8 +389,8 @@ class _Parser:
         truth, window_us, site = inner.truth, round(node.constant * 1e6), self.site
         self.site += 1
 
-        def recently(frame: Frame) -> Truth:
-            yes = frame.within(site, truth(frame).yes, window_us)
+        def recently(columns: Columns) -> Truth:
+            yes = columns.within(site, truth(columns).yes, window_us)
             return Truth(yes, ~yes)
 
         return _Node(None, truth=recently)
@@ -412,7 +399,7 @@ class _Parser:
         signal = self._signal_argument("measured")
         key = ("measured", signal)
         self.columns.add(key)
-        return _Node(None, truth=_fact(key))
+        return _Node(None, truth=fact_of(key))
 
     def _known(self) -> _Node:
         self._optional += 1
@@ -422,8 +409,8 @@ class _Parser:
             raise ConditionError("known() takes a quantity, for example known(limit.pip_low)")
         number = node.number
 
-        def is_known(frame: Frame) -> Truth:
-            missing = np.isnan(number(frame))
+        def is_known(columns: Columns) -> Truth:
+            missing = np.isnan(number(columns))
             return Truth(~missing, missing)
 
         return _Node(None, truth=is_known)
@@ -433,7 +420,7 @@ class _Parser:
         if node.number is None or node.unit is None:
             raise ConditionError("abs() takes a quantity")
         number = node.number
-        return _Node(node.unit, number=lambda frame: np.abs(number(frame)))
+        return _Node(node.unit, number=lambda columns: np.abs(number(columns)))
 
     def _choose(self) -> _Node:
         """choose(condition, a, b): ``a`` where the condition is true, ``b`` where it is false, else not known."""
@@ -448,61 +435,8 @@ class _Parser:
             raise ConditionError(f"choose() is between {first.unit} and {second.unit}: they are different kinds")
         truth, a, b = chosen.truth, first.number, second.number
 
-        def choice(frame: Frame) -> FloatArray:
-            yes, no = truth(frame)
-            return np.where(yes, a(frame), np.where(no, b(frame), np.nan))
+        def choice(columns: Columns) -> FloatArray:
+            yes, no = truth(columns)
+            return np.where(yes, a(columns), np.where(no, b(columns), np.nan))
 
         return _Node(first.unit, number=choice)
-
-
-# --- closures -----------------------------------------------------------------------------------------------------
-
-
-def _both(left: Logical, right: Logical) -> Logical:
-    def both(frame: Frame) -> Truth:
-        a, b = left(frame), right(frame)
-        return Truth(a.yes & b.yes, a.no | b.no)
-
-    return both
-
-
-def _either(left: Logical, right: Logical) -> Logical:
-    def either(frame: Frame) -> Truth:
-        a, b = left(frame), right(frame)
-        return Truth(a.yes | b.yes, a.no & b.no)
-
-    return either
-
-
-def _fact(key: tuple[object, ...]) -> Logical:
-    def fact(frame: Frame) -> Truth:
-        value = frame.column(key)
-        return Truth(value > 0, value <= 0)
-
-    return fact
-
-
-def _calculate(left: Numeric, right: Numeric, operator: str) -> Numeric:
-    function = {"+": np.add, "-": np.subtract, "*": np.multiply, "/": np.divide}[operator]
-    return lambda frame: function(left(frame), right(frame))
-
-
-def _compare(left: Numeric, right: Numeric, operator: str, band: tuple[float, bool]) -> Logical:
-    """``yes`` at the threshold, ``no`` only beyond threshold and deadband."""
-    amount, relative = band
-    holds, fails = {
-        "<": (np.less, np.greater_equal),
-        "<=": (np.less_equal, np.greater),
-        ">": (np.greater, np.less_equal),
-        ">=": (np.greater_equal, np.less),
-    }[operator]
-    sign = 1.0 if operator.startswith("<") else -1.0
-
-    def compare(frame: Frame) -> Truth:
-        value, threshold = left(frame), right(frame)
-        edge = threshold
-        if amount:
-            edge = threshold + sign * (amount * np.abs(threshold) if relative else amount)
-        return Truth(holds(value, threshold), fails(value, edge))
-
-    return compare

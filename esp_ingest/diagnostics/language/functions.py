@@ -8,10 +8,10 @@ says ``words``.
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
 
 import numpy as np
 
+from esp_ingest.diagnostics.language.evaluation import Columns
 from esp_ingest.diagnostics.language.units import NONE, SECOND, Unit
 from esp_ingest.model import FloatArray
 
@@ -37,18 +37,6 @@ class Need(Enum):
     HABIT = "median of the last 7 daily medians"
     MEANS = "5-minute means of the last hour"
     SQUARES = "5-minute sums of squares of the last hour"
-
-
-class Columns(Protocol):
-    """The columns of a batch, each with one value a row: engine/columns.py."""
-
-    def column(self, key: tuple[object, ...]) -> FloatArray:
-        """The column of ``key``: (function, signal), (function, signal, window in seconds), ("signal", name) …"""
-        ...
-
-    def previous(self, signal: str) -> FloatArray:
-        """The value one sample before, NaN where that is more than 10 minutes old."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
