@@ -12,19 +12,19 @@ from typing import Any
 import msgspec
 
 from esp_ingest.config.settings import ConfigError, Settings
-from esp_ingest.diagnostics.alarm import moment, span
+from esp_ingest.telemetry import csv_recording as replay
 from esp_ingest.diagnostics.dry_run import DryRun
 from esp_ingest.diagnostics.engine.messages import amount
 from esp_ingest.diagnostics.language import rules_file
 from esp_ingest.diagnostics.language.functions import DERIVED, FUNCTIONS, Form
 from esp_ingest.diagnostics.language.rules import Rule, RulesError, RuleSet
-from esp_ingest.diagnostics.language.units import Unit, nearest
+from esp_ingest.diagnostics.language.units import Unit
 from esp_ingest.interfaces import StoreUnavailable
 from esp_ingest.model import Delivery, DiagnosticRow, Readings
 from esp_ingest.resources import config_file
 from esp_ingest.service.clock import SystemClock
+from esp_ingest.service.text import did_you_mean, moment, rfc3339, span
 from esp_ingest.store import history
-from esp_ingest.telemetry import csv_recording as replay
 from esp_ingest.telemetry.decode import Decoder
 from esp_ingest.telemetry.timestamps import parse_moment
 
@@ -86,7 +86,7 @@ def silent_overrides(rule_set: RuleSet, reporting: Sequence[str]) -> Iterator[st
     for override in rule_set.overrides:
         for pattern in override.wells:
             if not fnmatch.filter(reporting, pattern):
-                near = nearest(pattern, reporting) if reporting and len(reporting) <= 10_000 else ""
+                near = did_you_mean(pattern, reporting) if reporting and len(reporting) <= 10_000 else ""
                 meant = near if near.startswith(" (did") else ""
                 yield f"{rule_set.path}: {override.where}: no well {pattern} has ever reported{meant}."
 
@@ -97,7 +97,7 @@ def silent_overrides(rule_set: RuleSet, reporting: Sequence[str]) -> Iterator[st
 def explain(rule_set: RuleSet, diagnosis: str | None, well: str | None) -> Iterator[str]:
     known = {rule.name: rule for rule in rule_set.rules}
     if diagnosis is not None and diagnosis not in known:
-        raise ConfigError(f"{diagnosis} is no rule of {rule_set.path}{nearest(diagnosis, known)}.")
+        raise ConfigError(f"{diagnosis} is no rule of {rule_set.path}{did_you_mean(diagnosis, known)}.")
     for number, rule in enumerate(rule_set.rules if diagnosis is None else [known[diagnosis]]):
         if number:
             yield ""
@@ -311,12 +311,12 @@ def as_line(row: DiagnosticRow, shown: bool) -> str:
 def as_json(row: DiagnosticRow) -> str:
     """The columns of diagnostic_results; times as RFC 3339."""
     data = {
-        "timestamp": replay.rfc3339(row.raised_us),
+        "timestamp": rfc3339(row.raised_us),
         "well_id": row.well_id,
         "diagnosis": row.diagnosis,
         "severity": row.severity.value,
         "state": row.state,
-        "cleared_at": None if row.cleared_us is None else replay.rfc3339(row.cleared_us),
+        "cleared_at": None if row.cleared_us is None else rfc3339(row.cleared_us),
         "value": row.value,
         "threshold": row.threshold,
         "peak": row.peak,

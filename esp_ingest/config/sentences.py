@@ -1,9 +1,11 @@
 """What pydantic finds wrong, in sentences for people; shared by the settings and by rules.toml."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+
+from esp_ingest.service.text import did_you_mean
 
 _WORDS = {
     "greater_than_equal": "must be at least {ge}",
@@ -52,16 +54,14 @@ def fields_at(model: Any, location: list[str], otherwise: Iterable[str] = ()) ->
     return list(model.model_fields)
 
 
-def what_is_wrong(
-    error: ValidationError, model: type[BaseModel], nearest: Callable[[str, Iterable[str]], str]
-) -> tuple[list[str], str]:
+def what_is_wrong(error: ValidationError, model: type[BaseModel]) -> tuple[list[str], str]:
     """The first mistake: where it is, as the keys below ``model``, and a clause that says what it is.
 
-    The value is not repeated, since it may be a secret. ``nearest`` names the valid name closest to a wrong one."""
+    The value is not repeated, since it may be a secret."""
     first = error.errors(include_url=False, include_input=False)[0]
     location = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
-        return location, f"is not a key here{nearest(location[-1], fields_at(model, location[:-1]))}"
+        return location, f"is not a key here{did_you_mean(location[-1], fields_at(model, location[:-1]))}"
     words = in_our_words(first["type"], first["msg"], first.get("ctx") or {})
     unit = location[-1].rpartition("_")[2] if location else ""
     if unit in ("seconds", "bytes", "days") and words.endswith("number"):

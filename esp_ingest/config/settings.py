@@ -4,7 +4,6 @@ Order of precedence, last wins: defaults here, the TOML file, environment variab
 A secret may also be a file: ``…_FILE`` beside its key (``ESP_INGEST_DATABASE__PASSWORD_FILE``).
 """
 
-import difflib
 import os
 import re
 import tomllib
@@ -26,6 +25,7 @@ from pydantic_settings import (
 from esp_ingest.config.sentences import fields_at, what_is_wrong
 from esp_ingest.hosts import checked_host
 from esp_ingest.model import SIGNAL_NAMES
+from esp_ingest.service.text import closest
 
 ENV_PREFIX = "ESP_INGEST_"
 PACKET_OVERHEAD_BYTES = 4_096  # around a payload: header, topic, properties
@@ -591,7 +591,7 @@ def _explain(error: ValidationError) -> str:
     location = [str(part) for part in error.errors(include_url=False, include_input=False)[0]["loc"]]
     if error.errors(include_url=False, include_input=False)[0]["type"] == "extra_forbidden":
         return _explain_unknown(location)
-    found, words = what_is_wrong(error, Settings, lambda wrong, known: _nearest(wrong, known))
+    found, words = what_is_wrong(error, Settings)
     variable = _variable(found)
     come_from = f" (from {variable})" if variable else ""
     place = f"Setting {'.'.join(found)}{come_from}" if found else "Configuration"
@@ -631,7 +631,7 @@ def _variable(location: list[str]) -> str:
 
 
 def _nearest(wrong: str, known: Iterable[str], prefix: str = "") -> str:
-    close = difflib.get_close_matches(wrong, list(known), n=1, cutoff=0.4)
-    if not close:
+    close = closest(wrong, known)
+    if close is None:
         return f": known are {', '.join(known)}."
-    return f": did you mean {f'{prefix}.' if prefix else ''}{close[0]}?"
+    return f": did you mean {f'{prefix}.' if prefix else ''}{close}?"

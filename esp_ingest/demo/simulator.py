@@ -5,7 +5,6 @@ than the broker allows, and it ends only when each message has been acknowledged
 """
 
 import argparse
-import difflib
 import heapq
 import os
 import random
@@ -18,13 +17,14 @@ from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 
 from esp_ingest.config.settings import ConfigError, MqttSettings, Settings
+from esp_ingest.telemetry import csv_recording as replay
 from esp_ingest.demo.fleet import Fault, FaultName, Fleet
 from esp_ingest.demo.stop import Stop
 from esp_ingest.interfaces import Clock
 from esp_ingest.model import SIGNAL_NAMES, Readings
 from esp_ingest.mqtt.client_setup import new_tls_context
 from esp_ingest.service.clock import SystemClock
-from esp_ingest.telemetry import csv_recording as replay
+from esp_ingest.service.text import closest, rfc3339
 from esp_ingest.telemetry.timestamps import parse_rfc3339
 
 CONTROLLER_SIGNALS: tuple[str, ...] = SIGNAL_NAMES[:7]
@@ -120,9 +120,9 @@ def assign_faults(names: Sequence[str], wells: int, after_seconds: float) -> lis
     known = [fault.value for fault in FaultName]
     for name in names:
         if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}."
-            raise ConfigError(f"{name} is no fault: {hint}")
+            close = closest(name, known)
+            hint = f"did you mean {close}?" if close else f"known are {', '.join(known)}."
+            raise ConfigError(f"{name} is not a fault: {hint}")
     return [Fault(FaultName(name), place % wells, after_seconds) for place, name in enumerate(names)]
 
 
@@ -149,7 +149,7 @@ def fleet_messages(
 def _payload(block: Readings, row: int, rows: list[int], signals: Sequence[str], stamp: int) -> bytes:
     values = block.values[rows, row].tolist()
     members = "".join(f', "{name}": {value!r}' for name, value in zip(signals, values, strict=True) if value == value)
-    return f'{{"timestamp": "{replay.rfc3339(stamp)}", "well_id": "{block.well_of(row)}"{members}}}'.encode()
+    return f'{{"timestamp": "{rfc3339(stamp)}", "well_id": "{block.well_of(row)}"{members}}}'.encode()
 
 
 def recorded_messages(
@@ -229,7 +229,7 @@ _MALFORMED: tuple[Callable[[bytes], bytes], ...] = (
 
 def _an_hour_ahead(payload: bytes) -> bytes:
     stamp = parse_rfc3339(payload[_STAMP:_STAMP_END].decode())
-    return payload[:_STAMP] + replay.rfc3339(stamp + _FUTURE_US).encode() + payload[_STAMP_END:]
+    return payload[:_STAMP] + rfc3339(stamp + _FUTURE_US).encode() + payload[_STAMP_END:]
 
 
 # --- Publishing

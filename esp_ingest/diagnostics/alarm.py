@@ -4,7 +4,6 @@ Pure: an occurrence is immutable, each step gives a new one, and :func:`to_row` 
 """
 
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 
 from esp_ingest.model import DiagnosticRow, Severity
 
@@ -93,17 +92,3 @@ def from_row(row: DiagnosticRow) -> Occurrence:
         latched_us=row.raised_us if row.state == LATCHED else None,
         cleared_us=row.cleared_us,
     )
-
-
-def moment(t_us: int) -> str:
-    """``2013-06-12 03:45 UTC``, with seconds where they are not 0."""
-    at = datetime.fromtimestamp(t_us // 1_000_000, UTC)
-    return at.strftime("%Y-%m-%d %H:%M UTC" if at.second == 0 else "%Y-%m-%d %H:%M:%S UTC")
-
-
-def span(seconds: float) -> str:
-    """``45 s``, ``12 min``, ``3.5 h``, ``2.1 d``: short, for people."""
-    for size, name in ((86_400.0, "d"), (3_600.0, "h"), (60.0, "min")):
-        if seconds >= 2 * size or (size == 60.0 and seconds >= 60):
-            return f"{seconds / size:.3g} {name}"
-    return f"{seconds:.3g} s"

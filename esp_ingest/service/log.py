@@ -12,9 +12,10 @@ import sys
 import threading
 import traceback
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
+
+from esp_ingest.service.text import rfc3339
 
 if TYPE_CHECKING:
     from esp_ingest.config.settings import LogSettings
@@ -104,7 +105,7 @@ class ConsoleFormatter(logging.Formatter):
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
     fields: dict[str, Any] = {
-        "timestamp": _rfc3339(record.created),
+        "timestamp": rfc3339(int(record.created * 1_000) * 1_000, digits="milliseconds"),
         "level": record.levelname.lower(),
         "event": _text(_message(record)),
         "logger": record.name,
@@ -125,10 +126,6 @@ def _message(record: logging.LogRecord) -> str:
         return record.getMessage()
     except Exception:
         return f"{record.msg} {record.args!r}"
-
-
-def _rfc3339(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _exception(

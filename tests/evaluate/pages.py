@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from esp_ingest.commands.rules import in_words, words
-from esp_ingest.diagnostics.alarm import span
 from esp_ingest.diagnostics.engine.messages import amount
 from esp_ingest.diagnostics.language.rules import Rule, RuleSet
+from esp_ingest.service.text import span
 from tests.evaluate.examples import EXAMPLES, play
 from tests.evaluate.recorded import shipped
 

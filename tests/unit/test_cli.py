@@ -93,7 +93,7 @@ def test_the_faults_in_the_help_are_those_there_are() -> None:
         ("simulate --fault-after 3", "--fault-after needs a --fault"),
         ("simulate --malformed 0.6 --late 0.6", "are more than 1 together"),
         ("simulate --seed -1", "'-1' is not a whole number of at least 0"),
-        ("simulate --fault nothing", "nothing is no fault: "),
+        ("simulate --fault nothing", "nothing is not a fault: "),
         ("simulate --csv /nowhere/x.csv", "x.csv cannot be read: No such file or directory."),
         ("demo --csv /nowhere/x.csv", "x.csv cannot be read: No such file or directory."),
         ("demo --csv x.csv --rate 3", "--rate is of a simulated fleet"),

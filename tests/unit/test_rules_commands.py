@@ -11,10 +11,10 @@ from esp_ingest.cli import main
 from esp_ingest.commands.rules import explained, lines, silent_overrides, words
 from esp_ingest.config.settings import Settings
 from esp_ingest.demo.fleet import Fault, FaultName, Fleet
-from esp_ingest.telemetry.csv_recording import rfc3339
 from esp_ingest.diagnostics.language import rules_file
 from esp_ingest.model import SIGNAL_NAMES
 from esp_ingest.resources import config_file
+from esp_ingest.service.text import rfc3339
 
 SHIPPED = config_file("rules.toml").read_text(encoding="utf-8")
 OWN = """

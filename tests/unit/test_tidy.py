@@ -24,6 +24,7 @@ FLOORS = {
     "esp_ingest.resources": 0,
     "esp_ingest.hosts": 0,
     "esp_ingest.lifetime": 0,
+    "esp_ingest.service.text": 0,
     "esp_ingest.interfaces": 1,
     "esp_ingest.config": 1,
     "esp_ingest.service": 2,

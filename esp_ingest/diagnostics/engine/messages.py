@@ -9,6 +9,7 @@ from esp_ingest.diagnostics import alarm as alarms
 from esp_ingest.diagnostics.engine.rule_step import HELD_SHELVED, HELD_SUPPRESSED, BatchContext, RuleStep
 from esp_ingest.diagnostics.language.rules import Rule
 from esp_ingest.diagnostics.language.units import NONE, Unit
+from esp_ingest.service.text import moment, span
 
 
 def told_of(step: RuleStep, batch: BatchContext, row: int) -> tuple[float | None, float | None]:
@@ -48,7 +49,7 @@ def sentence(step: RuleStep, value: float | None, threshold: float | None, since
 
 def compose(well: str, seen: str, since: int, rule: Rule) -> str:
     """One sentence: what was seen, against what, since when, what it likely means, and what to do."""
-    parts = [f"{well}: {seen} since {alarms.moment(since)}", f"likely {rule.cause}"]
+    parts = [f"{well}: {seen} since {moment(since)}", f"likely {rule.cause}"]
     if rule.actions:
         parts.append(f"to do: {'; '.join(rule.actions)}")
     return f"{' — '.join(parts)}."
@@ -61,7 +62,7 @@ def amount(value: float | None, unit: Unit) -> str:
     if unit.same_kind(NONE):
         return f"{100 * value:.3g} %"
     if unit.powers == (("s", 1),):
-        return alarms.span(value)
+        return span(value)
     if unit.powers == (("s", -1),):
         return f"{360_000 * value:.3g} %/h"
     return f"{value:.4g} {unit}"

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from esp_ingest.diagnostics import alarm as alarms
 from esp_ingest.diagnostics.alarm import Occurrence
 from esp_ingest.diagnostics.engine.baseline import INTERVAL, Baselines
 from esp_ingest.diagnostics.engine.columns import Rows
@@ -12,6 +11,7 @@ from esp_ingest.diagnostics.engine.rule_step import BatchContext
 from esp_ingest.diagnostics.engine.well_state import NEVER, WellArrays
 from esp_ingest.diagnostics.language.rules import Rule
 from esp_ingest.model import IntArray
+from esp_ingest.service.text import moment, span
 
 
 class Silence:
@@ -75,7 +75,7 @@ class Silence:
             raise AssertionError("a rule on silence has a stale table")
         grave = gap > delay * stale.escalate_after / stale.after
         well = self._occurrences.well(slot)
-        seen = rule.seen.format(value="", threshold=alarms.span(delay / 1e6), signals="", well=well, duration="")
+        seen = rule.seen.format(value="", threshold=span(delay / 1e6), signals="", well=well, duration="")
         return Occurrence(
             well_id=well,
             diagnosis=rule.name,
@@ -85,7 +85,7 @@ class Silence:
             threshold=round(delay / 1e6, 3),
             message=compose(well, seen, raised - round(delay), rule),
             actions_json=as_json(list(rule.actions)),
-            snapshot_json=as_json({"last_reading": alarms.moment(raised - round(delay))}),
+            snapshot_json=as_json({"last_reading": moment(raised - round(delay))}),
             confidence=rule.confidence,
         )
 

@@ -37,8 +37,9 @@ from esp_ingest.diagnostics.language.evaluation import (
     fact_of,
 )
 from esp_ingest.diagnostics.language.functions import FUNCTIONS, WINDOWS_SECONDS, Form
-from esp_ingest.diagnostics.language.units import NONE, SECOND, ConditionError, Unit, in_base, nearest, unit_named
+from esp_ingest.diagnostics.language.units import NONE, SECOND, ConditionError, Unit, in_base, unit_named
 from esp_ingest.model import FloatArray
+from esp_ingest.service.text import did_you_mean
 
 
 class Headline(NamedTuple):
@@ -321,7 +322,7 @@ class _Parser:
         if name.startswith("limit."):
             limit = name.removeprefix("limit.")
             if limit not in words.limits:
-                raise ConditionError(f"limit.{limit} is no limit{nearest(limit, words.limits)}")
+                raise ConditionError(f"limit.{limit} is no limit{did_you_mean(limit, words.limits)}")
             if not self._optional:
                 self.limits.add(limit)
             return self._column(("limit", limit), words.limits[limit])
@@ -341,7 +342,7 @@ class _Parser:
             self.columns.add(key)
             return _Node(None, truth=fact_of(key))
         known = [*words.signals, *words.parameters, *words.facts, *(f"limit.{limit}" for limit in words.limits)]
-        raise ConditionError(f"{name} is no signal, parameter, limit or fact{nearest(name, known)}")
+        raise ConditionError(f"{name} is no signal, parameter, limit or fact{did_you_mean(name, known)}")
 
     def _column(self, key: tuple[object, ...], unit: Unit) -> _Node:
         self.columns.add(key)
@@ -350,7 +351,7 @@ class _Parser:
     def _call(self, token: _Token) -> _Node:
         name = token.text
         if name not in FUNCTIONS:
-            raise ConditionError(f"{name}() is not a function{nearest(name, FUNCTIONS)}")
+            raise ConditionError(f"{name}() is not a function{did_you_mean(name, FUNCTIONS)}")
         function = FUNCTIONS[name]
         if function.form is not Form.SIGNAL and function.form is not Form.WINDOW:
             node = self._forms[function.form]()
@@ -369,7 +370,7 @@ class _Parser:
     def _signal_argument(self, function: str) -> str:
         token = self._next()
         if token.kind != "name" or token.text not in self._words.signals:
-            raise ConditionError(f"{function}() takes a signal{nearest(token.text, self._words.signals)}")
+            raise ConditionError(f"{function}() takes a signal{did_you_mean(token.text, self._words.signals)}")
         return token.text
 
     def _window(self, function: str) -> int:

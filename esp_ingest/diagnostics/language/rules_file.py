@@ -27,8 +27,9 @@ from esp_ingest.diagnostics.language.rules_tables import (
     UpgradeTable,
     WellTable,
 )
-from esp_ingest.diagnostics.language.units import ConditionError, Unit, nearest, quantity, unit_named
+from esp_ingest.diagnostics.language.units import ConditionError, Unit, quantity, unit_named
 from esp_ingest.model import SIGNAL_NAMES, SIGNALS
+from esp_ingest.service.text import did_you_mean
 
 Read = TypeVar("Read")
 Table = TypeVar("Table", bound=BaseModel)
@@ -112,7 +113,7 @@ class _Reader:
         try:
             return model.model_validate(data)
         except ValidationError as error:
-            location, words = what_is_wrong(error, model, nearest)
+            location, words = what_is_wrong(error, model)
             raise self._mistake(".".join([place, *location[:-1]]).strip("."), location[-1:], words) from None
 
     def _mistake(self, place: str, key: list[str] | str, what: str) -> RulesError:
@@ -202,7 +203,7 @@ class _Reader:
     def _rule_names(self, place: str, key: str, names: Iterable[str]) -> tuple[str, ...]:
         for name in names:
             if name not in self._top.rules:
-                raise self._mistake(place, key, f"{name} is not a rule{nearest(name, self._top.rules)}")
+                raise self._mistake(place, key, f"{name} is not a rule{did_you_mean(name, self._top.rules)}")
         return tuple(names)
 
     def _read_escalation(self, place: str, rule: RuleTable, parameters: dict[str, Unit]) -> Escalation | None:
@@ -231,14 +232,14 @@ class _Reader:
         limits = {}
         for limit, text in table.limits.items():
             if limit not in self._limits:
-                raise self._mistake(f"{place}.limits", limit, f"is not a limit{nearest(limit, self._limits)}")
+                raise self._mistake(f"{place}.limits", limit, f"is not a limit{did_you_mean(limit, self._limits)}")
             limits[limit] = self._quantity(f"{place}.limits", limit, text, self._limits[limit])
         changes = {name: self._read_changes(f"{place}.rules", name, of, rules) for name, of in table.rules.items()}
         return Override(place, wells, limits, changes)
 
     def _read_changes(self, place: str, name: str, data: Any, rules: dict[str, Rule]) -> dict[str, Any]:
         if name not in rules:
-            raise self._mistake(place, name, f"is not a rule{nearest(name, rules)}")
+            raise self._mistake(place, name, f"is not a rule{did_you_mean(name, rules)}")
         units = rules[name].parameter_units
         here = f"{place}.{name}"
         if not isinstance(data, dict):

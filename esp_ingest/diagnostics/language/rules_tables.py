@@ -20,8 +20,9 @@ from pydantic import (
 )
 
 from esp_ingest.diagnostics.language.rules import APPLIES, SEVERITIES, Stale
-from esp_ingest.diagnostics.language.units import ConditionError, Unit, duration_us, nearest, quantity, unit_named
+from esp_ingest.diagnostics.language.units import ConditionError, Unit, duration_us, quantity, unit_named
 from esp_ingest.model import Severity
+from esp_ingest.service.text import did_you_mean
 
 NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _MAX_DELAY_US = 7 * 86_400_000_000
@@ -47,7 +48,7 @@ def _amount(value: Any) -> str | float:
 
 def _one_of(value: Any, known: tuple[str, ...]) -> str:
     if value not in known:
-        raise ValueError(f"{value!r} is not valid{nearest(str(value), known)}")
+        raise ValueError(f"{value!r} is not valid{did_you_mean(str(value), known)}")
     return str(value)
 
 

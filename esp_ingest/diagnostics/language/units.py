@@ -4,10 +4,10 @@ A quantity is kept in base units (psi, A, Hz, °F, seconds …), and two quantit
 same kind.
 """
 
-import difflib
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
+
+from esp_ingest.service.text import did_you_mean
 
 
 class ConditionError(Exception):
@@ -90,14 +90,7 @@ def unit_named(text: str) -> Unit:
     numerator, slash, denominator = text.rpartition("/")
     if slash and numerator in NAMED and denominator in NAMED:
         return NAMED[numerator].times(NAMED[denominator], -1)
-    raise ConditionError(f"unit {text} is not known{nearest(text, NAMED)}")
-
-
-def nearest(wrong: str, known: Iterable[str]) -> str:
-    """`` (did you mean …?)``, or the list of what is known when nothing comes close."""
-    names = sorted(known)
-    close = difflib.get_close_matches(wrong, names, n=1, cutoff=0.5)
-    return f" (did you mean {close[0]}?)" if close else f" (known: {', '.join(names)})"
+    raise ConditionError(f"unit {text} is not known{did_you_mean(text, NAMED)}")
 
 
 _QUANTITY = re.compile(r"\s*([+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*(\S*)\s*")
