@@ -84,7 +84,7 @@ def _run(settings: "Settings", arguments: argparse.Namespace) -> int:
 
 def _seconds(text: str) -> float:
     from esp_ingest.config.settings import ConfigError
-    from esp_ingest.diagnostics.language.conditions import ConditionError, duration_us
+    from esp_ingest.diagnostics.language.units import ConditionError, duration_us
 
     try:
         seconds = duration_us(text.strip()) / 1e6

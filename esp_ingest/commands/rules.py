@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 
 from esp_ingest.config.settings import ConfigError, Settings
-from esp_ingest.telemetry import csv_recording as replay
 from esp_ingest.diagnostics.dry_run import DryRun
 from esp_ingest.diagnostics.engine.messages import amount
 from esp_ingest.diagnostics.language import rules_file
@@ -25,6 +24,7 @@ from esp_ingest.resources import config_file
 from esp_ingest.service.clock import SystemClock
 from esp_ingest.service.text import did_you_mean, moment, rfc3339, span
 from esp_ingest.store import history
+from esp_ingest.telemetry import csv_recording as replay
 from esp_ingest.telemetry.decode import Decoder
 from esp_ingest.telemetry.timestamps import parse_moment
 

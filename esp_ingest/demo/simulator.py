@@ -17,7 +17,6 @@ from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 
 from esp_ingest.config.settings import ConfigError, MqttSettings, Settings
-from esp_ingest.telemetry import csv_recording as replay
 from esp_ingest.demo.fleet import Fault, FaultName, Fleet
 from esp_ingest.demo.stop import Stop
 from esp_ingest.interfaces import Clock
@@ -25,6 +24,7 @@ from esp_ingest.model import SIGNAL_NAMES, Readings
 from esp_ingest.mqtt.client_setup import new_tls_context
 from esp_ingest.service.clock import SystemClock
 from esp_ingest.service.text import closest, rfc3339
+from esp_ingest.telemetry import csv_recording as replay
 from esp_ingest.telemetry.timestamps import parse_rfc3339
 
 CONTROLLER_SIGNALS: tuple[str, ...] = SIGNAL_NAMES[:7]

@@ -10,12 +10,12 @@ from itertools import islice
 from pathlib import Path
 
 from esp_ingest.config.settings import TelemetrySettings
-from esp_ingest.telemetry import csv_recording as replay
 from esp_ingest.diagnostics.dry_run import DryRun, tried
 from esp_ingest.diagnostics.language import rules_file
 from esp_ingest.diagnostics.language.rules import RuleSet
 from esp_ingest.model import Delivery, DiagnosticRow, Readings
 from esp_ingest.resources import config_file
+from esp_ingest.telemetry import csv_recording as replay
 from esp_ingest.telemetry.decode import Decoder
 
 FOLDER = Path(os.environ.get("DATA") or Path(__file__).parents[3] / "shared" / "data" / "esp")

@@ -560,10 +560,10 @@ class Engine:
         if self._in_flight:
             raise RuntimeError("a batch is in flight")
         slots = {self._slots.pop(well) for well in wells if well in self._slots}
-        for opened in (self._book.open, self._book.silent):
+        for opened in (self._occurrences.open, self._occurrences.silent):
             for key in [key for key in opened if key[1] in slots]:
                 gone = opened.pop(key)
-                self._book.counts[gone.diagnosis, gone.severity.value] -= 1
+                self._occurrences.counts[gone.diagnosis, gone.severity.value] -= 1
         for slot in slots:
             self._state.free_slot(slot)
             self._config.free_slot(slot)
