@@ -17,7 +17,7 @@ import duckdb
 import pyarrow.dataset as ds
 from psycopg import sql
 
-from esp_ingest.config import ConfigError, Settings
+from esp_ingest.config.settings import ConfigError, Settings
 from esp_ingest.lifecycle import archive, files, reading, verify
 from esp_ingest.lifecycle.columns import schema
 from esp_ingest.lifecycle.days import Days, identifiers

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from esp_ingest.config import ConfigError, Settings
+from esp_ingest.config.settings import ConfigError, Settings
 from esp_ingest.lifecycle import query
 from tests.support.databases import Database
 from tests.support.lifecycle_data import fill, fill_diagnostics, midnight, migrated, run, settings_for

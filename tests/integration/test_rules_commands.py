@@ -12,7 +12,6 @@ from esp_ingest.service.text import rfc3339
 from esp_ingest.store.history import readings_between, reporting_wells
 from esp_ingest.store.schema import migrate
 from esp_ingest.store.write.writer import PostgresStore
-from esp_ingest.telemetry.csv_recording import rfc3339
 from tests.support.databases import Database
 
 HOUR_US = 3_600_000_000
