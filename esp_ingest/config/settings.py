@@ -348,8 +348,8 @@ class ApiSettings(_Section):
 
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on, 0 for any free one")
-    cert_file: str = Field("", description="TLS certificate (PEM, with its chain), empty for plain HTTP")
-    tls_key_file: str = Field("", description="key of the TLS certificate")
+    cert_file: PathText = Field("", description="TLS certificate (PEM, with its chain), empty for plain HTTP")
+    tls_key_file: PathText = Field("", description="key of the TLS certificate")
     allow_plain_http: bool = Field(
         False, description="serve without TLS on an address other than loopback, because something in front has it"
     )

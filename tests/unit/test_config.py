@@ -275,6 +275,7 @@ def test_carriage_returns_of_a_file_of_variables_are_passed_over(monkeypatch: py
 
 PATHS = [
     ("mqtt", "ca_file"), ("mqtt", "cert_file"), ("mqtt", "key_file"), ("spool", "path"), ("diagnostics", "rules_file"),
+    ("api", "cert_file"), ("api", "tls_key_file"),
     ("lifecycle", "metrics_file"),
 ]  # fmt: skip
 
@@ -291,13 +292,15 @@ def test_every_setting_that_is_a_path_is_tried_here() -> None:
         for section, name in paths
         if "password" in name or "dsn" in name or (section, name) == ("archive", "key_file")
     }
-    assert paths - secrets == set(PATHS)
+    several = {("api", "key_file")}  # a list of paths
+    assert paths - secrets - several == set(PATHS)
 
 
 @pytest.mark.parametrize(("section", "key"), PATHS)
 def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch, section: str, key: str) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
-    with_pair = {"cert_file": {"key_file": "k"}, "key_file": {"cert_file": "c"}}.get(key, {})
+    key_of_cert = "tls_key_file" if section == "api" else "key_file"
+    with_pair = {"cert_file": {key_of_cert: "k"}, key_of_cert: {"cert_file": "c"}}.get(key, {})
     found = load(**{section: {key: "~/x/y", **with_pair}})
     assert getattr(getattr(found, section), key) == "/home/somebody/x/y"
     with pytest.raises(ConfigError, match=rf"^Setting {section}.{key}: begins with \"~\", but there is no home folder"):

@@ -7,7 +7,7 @@ import pytest
 
 from esp_ingest.diagnostics import service
 from esp_ingest.diagnostics.engine.well_state import WellArrays
-from esp_ingest.diagnostics.language import rules
+from esp_ingest.diagnostics.language import rules_file
 from esp_ingest.diagnostics.service import DiagnosticsService
 from esp_ingest.model import SIGNALS, AlarmAction, Checkpoint, DiagnosticRow, Readings
 from esp_ingest.resources import config_file
@@ -61,7 +61,11 @@ class Daemon:
     def __init__(self, max_wells: int) -> None:
         self.clock, self.metrics, self.database = FakeClock(), Metrics(), FakeDatabase()
         self.service = DiagnosticsService(
-            lambda: rules.load(config_file("rules.toml")), self.database, self.clock, self.metrics, max_wells=max_wells
+            lambda: rules_file.load(config_file("rules.toml")),
+            self.database,
+            self.clock,
+            self.metrics,
+            max_wells=max_wells,
         )
 
     def send(self, *wells: str, stored: bool = True) -> None:

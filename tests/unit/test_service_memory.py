@@ -8,7 +8,7 @@ import pytest
 from esp_ingest.commands import check
 from esp_ingest.config.settings import Settings, load
 from esp_ingest.diagnostics.engine.engine import Engine
-from esp_ingest.diagnostics.language import rules
+from esp_ingest.diagnostics.language import rules_file
 from esp_ingest.resources import config_file
 from esp_ingest.service import memory
 
@@ -71,7 +71,7 @@ def test_what_does_not_fit_is_told_with_what_to_change() -> None:
 
 
 def test_a_well_takes_no_more_than_the_sum_says() -> None:
-    assert Engine(rules.load(config_file("rules.toml"))).bytes_a_well <= memory.WELL_BYTES
+    assert Engine(rules_file.load(config_file("rules.toml"))).bytes_a_well <= memory.WELL_BYTES
 
 
 def test_check_has_a_line_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
