@@ -1,0 +1,107 @@
+// What an alarm means: its sentence taken apart into what was seen, why, what follows and what to do.
+
+import { get } from "./api.js";
+import { h, replace } from "./dom.js";
+import { SIGNALS, fromStored, number, signalName, timeElement } from "./format.js";
+import { prefs } from "./prefs.js";
+
+const STORED_UNITS = {
+  flow_rate: "bbl/d", pip: "psi", motor_current: "A", motor_temp: "°F", vibration: "in/s", vsd_frequency: "Hz", gor: "scf/bbl",
+  discharge_pressure: "psi", wellhead_pressure: "psi", casing_pressure: "psi", intake_temp: "°F", leakage_current: "mA", drive_voltage: "V",
+};
+const METRIC_UNITS = { "bbl/d": "m³/d", psi: "bar", "°F": "°C", "in/s": "mm/s", "scf/bbl": "m³/m³" };
+
+/** The unit of a signal in the chosen system. */
+export function unitOf(signal) {
+  const stored = STORED_UNITS[signal] ?? "";
+  return prefs.units === "metric" ? (METRIC_UNITS[stored] ?? stored) : stored;
+}
+
+/** A stored value of a signal with its unit, in the chosen system. */
+export const shown = (signal, value) => {
+  const unit = unitOf(signal);
+  return `${number(fromStored(value, STORED_UNITS[signal]), unit)} ${unit}`;
+};
+
+/** {seen, cause, consequence} out of the message of an alarm, as the daemon composes it. */
+export function partsOf(message) {
+  const parts = { seen: message, cause: "", consequence: "" };
+  const [seen, ...rest] = message.replace(/\.$/, "").split(" — ");
+  if (rest.length === 0) return parts;
+  parts.seen = seen.replace(/^[A-Za-z0-9._-]{1,64}: /, "");
+  for (const each of rest) {
+    if (each.startsWith("likely ")) parts.cause = each.slice(7);
+    if (each.startsWith("consequence: ")) parts.consequence = each.slice(13);
+  }
+  return parts;
+}
+
+let rules = null;
+/** What the rules say of each diagnosis; empty if the API does not tell. */
+export function rulesSay() {
+  rules ??= get("rules").then((page) => new Map(page.items.map((rule) => [rule.diagnosis, rule])), () => new Map());
+  return rules;
+}
+
+/** An element with all that is known of an alarm, its history too. */
+export function explanation(alarm) {
+  const { seen, cause, consequence } = partsOf(alarm.message);
+  const list = h("dl", { class: "why" });
+  const say = (name, ...text) => text.some(Boolean) && list.append(h("div", null, h("dt", null, name), h("dd", null, text)));
+  const sentence = (text) => text && `${text.charAt(0).toUpperCase()}${text.slice(1)}.`;
+  say("Seen", sentence(seen));
+  say("Likely cause", sentence(cause));
+  const follows = h("dd", null, sentence(consequence));
+  const row = h("div", { hidden: !consequence }, h("dt", null, "Consequence"), follows);
+  list.append(row);
+  if (!consequence) {
+    rulesSay().then((known) => {
+      const rule = known.get(alarm.diagnosis);
+      if (!rule?.consequence) return;
+      replace(follows, sentence(rule.consequence));
+      row.hidden = false;
+    });
+  }
+  const actions = Array.isArray(alarm.actions) ? alarm.actions : [];
+  if (actions.length) say("To do", h("ul", null, actions.map((each) => h("li", null, sentence(String(each))))));
+  if (alarm.cleared_at) say("Cleared", timeElement(alarm.cleared_at));
+  if (alarm.occurrences > 1) say("Came back", `${alarm.occurrences - 1} times within this occurrence.`);
+  if (Number.isFinite(alarm.confidence)) say("Confidence", `${Math.round(alarm.confidence * 100)} %`);
+  if (alarm.shelved_to) say("Shelved until", timeElement(alarm.shelved_to));
+  if (alarm.verdict) say("Verdict", [alarm.verdict, alarm.cause, alarm.stop_reason && `stopped: ${alarm.stop_reason}`].filter(Boolean).join("; "));
+  const history = h("div", { class: "history" });
+  loadHistory(alarm, history);
+  return h("div", { class: "explanation" }, list, snapshot(alarm.telemetry_snapshot), history);
+}
+
+function snapshot(data) {
+  if (!data || typeof data !== "object") return null;
+  const habit = data.median_24h ?? {};
+  const signals = Object.keys(SIGNALS).filter((signal) => Number.isFinite(data[signal]));
+  if (signals.length === 0) return null;
+  return h("table", { class: "snapshot" },
+    h("caption", null, "When it was raised"),
+    h("thead", null, h("tr", null, h("th", { scope: "col" }, "Signal"), h("th", { scope: "col", class: "number" }, "Value"), h("th", { scope: "col", class: "number" }, "24 h habit"))),
+    h("tbody", null, signals.map((signal) => h("tr", null, h("th", { scope: "row" }, signalName(signal)),
+      h("td", { class: "number" }, shown(signal, data[signal])),
+      h("td", { class: "number" }, Number.isFinite(habit[signal]) ? shown(signal, habit[signal]) : "–")))));
+}
+
+async function loadHistory(alarm, place) {
+  let items;
+  try {
+    ({ items } = await get("alarms/history", { well_id: alarm.well_id, diagnosis: alarm.diagnosis, limit: 20 }));
+  } catch (error) {
+    replace(place, h("p", { class: "error" }, error.message));
+    return;
+  }
+  replace(place, h("h3", null, "What was done"), items.length === 0 ? h("p", { class: "muted" }, "Nothing yet.") : actionList(items));
+}
+
+const DONE = { ack: "acknowledged it", shelve: "shelved it", unshelve: "unshelved it", note: "noted", verdict: "judged it" };
+
+/** What operators did, newest first. */
+export function actionList(items) {
+  return h("ul", { class: "done" }, items.map((item) => h("li", null, timeElement(item.at), ` ${item.by_whom} ${DONE[item.action] ?? item.action}`,
+    item.shelved_to && [" until ", timeElement(item.shelved_to)], item.detail?.verdict && ` ${item.detail.verdict}`, item.why && `: ${item.why}`)));
+}

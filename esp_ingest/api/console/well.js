@@ -1,0 +1,172 @@
+// One well: what is wrong with it, its signals over time with alarms and limits on them, its current chart, its alarms.
+
+import { ammeter } from "./ammeter.js";
+import { AlarmList } from "./alarm-list.js";
+import { get } from "./api.js";
+import { h, replace, setText, throttled } from "./dom.js";
+import { actionList, rulesSay, unitOf } from "./explain.js";
+import { HELD_BACK, SIGNALS, WAITING, age, fromStored, number, ruleName, severityMark, stateMark, timeElement } from "./format.js";
+import { live } from "./live.js";
+import { prefs } from "./prefs.js";
+import { Trends } from "./trends.js";
+
+const MOST_DRAWN = 300;
+
+export function open(root, context) {
+  const wellId = context.path[0] ?? "";
+  let { query } = context;
+  let well = null;
+  let isClosed = false;
+  const newest = () => (well ? Date.parse(well.last_seen) / 1000 : null);
+  const encoded = encodeURIComponent(wellId);
+
+  const state = h("span");
+  const seen = h("span", { class: "seen" });
+  const notes = h("ul", { class: "notes" });
+  const trouble = h("p", { class: "error", role: "alert" });
+  const trendPlace = h("div");
+  const extra = h("div");
+  const history = h("section", { class: "panel" }, h("h2", null, "What was done"));
+  const meter = ammeter(wellId, newest);
+  let trends = null;
+
+  const list = new AlarmList(context, {
+    isOfWell: true,
+    parameters: () => ({ well_id: wellId, cursor: query.get("cursor") }),
+    next: (cursor) => context.setQuery({ cursor }),
+    isPaged: () => query.has("cursor"),
+  });
+  replace(root,
+    h("div", { class: "head" }, h("h1", null, wellId), state, seen, h("a", { href: "#/fleet" }, "All wells")),
+    trouble, notes, trendPlace,
+    h("div", { class: "columns well-columns" }, h("section", { class: "panel" }, h("h2", null, "Alarms of this well"), list.element), h("div", null, meter.element, history, extra)));
+
+  async function loadWell() {
+    try {
+      well = await get(`wells/${encoded}`, { units: prefs.units });
+    } catch (error) {
+      if (error.status !== 0) replace(trouble, error.message);
+      return;
+    }
+    if (isClosed) return;
+    replace(trouble);
+    showWell();
+    if (!trends) {
+      const signals = Object.keys(SIGNALS).filter((signal) => well.reading[signal] !== null || ["motor_current", "vsd_frequency", "pip"].includes(signal));
+      trends = new Trends(trendPlace, { wellId, signals, newest, onView: (now) => context.setQuery(now, false) });
+      trends.start(query).then(drawAlarms, (error) => replace(trouble, error.message));
+    }
+    trends.showReading(well.reading);
+  }
+
+  function showWell() {
+    replace(state, stateMark(well.state));
+    showAge();
+    const waiting = well.alarms.filter((alarm) => !HELD_BACK.has(alarm.state));
+    replace(notes,
+      waiting.map((alarm) => h("li", null, severityMark(alarm.severity, WAITING.has(alarm.state)), h("b", null, ruleName(alarm.diagnosis)), ` since `, timeElement(alarm.timestamp))),
+      well.shelved.map((each) => h("li", { class: "muted" }, `${ruleName(each.diagnosis)} is shelved until `, timeElement(each.shelved_to), ` by ${each.by_whom}: ${each.why}`)));
+    const keys = [["Other values", well.extra], ["Values that could not be used", well.quality]].filter(([, data]) => data && Object.keys(data).length > 0);
+    replace(extra,
+      keys.map(([title, data]) => h("section", { class: "panel" }, h("h2", null, title), h("dl", { class: "why" }, Object.entries(data).map(([key, value]) => h("div", null, h("dt", null, key), h("dd", null, typeof value === "object" ? JSON.stringify(value) : String(value))))))),
+      well.rules_off.length > 0 && h("details", { class: "panel" }, h("summary", null, `${well.rules_off.length} rules cannot run at this well`),
+        h("ul", null, well.rules_off.map((each) => h("li", null, h("b", null, ruleName(each.diagnosis)), `: ${each.reason}`)))));
+  }
+
+  const showAge = () => well && setText(seen, `last seen ${age(well.last_seen)}`);
+
+  async function drawAlarms() {
+    let page;
+    let rules;
+    try {
+      [page, rules] = await Promise.all([get("alarms", { well_id: wellId, limit: MOST_DRAWN }), rulesSay()]);
+    } catch {
+      return; // charts without alarms until the next look
+    }
+    if (isClosed || !trends) return;
+    const now = Date.now() / 1000;
+    const drawn = page.items.filter((alarm) => alarm.severity !== "info" && alarm.state !== "suppressed").map((alarm) => ({
+      from: Date.parse(alarm.timestamp) / 1000, to: alarm.cleared_at ? Date.parse(alarm.cleared_at) / 1000 : now,
+      severity: alarm.severity, diagnosis: alarm.diagnosis, signals: rules.get(alarm.diagnosis)?.signals ?? null,
+    }));
+    drawn.sort((a, b) => severityRank(b) - severityRank(a));
+    trends.mark(drawn, limitsOf(page.items));
+  }
+
+  const severityRank = ({ severity }) => ["critical", "high", "medium", "low"].indexOf(severity);
+
+  /** Limits of the instruments, and the threshold of each open alarm that compares a signal as it is. */
+  function limitsOf(alarms) {
+    const limits = {};
+    for (const [signal, { low, high }] of Object.entries(well.limits)) {
+      limits[signal] = [low, high].filter((value) => value !== 0).map((value) => ({ value, text: "limit of the instrument", isAlarm: false }));
+    }
+    for (const alarm of alarms) {
+      if (alarm.cleared_at || alarm.value === null || alarm.threshold === null) continue;
+      const snapshot = alarm.telemetry_snapshot ?? {};
+      const signal = Object.keys(SIGNALS).find((each) => Number.isFinite(snapshot[each]) && Math.abs(snapshot[each] - alarm.value) <= 1e-4 * Math.abs(alarm.value));
+      if (!signal) continue;
+      const value = stored(signal, alarm.threshold);
+      (limits[signal] ??= []).push({ value, text: `${ruleName(alarm.diagnosis)} ${number(value, unitOf(signal))} ${unitOf(signal)}`, isAlarm: true });
+    }
+    return limits;
+  }
+
+  const FIELD_UNITS = { pip: "psi", discharge_pressure: "psi", wellhead_pressure: "psi", casing_pressure: "psi", motor_temp: "°F", intake_temp: "°F", flow_rate: "bbl/d", vibration: "in/s", gor: "scf/bbl" };
+  const stored = (signal, value) => fromStored(value, FIELD_UNITS[signal]);
+
+  async function loadHistory() {
+    try {
+      const { items } = await get("alarms/history", { well_id: wellId, limit: 20 });
+      replace(history, h("h2", null, "What was done"), items.length ? actionList(items) : h("p", { class: "muted" }, "Nothing yet."));
+    } catch (error) {
+      if (error.status !== 0) replace(history, h("h2", null, "What was done"), h("p", { class: "error" }, error.message));
+    }
+  }
+
+  // -- Live changes.
+
+  const reload = throttled(() => { loadWell(); drawAlarms(); loadHistory(); }, 1_500);
+  const ends = [
+    live.on("readings", ({ columns, rows }) => {
+      const row = rows.find((each) => each[0] === wellId);
+      if (!row || !well) return;
+      const reading = Object.fromEntries(columns.map((name, at) => [name, row[at]]));
+      well.last_seen = reading.timestamp;
+      for (const signal of Object.keys(SIGNALS)) reading[signal] = Number.isFinite(reading[signal]) ? stored(signal, reading[signal]) : null;
+      well.reading = reading;
+      if (well.state === "silent" || well.state === "unknown") reload();
+      showAge();
+      trends?.push(Date.parse(reading.timestamp) / 1000, reading);
+      trends?.showReading(reading);
+    }),
+    live.on("alarms", ({ items }) => items.some((item) => item.well_id === wellId) && reload()),
+    live.on("reset", () => {
+      reload();
+      trends?.refresh();
+      meter.load();
+    }),
+  ];
+  const ages = setInterval(showAge, 5_000);
+
+  loadWell();
+  list.load();
+  loadHistory();
+  return {
+    query(now) {
+      const isOther = now.get("cursor") !== query.get("cursor");
+      query = now;
+      trends?.query(now);
+      if (isOther) list.load();
+    },
+    close() {
+      isClosed = true;
+      clearInterval(ages);
+      reload.cancel();
+      trends?.close();
+      meter.close();
+      list.close();
+      for (const end of ends) end();
+    },
+  };
+}
