@@ -7,7 +7,7 @@ venv=$(mktemp -d)
 trap 'rm -rf "$venv"' EXIT
 "$uv" venv --quiet --python .venv/bin/python "$venv"
 export VIRTUAL_ENV=$venv
-"$uv" pip install --quiet --resolution lowest-direct -e ".[demo]"
+"$uv" pip install --quiet --resolution lowest-direct -e ".[demo,api]"
 "$uv" pip install --quiet pytest pytest-timeout hypothesis pyyaml  # what is installed already stays as it is
 "$uv" pip list --quiet | grep -iE "^(paho|psycopg|pydantic|tenacity|prometheus|numpy|msgspec|iotcore|pixeltable|rich)"
 # The instruction budget is one for the versions in requirements.lock.

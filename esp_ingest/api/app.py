@@ -84,7 +84,7 @@ def bare_app(**options: Any) -> FastAPI:
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _completed(plain())
+            app.openapi_schema = _with_whole_examples(_completed(plain()))
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the schema
@@ -111,6 +111,21 @@ def _parts(settings: Settings, clock: Clock) -> Api:
 
 def _operation_id(route: APIRoute) -> str:
     return route.name
+
+
+def _with_whole_examples(schema: dict[str, Any]) -> dict[str, Any]:
+    """FastAPI leaves out whatever is null, in examples too."""
+    for module in ROUTERS:
+        for route in module.router.routes:
+            if not isinstance(route, APIRoute) or not route.include_in_schema:
+                continue
+            for method in route.methods or ():
+                described = schema["paths"][route.path][method.lower()]["responses"]
+                for status, answer in route.responses.items():
+                    for media, content in answer.get("content", {}).items():
+                        if "example" in content:
+                            described[str(status)]["content"][media]["example"] = content["example"]
+    return schema
 
 
 def _completed(schema: dict[str, Any]) -> dict[str, Any]:

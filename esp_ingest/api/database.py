@@ -13,7 +13,7 @@ import psycopg
 from psycopg import sql
 from psycopg.abc import RV, PQGen
 from psycopg.rows import dict_row
-from psycopg_pool import AsyncConnectionPool
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
 from esp_ingest.config.settings import Settings
 from esp_ingest.store.connection import Connection, ServerSilent, _impatient, connect, conninfo
@@ -122,9 +122,11 @@ class Database:
                     timeout = f"{round(self._timeout_seconds * 1000)}ms"
                     await connection.execute(query("api_session"), {"timeout": timeout})
                     return await work(connection)
+            except (PoolTimeout, PoolClosed, TooManyRequests, ServerSilent):
+                raise
             except psycopg.OperationalError as error:
                 is_lost = error.sqlstate is None or error.sqlstate.startswith(("08", "57P"))
-                if not is_lost or isinstance(error, ServerSilent) or attempt == self._tries - 1:
+                if not is_lost or attempt == self._tries - 1:
                     raise
         raise AssertionError("unreachable")
 

@@ -18,7 +18,7 @@ State = Literal["running", "stopped", "unknown", "silent"]
 STATES: tuple[State, ...] = ("running", "stopped", "unknown", "silent")
 SEVERITIES = ("critical", "high", "medium", "low", "info")
 
-_QUICK_SECONDS = 0.03  # what takes no longer is read for each request
+_SMALL_WELLS, _QUICK_SECONDS = 1_000, 0.03  # what is smaller or quicker is read for each request
 _SHARE = 10.0  # a fleet that takes t seconds to read is shown for 10 t
 _LONGEST_SHOWN_SECONDS = 15.0
 _MIN_FREQUENCY_HZ = 5.0  # as the rules have it
@@ -93,7 +93,7 @@ class Fleet:
     async def wells(self) -> list[Well]:
         """All wells by id, as they are now or, where that takes long, as they were some seconds ago."""
         age = self._clock.monotonic() - self._read_at
-        kept = 0.0 if self._cost <= _QUICK_SECONDS else min(self._cost * _SHARE, _LONGEST_SHOWN_SECONDS)
+        kept = 0.0 if self._is_cheap else min(self._cost * _SHARE, _LONGEST_SHOWN_SECONDS)
         if age <= kept:
             return self._wells
         task = self._refresh()
@@ -105,9 +105,13 @@ class Fleet:
         """Wall time."""
         return at_us(self._clock.now_us())
 
+    @property
+    def _is_cheap(self) -> bool:
+        return len(self._wells) < _SMALL_WELLS or self._cost <= _QUICK_SECONDS
+
     def _refresh(self) -> asyncio.Task[None]:
         """One reading for all who want it. A quick one begins after the question, so that it sees all before it."""
-        if self._reading is None or self._reading.done() or self._cost <= _QUICK_SECONDS:
+        if self._reading is None or self._reading.done() or self._is_cheap:
             self._reading = asyncio.create_task(self._read())
             self._reading.add_done_callback(_look_at)
         return self._reading

@@ -48,6 +48,8 @@ class Guard:
 
         async def sending(message: Message) -> None:
             nonlocal status, is_stream
+            if body.is_too_large and not status:  # whatever was made of a body that was cut off
+                raise _BodyTooLarge
             if message["type"] == "http.response.start":
                 status = message["status"]
                 is_stream = any(value.startswith(b"text/event-stream") for _, value in message["headers"])
@@ -65,6 +67,7 @@ class Guard:
                 log.error("a request failed inside", exc_info=error, extra={"path": scope["path"]})
             if status:  # too late for an answer: the connection ends in the middle, which the client notices
                 raise _Cut from None
+            body.is_too_large = False
             await answer(problem, Request(scope).url.path)(scope, receive, sending)
         finally:
             method = scope["method"] if scope["method"] in API_METHODS else "OTHER"

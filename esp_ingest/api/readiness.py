@@ -57,7 +57,7 @@ class Readiness:
     async def _say_how_to_begin(self) -> bool:
         try:
             row = await self._database.fetch_one("api_has_users")
-        except (psycopg.Error, PoolTimeout, PoolClosed, TooManyRequests):
+        except psycopg.Error:
             return False
         if row is not None and not row[0]:
             log.warning(
@@ -70,9 +70,9 @@ class Readiness:
         try:
             row = await self._database.fetch_one("api_schema_there")
             found = (True, "answers") if row is not None and row[0] else (False, _NO_SCHEMA)
+        except (PoolTimeout, PoolClosed, TooManyRequests):  # which are errors of psycopg, too
+            found = (False, "the database cannot be reached")
         except psycopg.Error as error:
             found = (False, sqlstate.decide(error).reason)
-        except (PoolTimeout, PoolClosed, TooManyRequests):
-            found = (False, "the database cannot be reached")
         self._metrics.database_up.set(found[0])
         return found

@@ -122,6 +122,17 @@ class Protocol(H11Protocol):
         super().connection_made(transport)
         self.app_state = {**self.app_state, "abort": transport.abort}
         self._head_timer = self.loop.call_later(HEAD_SECONDS, self._cut_if_idle)
+        self._status_hint = 400
+        next_event = self.conn.next_event
+
+        def noted() -> Any:
+            try:
+                return next_event()
+            except h11.RemoteProtocolError as error:  # uvicorn passes on that there was one, and not what it was
+                self._status_hint = error.error_status_hint
+                raise
+
+        self.conn.next_event = noted  # type: ignore[method-assign]  # uvicorn has no hook here
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio."""
@@ -141,11 +152,8 @@ class Protocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - the signature is the library's
         """What is not HTTP/1.1, or has too large a head: a problem document, too."""
-        is_large = "too long" in str(getattr(self.conn, "_last_error", ""))
-        problem = Problem(
-            400, "not-http", "This is not an HTTP/1.1 request that can be read; its head may be too large."
-        )
-        if is_large:
+        problem = Problem(400, "not-http", "This is not an HTTP/1.1 request that can be read.")
+        if self._status_hint == 431:
             problem = Problem(
                 431, "head-too-large", "The head of the request is too large: send fewer or shorter headers."
             )

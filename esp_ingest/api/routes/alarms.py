@@ -182,8 +182,8 @@ async def history(
     request: Request,
     api: Parts,
     principal: Viewer,
-    well_id: Annotated[str | None, Query(pattern=f"^{WELL_ID_PATTERN}$")] = None,
-    diagnosis: Annotated[str | None, Query(max_length=100)] = None,
+    well_id: Annotated[str | None, Query(pattern=f"^{WELL_ID_PATTERN}$", description="only this well")] = None,
+    diagnosis: Annotated[str | None, Query(max_length=100, description="only this rule")] = None,
     limit: LimitQuery = 100,
     cursor: CursorQuery = None,
 ) -> Response:

@@ -100,6 +100,7 @@ class EventStream(Response):
             await self._run(send, gone)
             await _sent(send, b"", more=False)
         except TimeoutError:
+            self._api.metrics.streams_cut.inc()
             abort = scope.get("state", {}).get("abort")
             if abort is not None:
                 abort()

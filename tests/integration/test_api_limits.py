@@ -1,0 +1,388 @@
+"""Bad input and bad days: what is too large or too long, a database that is not there, goes away, hangs and comes back;
+how the process ends; and that it never runs open."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+
+from esp_ingest.store.schema import migrate
+from tests.support.api import ApiProcess, insert_alarm, insert_reading
+from tests.support.brokers import ROOT
+from tests.support.databases import Database, Server, free_port
+from tests.support.proxy import TcpProxy
+
+
+@pytest.fixture(scope="module")
+def database(timescaledb_apache_server: Server) -> Iterator[Database]:
+    made = timescaledb_apache_server.create_database()
+    migrate(made.settings)
+    insert_reading(made, "A-1", datetime.now(UTC))
+    yield made
+    timescaledb_apache_server.drop_database(made)
+
+
+@pytest.fixture(scope="module")
+def api(database: Database, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiProcess]:
+    process = ApiProcess(tmp_path_factory.mktemp("api"), database.dsn, {"API__SIGN_IN_PER_MINUTE": "1000"})
+    process.add_user("olga", "operator")
+    with process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def olga(api: ApiProcess) -> Iterator[httpx.Client]:
+    with api.signed_in("olga") as client:
+        yield client
+
+
+def is_problem(answer: httpx.Response, status: int) -> None:
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), answer.text
+    assert answer.json()["status"] == status
+    assert answer.json()["detail"].endswith(".")
+
+
+def said(api: ApiProcess, request: bytes) -> bytes:
+    """The answer to raw bytes."""
+    with socket.create_connection(("127.0.0.1", api.port), timeout=20) as client:
+        client.sendall(request)
+        received = b""
+        while piece := client.recv(65_536):
+            received += piece
+        return received
+
+
+class TestTooMuch:
+    def test_a_body_that_says_how_large_it_is(self, olga: httpx.Client) -> None:
+        is_problem(olga.post("/api/v1/alarms/ack", content=b"x" * 300_000), 413)
+
+    def test_a_body_that_does_not(self, olga: httpx.Client) -> None:
+        pieces = (b"x" * 10_000 for _ in range(100))
+        is_problem(olga.post("/api/v1/alarms/ack", content=pieces), 413)
+
+    def test_headers_of_megabytes(self, api: ApiProcess) -> None:
+        found = said(api, b"GET /api/v1/me HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 17_000)
+        assert found.startswith(b"HTTP/1.1 431")
+        assert b"application/problem+json" in found
+
+    def test_what_is_not_http(self, api: ApiProcess) -> None:
+        found = said(api, b"\x16\x03\x01 hello\r\n\r\n")
+        assert found.startswith(b"HTTP/1.1 400")
+        assert b"application/problem+json" in found
+
+    def test_a_head_that_does_not_come(self, api: ApiProcess) -> None:
+        started = time.monotonic()
+        with socket.create_connection(("127.0.0.1", api.port), timeout=30) as client:
+            client.sendall(b"GET /api/v1/me HTTP/1.1\r\nHost")
+            with contextlib.suppress(ConnectionResetError):
+                assert client.recv(100) == b""
+        assert time.monotonic() - started < 15
+
+    @pytest.mark.parametrize(
+        ("content", "kind"),
+        [
+            (b"{", "application/json"),
+            (b"[]", "application/json"),
+            (b'{"items": []}', "application/json"),
+            (b'{"items": [{"well_id": "A-1"}]}', "application/json"),
+            (b'{"items": [{"well_id": "A 1", "diagnosis": "x"}]}', "application/json"),
+            (b'{"items": [{"well_id": "A-1", "diagnosis": "x\\u0000"}]}', "application/json"),
+            (b'{"items": [{"well_id": "A-1", "diagnosis": "x", "timestamp": 17}]}', "application/json"),
+            (
+                b'{"items": [{"well_id": "A-1", "diagnosis": "x", "timestamp": "2026-01-01T00:00:00"}]}',
+                "application/json",
+            ),
+            (b'{"items": [{"well_id": "A-1", "diagnosis": "x"}], "whom": "me"}', "application/json"),
+            (b"\xff\xfe", "application/json"),
+            (b"[" * 100_000, "application/json"),
+            (b"items=1", "application/x-www-form-urlencoded"),
+        ],
+    )
+    def test_bodies_that_cannot_be_used(self, olga: httpx.Client, content: bytes, kind: str) -> None:
+        answer = olga.post("/api/v1/alarms/ack", content=content, headers={"Content-Type": kind})
+        assert answer.status_code in (400, 422)
+        is_problem(answer, answer.status_code)
+
+    def test_a_password_is_not_said_back(self, api: ApiProcess) -> None:
+        with api.client() as client:
+            answer = client.post("/api/v1/auth/token", data={"username": "olga", "password": "secret" * 1_000})
+        is_problem(answer, 422)
+        assert "secret" not in answer.text
+
+
+class TestTheDatabase:
+    def test_live_without_one_and_ready_when_it_comes(self, timescaledb_apache_server: Server, tmp_path: Path) -> None:
+        made = timescaledb_apache_server.create_database()
+        with TcpProxy("127.0.0.1", timescaledb_apache_server.port) as proxy:
+            dsn = made.dsn.replace(f":{timescaledb_apache_server.port}/", f":{proxy.port}/")
+            proxy.stop()
+            process = ApiProcess(tmp_path, dsn)
+            try:
+                process.start(wait=False)
+                assert process.health("ready") == 503
+                with process.client() as client:
+                    is_problem(client.post("/api/v1/auth/token", data={"username": "a", "password": "b"}), 503)
+                    assert client.get("/api/v1/me").status_code == 401
+                proxy.start()
+                process.await_health("ready", 503, 10)  # no schema yet
+                with process.client() as client:
+                    assert "migrate" in client.get("/health/ready").text
+                migrate(made.settings)
+                process.await_health("ready", 200, 30)
+            finally:
+                process.__exit__()
+        timescaledb_apache_server.drop_database(made)
+
+    def test_it_goes_away_hangs_and_comes_back(self, database: Database, tmp_path: Path) -> None:
+        with TcpProxy("127.0.0.1", database.server.port) as proxy:
+            dsn = database.dsn.replace(f":{database.server.port}/", f":{proxy.port}/")
+            process = ApiProcess(tmp_path, dsn, {"API__REQUEST_TIMEOUT_SECONDS": "2"})
+            process.settings["DATABASE__STATEMENT_TIMEOUT_SECONDS"] = "2"
+            with process, process.signed_in("olga") as client:
+                assert client.get("/api/v1/wells/A-1").status_code == 200
+                for _ in range(3):
+                    proxy.stop()
+                    started = time.monotonic()
+                    is_problem(client.get("/api/v1/wells/A-1"), 503)
+                    assert time.monotonic() - started < 10
+                    assert process.health("live") == 200
+                    process.await_health("ready", 503, 15)
+                    proxy.start()
+                    process.await_health("ready", 200, 30)
+                    assert client.get("/api/v1/wells/A-1").status_code == 200, "the first one after the outage"
+
+    def test_connections_cut_in_the_middle_cost_no_request(self, database: Database, api: ApiProcess) -> None:
+        with api.signed_in("olga") as client:
+            for _ in range(3):
+                assert client.get("/api/v1/fleet").status_code == 200
+                database.run(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+                assert client.get("/api/v1/fleet").status_code == 200
+
+    def test_a_question_that_takes_too_long_ends(self, database: Database, tmp_path: Path) -> None:
+        process = ApiProcess(tmp_path, database.dsn, {"API__REQUEST_TIMEOUT_SECONDS": "1"})
+        with process, process.signed_in("olga") as client, database.connect(autocommit=False) as other:
+            client.get("/api/v1/me")
+            other.execute("LOCK TABLE esp_telemetry IN ACCESS EXCLUSIVE MODE")
+            started = time.monotonic()
+            answer = client.get("/api/v1/wells/A-1")
+            is_problem(answer, 503)
+            assert answer.json()["type"].endswith("too-slow")
+            assert time.monotonic() - started < 6
+            other.rollback()
+            assert client.get("/api/v1/wells/A-1").status_code == 200
+
+    def test_a_server_that_says_nothing_any_more(self, timescaledb_apache_server: Server, tmp_path: Path) -> None:
+        made = timescaledb_apache_server.create_database()
+        migrate(made.settings)
+        process = ApiProcess(tmp_path, made.dsn, {"API__REQUEST_TIMEOUT_SECONDS": "1"})
+        process.add_user("olga", "operator")
+        with process, process.signed_in("olga") as client:
+            assert client.get("/api/v1/fleet").status_code == 200
+            pids = timescaledb_apache_server.pids()
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            try:
+                started = time.monotonic()
+                is_problem(client.get("/api/v1/fleet"), 503)
+                assert time.monotonic() - started < 12
+                assert process.health("live") == 200
+            finally:
+                for pid in pids:
+                    os.kill(pid, signal.SIGCONT)
+            process.await_health("ready", 200, 30)
+            assert client.get("/api/v1/fleet").status_code == 200
+        timescaledb_apache_server.drop_database(made)
+
+
+class TestTheEnd:
+    def test_sigterm_drains_streams_too(self, database: Database, tmp_path: Path) -> None:
+        with (
+            ApiProcess(tmp_path, database.dsn) as process,
+            process.signed_in("olga") as client,
+            process.events(client) as events,
+        ):
+            assert next(events)[0] == "hello"
+            started = time.monotonic()
+            assert process.stop() == 0
+            assert time.monotonic() - started < 8
+            list(events)  # it ended, and was not cut
+
+    def test_a_request_under_way_is_answered(self, database: Database, tmp_path: Path) -> None:
+        with ApiProcess(tmp_path, database.dsn) as process, process.signed_in("olga") as client:
+            with database.connect(autocommit=False) as other:
+                other.execute("LOCK TABLE esp_telemetry IN ACCESS EXCLUSIVE MODE")
+                found: list[int] = []
+                asking = threading.Thread(target=lambda: found.append(client.get("/api/v1/wells/A-1").status_code))
+                asking.start()
+                time.sleep(0.5)
+                ending = threading.Thread(target=process.stop)
+                ending.start()
+                time.sleep(0.5)
+                other.rollback()
+                asking.join(15)
+                ending.join(15)
+            assert found == [200]
+            assert process.stop() == 0
+
+    def test_a_second_signal_ends_it_at_once(self, database: Database, tmp_path: Path) -> None:
+        with (
+            ApiProcess(tmp_path, database.dsn) as process,
+            process.signed_in("olga") as client,
+            database.connect(autocommit=False) as other,
+        ):
+            other.execute("LOCK TABLE esp_telemetry IN ACCESS EXCLUSIVE MODE")
+            asking = threading.Thread(target=_ignoring_errors, args=(client,))
+            asking.start()
+            time.sleep(0.5)
+            os.kill(process.pid, signal.SIGTERM)
+            time.sleep(0.5)
+            started = time.monotonic()
+            assert process.stop() == 1
+            assert time.monotonic() - started < 5
+            other.rollback()
+            asking.join(15)
+
+
+def _ignoring_errors(client: httpx.Client) -> None:
+    try:
+        client.get("/api/v1/wells/A-1")
+    except httpx.HTTPError:
+        return
+
+
+class TestNeverOpen:
+    def test_another_address_needs_tls_or_a_word(self, tmp_path: Path) -> None:
+        process = ApiProcess(tmp_path, "postgresql://127.0.0.1:1/none")
+        done = process.command("api", "--host", "0.0.0.0", "--port", str(free_port()))
+        assert done.returncode == 2
+        assert "api.allow_plain_http" in done.stderr
+        assert done.stderr.count("\n") == 1
+
+    def test_a_port_that_is_taken(self, api: ApiProcess) -> None:
+        done = api.command("api", "--port", str(api.port))
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+        assert "--port" in done.stderr
+
+    def test_without_the_extra_one_sentence(self, tmp_path: Path) -> None:
+        script = (
+            "import importlib.util, sys\n"
+            "find = importlib.util.find_spec\n"
+            "importlib.util.find_spec = lambda name, *more: None if name == 'fastapi' else find(name, *more)\n"
+            "from esp_ingest import cli\n"
+            "sys.exit(cli.main(sys.argv[1:]))\n"
+        )
+        for arguments in (["api"], ["users", "list"]):
+            done = subprocess.run(
+                [sys.executable, "-c", script, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=60
+            )
+            assert done.returncode == 1
+            assert done.stderr.count("\n") == 1
+            assert 'pip install "esp-ingest[api]"' in done.stderr
+
+    def test_headers_that_browsers_obey_are_on_every_answer(self, api: ApiProcess) -> None:
+        with api.client() as client:
+            for path in ("/", "/docs", "/static/docs.js", "/openapi.json", "/api/v1/me", "/nothing", "/health/live"):
+                headers = client.get(path).headers
+                policy = headers["content-security-policy"]
+                assert "default-src 'none'" in policy
+                assert "unsafe" not in policy
+                assert headers["x-content-type-options"] == "nosniff"
+                assert "access-control-allow-origin" not in headers
+                assert "server" not in headers
+
+    def test_the_schemas_page_asks_no_other_host(self, api: ApiProcess) -> None:
+        with api.client() as client:
+            for path in ("/docs", "/static/docs.css", "/static/docs.js"):
+                text = client.get(path).text
+                assert "http://" not in text
+                assert "https://" not in text
+
+    def test_paths_out_of_the_folder(self, api: ApiProcess) -> None:
+        for path in (b"/static/../app.py", b"/static/%2e%2e/app.py", b"/..%2f..%2fetc/passwd", b"//etc/passwd"):
+            found = said(api, b"GET " + path + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            assert found.split(b" ", 2)[1] in (b"404", b"400"), path
+
+
+def test_the_daemon_never_imports_it() -> None:
+    script = (
+        "import sys; import esp_ingest.daemon, esp_ingest.cli; esp_ingest.cli._parser(); "
+        "print([n for n in sys.modules if n.startswith('esp_ingest.api') or n in ('fastapi', 'uvicorn')])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_actions_are_those_of_the_command_line(api: ApiProcess, olga: httpx.Client, database: Database) -> None:
+    """The same life, table and history; what the daemon's rules make of it is in test_alarm_life.py."""
+    at = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1)
+    with database.connect() as connection:
+        insert_alarm(connection, "A-1", "gas_lock", at)
+        insert_alarm(connection, "A-1", "gas_lock", at - timedelta(days=1), "high", "returned-unacknowledged", at)
+    item = {"well_id": "A-1", "diagnosis": "gas_lock", "timestamp": at.isoformat()}
+
+    def done(action: str, **body: object) -> list[tuple[str, str | None]]:
+        answer = olga.post(f"/api/v1/alarms/{action}", json={"items": [item], **body})
+        assert answer.status_code == 200, answer.text
+        return [(each["outcome"], each["state"]) for each in answer.json()["items"]]
+
+    assert done("ack", why="seen") == [("done", "acknowledged")]
+    assert done("ack", why="seen again") == [("unchanged", "acknowledged")]
+    states = dict(database.all('SELECT "timestamp", state FROM diagnostic_results'))
+    assert states == {at: "acknowledged", at - timedelta(days=1): "returned-unacknowledged"}
+    assert done("shelve", why="gauge", duration="8h") == [("done", "shelved")]
+    listed = api.command("alarms", "list", "--all").stdout
+    assert "shelved until" in listed
+    assert "by olga" in listed
+    assert done("unshelve", why="gauge changed") == [("done", "unacknowledged")]
+    assert done("unshelve") == [("unchanged", "unacknowledged")]
+    assert done("note", why="called the site") == [("done", "unacknowledged")]
+    assert done("verdict", verdict="false", cause="gauge") == [("done", "unacknowledged")]
+    assert done("verdict", verdict="true", cause="gas", stop_reason="underload", why="amps") == [
+        ("done", "unacknowledged")
+    ]
+    rows = database.all("SELECT action, by_whom, why, detail FROM alarm_actions ORDER BY id")
+    assert [(row[0], row[1], row[2]) for row in rows] == [
+        ("ack", "olga", "seen"), ("shelve", "olga", "gauge"), ("unshelve", "olga", "gauge changed"),
+        ("note", "olga", "called the site"), ("verdict", "olga", ""), ("verdict", "olga", "amps"),
+    ]  # fmt: skip
+    assert rows[-1][3] == {"verdict": "true", "cause": "gas", "stop_reason": "underload"}
+    assert database.all("SELECT diagnosis, judged, precision FROM alarm_precision") == [("gas_lock", 1, 1.0)]
+    assert olga.get("/api/v1/alarms/precision").json()["items"][0]["precision"] == 1.0
+    shown = olga.get("/api/v1/alarms", params={"verdict": "true"}).json()["items"]
+    assert [(each["verdict"], each["stop_reason"]) for each in shown] == [("true", "underload")]
+    history = olga.get("/api/v1/alarms/history", params={"well_id": "A-1"}).json()["items"]
+    assert [each["action"] for each in history][:2] == ["verdict", "verdict"]
+    told = database.value("SELECT count(*) FROM diagnostics_outbox WHERE occurrence ->> 'state' = 'acknowledged'")
+    assert told == 1, "the broker hears of it"
+
+
+@pytest.mark.parametrize(
+    ("body", "word"),
+    [
+        ({"why": "x"}, "an end"),
+        ({"why": "x", "duration": "8h", "until": "2026-01-01T00:00:00Z"}, "not both"),
+        ({"why": " ", "duration": "8h"}, "reason"),
+        ({"why": "x", "duration": "soon"}, "no duration"),
+        ({"why": "x", "duration": "31d"}, "30 d"),
+        ({"why": "x", "until": "2020-01-01T00:00:00Z"}, "after now"),
+        ({"duration": "8h"}, "why"),
+    ],
+)
+def test_shelving_needs_an_end_and_a_reason(olga: httpx.Client, body: dict[str, str], word: str) -> None:
+    items = [{"well_id": "A-1", "diagnosis": "leakage"}]
+    answer = olga.post("/api/v1/alarms/shelve", json={"items": items, **body})
+    is_problem(answer, 422)
+    assert word in answer.json()["detail"]
