@@ -1,10 +1,6 @@
 -- What the HTTP API and the command `users` send, in the form of queries.sql. A name in braces stands for a list of columns
 -- or a table, which esp_ingest/api fills in by way of psycopg.sql from closed lists.
 
--- name: api_session
--- For one transaction, so that it holds behind a pooler too.
-SELECT set_config('statement_timeout', %(timeout)s, true), set_config('TimeZone', 'UTC', true);
-
 -- name: api_schema_there
 -- Has `esp-ingest migrate` been here?
 SELECT to_regclass('esp_telemetry') IS NOT NULL AND to_regclass('api_users') IS NOT NULL;
@@ -383,3 +379,13 @@ SET verdict = excluded.verdict, cause = excluded.cause, stop_reason = excluded.s
 SELECT "timestamp", state, severity, message
 FROM diagnostic_results
 WHERE well_id = %(well)s AND diagnosis = %(diagnosis)s AND "timestamp" = %(raised_at)s;
+
+-- name: api_archive
+-- What the lifecycle remembers of each table and day, newest first. rows_database is what the day held when it was looked
+-- at last.
+SELECT relation AS "table", day, CASE WHEN dropped_at IS NULL THEN held_rows ELSE 0 END AS rows_database,
+       rows AS rows_archived, verified_at, dropped_at, bytes, problem
+FROM archive_days
+WHERE %(before)s::date IS NULL OR day < %(before)s OR (day = %(before)s AND relation > %(after)s)
+ORDER BY day DESC, relation
+LIMIT %(limit)s;

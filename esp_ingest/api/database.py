@@ -7,12 +7,14 @@ dead connections (psycopg#709). Changes go through the same synchronous function
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import psycopg
 from psycopg import sql
-from psycopg.abc import RV, PQGen
+from psycopg.abc import RV, Buffer, PQGen
 from psycopg.rows import dict_row
+from psycopg.types.datetime import TimestamptzBinaryLoader
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
 from esp_ingest.config.settings import Settings
@@ -32,8 +34,20 @@ _LOOK_SECONDS = 0.1
 _WRITES_AT_ONCE = 4
 
 
+class _BoundedMomentLoader(TimestamptzBinaryLoader):
+    """What lies outside Python's calendar ("infinity", before Christ) comes as its first or last day, so that one such
+    row does not fail a whole page."""
+
+    def load(self, data: Buffer) -> datetime:
+        try:
+            return super().load(data)
+        except psycopg.DataError:
+            is_early = bytes(data)[0] >= 0x80  # the sign of the count of microseconds
+            return (datetime.min if is_early else datetime.max).replace(tzinfo=UTC)
+
+
 class ImpatientAsyncConnection(AsyncConnection):
-    """As store.connection.ImpatientConnection. A cancelled await would not do: psycopg then asks the server to cancel
+    """As store.connection.Session. A cancelled await would not do: psycopg then asks the server to cancel
     the statement and waits for its answer without a limit."""
 
     silence_seconds = 15.0
@@ -61,6 +75,9 @@ class Database:
         self._timeout_seconds = settings.api.request_timeout_seconds
         self._tries = settings.api.pool_size + 1
         self._writes = asyncio.Semaphore(_WRITES_AT_ONCE)
+        timeout = f"{round(self._timeout_seconds * 1000)}ms"
+        schema = settings.database.schema_name
+        self._session = {"local": True, "schema": schema, "statement_timeout": timeout, "lock_timeout": timeout}
 
         class PooledConnection(ImpatientAsyncConnection):
             silence_seconds = self._timeout_seconds + _GRACE_SECONDS
@@ -119,8 +136,7 @@ class Database:
         for attempt in range(self._tries):
             try:
                 async with self._pool.connection() as connection, connection.transaction():
-                    timeout = f"{round(self._timeout_seconds * 1000)}ms"
-                    await connection.execute(query("api_session"), {"timeout": timeout})
+                    await connection.execute(query("session_settings"), self._session)
                     return await work(connection)
             except (PoolTimeout, PoolClosed, TooManyRequests, ServerSilent):
                 raise
@@ -149,6 +165,7 @@ async def _configure(connection: AsyncConnection) -> None:
     """Statements are never prepared by name and no setting outlives its transaction, so that a pooler in transaction
     mode will do."""
     connection.prepare_threshold = None
+    connection.adapters.register_loader("timestamptz", _BoundedMomentLoader)
     await connection.set_autocommit(True)
     await connection.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
     await connection.set_read_only(True)

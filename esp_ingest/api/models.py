@@ -2,7 +2,7 @@
 which would take longer than the question; a test holds them together (schemathesis reads every answer against the
 schema)."""
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -356,10 +356,14 @@ class RejectPage(BaseModel):
 class ArchiveDay(BaseModel):
     """As `lifecycle status --json`."""
 
-    model_config = ConfigDict(extra="allow")
-
     table: str
-    day: str
+    day: date
+    rows_database: int
+    rows_archived: int
+    verified_at: datetime | None
+    dropped_at: datetime | None
+    bytes: int
+    problem: str
 
 
 class ArchivePage(BaseModel):

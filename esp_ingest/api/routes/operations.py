@@ -2,7 +2,7 @@
 
 import base64
 import re
-from datetime import datetime
+from datetime import date, datetime
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -28,7 +28,7 @@ _REJECT = {
 }  # fmt: skip
 _ARCHIVE = {
     "table": "esp_telemetry", "day": "2026-10-20", "rows_database": 0, "rows_archived": 8_640_000,
-    "verified_at": "2026-11-20T02:10:00Z", "dropped_at": "2026-11-20T02:12:00Z", "bytes": 71_303_168,
+    "verified_at": "2026-11-20T02:10:00Z", "dropped_at": "2026-11-20T02:12:00Z", "bytes": 71_303_168, "problem": "",
 }  # fmt: skip
 _DAEMON = {
     "status": "ok", "checks": {"mqtt": {"ok": True, "detail": "subscribed"}}, "figures": {"spool_bytes": 0.0},
@@ -129,9 +129,19 @@ def _reject(row: dict[str, Any]) -> dict[str, Any]:
     response_model=None,
     responses=answers(models.ArchivePage, {"items": [_ARCHIVE], "next": None}),
 )
-async def archive(request: Request, api: Parts, principal: Viewer) -> Response:
-    """As `esp-ingest lifecycle status --json`; empty where the lifecycle does not run."""
-    return respond(request, {"items": [], "next": None})
+async def archive(
+    request: Request, api: Parts, principal: Viewer, limit: LimitQuery = 1_000, cursor: CursorQuery = None
+) -> Response:
+    """As `esp-ingest lifecycle status --json`, newest day first, from what the lifecycle remembers: `rows_database` is
+    what a day held when it was looked at last. Empty where the lifecycle has never run."""
+    after = cursors.decode("archive", cursor, (date, str))
+    asked = {"before": after[0] if after else None, "after": after[1] if after else None, "limit": limit + 1}
+    rows = await api.database.fetch_dicts("api_archive", asked)
+    following = None
+    if len(rows) > limit:
+        end = rows[limit - 1]
+        following = link(request, cursor=cursors.encode("archive", end["day"], end["table"]))
+    return respond(request, {"items": rows[:limit], "next": following})
 
 
 @router.get(
