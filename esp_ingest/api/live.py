@@ -1,7 +1,7 @@
 """What changes, for all who watch: one look at the database a beat and process, however many watch, none if nobody
 does.
 
-Looking was chosen over LISTEN/NOTIFY (decision 0011): it costs the daemon nothing, works behind a pooler and over
+Looking was chosen over LISTEN/NOTIFY (decision 0013): it costs the daemon nothing, works behind a pooler and over
 several daemons, and misses nothing that was committed while a connection was down. A look asks for the newest reading
 of each well among what was received since the newest known, less an overlap, because batches are committed later than
 received; for the open occurrences; and for what operators did. What differs from what is known is news.

@@ -28,7 +28,8 @@ NOW = datetime.now(UTC).replace(second=0, microsecond=0)
 # A day at a time: COPY-like speed without leaving the server.
 _DAY = """
 INSERT INTO esp_telemetry ("timestamp", well_id, flow_rate, pip, motor_current, motor_temp, vibration, vsd_frequency,
-    gor, discharge_pressure, wellhead_pressure, casing_pressure, intake_temp, leakage_current, drive_voltage, received_at)
+    gor, discharge_pressure, wellhead_pressure, casing_pressure, intake_temp, leakage_current, drive_voltage,
+    received_at)
 SELECT at, 'W-' || lpad(w::text, 5, '0'), 1800 + 50 * sin(i / 9.0 + w), 600 + w %% 100, 40 + w %% 7, 250, 0.1, 52, 420,
     2800, 240, 180, 176, 0.4, 1180, at
 FROM generate_series(0, %(samples)s - 1) AS i, generate_series(1, %(wells)s) AS w,

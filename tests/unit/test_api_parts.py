@@ -21,8 +21,8 @@ from esp_ingest.api.monitor import _figures
 from esp_ingest.api.principal import Principal
 from esp_ingest.api.problems import Problem
 from esp_ingest.api.throttle import FREE_FAILURES, LONGEST_WAIT_SECONDS, SignInThrottle
-from esp_ingest.config import ConfigError, load
-from esp_ingest.telemetry.model import SIGNAL_NAMES, SIGNALS, at_us
+from esp_ingest.config.settings import ConfigError, load
+from esp_ingest.model import SIGNAL_NAMES, SIGNALS, at_us
 from tests.support.fake_clock import FakeClock
 
 times = st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))

@@ -27,7 +27,7 @@ router = APIRouter(prefix="/api/v1/alarms", tags=["alarms"])
 LONGEST_SHELVING = timedelta(days=30)
 Item = models.AlarmItem | models.OccurrenceItem
 Done = tuple[bool, Sequence[Changed]]
-_PROBLEMS = (403, 404, 413)
+_PROBLEMS = (400, 403, 404, 413)
 _WORDS = {
     "ack": "acknowledged an alarm",
     "shelve": "shelved an alarm",

@@ -24,7 +24,7 @@ def _address(request: Request) -> str:
     "/auth/token",
     summary="Sign in with name and password",
     response_model=None,
-    responses=answers(Tokens, _TOKENS, problems=(404, 413, 429), cached=False),
+    responses=answers(Tokens, _TOKENS, problems=(400, 404, 413, 429), cached=False),
 )
 async def sign_in(
     request: Request,
@@ -42,7 +42,7 @@ async def sign_in(
     "/auth/refresh",
     summary="The next tokens of a session",
     response_model=None,
-    responses=answers(Tokens, _TOKENS, problems=(404, 413), cached=False),
+    responses=answers(Tokens, _TOKENS, problems=(400, 404, 413), cached=False),
 )
 async def refresh(request: Request, api: Parts, body: RefreshBody) -> Response:
     """Takes the refresh token of the last answer, once. A token that comes a second time was stolen: the session
@@ -56,7 +56,7 @@ async def refresh(request: Request, api: Parts, body: RefreshBody) -> Response:
     summary="Sign out",
     status_code=204,
     response_model=None,
-    responses={204: {"description": "the session has ended"}, **problem_answers(413, 422, 503)},
+    responses={204: {"description": "the session has ended"}, **problem_answers(400, 413, 422, 503)},
 )
 async def sign_out(request: Request, api: Parts, body: RefreshBody) -> Response:
     """Ends the session that a refresh token belongs to, its access tokens too."""
