@@ -35,7 +35,7 @@ class Source(Protocol):
         ...
 
     @property
-    def epoch(self) -> int:
+    def connection(self) -> int:
         """The connection that stands now, a number that no other has, 0 where none does: what an earlier one delivered
         comes again, here or at another daemon."""
         ...

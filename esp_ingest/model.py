@@ -80,16 +80,17 @@ class RejectReason(StrEnum):
 class Delivery(NamedTuple):
     """One message as it arrived. ``topic`` is raw bytes: a topic need not be valid UTF-8 to be stored as a reject.
 
-    ``epoch`` is the connection that delivered it, a number that no other has (-1: not known), and ``mid`` its packet
-    id (0 at QoS 0): an acknowledgement is only ever sent to the epoch it belongs to. ``redelivered`` is MQTT's DUP
-    flag, or true for what may have come before without it: then with the same packet id, in another epoch.
+    ``connection`` is the number of the connection that delivered it, which no other has (-1: not known), and
+    ``packet_id`` its packet id (0 at QoS 0): an acknowledgement is only ever sent on the connection it belongs to.
+    ``redelivered`` is MQTT's DUP flag, or true for a message that may have come before without it: then with the same
+    packet id, on another connection.
     """
 
     topic: bytes
     payload: bytes
     qos: int
-    mid: int
-    epoch: int
+    packet_id: int
+    connection: int
     received_us: int
     redelivered: bool = False
 
@@ -123,9 +124,9 @@ class Reject:
     """Something received that cannot be a reading, kept byte for byte. ``item`` is its place in an array, else 0.
 
     ``payload`` is the whole message for a message-level reject; for one bad item of an array it is that item's bytes
-    where they can be told apart, else the item re-encoded. ``redelivered``, ``epoch`` and ``mid`` are the message's: a
-    redelivered one is stored already where another epoch brought the same content in a packet of that number. Without
-    an epoch the content alone decides.
+    where they can be told apart, else the item re-encoded. ``redelivered``, ``connection`` and ``packet_id`` are the
+    message's: a redelivered one is stored already if another connection brought the same content in a packet of that
+    number. If no connection is known, the content alone decides.
     """
 
     received_us: int
@@ -135,8 +136,8 @@ class Reject:
     payload: bytes
     item: int = 0
     redelivered: bool = False
-    epoch: int = -1
-    mid: int = 0
+    connection: int = -1
+    packet_id: int = 0
 
 
 @dataclass(slots=True)

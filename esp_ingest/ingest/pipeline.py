@@ -100,12 +100,13 @@ class Pipeline:
         if self._stage.has_room:
             size = self._open.bytes
             deliveries = self._open.take()
-            epoch = self._source.epoch
-            if deliveries[0].epoch != epoch:
+            connection = self._source.connection
+            if deliveries[0].connection != connection:
                 # Their connection has ended, so a daemon that took over the session may store them meanwhile. Readings
                 # have a key that tells; rejects have not. At QoS 0 nothing comes twice.
                 deliveries = [
-                    each._replace(redelivered=True) if each.mid and each.epoch != epoch else each for each in deliveries
+                    each._replace(redelivered=True) if each.packet_id and each.connection != connection else each
+                    for each in deliveries
                 ]
             self._stage.submit(Batch(deliveries, size))
 

@@ -515,8 +515,8 @@ def _internal_error(delivery: Delivery, error: Exception) -> Reject:
         detail=f"esp-ingest failed on this message ({type(error).__name__}): replay it after an upgrade",
         payload=delivery.payload,
         redelivered=delivery.redelivered,
-        epoch=delivery.epoch,
-        mid=delivery.mid,
+        connection=delivery.connection,
+        packet_id=delivery.packet_id,
     )
 
 

@@ -50,7 +50,7 @@ OnDeliveries = Callable[[list[Delivery], int, int], None]
 
 
 def walk(
-    data: bytes, at: int, deliveries: list[Delivery], epoch: int, received_us: int, has_properties: bool
+    data: bytes, at: int, deliveries: list[Delivery], connection: int, received_us: int, has_properties: bool
 ) -> tuple[int, int, int]:
     """Append the PUBLISH packets of ``data`` from ``at`` on, up to the first packet that is another or is not whole.
 
@@ -88,14 +88,14 @@ def walk(
                 size += start - place
             if first == qos1:
                 qos = 1
-                mid = data[start] << 8 | data[start + 1]
+                packet_id = data[start] << 8 | data[start + 1]
                 start += 2
             else:
                 unusual += 1
                 qos = first >> 1 & 3
-                mid = 1
+                packet_id = 1
                 if qos:
-                    mid = data[start] << 8 | data[start + 1]
+                    packet_id = data[start] << 8 | data[start + 1]
                     start += 2
             if has_properties:
                 skip = data[start]
@@ -103,9 +103,11 @@ def walk(
                 if skip:
                     start = start + skip if skip < 128 else _after_properties(data, start - 1)
             # No topic means a topic alias, which we never allowed; each of these is a protocol error.
-            if start > stop or not topic or not mid or qos > 2:
+            if start > stop or not topic or not packet_id or qos > 2:
                 raise MalformedPacket("PUBLISH")
-            append(new(of, (topic, data[start:stop], qos, mid if qos else 0, epoch, received_us, first > 0x37)))
+            append(
+                new(of, (topic, data[start:stop], qos, packet_id if qos else 0, connection, received_us, first > 0x37))
+            )
             received_us += 1
             size += stop - start
             at = stop
@@ -137,18 +139,18 @@ def _head_of(data: bytes, start: int, length: int, has_properties: bool) -> tupl
         place = start + 2
         at = place + (data[start] << 8 | data[start + 1])
         topic = data[place:at]
-        mid = 0
+        packet_id = 0
         if data[0] >> 1 & 3:
-            mid = data[at] << 8 | data[at + 1]
+            packet_id = data[at] << 8 | data[at + 1]
             at += 2
         if has_properties:
             at = _after_properties(data, at)
     except IndexError:
         raise MalformedPacket("PUBLISH is too short") from None
     size = start + length - at
-    if size < 0 or not topic or (data[0] >> 1 & 3 and not mid) or data[0] & 6 == 6:
+    if size < 0 or not topic or (data[0] >> 1 & 3 and not packet_id) or data[0] & 6 == 6:
         raise MalformedPacket("PUBLISH")
-    return topic, data[0], mid, data[at : at + _CUT_KEPT_BYTES], size
+    return topic, data[0], packet_id, data[at : at + _CUT_KEPT_BYTES], size
 
 
 def _after_properties(data: bytes, at: int) -> int:
@@ -160,9 +162,9 @@ def _after_properties(data: bytes, at: int) -> int:
 
 
 class BulkClient(paho.Client):
-    """One MQTT connection after another, each with its own epoch. Driven by one thread through paho's external-loop
-    calls (``reconnect``, ``loop_read``, ``loop_write``, ``loop_misc``); only ``acknowledge`` and ``publish`` may be
-    called from others, which then wake that thread by themselves.
+    """One MQTT connection after another, each with a number of its own. Driven by one thread through paho's
+    external-loop calls (``reconnect``, ``loop_read``, ``loop_write``, ``loop_misc``); only ``acknowledge`` and
+    ``publish`` may be called from others, which then wake that thread by themselves.
 
     A PUBLISH of more than ``max_packet_bytes`` is never held: its head is kept and marked as cut off (model.cut_off),
     the rest is read and thrown away, and it is delivered as any other, so that it is settled and does not come again.
@@ -179,7 +181,7 @@ class BulkClient(paho.Client):
         on_deliveries: OnDeliveries,
         *,
         transport: Literal["tcp", "websockets"] = "tcp",
-        first_epoch: int = 1,
+        first_connection: int = 1,
         keep_session: bool = True,
         max_packet_bytes: int = MOST_PACKET_BYTES,
     ) -> None:
@@ -192,12 +194,12 @@ class BulkClient(paho.Client):
             transport=transport,
             reconnect_on_failure=False,
         )
-        self.epoch = first_epoch - 1
+        self.connection = first_connection - 1
         self._is_mqtt5 = is_mqtt5
         self._clock = clock
         self._on_deliveries = on_deliveries
         self._accepted = False
-        self._epoch_lock = threading.Lock()
+        self._connection_lock = threading.Lock()
         self._opening: socket.socket | None = None
         self._last_received_us = 0
         self._parts: list[bytes] = []
@@ -211,14 +213,14 @@ class BulkClient(paho.Client):
         self.on_socket_register_write = _leave_writing_to_the_loop
 
     def reconnect(self) -> MQTTErrorCode:
-        """Connect, blocking for up to ``connect_timeout`` an address. A new epoch starts before paho clears its queue,
-        so an acknowledgement of the old connection is either cleared with it or refused. Raises OSError, and what
-        ``new_tls_context`` raises."""
+        """Connect, blocking for up to ``connect_timeout`` an address. The new connection's number counts before paho
+        clears its queue, so an acknowledgement of the old connection is either cleared with it or refused. Raises
+        OSError, and what ``new_tls_context`` raises."""
         if self.new_tls_context is not None:
             self._ssl_context = self.new_tls_context()
         self.read_error = None
-        with self._epoch_lock:
-            self.epoch += 1
+        with self._connection_lock:
+            self.connection += 1
             self._accepted = False
         self._forget_partial_packet()
         try:
@@ -235,12 +237,14 @@ class BulkClient(paho.Client):
         """Queue the acknowledgements of this connection's deliveries, in the order given, as one write. Those of
         earlier connections are passed over: their packet ids may belong to other messages by now. Returns how many
         were queued."""
-        with self._epoch_lock:
+        with self._connection_lock:
             if not self._accepted or self._sock is None:
                 return 0
-            current = self.epoch
+            current = self.connection
             codes = [
-                _ACKNOWLEDGEMENT[qos] | mid for _, _, qos, mid, epoch, _, _ in deliveries if qos and epoch == current
+                _ACKNOWLEDGEMENT[qos] | packet_id
+                for _, _, qos, packet_id, connection, _, _ in deliveries
+                if qos and connection == current
             ]
             if codes:
                 self._packet_queue(paho.PUBACK, np.array(codes, dtype=">u4").tobytes(), 0, 1)
@@ -360,7 +364,9 @@ class BulkClient(paho.Client):
         received_us = self._next_received_us()
         try:
             while outcome == MQTTErrorCode.MQTT_ERR_SUCCESS:
-                at, more, odd = walk(data, at, deliveries, self.epoch, received_us + len(deliveries), self._is_mqtt5)
+                at, more, odd = walk(
+                    data, at, deliveries, self.connection, received_us + len(deliveries), self._is_mqtt5
+                )
                 size += more
                 unusual += odd
                 if deliveries and not self._accepted:
@@ -376,7 +382,7 @@ class BulkClient(paho.Client):
                 if self._sock is None:
                     break
         except MalformedPacket as error:
-            logger.warning("mqtt packet malformed", extra={"error": str(error), "epoch": self.epoch})
+            logger.warning("mqtt packet malformed", extra={"error": str(error), "connection": self.connection})
             outcome = MQTTErrorCode.MQTT_ERR_PROTOCOL
             # The walk was cut short, and with it its sums.
             size, unusual = sum(map(weight_of, deliveries)), len(deliveries)
@@ -411,7 +417,7 @@ class BulkClient(paho.Client):
             packet["command"] = packet["have_remaining"] = packet["remaining_length"] = 0
             packet["packet"] = bytearray()
         if command & 0xF0 == _CONNACK and self.is_connected():
-            with self._epoch_lock:
+            with self._connection_lock:
                 self._accepted = True
         return outcome
 
@@ -427,9 +433,9 @@ class BulkClient(paho.Client):
         elif len(data) < min(_CUT_LOOK_BYTES, start + length):
             self._keep_partial_packet(data, min(_CUT_LOOK_BYTES, start + length))
         else:
-            topic, first, mid, head, whole_bytes = _head_of(data, start, length, self._is_mqtt5)
+            topic, first, packet_id, head, whole_bytes = _head_of(data, start, length, self._is_mqtt5)
             payload = cut_off(head, whole_bytes)
-            self._cut = Delivery(topic, payload, first >> 1 & 3, mid, self.epoch, 0, first > 0x37)
+            self._cut = Delivery(topic, payload, first >> 1 & 3, packet_id, self.connection, 0, first > 0x37)
             self._discard_bytes = start + length - len(data)
 
     def _keep_partial_packet(self, data: bytes, need_bytes: int) -> None:

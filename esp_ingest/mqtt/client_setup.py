@@ -100,7 +100,7 @@ def new_client(
     protocol: MQTTProtocolVersion,
     clock: Clock,
     on_deliveries: OnDeliveries,
-    first_epoch: int,
+    first_connection: int,
     *,
     keep_session: bool = True,
 ) -> BulkClient:
@@ -112,7 +112,7 @@ def new_client(
         clock,
         on_deliveries,
         transport=settings.transport,
-        first_epoch=first_epoch,
+        first_connection=first_connection,
         keep_session=keep_session,
         max_packet_bytes=settings.max_packet_bytes,
     )

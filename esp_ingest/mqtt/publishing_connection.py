@@ -192,7 +192,7 @@ class PublishingConnection:
         link = _Link(client, now)
         client.on_connect = lambda _, __, ___, reason, properties: self._on_connect(link, reason, properties)
         client.on_disconnect = lambda _, __, flags, reason, ___: self._on_disconnect(link, flags, reason)
-        client.on_publish = lambda _, __, mid, reason, ___: self._on_publish(link, mid, reason)
+        client.on_publish = lambda _, __, packet_id, reason, ___: self._on_publish(link, packet_id, reason)
         self._link = link
         client.reconnect()
         deadline = self._clock.monotonic() + self._settings.connect_timeout_seconds
@@ -263,8 +263,8 @@ class PublishingConnection:
         else:
             link.is_innocent = True
 
-    def _on_publish(self, link: _Link, mid: int, reason: ReasonCode) -> None:
-        key = link.keys.pop(mid, None)
+    def _on_publish(self, link: _Link, packet_id: int, reason: ReasonCode) -> None:
+        key = link.keys.pop(packet_id, None)
         if key is None:
             return
         del link.sent_at[key]

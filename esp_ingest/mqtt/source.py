@@ -63,7 +63,7 @@ class _Link:
     is_accepted: bool = False
     session_present: bool = False
     is_answered: bool = False  # SUBACK is here, whatever it says
-    subscribe_mid: int = 0
+    subscribe_packet_id: int = 0
     subscribe_at: float = inf  # next attempt, after a refusal
     unsubscribing: dict[int, set[str]] = field(default_factory=dict)
     tried_strays: set[str] = field(default_factory=set)
@@ -108,7 +108,7 @@ class MqttSource:
         is_311 = settings.protocol == "3.1.1"
         protocol = MQTTProtocolVersion.MQTTv311 if is_311 else MQTTProtocolVersion.MQTTv5
         self._client = self._new_client(protocol, clock.now_us())  # other processes begin at another microsecond
-        self._last_mid = 0  # the packet id that came last
+        self._last_packet_id = 0  # the packet id that came last
         self._resent_up_to = 0  # it when the session was resumed, while what comes may have come before; else 0
         self._silent_closes = 0
         self._has_warned_of_fallback = False
@@ -153,8 +153,8 @@ class MqttSource:
         return queued
 
     @property
-    def epoch(self) -> int:
-        return self._client.epoch if self.connected else 0
+    def connection(self) -> int:
+        return self._client.connection if self.connected else 0
 
     def buffered(self) -> tuple[int, int]:
         return self._buffer.size()
@@ -211,7 +211,12 @@ class MqttSource:
         lasts. Returns whether the broker agreed. Takes up to ``connect_timeout_seconds``."""
         self.close()
         client = new_client(
-            self._settings, self._protocol, self._clock, lambda *_: None, self._client.epoch + 1, keep_session=False
+            self._settings,
+            self._protocol,
+            self._clock,
+            lambda *_: None,
+            self._client.connection + 1,
+            keep_session=False,
         )
         try:
             client.reconnect()
@@ -348,7 +353,7 @@ class MqttSource:
             self._metrics.mqtt_subscribed.set(0)
             self._unsubscribe(link, self._record.filters | {self._topics.wanted})
         if self._outage.active and self.subscribed and self._is_settled(link, now):
-            self._outage.ended(now, epoch=client.epoch)
+            self._outage.ended(now, connection=client.connection)
         if self._drops.active and self._buffer.has_room_for_qos0():
             self._drops.ended(now)
 
@@ -361,7 +366,7 @@ class MqttSource:
         """The connection is over: say why, once in a while, and choose what the next attempt speaks."""
         self._set_connected(False)
         if self._ending.is_set():
-            logger.info("mqtt disconnected", extra={"epoch": self._client.epoch})
+            logger.info("mqtt disconnected", extra={"connection": self._client.connection})
             return
         self.last_error = link.end or sentences.lost(
             self._settings,
@@ -369,7 +374,9 @@ class MqttSource:
             is_flapping=self._short_lived >= FLAPPING_CONNECTIONS,
             error=self._client.read_error,
         )
-        self._outage.failed(self._clock.monotonic(), self.last_error, broker=self._address, epoch=self._client.epoch)
+        self._outage.failed(
+            self._clock.monotonic(), self.last_error, broker=self._address, connection=self._client.connection
+        )
         self._choose_protocol(link)
 
     def _choose_protocol(self, link: _Link) -> None:
@@ -382,7 +389,7 @@ class MqttSource:
         if is_refused or self._silent_closes >= SILENT_CLOSES_BEFORE_FALLBACK:
             self._silent_closes = 0
             other = MQTTProtocolVersion.MQTTv311 if self.protocol == "5" else MQTTProtocolVersion.MQTTv5
-            self._client = self._new_client(other, self._client.epoch + 1)
+            self._client = self._new_client(other, self._client.connection + 1)
 
     def _rest(self, seconds: float) -> None:
         until = self._clock.monotonic() + seconds
@@ -401,7 +408,7 @@ class MqttSource:
         self._connections += 1
         if self._connections > 1:
             self._metrics.mqtt_reconnects.inc()
-        self._resent_up_to = self._last_mid if link.session_present else 0
+        self._resent_up_to = self._last_packet_id if link.session_present else 0
         self._set_connected(True)
         self._tell_of_session(link, properties)
         if not self._outage.active:
@@ -431,7 +438,7 @@ class MqttSource:
             )
 
     def _log_connected(self, link: _Link) -> None:
-        fields = {"broker": self._address, "protocol": self.protocol, "epoch": self._client.epoch}
+        fields = {"broker": self._address, "protocol": self.protocol, "connection": self._client.connection}
         logger.info("mqtt connected", extra=fields | {"session_present": link.session_present})
 
     def _on_disconnect(self, flags: paho.DisconnectFlags, reason: ReasonCode) -> None:
@@ -449,14 +456,14 @@ class MqttSource:
         if self.protocol == "5":
             # Retained messages would come again at each connection: ask for none (retain handling 2).
             options = SubscribeOptions(qos=QOS, retainHandling=SubscribeOptions.RETAIN_DO_NOT_SEND)
-            _, mid = self._client.subscribe(self._topics.wanted, options=options)
+            _, packet_id = self._client.subscribe(self._topics.wanted, options=options)
         else:
-            _, mid = self._client.subscribe(self._topics.wanted, qos=QOS)
-        link.subscribe_mid = mid or 0
+            _, packet_id = self._client.subscribe(self._topics.wanted, qos=QOS)
+        link.subscribe_packet_id = packet_id or 0
 
-    def _on_subscribe(self, mid: int, reasons: list[ReasonCode]) -> None:
+    def _on_subscribe(self, packet_id: int, reasons: list[ReasonCode]) -> None:
         link = self._link
-        if mid != link.subscribe_mid or not reasons:
+        if packet_id != link.subscribe_packet_id or not reasons:
             return
         link.is_answered = True
         link.deadline = inf
@@ -486,11 +493,11 @@ class MqttSource:
 
     def _unsubscribe(self, link: _Link, filters: set[str]) -> None:
         if filters:
-            _, mid = self._client.unsubscribe(sorted(filters))
-            link.unsubscribing[mid or 0] = filters
+            _, packet_id = self._client.unsubscribe(sorted(filters))
+            link.unsubscribing[packet_id or 0] = filters
 
-    def _on_unsubscribe(self, mid: int, reasons: list[ReasonCode]) -> None:
-        filters = self._link.unsubscribing.pop(mid, set())
+    def _on_unsubscribe(self, packet_id: int, reasons: list[ReasonCode]) -> None:
+        filters = self._link.unsubscribing.pop(packet_id, set())
         if any(reason.is_failure for reason in reasons):
             logger.warning("mqtt unsubscribe refused", extra={"filters": sorted(filters)})
             return
@@ -514,7 +521,7 @@ class MqttSource:
                 self._end_stray(delivery.topic)
         if self._resent_up_to:
             self._mark_resent(deliveries)
-        self._last_mid = deliveries[-1].mid or self._last_mid
+        self._last_packet_id = deliveries[-1].packet_id or self._last_packet_id
         now = self._clock.monotonic()
         dropped = self._buffer.put(deliveries, size, now)
         if dropped:
@@ -526,8 +533,8 @@ class MqttSource:
         the packet ids of then, in their order, and without DUP what was waiting in the snapshot. Packet ids go up, so
         the first one past the last of the connection before is new, and so is all that follows it."""
         for at, delivery in enumerate(deliveries):
-            if delivery.mid and not delivery.redelivered:
-                if 0 < (delivery.mid - self._resent_up_to) % _PACKET_IDS < _PACKET_IDS // 2:
+            if delivery.packet_id and not delivery.redelivered:
+                if 0 < (delivery.packet_id - self._resent_up_to) % _PACKET_IDS < _PACKET_IDS // 2:
                     self._resent_up_to = 0
                     return
                 deliveries[at] = delivery._replace(redelivered=True)
@@ -554,14 +561,19 @@ class MqttSource:
 
     # -- Parts.
 
-    def _new_client(self, protocol: MQTTProtocolVersion, first_epoch: int) -> BulkClient:
+    def _new_client(self, protocol: MQTTProtocolVersion, first_connection: int) -> BulkClient:
         client = new_client(
-            self._settings, protocol, self._clock, self._on_deliveries, first_epoch, keep_session=self._keep_session
+            self._settings,
+            protocol,
+            self._clock,
+            self._on_deliveries,
+            first_connection,
+            keep_session=self._keep_session,
         )
         client.on_connect = lambda _, __, flags, reason, properties: self._on_connect(flags, reason, properties)
         client.on_disconnect = lambda _, __, flags, reason, ___: self._on_disconnect(flags, reason)
-        client.on_subscribe = lambda _, __, mid, reasons, ___: self._on_subscribe(mid, reasons)
-        client.on_unsubscribe = lambda _, __, mid, reasons, ___: self._on_unsubscribe(mid, reasons)
+        client.on_subscribe = lambda _, __, packet_id, reasons, ___: self._on_subscribe(packet_id, reasons)
+        client.on_unsubscribe = lambda _, __, packet_id, reasons, ___: self._on_unsubscribe(packet_id, reasons)
         self._protocol = protocol
         return client
 

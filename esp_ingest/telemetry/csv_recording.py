@@ -17,17 +17,16 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from esp_ingest.config.settings import WELL_ID_PATTERN
+from esp_ingest.service.text import rfc3339
 from esp_ingest.telemetry.timestamps import NO_TIME, parse_rfc3339
 
 PASCAL_PER_PSI = 6_894.757293168361  # 1 lbf/in²: 0.45359237 kg · 9.80665 m/s² / (0.0254 m)²
 _JSON_NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?", re.ASCII)
 _WELL_ID = re.compile(WELL_ID_PATTERN)
-_EPOCH = datetime(1970, 1, 1)  # naive, so that isoformat() writes no offset: it is UTC throughout
 
 
 class ReplayError(Exception):
@@ -83,11 +82,6 @@ class Recording:
         first = self.times_us[0] if self.times_us else 0
         for time_us, well, members in zip(self.times_us, self.wells, self.members, strict=True):
             yield time_us - first, well, f'{{"timestamp": "{rfc3339(time_us + shift_us)}"{members}}}'
-
-
-def rfc3339(time_us: int) -> str:
-    """µs since the epoch → RFC 3339 in UTC, with microseconds."""
-    return (_EPOCH + timedelta(microseconds=time_us)).isoformat(timespec="microseconds") + "Z"
 
 
 def read(path: Path) -> Recording:

@@ -428,6 +428,6 @@ def _reject(delivery: Delivery, refused: Refused, payload: bytes, item: int = 0)
         payload=payload,
         item=item,
         redelivered=delivery.redelivered,
-        epoch=delivery.epoch,
-        mid=delivery.mid,
+        connection=delivery.connection,
+        packet_id=delivery.packet_id,
     )

@@ -239,8 +239,8 @@ class _PacketWriter:
 
     def add(self, packet: bytes) -> None:
         split = _after_topic(packet)
-        mid = struct.pack(">H", self.messages % 65_535 + 1)
-        self._buffer += (packet[:split], mid, packet[split:])
+        packet_id = struct.pack(">H", self.messages % 65_535 + 1)
+        self._buffer += (packet[:split], packet_id, packet[split:])
         self._lengths.append(len(packet) + 2)
         self.messages += 1
 

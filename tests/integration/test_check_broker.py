@@ -67,7 +67,7 @@ def test_it_sees_the_broker_and_leaves_the_daemons_session_alone(mosquitto: Mosq
         said, _ = each.communicate(timeout=30)
         assert "subscription granted" in said, "two at once do not end each other's connection"
     assert daemon.subscribed
-    assert daemon._client.epoch == daemon.epoch
+    assert daemon._client.connection == daemon.connection
     assert mosquitto.log().count(f"as {DAEMON} (") == 1
     kept = kept_by(mosquitto)
     assert DAEMON.encode() in kept

@@ -295,7 +295,7 @@ def test_acknowledgements_of_an_old_connection_free_nothing(
     well.publish_many(TOPIC, numbered(20))
     old = take(source, 20, settle=False)
     source._client._sock.shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
-    until(lambda: source.epoch > old[0].epoch and source.subscribed)
+    until(lambda: source.connection > old[0].connection and source.subscribed)
     assert source.settle(old) == 0
     again = take(source, 20, settle=False)
     assert payloads(again) == numbered(20)
@@ -373,7 +373,7 @@ def test_broker_killed_and_restarted_with_persistence(start: Start, mosquitto: M
     until(lambda: source.subscribed)
     again = take(source, 200)
     assert payloads(again) == numbered(200, 100)
-    assert all(delivery.epoch > taken[0].epoch for delivery in again)
+    assert all(delivery.connection > taken[0].connection for delivery in again)
     assert source._metrics.registry.get_sample_value("esp_ingest_mqtt_sessions_lost_total") == 0
 
 
@@ -381,11 +381,11 @@ def test_broker_restarted_without_its_memory(start: Start, mosquitto: Mosquitto,
     source = start()
     well.publish_many(TOPIC, numbered(10))
     until(lambda: source.buffered()[0] == 10)
-    first = source.epoch
+    first = source.connection
     mosquitto.kill()
     (mosquitto.folder / "data" / "mosquitto.db").unlink(missing_ok=True)
     mosquitto.start()
-    until(lambda: source.subscribed and source.epoch > first)
+    until(lambda: source.subscribed and source.connection > first)
     assert payloads(take(source, 10)) == numbered(10), "what was in memory is not lost with the session"
     assert source._metrics.registry.get_sample_value("esp_ingest_mqtt_sessions_lost_total") == 1
 
@@ -394,9 +394,9 @@ def test_keepalive_while_nothing_is_taken_or_settled(start: Start, mosquitto: Mo
     """The broker hangs up after 1.5 keep alives of silence; the network thread does not wait for the pipeline."""
     source = start(keepalive_seconds=5, receive_maximum=20)
     well.publish_many(TOPIC, numbered(100))
-    first = source.epoch
+    first = source.connection
     time.sleep(9.0)
-    assert source.epoch == first > 0, "connected, and never again"
+    assert source.connection == first > 0, "connected, and never again"
     assert payloads(take(source, 100)) == numbered(100)
     assert mosquitto.log().count("as esp-ingest (") == 1
 

@@ -412,8 +412,8 @@ TOPICS = st.sampled_from(
 )
 DELIVERIES = st.lists(st.tuples(TOPICS, payloads()), min_size=1, max_size=8).map(
     lambda messages: [
-        Delivery(topic, payload, 1, mid, 1, NOW_US + mid, mid % 2 == 0)
-        for mid, (topic, payload) in enumerate(messages, 1)
+        Delivery(topic, payload, 1, packet_id, 1, NOW_US + packet_id, packet_id % 2 == 0)
+        for packet_id, (topic, payload) in enumerate(messages, 1)
     ]
 )
 

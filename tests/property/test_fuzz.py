@@ -104,7 +104,7 @@ def test_the_packet_reader_survives(stream: list[bytes], cuts: list[int], is_mqt
         for delivery in reading.deliveries:
             assert delivery.topic
             assert delivery.qos in (0, 1, 2)
-            assert (delivery.mid > 0) == (delivery.qos > 0)
+            assert (delivery.packet_id > 0) == (delivery.qos > 0)
             assert is_accepted or reading.client._accepted, "nothing is taken before CONNACK"
 
 

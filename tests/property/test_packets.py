@@ -15,7 +15,7 @@ class Message:
     topic: bytes
     payload: bytes
     qos: int
-    mid: int
+    packet_id: int
     dup: bool
     retain: bool
     properties: bytes
@@ -25,7 +25,7 @@ class Message:
             self.topic,
             self.payload,
             qos=self.qos,
-            mid=self.mid,
+            packet_id=self.packet_id,
             dup=self.dup,
             retain=self.retain,
             properties=self.properties if is_mqtt5 else None,
@@ -44,7 +44,7 @@ def messages(draw: st.DrawFn) -> Message:
         topic=draw(st.one_of(st.just(b"esp/W1/telemetry"), st.binary(min_size=1, max_size=200))),
         payload=b"retained" + payload if retain else b"." + payload,
         qos=qos,
-        mid=draw(st.integers(1, 0xFFFF)),
+        packet_id=draw(st.integers(1, 0xFFFF)),
         dup=draw(st.booleans()),
         retain=retain,
         properties=draw(st.one_of(st.just(b""), st.binary(max_size=300))),
@@ -74,8 +74,8 @@ def test_any_cut_gives_the_same_deliveries(stream: list[Message | bytes], sizes:
     with ReadingClient(is_mqtt5=is_mqtt5) as reading:
         reading.feed(*pieces(data, sizes))
         assert reading.is_open
-        assert [(d.topic, d.payload, d.qos, d.mid, d.redelivered) for d in reading.deliveries] == [
-            (m.topic, m.payload, m.qos, m.mid if m.qos else 0, m.dup) for m in stream if isinstance(m, Message)
+        assert [(d.topic, d.payload, d.qos, d.packet_id, d.redelivered) for d in reading.deliveries] == [
+            (m.topic, m.payload, m.qos, m.packet_id if m.qos else 0, m.dup) for m in stream if isinstance(m, Message)
         ]
 
 
@@ -87,7 +87,7 @@ def test_garbage_never_raises(parts: list[bytes], sizes: list[int], is_mqtt5: bo
         for delivery in reading.deliveries:
             assert delivery.topic
             assert delivery.qos in (0, 1, 2)
-            assert (delivery.mid > 0) == (delivery.qos > 0)
+            assert (delivery.packet_id > 0) == (delivery.qos > 0)
 
 
 @given(messages(), st.data(), st.booleans())
@@ -100,7 +100,7 @@ def test_a_damaged_message_never_takes_bytes_of_its_neighbour(
     body = bytearray(message.encoded(is_mqtt5))
     start = 1 + next(at for at, byte in enumerate(body[1:], 1) if byte < 128)
     body[data.draw(st.integers(start, len(body) - 1))] = data.draw(st.integers(0, 255))
-    neighbour = publish(b"esp/W2/telemetry", b".neighbour", mid=4_242, properties=b"" if is_mqtt5 else None)
+    neighbour = publish(b"esp/W2/telemetry", b".neighbour", packet_id=4_242, properties=b"" if is_mqtt5 else None)
     with ReadingClient(is_mqtt5=is_mqtt5) as reading:
         seen: list[Delivery] = []
         reading.client._on_deliveries = lambda deliveries, *_: seen.extend(deliveries)

@@ -29,8 +29,8 @@ deliveries = st.builds(
     topic=st.binary(max_size=40),
     payload=st.one_of(st.binary(max_size=300), st.integers(0, 40_000).map(lambda size: b"\xa5" * size)),
     qos=st.integers(0, 2),
-    mid=st.integers(0, 65_535),
-    epoch=st.integers(-1, 2**63 - 1),
+    packet_id=st.integers(0, 65_535),
+    connection=st.integers(-1, 2**63 - 1),
     received_us=st.integers(-(2**63), 2**63 - 1),
     redelivered=st.booleans(),
 )

@@ -41,7 +41,7 @@ def publish(
     payload: bytes,
     *,
     qos: int = 1,
-    mid: int = 1,
+    packet_id: int = 1,
     dup: bool = False,
     retain: bool = False,
     properties: bytes | None = b"",
@@ -49,7 +49,7 @@ def publish(
     """PUBLISH as a broker sends it; ``properties`` None is MQTT 3.1.1."""
     body = struct.pack(">H", len(topic)) + topic
     if qos:
-        body += struct.pack(">H", mid)
+        body += struct.pack(">H", packet_id)
     if properties is not None:
         body += varint(len(properties)) + properties
     return packet(PUBLISH, body + payload, dup << 3 | qos << 1 | retain)
@@ -62,7 +62,7 @@ class Packet:
     body: bytes
 
     @property
-    def mid(self) -> int:
+    def packet_id(self) -> int:
         return int.from_bytes(self.body[:2], "big")
 
 
@@ -110,7 +110,7 @@ class Connection:
 
     def acknowledged(self) -> list[int]:
         """Packet ids of PUBACK and PUBREC, in the order they came."""
-        return [each.mid for each in self.packets if each.kind in (PUBACK, PUBREC)]
+        return [each.packet_id for each in self.packets if each.kind in (PUBACK, PUBREC)]
 
     def _note(self, received: Packet | None) -> None:
         with self._changed:

@@ -19,7 +19,7 @@ class Message:
     topic: bytes
     payload: bytes
     qos: int = 1
-    mid: int = 0  # the packet id that it was sent under before; 0: never sent
+    packet_id: int = 0  # the packet id that it was sent under before; 0: never sent
 
 
 class BrokerSession:
@@ -32,7 +32,7 @@ class BrokerSession:
         self.acked: list[bytes] = []  # payloads, in the order of their acknowledgements
         self.connections = 0  # ever
         self.last_us = 0  # when a message was received last: no restart is so quick that two have the same time
-        self._last_mid = 0
+        self._last_packet_id = 0
 
     def publish(self, topic: bytes | str, payload: bytes, qos: int = 1) -> None:
         self.queue.append(Message(topic.encode() if isinstance(topic, str) else topic, payload, qos))
@@ -46,16 +46,16 @@ class BrokerSession:
         message = self.queue.popleft()
         if message.qos == 0:
             return 0, message
-        mid = message.mid
-        if not mid:
-            self._last_mid = mid = self._last_mid % 0xFFFF + 1
-        assert mid not in self.inflight, "the window is smaller than the packet ids are many"
-        self.inflight[mid] = message
-        return mid, message
+        packet_id = message.packet_id
+        if not packet_id:
+            self._last_packet_id = packet_id = self._last_packet_id % 0xFFFF + 1
+        assert packet_id not in self.inflight, "the window is smaller than the packet ids are many"
+        self.inflight[packet_id] = message
+        return packet_id, message
 
-    def acknowledge(self, mid: int) -> bool:
+    def acknowledge(self, packet_id: int) -> bool:
         """Whether it was under way."""
-        message = self.inflight.pop(mid, None)
+        message = self.inflight.pop(packet_id, None)
         if message is not None:
             self.acked.append(message.payload)
         return message is not None
@@ -63,11 +63,11 @@ class BrokerSession:
     def reconnected(self, *, kept: bool = True) -> None:
         """The connection is a new one. Kept: what was under way goes out again, marked DUP. Lost: nothing does."""
         if kept:
-            again = [replace(message, mid=mid) for mid, message in self.inflight.items()]
+            again = [replace(message, packet_id=packet_id) for packet_id, message in self.inflight.items()]
             self.queue.extendleft(reversed(again))
         else:
             self.queue.clear()
-            self._last_mid = 0
+            self._last_packet_id = 0
         self.inflight.clear()
 
     def holds(self) -> list[bytes]:
@@ -108,13 +108,15 @@ class FakeSource:
         queued = 0
         for delivery in deliveries:
             self._unsettled.popleft()
-            if delivery.qos and delivery.epoch == self.epoch:
-                assert self.session.acknowledge(delivery.mid), f"packet id {delivery.mid} acknowledged twice"
+            if delivery.qos and delivery.connection == self.connection:
+                assert self.session.acknowledge(delivery.packet_id), (
+                    f"packet id {delivery.packet_id} acknowledged twice"
+                )
                 queued += 1
         return queued
 
     @property
-    def epoch(self) -> int:
+    def connection(self) -> int:
         return self.session.connections if self.connected else 0
 
     def buffered(self) -> tuple[int, int]:
@@ -162,9 +164,17 @@ class FakeSource:
 
     def _receive(self) -> None:
         while self.connected and self._is_receiving and (out := self.session.next_out()):
-            mid, message = out
+            packet_id, message = out
             now_us = self.session.last_us = max(self._clock.now_us(), self.session.last_us + 1)
             self._buffer.append(
-                Delivery(message.topic, message.payload, message.qos, mid, self.epoch, now_us, message.mid > 0)
+                Delivery(
+                    message.topic,
+                    message.payload,
+                    message.qos,
+                    packet_id,
+                    self.connection,
+                    now_us,
+                    message.packet_id > 0,
+                )
             )
             self._unsettled.append(self._clock.monotonic())

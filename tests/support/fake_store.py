@@ -105,7 +105,9 @@ class FakeStore:
 
 def _may_be(again: Reject, stored: Reject) -> bool:
     """One message, as far as their origins tell."""
-    return -1 in (again.epoch, stored.epoch) or (again.mid == stored.mid and again.epoch != stored.epoch)
+    return -1 in (again.connection, stored.connection) or (
+        again.packet_id == stored.packet_id and again.connection != stored.connection
+    )
 
 
 def _content(values: tuple[float, ...], extra: str | None, quality: str | None) -> tuple[bytes, object, object]:

@@ -52,9 +52,9 @@ def is_reject(number: int, reject_every: int) -> bool:
     return reject_every > 0 and number % reject_every == reject_every - 1
 
 
-def publish_packet(topic: bytes, body: bytes, mid: int, again: bool) -> bytes:
+def publish_packet(topic: bytes, body: bytes, packet_id: int, again: bool) -> bytes:
     """PUBLISH at QoS 1, MQTT 3.1.1."""
-    rest = len(topic).to_bytes(2, "big") + topic + mid.to_bytes(2, "big") + body
+    rest = len(topic).to_bytes(2, "big") + topic + packet_id.to_bytes(2, "big") + body
     return bytes([0x3A if again else 0x32]) + encode_length(len(rest)) + rest
 
 

@@ -24,7 +24,7 @@ class ReadingClient:
         ours.setblocking(False)
         self._theirs.setblocking(False)
         self.client._sock = ours
-        self.client.epoch = 1
+        self.client.connection = 1
         if is_accepted:
             self.client._state = _ConnectionState.MQTT_CS_CONNECTED
             self.client._accepted = True

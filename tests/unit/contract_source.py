@@ -58,8 +58,8 @@ class SourceContract:
         taken = take(harness.source, 3)
         assert payloads(taken) == [b"a", b"b", b"c"]
         assert {(d.topic, d.qos, d.redelivered) for d in taken} == {(TOPIC.encode(), 1, False)}
-        assert len({d.mid for d in taken}) == 3
-        assert {d.epoch for d in taken} == {harness.source.epoch}
+        assert len({d.packet_id for d in taken}) == 3
+        assert {d.connection for d in taken} == {harness.source.connection}
         received = [d.received_us for d in taken]
         assert received == sorted(set(received)), "a time of its own for each: equal rejects must not look like one"
 
@@ -105,7 +105,7 @@ class SourceContract:
         harness.publish(b"a", qos=0)
         harness.publish(b"b")
         taken = take(harness.source, 2)
-        assert [(d.qos, d.mid > 0) for d in taken] == [(0, False), (1, True)]
+        assert [(d.qos, d.packet_id > 0) for d in taken] == [(0, False), (1, True)]
         assert harness.source.settle(taken) == 1
         eventually(harness, [b"b"])
 
@@ -130,14 +130,14 @@ class SourceContract:
         harness.break_connection()
         (again,) = take(harness.source, 1)
         assert (again.payload, again.redelivered) == (b"b", True)
-        assert again.epoch == harness.source.epoch > first[1].epoch
+        assert again.connection == harness.source.connection > first[1].connection
 
     def test_an_old_delivery_is_never_acknowledged_on_a_new_connection(self, harness: Harness) -> None:
         harness.publish(b"a", b"b")
         old = take(harness.source, 2)
         harness.break_connection()
         new = take(harness.source, 2)
-        assert new[0].mid == old[0].mid, "the packet id must be reused for this test to mean anything"
+        assert new[0].packet_id == old[0].packet_id, "the packet id must be reused for this test to mean anything"
         assert harness.source.settle(old) == 0
         harness.source.take(1, LARGE, 0.05)
         assert harness.session.acked == []

@@ -162,15 +162,15 @@ class StoreContract:
 
     @pytest.mark.parametrize("in_one_batch", [False, True])
     @pytest.mark.parametrize(
-        ("epoch", "mid", "is_known"),
+        ("connection", "packet_id", "is_known"),
         [(2, 7, True), (2, 8, False), (1, 7, False), (-1, 0, True)],
         ids=["sent again", "another message", "the same connection sends nothing twice", "nobody knows"],
     )
     def test_a_redelivery_has_its_packet_id_and_another_connection(
-        self, store: Store, in_one_batch: bool, epoch: int, mid: int, is_known: bool
+        self, store: Store, in_one_batch: bool, connection: int, packet_id: int, is_known: bool
     ) -> None:
-        first = reject(1, epoch=1, mid=7)
-        again = reject(1, redelivered=True, received_us=START_US + 999, epoch=epoch, mid=mid)
+        first = reject(1, connection=1, packet_id=7)
+        again = reject(1, redelivered=True, received_us=START_US + 999, connection=connection, packet_id=packet_id)
         if in_one_batch:
             result = store.write(Readings.empty(), [first, again], [])
             assert (result.duplicates, result.rejected) == ((1, 1) if is_known else (0, 2))
@@ -182,15 +182,17 @@ class StoreContract:
 
     def test_what_came_from_nobody_knows_where_is_found_by_its_content(self, store: Store) -> None:
         store.write(Readings.empty(), [reject(1)], [])
-        result = store.write(Readings.empty(), [reject(1, redelivered=True, received_us=0, epoch=3, mid=5)], [])
+        result = store.write(
+            Readings.empty(), [reject(1, redelivered=True, received_us=0, connection=3, packet_id=5)], []
+        )
         assert (result.duplicates, result.rejected) == (1, 0)
 
     def test_the_same_rubbish_many_times_is_as_many_rejects_whatever_comes_again(self, store: Store) -> None:
         """Three of five were stored when the connection ended; the broker sends all of them again, and one anew."""
-        rubbish = [reject(1, received_us=START_US + at, epoch=1, mid=at + 1) for at in range(5)]
+        rubbish = [reject(1, received_us=START_US + at, connection=1, packet_id=at + 1) for at in range(5)]
         store.write(Readings.empty(), rubbish[:3], [])
-        again = [replace(each, received_us=each.received_us + 99, epoch=2, redelivered=True) for each in rubbish]
-        new = reject(1, received_us=START_US + 500, epoch=2, mid=6)
+        again = [replace(each, received_us=each.received_us + 99, connection=2, redelivered=True) for each in rubbish]
+        new = reject(1, received_us=START_US + 500, connection=2, packet_id=6)
         result = store.write(Readings.empty(), [*again, new], [])
         assert (result.duplicates, result.rejected) == (3, 3)
         assert len(self.reject_payloads(store)) == 6

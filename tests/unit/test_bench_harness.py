@@ -74,7 +74,7 @@ def expected(workload: Workload) -> list[tuple[object, ...]]:
 def test_expected_rows_are_what_the_payloads_say_to_the_last_bit(tmp_path: Path, per_message: int) -> None:
     workload = generate(Shape("t", wells=7, rounds=10, per_message=per_message), tmp_path, FIRST_US)
     sent = list(packets(workload))
-    assert [mid for mid, *_ in sent] == list(range(1, len(sent) + 1))
+    assert [packet_id for packet_id, *_ in sent] == list(range(1, len(sent) + 1))
     assert rows_of([payload for *_, payload in sent]) == expected(workload)
     assert workload.whole.messages == 70 // per_message
     assert workload.whole.readings == 70

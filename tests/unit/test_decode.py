@@ -18,13 +18,13 @@ TIME = b'"timestamp":"2026-11-24T20:59:59.5Z"'
 TOPIC = b"esp/w1/telemetry"
 
 
-def delivery(payload: bytes, topic: bytes = TOPIC, mid: int = 1) -> Delivery:
-    return Delivery(topic, payload, 1, mid, 1, NOW_US + mid)
+def delivery(payload: bytes, topic: bytes = TOPIC, packet_id: int = 1) -> Delivery:
+    return Delivery(topic, payload, 1, packet_id, 1, NOW_US + packet_id)
 
 
 def decode(*payloads: bytes, topic: bytes = TOPIC, **config: Any) -> Decoded:
     decoder = Decoder(TelemetrySettings.model_validate(config), "esp")
-    decoded = decoder.decode([delivery(payload, topic, mid) for mid, payload in enumerate(payloads)])
+    decoded = decoder.decode([delivery(payload, topic, packet_id) for packet_id, payload in enumerate(payloads)])
     assert decoder.fallbacks == 0
     return decoded
 

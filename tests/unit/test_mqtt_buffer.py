@@ -175,7 +175,7 @@ def test_a_packet_that_is_being_received_counts_but_never_stops_its_own_rest() -
 
 def test_long_topics_count_among_the_bytes() -> None:
     buffer = Buffer(10, 100_000)
-    long = [delivery(mid, 10)._replace(topic=b"t" * 60_000) for mid in (1, 2)]
+    long = [delivery(packet_id, 10)._replace(topic=b"t" * 60_000) for packet_id in (1, 2)]
     buffer.put(long, sum(map(weight_of, long)), 0.0)
     assert buffer.is_full()
     assert len(buffer.take(10, 100_000, 0)) == 1

@@ -30,7 +30,7 @@ def walked(data: bytes, *, is_mqtt5: bool = True) -> tuple[list[Delivery], int]:
 
 
 def test_a_message_becomes_a_delivery_with_all_its_fields() -> None:
-    deliveries, at = walked(data := publish(TOPIC, b"{}", mid=513))
+    deliveries, at = walked(data := publish(TOPIC, b"{}", packet_id=513))
     assert deliveries == [Delivery(TOPIC, b"{}", 1, 513, 3, 77, False)]
     assert type(deliveries[0]) is Delivery
     assert at == len(data)
@@ -40,9 +40,9 @@ def test_a_message_becomes_a_delivery_with_all_its_fields() -> None:
 @pytest.mark.parametrize("dup", [False, True])
 @pytest.mark.parametrize("is_mqtt5", [False, True])
 def test_qos_dup_and_version(qos: int, dup: bool, is_mqtt5: bool) -> None:
-    data = publish(TOPIC, b"x", qos=qos, mid=9, dup=dup, properties=b"" if is_mqtt5 else None)
+    data = publish(TOPIC, b"x", qos=qos, packet_id=9, dup=dup, properties=b"" if is_mqtt5 else None)
     (delivery,), _ = walked(data, is_mqtt5=is_mqtt5)
-    assert (delivery.qos, delivery.mid, delivery.redelivered) == (qos, 9 if qos else 0, dup)
+    assert (delivery.qos, delivery.packet_id, delivery.redelivered) == (qos, 9 if qos else 0, dup)
     assert (delivery.topic, delivery.payload) == (TOPIC, b"x")
 
 
@@ -112,17 +112,19 @@ def test_what_came_before_a_malformed_packet_is_handed_over_and_the_connection_e
 
 
 def test_byte_by_byte() -> None:
-    stream = b"".join(publish(TOPIC, b"%d" % mid, mid=mid) for mid in range(1, 20)) + packet(PINGRESP, b"")
+    stream = b"".join(publish(TOPIC, b"%d" % packet_id, packet_id=packet_id) for packet_id in range(1, 20)) + packet(
+        PINGRESP, b""
+    )
     with ReadingClient() as reading:
         reading.client._ping_t = 1.0
         reading.feed(*(bytes([byte]) for byte in stream))
-        assert [each.mid for each in reading.deliveries] == list(range(1, 20))
+        assert [each.packet_id for each in reading.deliveries] == list(range(1, 20))
         assert reading.client._ping_t == 0
 
 
 def test_many_messages_come_in_one_hand_off() -> None:
     with ReadingClient() as reading:
-        reading.feed(b"".join(publish(TOPIC, b"x", mid=mid) for mid in range(1, 501)))
+        reading.feed(b"".join(publish(TOPIC, b"x", packet_id=packet_id) for packet_id in range(1, 501)))
         assert (len(reading.deliveries), reading.chunks) == (500, 1)
 
 
@@ -138,7 +140,7 @@ def test_a_huge_message_in_pieces_is_joined_once(monkeypatch: pytest.MonkeyPatch
 
         monkeypatch.setattr(reading.client, "_keep_partial_packet", counted)
         payload = bytes(8 * RECV_BYTES)
-        reading.feed(publish(TOPIC, payload) + publish(TOPIC, b"next", mid=2))
+        reading.feed(publish(TOPIC, payload) + publish(TOPIC, b"next", packet_id=2))
         assert [len(each.payload) for each in reading.deliveries] == [len(payload), 4]
         assert keeps == 1
 
@@ -147,9 +149,9 @@ def test_packets_of_paho_in_between_keep_their_place() -> None:
     with ReadingClient() as reading:
         seen: list[tuple[str, int]] = []
         reading.client.on_subscribe = lambda *arguments: seen.append(("suback", arguments[2]))
-        reading.feed(publish(TOPIC, b"a", mid=1) + packet(9, b"\0\7\0\1") + publish(TOPIC, b"b", mid=2))
+        reading.feed(publish(TOPIC, b"a", packet_id=1) + packet(9, b"\0\7\0\1") + publish(TOPIC, b"b", packet_id=2))
         assert seen == [("suback", 7)]
-        assert [each.mid for each in reading.deliveries] == [1, 2]
+        assert [each.packet_id for each in reading.deliveries] == [1, 2]
 
 
 def test_nothing_after_a_disconnect_of_the_broker_is_read() -> None:
@@ -191,8 +193,8 @@ def test_the_end_of_the_stream_is_a_lost_connection() -> None:
 
 def test_acknowledgements_leave_as_one_packet_in_the_order_given() -> None:
     with ReadingClient() as reading:
-        reading.feed(publish(TOPIC, b"", mid=5) + publish(TOPIC, b"", mid=6, qos=2) + publish(TOPIC, b"", qos=0)
-                     + publish(TOPIC, b"", mid=0xFFFF))  # fmt: skip
+        plain, exactly_once = publish(TOPIC, b"", packet_id=5), publish(TOPIC, b"", packet_id=6, qos=2)
+        reading.feed(plain + exactly_once + publish(TOPIC, b"", qos=0) + publish(TOPIC, b"", packet_id=0xFFFF))
         assert reading.client.acknowledge(reading.deliveries) == 3
         assert len(reading.client._out_packet) == 1
         assert reading.written() == struct.pack(">HHHHHH", 0x4002, 5, 0x5002, 6, 0x4002, 0xFFFF)
@@ -204,19 +206,19 @@ def test_pubrel_is_answered_at_once() -> None:
         assert reading.written() == b"\x70\x02\x00\x06"
 
 
-def test_an_old_epoch_is_never_acknowledged() -> None:
+def test_a_delivery_of_an_old_connection_is_never_acknowledged() -> None:
     with ReadingClient() as reading:
-        reading.feed(publish(TOPIC, b"", mid=5))
+        reading.feed(publish(TOPIC, b"", packet_id=5))
         old = reading.deliveries[0]
-        reading.client.epoch += 1
-        reading.feed(publish(TOPIC, b"", mid=6))
+        reading.client.connection += 1
+        reading.feed(publish(TOPIC, b"", packet_id=6))
         assert reading.client.acknowledge([old, reading.deliveries[1]]) == 1
         assert reading.written() == b"\x40\x02\x00\x06"
 
 
 def test_nothing_is_acknowledged_without_a_connection() -> None:
     with ReadingClient() as reading:
-        reading.feed(publish(TOPIC, b"", mid=5))
+        reading.feed(publish(TOPIC, b"", packet_id=5))
         reading.client.abort()
         assert reading.client.acknowledge(reading.deliveries) == 0
         assert not reading.client._out_packet
@@ -252,15 +254,17 @@ def test_a_packet_that_is_too_large_is_never_held(is_mqtt5: bool, step: int, qos
     """Its head is kept and says how much was sent; it is settled as any other, and its neighbours are whole."""
     payload = b'{"timestamp": ' + b"x" * 3_000_000
     properties = b"p" * 300 if is_mqtt5 else None
-    large = publish(TOPIC, payload, qos=qos, mid=77, dup=dup, properties=properties)
-    before, after = (publish(TOPIC, b"%d" % mid, mid=mid, properties=properties) for mid in (76, 78))
+    large = publish(TOPIC, payload, qos=qos, packet_id=77, dup=dup, properties=properties)
+    before, after = (
+        publish(TOPIC, b"%d" % packet_id, packet_id=packet_id, properties=properties) for packet_id in (76, 78)
+    )
     with ReadingClient(is_mqtt5=is_mqtt5) as reading:
         reading.client._max_packet_bytes = 1_000_000
         most = partial(reading, before + large + after + large, step)
         assert most <= 131_072 + RECV_BYTES
         first, cut, last, again = reading.deliveries
         assert (first.payload, last.payload) == (b"76", b"78")
-        assert (cut.topic, cut.qos, cut.mid, cut.redelivered) == (TOPIC, qos, 77 if qos else 0, dup)
+        assert (cut.topic, cut.qos, cut.packet_id, cut.redelivered) == (TOPIC, qos, 77 if qos else 0, dup)
         assert cut.payload.startswith(payload[:16_384])
         assert len(cut.payload) < 17_000
         assert whole_bytes_of(cut.payload) == len(payload)
@@ -274,20 +278,20 @@ def test_the_longest_topic_and_properties_without_end_are_not_held_either(proper
     topic = b"t" * 65_535
     with ReadingClient() as reading:
         reading.client._max_packet_bytes = 1_000_000
-        most = partial(reading, publish(topic, b"x" * 2_000_000, mid=5, properties=properties))
+        most = partial(reading, publish(topic, b"x" * 2_000_000, packet_id=5, properties=properties))
         assert most <= 131_072 + RECV_BYTES
         (cut,) = reading.deliveries
-        assert (cut.topic, cut.mid, whole_bytes_of(cut.payload)) == (topic, 5, 2_000_000)
+        assert (cut.topic, cut.packet_id, whole_bytes_of(cut.payload)) == (topic, 5, 2_000_000)
 
 
 def test_what_was_left_of_a_packet_goes_with_its_connection() -> None:
     with ReadingClient() as reading:
         reading.client._max_packet_bytes = 1_000_000
-        reading.feed(publish(TOPIC, b"x" * 2_000_000, mid=5)[:1_500_000])
+        reading.feed(publish(TOPIC, b"x" * 2_000_000, packet_id=5)[:1_500_000])
         assert reading.client._discard_bytes
         reading.client._forget_partial_packet()
-        reading.feed(publish(TOPIC, b"1", mid=6))
-        assert [each.mid for each in reading.deliveries] == [6]
+        reading.feed(publish(TOPIC, b"1", packet_id=6))
+        assert [each.packet_id for each in reading.deliveries] == [6]
 
 
 def test_another_packet_that_is_too_large_ends_the_connection() -> None:

@@ -289,7 +289,7 @@ def test_a_broker_that_disconnects_on_deny_never_touches_the_connection_for_read
     deadline = time.monotonic() + 15
     while not (outbox.refused and len(outbox.rows) == 2) and time.monotonic() < deadline:
         sent += 1
-        readings.send(publish(b"esp/W1/telemetry", b"{}", mid=sent))
+        readings.send(publish(b"esp/W1/telemetry", b"{}", packet_id=sent))
         taken = source.take(10, 1 << 20, 2.0)
         assert len(taken) == 1
         assert source.settle(taken) == 1

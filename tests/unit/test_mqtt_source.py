@@ -134,13 +134,15 @@ class RealHarness:
 
     def _note(self, connection: Connection, received: Packet) -> None:
         if received.kind == PUBACK and connection is self._broker.connections[-1]:
-            assert self.session.acknowledge(received.mid)
+            assert self.session.acknowledge(received.packet_id)
             self._pump(connection)
 
     def _pump(self, connection: Connection) -> None:
         while out := self.session.next_out():
-            mid, message = out
-            connection.send(publish(message.topic, message.payload, qos=message.qos, mid=mid, dup=message.mid > 0))
+            packet_id, message = out
+            connection.send(
+                publish(message.topic, message.payload, qos=message.qos, packet_id=packet_id, dup=message.packet_id > 0)
+            )
 
 
 class TestMqttSource(SourceContract):
@@ -185,7 +187,7 @@ def test_close_says_goodbye_and_keeps_the_session(broker: FakeBroker, new_source
     source = new_source()
     until(lambda: source.subscribed)
     connection = broker.connection()
-    connection.send(publish(TOPIC.encode(), b"a", mid=3))
+    connection.send(publish(TOPIC.encode(), b"a", packet_id=3))
     assert source.settle(take(source, 1)) == 1
     source.close()
     assert [each.kind for each in connection.packets] == [CONNECT, SUBSCRIBE, PUBACK, DISCONNECT]
@@ -198,10 +200,12 @@ def test_the_last_acknowledgements_arrive_while_messages_pour_in(broker: FakeBro
     source = new_source()
     until(lambda: source.subscribed)
     connection = broker.connection()
-    connection.send(b"".join(publish(TOPIC.encode(), b"x" * 500, mid=mid) for mid in range(1, 2_001)))
+    connection.send(b"".join(publish(TOPIC.encode(), b"x" * 500, packet_id=packet_id) for packet_id in range(1, 2_001)))
     taken = take(source, 2_000)
     source.stop_receiving()
-    connection.send(b"".join(publish(TOPIC.encode(), b"x" * 500, mid=mid) for mid in range(2_001, 4_001)))
+    connection.send(
+        b"".join(publish(TOPIC.encode(), b"x" * 500, packet_id=packet_id) for packet_id in range(2_001, 4_001))
+    )
     assert source.settle(taken) == 2_000
     source.close()
     connection.wait_until(lambda: not connection.is_open)
@@ -259,7 +263,7 @@ def test_a_broker_without_mqtt_5_gets_3_1_1_and_one_warning(
     connection = broker.connections[-1]
     assert connection.of(CONNECT)[0].body[6] == 4
     assert connection.of(CONNECT)[0].body[7] & 0x02 == 0, "clean session would wipe the session"
-    connection.send(publish(TOPIC.encode(), b"a", mid=8, properties=None))
+    connection.send(publish(TOPIC.encode(), b"a", packet_id=8, properties=None))
     assert source.settle(take(source, 1)) == 1
     connection.wait_for(PUBACK)
     connection.close()
@@ -416,12 +420,12 @@ def test_an_old_filter_without_a_record_is_found_by_its_messages(broker: FakeBro
     source = new_source(topic_root="new")
     until(lambda: source.subscribed)
     connection = broker.connection()
-    connection.send(publish(b"old/W1/telemetry", b"a", mid=1) + publish(b"old/W2/telemetry", b"b", mid=2))
+    connection.send(publish(b"old/W1/telemetry", b"a", packet_id=1) + publish(b"old/W2/telemetry", b"b", packet_id=2))
     taken = take(source, 2)
     assert source.settle(taken) == 2, "it is settled like any other"
     (unsubscribe,) = connection.wait_for(UNSUBSCRIBE)
     assert filters_of(unsubscribe, True, options=False) == ["old/+/telemetry"]
-    connection.send(publish(b"old/W1/telemetry", b"c", mid=3))
+    connection.send(publish(b"old/W1/telemetry", b"c", packet_id=3))
     source.settle(take(source, 1))
     connection.wait_for(PUBACK, 3)
     assert len(connection.of(UNSUBSCRIBE)) == 1
@@ -454,8 +458,8 @@ def test_a_full_buffer_pauses_reading_and_keeps_the_connection(broker: FakeBroke
     until(lambda: source.subscribed)
     connection = broker.connection()
     large = bytes(600_000)
-    for mid in range(1, 4):
-        connection.send(publish(TOPIC.encode(), large, mid=mid))
+    for packet_id in range(1, 4):
+        connection.send(publish(TOPIC.encode(), large, packet_id=packet_id))
     until(lambda: source.buffered()[1] >= 1_048_576)
     # Two keep alives of silence, as paho sees it: what the broker sends is not read.
     client = source._client
@@ -477,7 +481,7 @@ def test_qos_0_that_finds_a_full_buffer_is_dropped_and_counted(
     source = new_source(receive_maximum=10)
     until(lambda: source.subscribed)
     connection = broker.connection()
-    connection.send(b"".join(publish(TOPIC.encode(), b"1", mid=mid) for mid in range(1, 11)))
+    connection.send(b"".join(publish(TOPIC.encode(), b"1", packet_id=packet_id) for packet_id in range(1, 11)))
     until(lambda: source.buffered()[0] == 10)
     for _ in range(5):
         connection.send(publish(TOPIC.encode(), b"0", qos=0))
@@ -498,14 +502,20 @@ def test_what_a_killed_broker_sends_again_is_marked_up_to_the_first_new_message(
     source = new_source()
     until(lambda: source.subscribed)
     topic = TOPIC.encode()
-    broker.connection().send(b"".join(publish(topic, b"x", mid=mid) for mid in (65_533, 65_534, 65_535, 1)))
+    broker.connection().send(
+        b"".join(publish(topic, b"x", packet_id=packet_id) for packet_id in (65_533, 65_534, 65_535, 1))
+    )
     assert not any(each.redelivered for each in take(source, 4))
     broker.session_present = session_kept
     broker.connection().close()
     until(lambda: len(broker.connections) == 2 and source.subscribed)
-    again = [publish(topic, b"x", mid=65_534, dup=True), publish(topic, b"x", qos=0), publish(topic, b"x", mid=65_535)]
-    new = [publish(topic, b"x", mid=mid) for mid in (2, 3, 65_535)]
-    broker.connections[1].send(b"".join([*again, publish(topic, b"x", mid=1), *new]))
+    again = [
+        publish(topic, b"x", packet_id=65_534, dup=True),
+        publish(topic, b"x", qos=0),
+        publish(topic, b"x", packet_id=65_535),
+    ]
+    new = [publish(topic, b"x", packet_id=packet_id) for packet_id in (2, 3, 65_535)]
+    broker.connections[1].send(b"".join([*again, publish(topic, b"x", packet_id=1), *new]))
     marked = [each.redelivered for each in take(source, 7)]
     assert marked == [True, False, session_kept, session_kept, False, False, False]
     assert value(metrics, "messages_redelivered_total") == 1, "DUP alone"
@@ -517,7 +527,9 @@ def test_received_is_acked_and_unacked_and_stale(
     source = new_source()
     until(lambda: source.subscribed)
     connection = broker.connection()
-    connection.send(b"".join(publish(TOPIC.encode(), b"x", mid=mid, dup=mid == 3) for mid in range(1, 6)))
+    connection.send(
+        b"".join(publish(TOPIC.encode(), b"x", packet_id=packet_id, dup=packet_id == 3) for packet_id in range(1, 6))
+    )
     taken = take(source, 5)
     assert (source.unacked(), source.oldest_unacked_seconds() > 0) == (5, True)
     source.settle(taken[:2])
@@ -537,7 +549,9 @@ def test_reconnecting_waits_for_room_in_the_buffer(broker: FakeBroker, new_sourc
     source = new_source(receive_maximum=5)
     for number in (1, 2):
         until(lambda number=number: len(broker.connections) == number and source.subscribed)  # type: ignore[misc]
-        broker.connections[-1].send(b"".join(publish(TOPIC.encode(), b"x", mid=mid) for mid in range(1, 6)))
+        broker.connections[-1].send(
+            b"".join(publish(TOPIC.encode(), b"x", packet_id=packet_id) for packet_id in range(1, 6))
+        )
         until(lambda number=number: source.buffered()[0] == 5 * number)  # type: ignore[misc]
         broker.connections[-1].close()
         if number == 1:
@@ -559,10 +573,13 @@ def test_websockets() -> None:
         source.start()
         until(lambda: source.subscribed)
         connection = broker.connection()
-        stream = b"".join(publish(TOPIC.encode(), b"%d" % mid + b"x" * mid, mid=mid) for mid in range(1, 301))
+        stream = b"".join(
+            publish(TOPIC.encode(), b"%d" % packet_id + b"x" * packet_id, packet_id=packet_id)
+            for packet_id in range(1, 301)
+        )
         connection.send(stream, pieces=[1, 2, 3, 1_000, 70_000])
         taken = take(source, 300)
-        assert [d.mid for d in taken] == list(range(1, 301))
+        assert [d.packet_id for d in taken] == list(range(1, 301))
         assert source.settle(taken) == 300
         connection.wait_for(PUBACK, 300)
         assert connection.acknowledged() == list(range(1, 301))

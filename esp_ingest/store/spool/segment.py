@@ -38,7 +38,7 @@ _FILE_MODE = 0o600
 
 # tag | crc32 of the rest | number | received_us | topic length | payload length | qos | origin | topic | payload
 _HEAD = struct.Struct(">8sIQqIIB")
-_ORIGIN = struct.Struct(">qH?")  # epoch | packet id | redelivered; records of before schema 10 have none
+_ORIGIN = struct.Struct(">qH?")  # connection | packet id | redelivered; records of before schema 10 have none
 _HAS_ORIGIN = 0x80  # in the byte of the qos
 _CRC_END = 12
 _NAME = re.compile(r"segment-(\d{16})-([0-9a-f]{16})\.db")
@@ -73,7 +73,7 @@ def encode(delivery: Delivery, seq: int, tag: bytes) -> bytes:
     """The record of ``delivery`` under the number ``seq``."""
     topic, payload, qos = delivery.topic, delivery.payload, delivery.qos | _HAS_ORIGIN
     rest = struct.pack(">QqIIB", seq, delivery.received_us, len(topic), len(payload), qos)
-    rest += _ORIGIN.pack(delivery.epoch, delivery.mid, delivery.redelivered) + topic + payload
+    rest += _ORIGIN.pack(delivery.connection, delivery.packet_id, delivery.redelivered) + topic + payload
     return b"%b%b%b" % (tag, zlib.crc32(rest).to_bytes(4, "big"), rest)
 
 
@@ -87,9 +87,9 @@ def decode(record: bytes, tag: bytes) -> tuple[int, Delivery] | None:
     middle = begin + topic_bytes
     if found != tag or len(record) != middle + payload_bytes or zlib.crc32(memoryview(record)[_CRC_END:]) != crc:
         return None
-    epoch, mid, redelivered = _ORIGIN.unpack_from(record, _HEAD.size) if qos & _HAS_ORIGIN else (-1, 0, True)
+    connection, packet_id, redelivered = _ORIGIN.unpack_from(record, _HEAD.size) if qos & _HAS_ORIGIN else (-1, 0, True)
     qos &= ~_HAS_ORIGIN
-    return seq, Delivery(record[begin:middle], record[middle:], qos, mid, epoch, received_us, redelivered)
+    return seq, Delivery(record[begin:middle], record[middle:], qos, packet_id, connection, received_us, redelivered)
 
 
 def scan(data: bytes, tag: bytes) -> dict[int, Delivery]:

@@ -214,7 +214,7 @@ def rejects_stream(rejects: Sequence[tuple[Reject, bytes]]) -> list[Buffer]:
             _field(reject.reason.value.encode()),
             _field(storable(reject.detail).encode()),
             _field(reject.payload),
-            _REJECT_TAIL.pack(1, reject.redelivered, 8, reject.epoch, 4, reject.mid),
+            _REJECT_TAIL.pack(1, reject.redelivered, 8, reject.connection, 4, reject.packet_id),
         )
     parts.append(TRAILER)
     return [b"".join(parts)]

@@ -605,18 +605,20 @@ def _distinct(rejects: Sequence[Reject]) -> list[tuple[Reject, bytes]]:
     once: list[tuple[Reject, bytes]] = []
     keys: set[tuple[int, bytes]] = set()
     contents: dict[bytes, bool] = {}  # whether one of them came from nobody knows where
-    epochs: dict[tuple[bytes, int], int] = {}
+    connections: dict[tuple[bytes, int], int] = {}
     for reject in rejects:
         digest = digest_of(reject)
-        key, packet = (reject.received_us, digest), (digest, reject.mid)
+        key, packet = (reject.received_us, digest), (digest, reject.packet_id)
         is_known = digest in contents and (
-            reject.epoch == -1 or contents[digest] or epochs.get(packet, reject.epoch) != reject.epoch
+            reject.connection == -1
+            or contents[digest]
+            or connections.get(packet, reject.connection) != reject.connection
         )
         if key in keys or (reject.redelivered and is_known):
             continue
         keys.add(key)
-        contents[digest] = reject.epoch == -1 or contents.get(digest, False)
-        epochs[packet] = reject.epoch
+        contents[digest] = reject.connection == -1 or contents.get(digest, False)
+        connections[packet] = reject.connection
         once.append((reject, digest))
     return once
 
