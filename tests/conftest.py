@@ -7,4 +7,5 @@ pytest_plugins = [
     "tests.support.poolers",
     "tests.support.proxy",
     "tests.support.rig",
+    "tests.support.storages",
 ]

@@ -336,10 +336,10 @@ def _why(error: Exception) -> tuple[str, str]:
         return "there is no such container or bucket", "create it, or set archive.url"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror, "make room for temporary files, or set TMPDIR"
-    if re.search(r"(?i)timed? ?out|operation timed", text):
-        return "it does not answer in time", "try again, or raise archive.timeout_seconds"
-    if re.search(r"(?i)error sending request|connect|dns", text):
+    if re.search(r"(?i)connection refused|unreachable|dns error|failed to lookup", text):
         return "it cannot be reached", "check archive.url, archive.endpoint and the network"
+    if re.search(r"(?i)timed out|timedout", text):
+        return "it does not answer in time", "try again, or raise archive.timeout_seconds"
     brief = _SECRET.sub("***", " ".join(text.split()))[:160]
     return f"{kind}: {brief}", "check archive.url and its settings"
 

@@ -88,8 +88,9 @@ def stored_keys(database: Database) -> set[tuple[object, ...]]:
 
 def released(database: Database) -> None:
     """The killed process's session is gone, and its lock with it."""
+    key = LOCKS["lifecycle"]
     with database.connect() as connection:
-        connection.execute(f"SELECT pg_advisory_lock({LOCKS['lifecycle']})".encode())
+        connection.execute(f"SELECT pg_advisory_lock({key}), pg_advisory_unlock({key})".encode())
 
 
 @pytest.mark.parametrize("number", [1, 2])

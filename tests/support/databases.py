@@ -67,6 +67,29 @@ def unavailable(reason: str) -> None:
     pytest.skip(reason)
 
 
+def npm_packages(source: Path) -> Path:
+    """A folder with the packages that the lock file in ``source`` names, kept between runs under the hash of that file.
+    Raises Missing."""
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        raise Missing(f"node and npm are needed for {source.name}")
+    lock = (source / "package-lock.json").read_bytes()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "esp-ingest"
+    folder = cache / f"{source.name}-{hashlib.sha256(lock).hexdigest()[:12]}"
+    if not (folder / "node_modules").exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f"{source.name}-", dir=cache))
+        for name in ("package.json", "package-lock.json"):
+            shutil.copy(source / name, fresh)
+        result = subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=fresh, capture_output=True, text=True)
+        if result.returncode:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise Missing(f"npm ci failed: {result.stderr[-300:]}")
+        with suppress(OSError):  # another run was first
+            fresh.rename(folder)
+        shutil.rmtree(fresh, ignore_errors=True)
+    return folder
+
+
 def free_port() -> int:
     """A TCP port on loopback that nobody listens on just now."""
     with socket.socket() as probe:
@@ -371,22 +394,8 @@ class PgLite(Server):
 
     @classmethod
     def _packages(cls) -> Path:
-        """A folder with the locked packages, kept between runs under the hash of the lock file."""
-        lock = (_PGLITE / "package-lock.json").read_bytes()
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "esp-ingest"
-        folder = cache / f"pglite-{hashlib.sha256(lock).hexdigest()[:12]}"
-        if not (folder / "node_modules").exists():
-            cache.mkdir(parents=True, exist_ok=True)
-            fresh = Path(tempfile.mkdtemp(prefix="pglite-", dir=cache))
-            for name in ("package.json", "package-lock.json"):
-                shutil.copy(_PGLITE / name, fresh)
-            result = subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=fresh, capture_output=True, text=True)
-            if result.returncode:
-                shutil.rmtree(fresh, ignore_errors=True)
-                raise Missing(f"npm ci failed: {result.stderr[-300:]}")
-            with suppress(OSError):  # another run was first
-                fresh.rename(folder)
-            shutil.rmtree(fresh, ignore_errors=True)
+        """A folder with the locked packages."""
+        folder = npm_packages(_PGLITE)
         shutil.copy(_PGLITE / "server.mjs", folder)
         return folder
 
