@@ -809,6 +809,52 @@ SELECT hypertable_name FROM timescaledb_information.jobs
 WHERE proc_name = 'policy_retention'
   AND hypertable_name IN ('esp_telemetry', 'diagnostic_results', 'ingest_rejects');
 
+-- name: lifecycle_table
+-- Rows of a table, its oldest row, and the oldest one that may be dropped.
+SELECT count(*), min({time}), min({time}) FILTER (WHERE {droppable}) FROM {table} WHERE isfinite({time});
+
+-- name: lifecycle_unproven
+-- The oldest finished day without a proven copy.
+SELECT min(held.day)
+FROM (SELECT DISTINCT ({time} AT TIME ZONE 'UTC')::date AS day FROM {table} WHERE isfinite({time}) AND {time} < %(until)s)
+     AS held
+LEFT JOIN archive_days AS archived ON archived.relation = %(relation)s AND archived.day = held.day
+WHERE archived.verified_at IS NULL;
+
+-- name: lifecycle_plain_size
+-- Bytes of a plain table with its indexes and TOAST; no chunks.
+SELECT pg_total_relation_size(to_regclass(%s)), 0, 0;
+
+-- name: lifecycle_hypertable_size
+-- Bytes of a hypertable with all that belongs to it, its chunks, and how many of them are compressed.
+SELECT hypertable_size(to_regclass(%(relation)s)), count(chunk_name), count(*) FILTER (WHERE is_compressed)
+FROM timescaledb_information.chunks
+WHERE hypertable_schema = current_schema() AND hypertable_name = %(relation)s;
+
+-- name: lifecycle_jobs
+-- Background jobs on our tables: name, seconds since the last success, whether the last run failed.
+SELECT job.proc_name || ' ' || job.hypertable_name,
+       extract(epoch FROM now() - nullif(stats.last_successful_finish, '-infinity'))::double precision,
+       coalesce(stats.last_run_status = 'Failed', false)
+FROM timescaledb_information.jobs AS job
+LEFT JOIN timescaledb_information.job_stats AS stats USING (job_id)
+WHERE job.hypertable_name IN ('esp_telemetry', 'diagnostic_results', 'ingest_rejects');
+
+-- name: lifecycle_note_size
+-- How large the database is today.
+INSERT INTO archive_sizes (day, bytes) VALUES ((now() AT TIME ZONE 'UTC')::date, pg_database_size(current_database()))
+ON CONFLICT (day) DO UPDATE SET bytes = excluded.bytes;
+
+-- name: lifecycle_database_size
+-- Bytes of the database now, and its growth in bytes a day since the oldest size of the last 7 days, NULL on the first.
+WITH now_bytes AS (SELECT pg_database_size(current_database()) AS bytes)
+SELECT now_bytes.bytes,
+       (SELECT (now_bytes.bytes - older.bytes)::double precision / ((now() AT TIME ZONE 'UTC')::date - older.day)
+        FROM archive_sizes AS older
+        WHERE older.day BETWEEN (now() AT TIME ZONE 'UTC')::date - 7 AND (now() AT TIME ZONE 'UTC')::date - 1
+        ORDER BY older.day LIMIT 1)
+FROM now_bytes;
+
 -- name: lifecycle_view
 -- For DuckDB: a table as `lifecycle query` sees it.
 CREATE VIEW {view} AS

@@ -137,3 +137,38 @@ def _database(settings: Settings) -> Iterator[Line]:
     yield Line("schema", schema.ok, schema.detail)
     for text in capabilities.lines():
         yield Line("capability", True, text, is_note=True)
+    if schema.ok:
+        yield from _lifecycle(settings)
+
+
+def _lifecycle(settings: Settings) -> Iterator[Line]:
+    """The archive's settings, and how tables and archive are."""
+    import psycopg
+
+    from esp_ingest.interfaces import StoreUnavailable
+    from esp_ingest.lifecycle import observe
+    from esp_ingest.model import at_us
+    from esp_ingest.store import sqlstate
+    from esp_ingest.store.connection import connect
+
+    archive, lifecycle = settings.archive.url, settings.lifecycle
+    if archive:
+        yield Line("archive", True, archive)
+    elif lifecycle.drop_without_archive:
+        yield Line("archive", True, "none: old days are dropped without a copy (lifecycle.drop_without_archive)", True)
+    else:
+        yield Line("archive", True, "archive.url is not set: nothing is archived, and nothing is dropped", True)
+    try:
+        with connect(settings.database, autocommit=True) as connection:
+            state = observe.look(connection, lifecycle, at_us(SystemClock().now_us()))
+    except psycopg.errors.InsufficientPrivilege:
+        yield Line("lifecycle", True, "not looked at: this user may not read its tables", True)
+        return
+    except (StoreUnavailable, psycopg.Error) as error:
+        yield Line("lifecycle", False, sqlstate.sentence(error))
+        return
+    except OSError as error:
+        yield Line("lifecycle", False, f"lifecycle.disk_path: {error.strerror}.")
+        return
+    for ok, text in observe.lines(state):
+        yield Line("lifecycle", ok or not archive, text, is_note=True)

@@ -63,20 +63,19 @@ def _day(text: str) -> date:
 
 def run(settings: "Settings", arguments: argparse.Namespace) -> int:
     """Returns the exit code. Raises LifecycleError, ConfigError and ExtraMissing, all of them sentences for people."""
-    if arguments.action != "status":
-        require("archive", "The archive")
+    require("archive", "The archive")
     return _ACTIONS[arguments.action](settings, arguments)
 
 
 def _run(settings: "Settings", arguments: argparse.Namespace) -> int:
-    from esp_ingest.lifecycle import runs
+    from esp_ingest.lifecycle import runs, service
     from esp_ingest.service.clock import SystemClock
+    from esp_ingest.service.metrics import LifecycleMetrics
 
     if arguments.every is not None:
-        from esp_ingest.lifecycle import service
-
         return service.run(settings, _seconds(arguments.every), adopt=arguments.adopt)
-    outcome = runs.run_once(settings, SystemClock(), _say_action, adopt=arguments.adopt)
+    runner = service.Runner(settings, SystemClock(), LifecycleMetrics(), _say_action, adopt=arguments.adopt)
+    outcome = runner.once()
     if outcome.busy:
         sys.stderr.write(f"esp-ingest: {runs.BUSY}\n")
     return 0 if outcome.ok else 1

@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from esp_ingest.config.settings import ENV_PREFIX, Settings
 from esp_ingest.model import SIGNALS
-from esp_ingest.service.metrics import ApiMetrics, MetricInfo, Metrics
+from esp_ingest.service.metrics import ApiMetrics, LifecycleMetrics, MetricInfo, Metrics
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 COMMAND = "python -m esp_ingest.service.docs"
@@ -123,7 +123,17 @@ def metrics() -> str:
         "| metric | type | labels | meaning |",
         "|---|---|---|---|",
     ]
-    return "\n".join([*lines, *_rows(ApiMetrics().catalogue)]) + "\n"
+    lines += _rows(ApiMetrics().catalogue)
+    lines += [
+        "",
+        "## Of `esp-ingest lifecycle run`",
+        "",
+        "On `lifecycle.http_port` with `--every`, and in `lifecycle.metrics_file` after each run.",
+        "",
+        "| metric | type | labels | meaning |",
+        "|---|---|---|---|",
+    ]
+    return "\n".join([*lines, *_rows(LifecycleMetrics().catalogue)]) + "\n"
 
 
 def _rows(catalogue: Iterable[MetricInfo]) -> Iterator[str]:

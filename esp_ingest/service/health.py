@@ -12,6 +12,7 @@ Readiness turns red first, after ``service.stuck_after_seconds``; liveness half 
 """
 
 import threading
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from esp_ingest.service.log import redact
@@ -43,12 +44,16 @@ class Health:
     """Fed by the loops, asked by the HTTP thread and the watchdog. Every method may be called from any thread and takes
     microseconds."""
 
-    def __init__(self, clock: "Clock", settings: "ServiceSettings") -> None:
+    def __init__(
+        self, clock: "Clock", settings: "ServiceSettings", looked_for: Mapping[str, str] = _LOOKED_FOR
+    ) -> None:
+        """``looked_for``: conditions that do not hold until somebody has looked, and what to say until then."""
         self.clock = clock
         self._stuck_after_seconds = settings.stuck_after_seconds
         self._lock = threading.Lock()
         now = clock.monotonic()
-        self._conditions = {name: _Condition(False, why, now) for name, why in _LOOKED_FOR.items()}
+        self._conditions = {name: _Condition(False, why, now) for name, why in looked_for.items()}
+        self._looked_for = tuple(looked_for)
         self._beats: dict[str, float] = {}
         self._idle: set[str] = set()
         self._started: set[str] = set()
@@ -106,7 +111,7 @@ class Health:
         """Whether the first start is over."""
         _, conditions = self._snapshot()
         checks = {"configuration": _check(True, "valid")}
-        for name in (SCHEMA, MQTT):
+        for name in (name for name in (SCHEMA, MQTT) if name in self._looked_for):
             done = name in self._started
             checks[name] = _check(done, "done" if done else conditions[name].detail)
         return _verdict(checks)

@@ -23,7 +23,7 @@ from esp_ingest.service.log import Repeated
 
 if TYPE_CHECKING:
     from esp_ingest.config.settings import HttpSettings
-    from esp_ingest.service.metrics import Metrics
+    from esp_ingest.service.metrics import LifecycleMetrics, Metrics
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,9 @@ class _Connection:
 class HttpServer:
     """The HTTP port of a daemon. ``start`` binds (HttpError when it cannot), ``stop`` ends it within two seconds."""
 
-    def __init__(self, settings: "HttpSettings", health: Health, metrics: "Metrics | None" = None) -> None:
+    def __init__(
+        self, settings: "HttpSettings", health: Health, metrics: "Metrics | LifecycleMetrics | None" = None
+    ) -> None:
         """``metrics`` may be set later: until then /metrics answers 503."""
         self._settings = settings
         self._health = health
@@ -150,7 +152,7 @@ class HttpServer:
                 refresh_at = now + PROCESS_SECONDS
                 self._refresh(self.metrics)
 
-    def _refresh(self, metrics: "Metrics") -> None:
+    def _refresh(self, metrics: "Metrics | LifecycleMetrics") -> None:
         try:
             metrics.refresh_process()
         except Exception as error:

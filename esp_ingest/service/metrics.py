@@ -35,6 +35,11 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 QOS = ("0", "1", "2")
 WRITE_PATHS = ("direct", "staging", "bisect")
 OUTCOMES = ("ok", "failed")
+LIFECYCLE_TABLES = ("esp_telemetry", "diagnostic_results", "ingest_rejects")
+# esp_ingest/lifecycle/errors.py has them; a test compares.
+ARCHIVE_REASONS = (
+    "unset", "storage", "foreign", "newer", "damaged", "mismatch", "schema", "clock", "database", "behind"
+)  # fmt: skip
 
 API_METHODS = ("GET", "POST", "OTHER")
 API_STATUSES = ("2xx", "3xx", "4xx", "5xx")
@@ -257,6 +262,61 @@ class ApiMetrics(_MetricSet):
         self.streams = self._gauge("api_streams", "live streams that are open")
         self.streams_cut = self._counter("api_streams_cut", "live streams cut off because the client took nothing")
         self.database_up = self._gauge("api_database_up", "1 while the database answers and has its schema")
+        self._add_process()
+
+
+class LifecycleMetrics(_MetricSet):
+    """The metrics of `esp-ingest lifecycle run`, a process of its own. Those of tables are as of the last run."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        super().__init__(registry)
+        counter, gauge, tables = self._counter, self._gauge, LIFECYCLE_TABLES
+
+        # -- Runs.
+        self.configured = gauge("archive_configured", "1 if archive.url is set, or lifecycle.drop_without_archive")
+        self.problem = gauge(
+            "archive_problem",
+            "1 while the last run ended with such a problem: nothing is dropped",
+            reason=ARCHIVE_REASONS,
+        )
+        self.lag_seconds = gauge(
+            "archive_lag_seconds", "age of the oldest finished day without a proven copy, 0 with none", table=tables
+        )
+        self.runs = counter("lifecycle_runs", "runs by how they ended", outcome=OUTCOMES)
+        self.run_seconds = gauge("lifecycle_run_seconds", "time that the last run took")
+        self.last_success = gauge(
+            "lifecycle_last_success_timestamp_seconds",
+            "Unix time of the last run without a problem, 0 before the first",
+        )
+        self.days_archived = counter("archive_days_written", "versions of days written to the archive", table=tables)
+        self.days_verified = counter("archive_days_verified", "archived days read back and found whole", table=tables)
+        self.days_dropped = counter("lifecycle_days_dropped", "days dropped from the database", table=tables)
+        self.overdue_days = gauge(
+            "lifecycle_overdue_days", "days by which the oldest droppable row is past its retention", table=tables
+        )
+        self.retention_policies = gauge(
+            "retention_policies", "retention policies of TimescaleDB on our tables, which drop without a proven copy"
+        )
+
+        # -- The database, as of the last run.
+        self.table_rows = gauge("table_rows", "rows of a table", table=tables)
+        self.table_bytes = gauge("table_bytes", "bytes of a table with its indexes", table=tables)
+        self.table_bytes_per_row = gauge("table_bytes_per_row", "bytes of a table by its rows", table=tables)
+        self.table_oldest_seconds = gauge("table_oldest_seconds", "age of the oldest row of a table", table=tables)
+        self.table_chunks = gauge("table_chunks", "chunks of a hypertable", table=tables)
+        self.table_chunks_compressed = gauge("table_chunks_compressed", "of them, compressed ones", table=tables)
+        self.jobs_failing = gauge("database_jobs_failing", "background jobs on our tables whose last run failed")
+        self.job_success_seconds = gauge("database_job_success_seconds", "time since such a job last succeeded", job=())
+        self.database_bytes = gauge("database_bytes", "bytes of the database")
+        self.growth_bytes_per_day = gauge("database_growth_bytes_per_day", "its growth over the last days, up to 7")
+        self.disk_free_bytes = gauge("database_disk_free_bytes", "room on the disk of lifecycle.disk_path")
+        self.disk_full_days = gauge(
+            "database_disk_full_days", "days until that disk is full at this growth; +Inf if unknown or shrinking"
+        )
+
+        # -- The process.
+        self.ready = gauge("ready", "1 while /health/ready answers 200")
+        self.loop_idle_seconds = gauge("loop_idle_seconds", "time since a loop last moved", loop=())
         self._add_process()
 
 

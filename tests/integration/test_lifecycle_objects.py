@@ -6,7 +6,7 @@ from datetime import timedelta
 import obstore
 import pytest
 
-from esp_ingest.config import ArchiveSettings
+from esp_ingest.config.settings import ArchiveSettings
 from esp_ingest.lifecycle import query, reading, storage
 from esp_ingest.lifecycle.errors import Reason
 from esp_ingest.lifecycle.storage import ObjectStorage, open_storage

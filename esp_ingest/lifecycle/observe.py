@@ -1,0 +1,171 @@
+"""How the tables and their archive are: for metrics and for `esp-ingest check`. Only reads, and
+needs nothing of the extra [archive]."""
+
+import math
+import shutil
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from psycopg import sql
+
+from esp_ingest.config.settings import LifecycleSettings
+from esp_ingest.lifecycle.tables import TABLES, Table, bounds
+from esp_ingest.service.metrics import LifecycleMetrics
+from esp_ingest.store import schema
+from esp_ingest.store.connection import Connection
+from esp_ingest.store.queries import query
+
+_DAY_SECONDS = 86_400.0
+
+
+@dataclass(frozen=True)
+class TableState:
+    """Of one table. Ages are seconds; ``lag_seconds`` is 0 where every finished day has a proven copy, ``overdue_days``
+    where nothing is past its time."""
+
+    table: str
+    rows: int
+    bytes: int
+    chunks: int
+    compressed: int
+    oldest_seconds: float
+    lag_seconds: float
+    overdue_days: float
+
+    @property
+    def bytes_per_row(self) -> float:
+        return self.bytes / self.rows if self.rows else 0.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """A background job of TimescaleDB on one of our tables. ``success_seconds`` is infinite before its first."""
+
+    name: str
+    success_seconds: float
+    failing: bool
+
+
+@dataclass(frozen=True)
+class State:
+    """All of it. ``growth_bytes`` is NaN on the first day, ``disk_free_bytes`` where no disk_path is set."""
+
+    tables: tuple[TableState, ...]
+    jobs: tuple[Job, ...]
+    policies: int
+    database_bytes: int
+    growth_bytes: float
+    disk_free_bytes: float
+
+    @property
+    def disk_full_days(self) -> float:
+        """Days until the disk is full, infinite where that is not known or the database does not grow."""
+        if math.isnan(self.disk_free_bytes) or not self.growth_bytes > 0:
+            return math.inf
+        return self.disk_free_bytes / self.growth_bytes
+
+
+def look(connection: Connection, settings: LifecycleSettings, now: datetime) -> State:
+    """Ask the database: a pass over each table. Raises psycopg.Error, OSError for a disk_path that is not there."""
+    has_timescaledb = "timescaledb" in schema.capabilities(connection).features
+    tables = tuple(_table(connection, settings, table, now, has_timescaledb) for table in TABLES)
+    jobs: list[Job] = []
+    policies = 0
+    if has_timescaledb:
+        found = connection.execute(query("lifecycle_jobs")).fetchall()
+        jobs = [Job(name, math.inf if seconds is None else seconds, failing) for name, seconds, failing in found]
+        policies = len(connection.execute(query("lifecycle_policies")).fetchall())
+    row = connection.execute(query("lifecycle_database_size")).fetchone()
+    assert row is not None
+    growth = math.nan if row[1] is None else float(row[1])
+    free = float(shutil.disk_usage(settings.disk_path).free) if settings.disk_path else math.nan
+    return State(tables, tuple(jobs), policies, int(row[0]), growth, free)
+
+
+def _table(
+    connection: Connection, settings: LifecycleSettings, table: Table, now: datetime, has_timescaledb: bool
+) -> TableState:
+    names = table.names()
+    row = connection.execute(sql.SQL(query("lifecycle_table").decode()).format(**names)).fetchone()
+    assert row is not None
+    rows, oldest, oldest_droppable = row
+    until = now - timedelta(minutes=settings.settle_minutes)
+    where = {"relation": table.name, "until": bounds(until.date())[0]}
+    unproven = connection.execute(sql.SQL(query("lifecycle_unproven").decode()).format(**names), where).fetchone()
+    hypertable = has_timescaledb and connection.execute(query("lifecycle_is_hypertable"), (table.name,)).fetchone()
+    if hypertable and hypertable[0]:
+        size = connection.execute(query("lifecycle_hypertable_size"), {"relation": table.name}).fetchone()
+    else:
+        size = connection.execute(query("lifecycle_plain_size"), (table.name,)).fetchone()
+    assert size is not None
+    assert unproven is not None
+    keep = table.keep_days(settings)
+    overdue = _age(oldest_droppable, now) / _DAY_SECONDS - keep - 1 if keep else 0.0
+    lag = (now - bounds(unproven[0])[1]).total_seconds() if unproven[0] is not None else 0.0
+    return TableState(
+        table.name, rows, int(size[0] or 0), size[1], size[2], _age(oldest, now), max(lag, 0.0), max(overdue, 0.0)
+    )
+
+
+def _age(at: object, now: datetime) -> float:
+    """Seconds since then; 0 for no row, or one of a time before year 1."""
+    return max((now - at).total_seconds(), 0.0) if isinstance(at, datetime) else 0.0
+
+
+def export(state: State, metrics: LifecycleMetrics) -> None:
+    """Into the gauges."""
+    for table in state.tables:
+        for gauge, value in (
+            (metrics.table_rows, table.rows),
+            (metrics.table_bytes, table.bytes),
+            (metrics.table_bytes_per_row, table.bytes_per_row),
+            (metrics.table_chunks, table.chunks),
+            (metrics.table_chunks_compressed, table.compressed),
+            (metrics.table_oldest_seconds, table.oldest_seconds),
+            (metrics.lag_seconds, table.lag_seconds),
+            (metrics.overdue_days, table.overdue_days),
+        ):
+            gauge.labels(table.table).set(value)
+    for job in state.jobs:
+        metrics.job_success_seconds.labels(job.name).set(job.success_seconds)
+    metrics.jobs_failing.set(sum(job.failing for job in state.jobs))
+    metrics.retention_policies.set(state.policies)
+    metrics.database_bytes.set(state.database_bytes)
+    metrics.growth_bytes_per_day.set(state.growth_bytes)
+    metrics.disk_free_bytes.set(state.disk_free_bytes)
+    metrics.disk_full_days.set(state.disk_full_days)
+
+
+def lines(state: State) -> list[tuple[bool, str]]:
+    """(whether it is well, text) a line, for people."""
+    found = []
+    for table in state.tables:
+        parts = [f"{table.table}: {table.rows} rows, {_bytes(table.bytes)}"]
+        if table.rows:
+            parts.append(f"{table.bytes_per_row:.0f} bytes a row")
+            parts.append(f"oldest {table.oldest_seconds / _DAY_SECONDS:.1f} days")
+        if table.chunks:
+            parts.append(f"{table.chunks} chunks, {table.compressed} compressed")
+        if table.lag_seconds:
+            parts.append(f"no proven copy for {table.lag_seconds / _DAY_SECONDS:.1f} days")
+        if table.overdue_days > 0:
+            parts.append(f"{table.overdue_days:.1f} days past its time")
+        found.append((table.lag_seconds < 2 * _DAY_SECONDS and table.overdue_days < 2, ", ".join(parts)))
+    for job in state.jobs:
+        since = "never" if math.isinf(job.success_seconds) else f"{job.success_seconds / 3_600:.1f} h ago"
+        found.append((not job.failing, f"job {job.name}: last success {since}{', last run failed' * job.failing}"))
+    if state.policies:
+        text = "a retention policy drops rows without a proven copy: remove it with remove_retention_policy"
+        found.append((False, text))
+    growth = "growth not known yet" if math.isnan(state.growth_bytes) else f"{_bytes(state.growth_bytes)} a day more"
+    full = "" if math.isinf(state.disk_full_days) else f", disk full in {state.disk_full_days:.0f} days"
+    found.append((state.disk_full_days >= 14, f"database: {_bytes(state.database_bytes)}, {growth}{full}"))
+    return found
+
+
+def _bytes(number: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if abs(number) < 1_000:
+            return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"
+        number /= 1_000
+    return f"{number:.1f} TB"
