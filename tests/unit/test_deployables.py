@@ -18,7 +18,7 @@ import yaml
 from esp_ingest import __version__
 from esp_ingest.config.settings import load
 from esp_ingest.service.http import PATHS
-from esp_ingest.service.metrics import Metrics
+from esp_ingest.service.metrics import LifecycleMetrics, Metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "config"
@@ -78,6 +78,14 @@ FIRES: dict[str, dict[str, str]] = {
     "EspIngestRulesNotReloaded": {'esp_ingest_diagnostics_reloads_total{outcome="failed"}': "0x50 1x10"},
     "EspIngestPublishBacklog": {"esp_ingest_diagnostics_publish_backlog": "3x60"},
     "EspIngestRulesBehind": {"esp_ingest_diagnostics_behind_seconds": "900x60"},
+    "EspIngestArchiveUnset": {"esp_ingest_archive_configured": "0x60"},
+    "EspIngestArchiveFailing": {'esp_ingest_archive_problem{reason="storage"}': "1x60"},
+    "EspIngestArchiveBehind": {'esp_ingest_archive_lag_seconds{table="esp_telemetry"}': "200000x60"},
+    "EspIngestLifecycleNotRunning": {"esp_ingest_lifecycle_last_success_timestamp_seconds": "-200000x60"},
+    "EspIngestNotDropped": {'esp_ingest_lifecycle_overdue_days{table="esp_telemetry"}': "3x60"},
+    "EspIngestRetentionPolicy": {"esp_ingest_retention_policies": "1x60"},
+    "EspIngestDiskFilling": {"esp_ingest_database_disk_full_days": "9x60"},
+    "EspIngestDatabaseJobFailing": {"esp_ingest_database_jobs_failing": "1x60"},
 }
 # A daemon at work, on which none of them may fire.
 WELL = {
@@ -106,6 +114,15 @@ WELL = {
     'esp_ingest_diagnostics_reloads_total{outcome="failed"}': "0x60",
     "esp_ingest_diagnostics_publish_backlog": "0x60",
     "esp_ingest_diagnostics_behind_seconds": "6x60",
+    "esp_ingest_archive_configured": "1x60",
+    'esp_ingest_archive_problem{reason="storage"}': "0x60",
+    'esp_ingest_archive_problem{reason="unset"}': "0x60",
+    'esp_ingest_archive_lag_seconds{table="esp_telemetry"}': "80000x60",
+    "esp_ingest_lifecycle_last_success_timestamp_seconds": "0x60",
+    'esp_ingest_lifecycle_overdue_days{table="esp_telemetry"}': "0x60",
+    "esp_ingest_retention_policies": "0x60",
+    "esp_ingest_database_disk_full_days": "90x60",
+    "esp_ingest_database_jobs_failing": "0x60",
 }
 
 
@@ -115,7 +132,7 @@ def metric_names(expression: str) -> set[str]:
 
 def existing_names() -> set[str]:
     """Every series name that /metrics can show, buckets, sums and counts included."""
-    names = {info.name for info in Metrics().catalogue}
+    names = {info.name for info in [*Metrics().catalogue, *LifecycleMetrics().catalogue]}
     for info in Metrics().catalogue:
         if info.kind == "histogram":
             names |= {info.name + end for end in ("_bucket", "_sum", "_count")}
