@@ -38,6 +38,8 @@ class Occurrence:
 
     @property
     def state(self) -> str:
+        """Its state in the words of ISA-18.2: active, acknowledged, latched, shelved, suppressed, returned or
+        normal."""
         if self.cleared_us is not None:
             plain = self.acknowledged or self.held_by or self.severity is Severity.INFO
             return NORMAL if plain else RETURNED
@@ -48,13 +50,16 @@ class Occurrence:
         return ACKNOWLEDGED if self.acknowledged else ACTIVE
 
     def again(self) -> "Occurrence":
+        """The condition came back before the occurrence was over: it counts once more."""
         return replace(self, occurrences=self.occurrences + 1, latched_us=None)
 
     def cleared(self, at_us: int) -> "Occurrence":
+        """The occurrence with its end at ``at_us``, µs of event time."""
         return replace(self, cleared_us=at_us)
 
 
 def to_row(occurrence: Occurrence, peak: float | None) -> DiagnosticRow:
+    """The row of diagnostic_results. ``peak`` None leaves the stored one."""
     return DiagnosticRow(
         well_id=occurrence.well_id,
         diagnosis=occurrence.diagnosis,

@@ -49,6 +49,7 @@ class DryRun:
 
 
 def tried(rules: RuleSet, batches: Iterable[Readings]) -> DryRun:
+    """A dry run over all of ``batches``, in their order."""
     dry_run = DryRun(rules)
     for batch in batches:
         dry_run.feed(batch)

@@ -28,10 +28,21 @@ _STAND_BY_SECONDS = 2.0  # how often one that does not lead asks whether it may
 class Feed(Protocol):
     """store/leader.py."""
 
-    def lead(self) -> bool: ...
-    def cursor(self, first_us: int) -> int: ...
-    def received(self, after_us: int, until_us: int, limit: int) -> Readings: ...
-    def close(self) -> None: ...
+    def lead(self) -> bool:
+        """Whether this daemon leads, asked of the database; may raise StoreUnavailable."""
+        ...
+
+    def cursor(self, first_us: int) -> int:
+        """Where the rules stand, µs of received time; ``first_us`` if they never ran."""
+        ...
+
+    def received(self, after_us: int, until_us: int, limit: int) -> Readings:
+        """Up to ``limit`` readings that were received after one time and up to another, in the order received."""
+        ...
+
+    def close(self) -> None:
+        """Close the connection; whoever leads lets go."""
+        ...
 
 
 class Follower:
@@ -58,6 +69,7 @@ class Follower:
         self._thread = threading.Thread(target=self._loop, name="follower", daemon=True)
 
     def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
     def stop(self, timeout_seconds: float) -> None:
@@ -68,10 +80,12 @@ class Follower:
 
     @property
     def alive(self) -> bool:
+        """Whether the thread runs."""
         return self._thread.is_alive()
 
     @property
     def leads(self) -> bool:
+        """Whether this daemon runs the rules for its share group."""
         return self._service is not None
 
     def ask_reload(self) -> None:

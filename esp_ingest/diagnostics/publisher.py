@@ -32,22 +32,38 @@ class Answer(Protocol):
     """mqtt/publishing_connection.py: what became of a publication."""
 
     @property
-    def refusal(self) -> str: ...
+    def refusal(self) -> str:
+        """Why the broker refused it; empty if it was confirmed."""
+        ...
+
     @property
-    def is_of_message(self) -> bool: ...
+    def is_of_message(self) -> bool:
+        """Whether the message itself is at fault, and not its topic or the moment."""
+        ...
 
 
 class Ending(Protocol):
     """mqtt/publishing_connection.py: how a connection ended."""
 
     @property
-    def reason(self) -> str: ...
+    def reason(self) -> str:
+        """One sentence."""
+        ...
+
     @property
-    def unanswered(self) -> frozenset[int]: ...
+    def unanswered(self) -> frozenset[int]:
+        """Keys of publications that were under way."""
+        ...
+
     @property
-    def blame(self) -> Answer | None: ...
+    def blame(self) -> Answer | None:
+        """What the broker said of the publication that ended the connection; None if it did not say."""
+        ...
+
     @property
-    def is_innocent(self) -> bool: ...
+    def is_innocent(self) -> bool:
+        """Whether the end had nothing to do with a publication."""
+        ...
 
 
 class Connection(Protocol):
@@ -55,39 +71,93 @@ class Connection(Protocol):
 
     last_error: str
 
-    def connect(self) -> bool: ...
-    def has_room(self) -> bool: ...
-    def under_way(self) -> int: ...
-    def publish(self, key: int, topic: str, payload: bytes) -> None: ...
-    def answers(self) -> Mapping[int, Answer]: ...
-    def ending(self) -> Ending | None: ...
-    def turn(self, seconds: float) -> None: ...
-    def close(self) -> None: ...
+    def connect(self) -> bool:
+        """Connect; whether the broker accepted. Blocks up to the connect timeout."""
+        ...
+
+    def has_room(self) -> bool:
+        """Whether the broker takes another publication now."""
+        ...
+
+    def under_way(self) -> int:
+        """Publications without an answer."""
+        ...
+
+    def publish(self, key: int, topic: str, payload: bytes) -> None:
+        """Send a message; ``key`` names it in the answers. Does not wait for one."""
+        ...
+
+    def answers(self) -> Mapping[int, Answer]:
+        """The answers since the last call, by key."""
+        ...
+
+    def ending(self) -> Ending | None:
+        """How the connection ended; None while it stands."""
+        ...
+
+    def turn(self, seconds: float) -> None:
+        """Let the connection work for up to ``seconds``."""
+        ...
+
+    def close(self) -> None:
+        """Close the connection; does not wait for answers."""
+        ...
 
 
 class Change(Protocol):
     """store/outbox.py: an occurrence after a change, as JSON."""
 
     @property
-    def revision(self) -> int: ...
+    def revision(self) -> int:
+        """Number of the change; grows within an occurrence."""
+        ...
+
     @property
-    def well_id(self) -> str: ...
+    def well_id(self) -> str:
+        """The well, for the topic."""
+        ...
+
     @property
-    def payload(self) -> str: ...
+    def payload(self) -> str:
+        """The occurrence as JSON."""
+        ...
+
     @property
-    def refusals(self) -> int: ...
+    def refusals(self) -> int:
+        """How often the broker has refused it."""
+        ...
 
 
 class Outbox(Protocol):
     """store/outbox.py."""
 
-    def waiting(self) -> tuple[int, int]: ...
-    def take_turn(self, seconds: float) -> bool: ...
-    def end_turn(self) -> None: ...
-    def read(self, limit: int) -> Sequence[Change]: ...
-    def remove(self, revisions: Sequence[int]) -> None: ...
-    def set_aside(self, revision: int, reason: str, *, for_good: bool) -> None: ...
-    def close(self) -> None: ...
+    def waiting(self) -> tuple[int, int]:
+        """(changes to publish, changes set aside)."""
+        ...
+
+    def take_turn(self, seconds: float) -> bool:
+        """Whether this daemon may publish for the next ``seconds``; one does at a time."""
+        ...
+
+    def end_turn(self) -> None:
+        """Another daemon may publish."""
+        ...
+
+    def read(self, limit: int) -> Sequence[Change]:
+        """The oldest changes to publish, ``limit`` at most."""
+        ...
+
+    def remove(self, revisions: Sequence[int]) -> None:
+        """These are confirmed."""
+        ...
+
+    def set_aside(self, revision: int, reason: str, *, for_good: bool) -> None:
+        """Keep a change with the reason; it is tried again later unless ``for_good``."""
+        ...
+
+    def close(self) -> None:
+        """Close the connection; does not wait for answers."""
+        ...
 
 
 class Publisher:
@@ -110,10 +180,12 @@ class Publisher:
         self._thread = threading.Thread(target=self._loop, name="publisher", daemon=True)
 
     def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
     @property
     def alive(self) -> bool:
+        """Whether the thread runs."""
         return self._thread.is_alive()
 
     def stop(self, timeout_seconds: float) -> None:

@@ -156,6 +156,7 @@ class DiagnosticsService:
             yield Diagnosis(self._engine.evaluate(Readings.empty()), list(self._owed), checkpoints)
 
     def close(self) -> None:
+        """Close the connection of the diagnostics store."""
         self._store.close()
 
     def _tick(self) -> Evaluation:

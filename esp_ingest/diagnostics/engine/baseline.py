@@ -18,65 +18,33 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from esp_ingest.diagnostics.engine.buckets import (
+    BACK,
+    BUCKET_US,
+    RING,
+    Key,
+    Past,
+    Runs,
+    Slots,
+    added,
+    as_index,
+    in_order,
+    median,
+    windowed,
+)
 from esp_ingest.diagnostics.engine.well_state import NEVER, Array, Journal, WellArrays
 from esp_ingest.diagnostics.language.functions import Need, needs_of
 from esp_ingest.model import FloatArray, IntArray
 
 BoolArray = npt.NDArray[np.bool_]
-Key = tuple[object, ...]
-Slots = npt.NDArray[np.intp]
 
-BUCKET_US = 300_000_000
 SETTLE_US = 3_600_000_000
-_RING = 16  # ≥ 12 closed buckets of an hour and two to fall back on
-_BACK = _RING - 1
 _HALF = 6  # buckets in a half-hour
 _LONG = 48  # half-hours in a day of running
 _KNOWN = 12  # half-hours after which a median counts: 6 h of running (DIAGNOSTICS.md)
 _DAYS = 7
 INTERVAL: Key = ("interval",)  # usual time between readings, µs: median of the 5-minute means of the last hour
 HOURS: Key = ("hours",)  # of settled running in the running medians, up to 24
-
-
-class Runs:
-    """The buckets that a batch touches: runs of rows of one well in one bucket, well after well.
-
-    Shapes: by well ``slots``, ``first`` and ``last`` (its runs); by run ``well``, ``bucket``, ``begins`` (its first
-    row) and ``ends`` (its last). ``opening``: the runs before which a bucket closes; ``closed`` is that bucket, and
-    ``of_state`` tells that it was left open by an earlier batch."""
-
-    def __init__(self, state: WellArrays, slots: Slots, well: Slots, bucket: IntArray, begins: Slots, rows: int):
-        self.slots, self.well, self.bucket, self.begins = slots, well, bucket, begins
-        self.index = _index(slots)
-        count = well.shape[0]
-        self.ends = np.append(begins[1:], rows).astype(np.intp) - 1
-        self.first = np.searchsorted(well, np.arange(slots.shape[0]))
-        self.last = np.append(self.first[1:], count).astype(np.intp) - 1
-        before = state["bucket"][self.index].copy()
-        self.continuing = before == bucket[self.first]
-        self.single = count == slots.shape[0]
-        opens = np.ones(count, np.bool_)
-        opens[self.first] = ~self.continuing & (before != NEVER)
-        self.opening = np.flatnonzero(opens)
-        is_first = np.zeros(count, np.bool_)
-        is_first[self.first] = True
-        self.of_state = is_first[self.opening]
-        self.closing_well = well[self.opening]
-        self.closing_slot = slots[self.closing_well]
-        self.closed = self.before(bucket, before)
-        self.new = np.empty(self.opening.shape[0], np.bool_)  # first closing of its well
-        self.new[:1] = True
-        np.not_equal(self.closing_well[1:], self.closing_well[:-1], out=self.new[1:])
-
-    def before(self, by_run: Array, by_well: Array) -> Array:
-        """What belongs to the closed buckets: ``by_run`` (…, runs) in this batch, ``by_well`` (…, wells) before it."""
-        if self.of_state.all():
-            alike = self.closing_well.shape[0] == by_well.shape[-1]
-            return np.array(by_well) if alike else np.asarray(by_well[..., self.closing_well])
-        out = by_run[..., self.opening - 1]
-        if self.of_state.any():
-            out[..., self.of_state] = by_well[..., self.closing_well[self.of_state]]
-        return np.asarray(out)
 
 
 @dataclass(slots=True)
@@ -144,11 +112,11 @@ class Baselines:
         state.add("sum", np.float64, 0.0, self.signals)
         state.add("n", np.int64, 0, self.signals)
         state.add("square", np.float64, 0.0, self._squares)
-        state.add("ring_tag", np.int64, NEVER, shape=(_RING,))
-        state.add("ring_dt", np.float64, np.nan, shape=(_RING,))
-        state.add("ring_mean", np.float64, np.nan, self.signals, (_RING,))
+        state.add("ring_tag", np.int64, NEVER, shape=(RING,))
+        state.add("ring_dt", np.float64, np.nan, shape=(RING,))
+        state.add("ring_mean", np.float64, np.nan, self.signals, (RING,))
         for name in ("ring_sum", "ring_square", "ring_n"):
-            state.add(name, np.float64, 0.0, self._squares, (_RING,))
+            state.add(name, np.float64, 0.0, self._squares, (RING,))
         state.add("half_sum", np.float64, 0.0, self._medians)
         state.add("half_n", np.int64, 0, self._medians)
         state.add("long", np.float64, np.nan, self._medians, (_LONG,))
@@ -200,7 +168,7 @@ class Baselines:
             else:
                 start = np.zeros((what.shape[0], runs.well.shape[0]), state[name].dtype)
                 start[:, first[goes_on]] = state[name][:, slots[goes_on]]
-            parts.append(_added(start, run, what))
+            parts.append(added(start, run, what))
         sums, counts, squares, pace = parts
         features = state["features"][:, runs.index]
         return Plan(sums, counts, squares, pace, features.copy() if runs.single else features[:, runs.well])
@@ -223,8 +191,8 @@ class Baselines:
         part = plan.means[self._median_place]
         there = ~np.isnan(part) & settled
         if settled.any():
-            sums = _added(sums, group, np.where(there, part, 0.0))
-            counts = _added(counts, group, there)
+            sums = added(sums, group, np.where(there, part, 0.0))
+            counts = added(counts, group, there)
         ends = np.append(starts[1:], group.shape[0]) - 1  # the last closing of each group
         is_over = over[ends]
         last = np.append(np.flatnonzero(of_state)[1:], starts.shape[0]) - 1  # the last group of each well
@@ -268,7 +236,7 @@ class Baselines:
             for place in range(means.shape[0]):
                 window = np.ascontiguousarray(state["long"][place][:, slots].T)
                 window[which, at] = means[place]
-                out[place] = _median(window, _KNOWN)
+                out[place] = median(window, _KNOWN)
             return out
         # A line a well: its ring, oldest first, then its pushes of this batch.
         back = ((count + np.arange(_LONG)[:, None]) % _LONG).astype(np.intp)
@@ -281,7 +249,7 @@ class Baselines:
         for place in range(means.shape[0]):
             line[ring] = state["long"][place][back, slots]
             line[position] = means[place]
-            out[place] = _median(windows[position - _LONG + 1], _KNOWN)
+            out[place] = median(windows[position - _LONG + 1], _KNOWN)
         return out
 
     def _end_days(self, runs: Runs, pushes: _Pushes, medians: FloatArray) -> FloatArray | None:
@@ -297,7 +265,7 @@ class Baselines:
             wells, at = np.unique(pushes.well[ends], return_index=True)
             now = ends[at]
             days[:, (pushes.number[now] // _LONG % _DAYS).astype(np.intp), wells] = medians[self._habit_of][:, now]
-            found = np.stack([_median(np.ascontiguousarray(of.T), 1) for of in days[:, :, wells]])
+            found = np.stack([median(np.ascontiguousarray(of.T), 1) for of in days[:, :, wells]])
             until = after[np.searchsorted(after, now, side="right")]
             for place, (end, stop) in enumerate(zip(now.tolist(), until.tolist(), strict=True)):
                 habits[:, end:stop] = found[:, place, None]
@@ -307,10 +275,10 @@ class Baselines:
     # -- features over the last hour
 
     def _refresh(self, runs: Runs, plan: Plan) -> None:
-        past = _Past(runs, self._state)
+        past = Past(runs, self._state)
         opening = runs.opening
         dt = past.window(self._state["ring_dt"], plan.mean_dt, 12)
-        plan.features[0, opening] = _median(np.ascontiguousarray(dt.T), 3)
+        plan.features[0, opening] = median(np.ascontiguousarray(dt.T), 3)
         made: dict[str, FloatArray] = {}
         for key in self._windowed:
             function, signal, seconds = str(key[0]), str(key[1]), int(str(key[2]))
@@ -320,20 +288,20 @@ class Baselines:
             else:
                 if signal not in made:
                     place = self._place[signal]
-                    made[signal] = past.window(self._state["ring_mean"][place], plan.means[place], _BACK)
-                values = _windowed(function, made[signal], k)
+                    made[signal] = past.window(self._state["ring_mean"][place], plan.means[place], BACK)
+                values = windowed(function, made[signal], k)
                 if function == "trend":
                     values = values / plan.features[self.row[("median", signal)], opening]
                 if function in ("trend", "rate"):
                     values = values / seconds
             plan.features[self.row[key], opening] = values
 
-    def _cv(self, past: "_Past", plan: Plan, place: int, k: int) -> FloatArray:
+    def _cv(self, past: "Past", plan: Plan, place: int, k: int) -> FloatArray:
         """Sample standard deviation ÷ mean, where at least half of the buckets have something and 6 readings do."""
         state, at = self._state, self._square_place[place]
         n = past.window(state["ring_n"][place], plan.closed_counts[at].astype(np.float64), k, 0.0)
-        total = _in_order(past.window(state["ring_sum"][place], plan.closed_sums[at], k, 0.0))
-        square = _in_order(past.window(state["ring_square"][place], plan.closed_squares[place], k, 0.0))
+        total = in_order(past.window(state["ring_sum"][place], plan.closed_sums[at], k, 0.0))
+        square = in_order(past.window(state["ring_square"][place], plan.closed_squares[place], k, 0.0))
         count = n.sum(axis=0)  # whole numbers: exact in any order
         enough = ((n > 0).sum(axis=0) * 2 >= k) & (count >= min(6, k))
         mean = total / count
@@ -343,6 +311,7 @@ class Baselines:
     # -- the batch is computed: write the state
 
     def commit(self, journal: Journal, runs: Runs, plan: Plan) -> None:
+        """Write the plan of a batch into the state, with what it overwrites in the journal."""
         state, last = self._state, runs.last
         index = (slice(None), runs.index)
         for name, values in (("sum", plan.sums), ("n", plan.counts), ("square", plan.squares), ("pace", plan.pace)):
@@ -363,14 +332,14 @@ class Baselines:
         state, closed, slots = self._state, runs.closed, runs.closing_slot
         some: Any = slice(None)
         if not runs.single:
-            recent = closed >= runs.bucket[runs.last][runs.closing_well] - _RING
+            recent = closed >= runs.bucket[runs.last][runs.closing_well] - RING
             newest = np.append(runs.new[1:], True)
             some = np.flatnonzero(recent | newest)
             closed, slots = closed[some], slots[some]
-        at = (closed % _RING).astype(np.intp)
+        at = (closed % RING).astype(np.intp)
         index: Any = (slice(None), at, slots)
         if (at == at[0]).all():  # a fleet in step: whole rows of the ring
-            index = (slice(None), int(at[0]), _index(slots))
+            index = (slice(None), int(at[0]), as_index(slots))
         journal.put(state["ring_tag"], index[1:], closed)
         journal.put(state["ring_dt"], index[1:], plan.mean_dt[some])
         journal.put(state["ring_mean"], index, plan.means[:, some])
@@ -394,132 +363,6 @@ class Baselines:
             journal.put(state["days"], (slice(None), slice(None), runs.slots), pushes.days)
 
 
-class _Past:
-    """The buckets before each opening run: 1 … 15 back, from the batch where it holds them, else from the state."""
-
-    def __init__(self, runs: Runs, state: WellArrays) -> None:
-        closed, slots = runs.closed, runs.closing_slot
-        gap = np.minimum(runs.bucket[runs.opening] - closed, _RING).astype(np.intp)
-        self._lone = bool(runs.new.all())
-        if self._lone:
-            # 1 … 15 back from the run: what just closed is one of them, the rest is in the state's ring.
-            self._near = np.flatnonzero(gap <= _BACK)
-            self._gap = gap[self._near] - 1
-            back = runs.bucket[runs.opening] - np.arange(1, _RING)[:, None]
-            self._slots = slots
-        else:
-            # A line a well: 15 buckets before its first closing, then its closings, at their distance in time.
-            before = np.zeros_like(gap)
-            before[1:] = np.where(runs.new[1:], 0, gap[:-1])
-            start = np.flatnonzero(runs.new)
-            which = np.cumsum(runs.new) - 1
-            walked = np.cumsum(before)
-            offset = walked - walked[start][which]
-            last = np.append(start[1:], closed.shape[0]) - 1
-            length = _BACK + offset[last] + gap[last]  # up to the bucket before the last run
-            base = np.cumsum(length) - length
-            self._position = base[which] + _BACK + offset
-            self._open = self._position + gap
-            self._size = int(length.sum())
-            self._base = base + np.arange(_BACK)[:, None]
-            back = closed[start] - np.arange(_BACK, 0, -1)[:, None]
-            self._slots = slots[start]
-        self._at = (back % _RING).astype(np.intp)
-        self._index = _index(self._slots)
-        # A fleet in step reads whole rows of the ring.
-        self._rows = bool((self._at == self._at[:, :1]).all())
-        self._unknown = self._ring(state["ring_tag"], _BACK) != back
-
-    def _ring(self, ring: Array, k: int) -> Array:
-        """(k, closings) from ``ring`` (16, slots), a copy."""
-        if not self._rows:
-            return np.asarray(ring[self._at[:k], self._slots])
-        out = np.empty((k, self._slots.shape[0]), ring.dtype)
-        for row, at in enumerate(self._at[:k, 0].tolist()):
-            out[row] = ring[at, self._index]
-        return out
-
-    def window(self, ring: Array, closed: Array, k: int, missing: float = np.nan) -> FloatArray:
-        """(k, closings): the newest bucket first. ``ring`` (16, slots); ``closed`` (closings,): what closes now."""
-        if self._lone:
-            out: FloatArray = self._ring(ring, k)
-            out[self._unknown[:k]] = missing
-            near = self._gap < k
-            out[self._gap[near], self._near[near]] = closed[self._near[near]]
-            # What lies between the closed bucket and the run is empty: the ring's tags say so.
-            return out
-        old = self._ring(ring, _BACK)
-        old[self._unknown] = missing
-        line = np.full(self._size, missing)
-        line[self._base] = old
-        line[self._position] = closed
-        return np.asarray(line[self._open - np.arange(1, k + 1)[:, None]])
-
-
-def _windowed(function: str, past: FloatArray, k: int) -> FloatArray:
-    return _spread(past[:k]) if function == "spread" else _latest(past, 0) - _latest(past, k)
-
-
 def _names(columns: Iterable[Key], need: Need) -> list[str]:
     """The signals of which ``need`` has to be kept."""
     return sorted({str(key[1]) for key in columns if need in needs_of(key)})
-
-
-def _index(slots: Slots) -> Any:
-    """``slots``, as a slice where they follow each other: a fleet that reports whole."""
-    count = slots.shape[0]
-    if count and slots[-1] - slots[0] + 1 == count and (np.diff(slots) == 1).all():
-        return slice(int(slots[0]), int(slots[0]) + count)
-    return slots
-
-
-def _added(start: Array, to: Slots, values: Array) -> Array:
-    """``start`` (rows, k) with ``values`` (rows, n) added at ``to`` (n,), one after the other."""
-    if start.shape == values.shape:  # each in its own place
-        return np.asarray(start + values)
-    flat = start.reshape(-1)
-    offsets = (np.arange(start.shape[0]) * start.shape[1])[:, None]
-    np.add.at(flat, (offsets + to).ravel(), np.asarray(values, start.dtype).ravel())
-    return start
-
-
-def _median(values: FloatArray, least: int) -> FloatArray:
-    """Median over the last axis without NaN; NaN where fewer than ``least`` values are there. (…, n, k) → (…, n)"""
-    ordered = np.sort(values, axis=-1)  # NaN last
-    size = values.shape[-1]
-    if size == 0 or ordered.size == 0:
-        return np.full(values.shape[:-1], np.nan)
-    if not np.isnan(ordered[..., -1]).any():
-        return np.asarray((ordered[..., (size - 1) // 2] + ordered[..., size // 2]) / 2)
-    n = size - np.isnan(ordered).sum(axis=-1)
-    rows = np.arange(values.shape[0])
-    low = ordered[rows, np.maximum(n - 1, 0) // 2]
-    high = ordered[rows, np.minimum(n // 2, size - 1)]
-    return np.where(n >= least, (low + high) / 2, np.nan)
-
-
-def _in_order(values: FloatArray) -> FloatArray:
-    """Sum over the first axis, strictly one after the other: np.sum pairs up differently for one well than for many."""
-    total: FloatArray = values[0].copy()
-    for row in values[1:]:
-        total += row
-    return total
-
-
-def _latest(past: FloatArray, back: int) -> FloatArray:
-    """The mean ``back`` buckets before the last closed one, or up to two earlier where that one is empty."""
-    found: FloatArray = past[back]
-    for earlier in (back + 1, back + 2):
-        missing = np.isnan(found)
-        if not missing.any():
-            break
-        found = np.where(missing, past[earlier], found)
-    return found
-
-
-def _spread(values: FloatArray) -> FloatArray:
-    """Greatest − least over the first axis, NaN with fewer than two values."""
-    high, low = np.fmax.reduce(values, axis=0), np.fmin.reduce(values, axis=0)
-    if not np.isnan(values[:2]).any():
-        return np.asarray(high - low)
-    return np.where((~np.isnan(values)).sum(axis=0) >= 2, high - low, np.nan)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from esp_ingest.diagnostics.engine.baseline import Key, Slots
+from esp_ingest.diagnostics.engine.buckets import Key, Slots
 from esp_ingest.diagnostics.engine.well_state import NEVER, Array, Journal
 from esp_ingest.diagnostics.language.evaluation import BoolArray
 from esp_ingest.diagnostics.language.functions import DERIVED, FUNCTIONS, parts_of
@@ -50,6 +50,7 @@ class Rows:
 
     @property
     def last(self) -> Slots:
+        """The last row of each group, (wells,)."""
         return self.ends - 1
 
     def latest(self, flag: BoolArray) -> tuple[Slots, BoolArray]:
@@ -154,6 +155,7 @@ class BatchColumns:
         self._made[("parameter", name)] = column
 
     def column(self, key: Key) -> FloatArray:
+        """The column of ``key``, (n,) or a scalar that broadcasts; made at its first use in a batch."""
         made = self._made.get(key)
         if made is None:
             made = self._made[key] = self._make(key)
@@ -204,4 +206,5 @@ def derived_or_sent(name: str, signals: dict[str, FloatArray]) -> FloatArray:
 
 
 def never(count: int) -> npt.NDArray[np.int64]:
+    """``count`` times NEVER, µs."""
     return np.full(count, NEVER, np.int64)

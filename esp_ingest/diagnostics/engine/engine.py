@@ -10,53 +10,36 @@ import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from esp_ingest.diagnostics.alarm import Occurrence
-from esp_ingest.diagnostics.engine.baseline import Baselines, Key
+from esp_ingest.diagnostics.engine.baseline import Baselines
+from esp_ingest.diagnostics.engine.buckets import Key
 from esp_ingest.diagnostics.engine.columns import BatchColumns, Rows, grouped
+from esp_ingest.diagnostics.engine.engine_metrics import EngineMetrics
 from esp_ingest.diagnostics.engine.facts import facts_of, historical, keys_of, pick
 from esp_ingest.diagnostics.engine.open_occurrences import OpenOccurrences
 from esp_ingest.diagnostics.engine.rule_step import (
-    ACTIVE,
-    APART,
-    CHANGE,
-    DUE_OFF,
-    DUE_ON,
-    HELD_SHELVED,
     NORMAL,
-    RETURNING,
-    SKIP,
-    WHAT,
     BatchContext,
-    RuleStep,
     site_labels,
     steps_of,
 )
 from esp_ingest.diagnostics.engine.signals import RunState, SignalState
 from esp_ingest.diagnostics.engine.silence import Silence
-from esp_ingest.diagnostics.engine.transitions import Transitions
-from esp_ingest.diagnostics.engine.well_state import NEVER, Array, Journal, WellArrays
-from esp_ingest.diagnostics.language.evaluation import BoolArray, Truth
-from esp_ingest.diagnostics.language.rules import Rule, RuleSet
+from esp_ingest.diagnostics.engine.step_runner import StepRunner
+from esp_ingest.diagnostics.engine.well_settings import WellSettings
+from esp_ingest.diagnostics.engine.well_state import NEVER, Journal, WellArrays
+from esp_ingest.diagnostics.language.evaluation import BoolArray
+from esp_ingest.diagnostics.language.rules import RuleSet
 from esp_ingest.model import SIGNAL_NAMES, DiagnosticRow, FloatArray, Readings
 
 log = logging.getLogger(__name__)
 
 _pack = msgspec.msgpack.Encoder().encode
-
-
-class EngineMetrics(Protocol):
-    """The part of service.metrics that the engine feeds (prometheus objects, or a fake's)."""
-
-    diagnostics_raised: Any
-    diagnostics_active: Any
-    diagnostics_late_readings: Any
-    diagnostics_rule_failures: Any
-    diagnostics_rules_disabled: Any
 
 
 @dataclass(slots=True)
@@ -94,9 +77,10 @@ class Engine:
         columns = {key for step in self._steps for key in step.condition.columns}
         self._has_frozen = ("fact", "frozen_for") in columns
         self._state = self._allocate(columns)
-        self._config = self._allocate_config()
+        self._settings = WellSettings(rules, self._steps)
         self._occurrences = OpenOccurrences(rules, self._wells, self._journal, self._state, self._baselines)
         self._silence = Silence(self._stale, len(self._steps), self._occurrences, self._state, self._baselines)
+        self._runner = StepRunner(self._steps, self._state, self._settings, self._occurrences, self._journal, metrics)
 
     def _allocate(self, columns: set[Key]) -> WellArrays:
         state = WellArrays()
@@ -185,7 +169,7 @@ class Engine:
             features=running.features,
             feature_row=self._baselines.row,
             run=running.run,
-            config=self._config_columns(rows),
+            config=self._settings.limit_columns(rows),
             seen=measured.seen,
             within_us=state["within_us"],
             journal=journal,
@@ -202,7 +186,7 @@ class Engine:
         )
         self._silence.passed(batch, last_us)
         for step in self._steps:
-            self._run_step(batch, step)
+            self._runner.run(batch, step)
         return late
 
     def _rows(self, readings: Readings) -> Rows:
@@ -250,230 +234,25 @@ class Engine:
                     found.setdefault(name, np.zeros(len(rows), np.bool_))[at] = True
         return found
 
-    # -- wells and what is configured for them
-
-    def _allocate_config(self) -> WellArrays:
-        config = WellArrays()
-        names = [step.name for step in self._steps]
-        config.add("enabled", np.bool_, True, names)
-        config.add("on_us", np.int64, 0, names)
-        config.add("off_us", np.int64, 0, names)
-        config.add("shelved_us", np.int64, NEVER, names)
-        config.add("limits", np.float64, np.nan, list(self.rules.limits))
-        self._per_well = {
-            (rule.name, name)
-            for rule in self.rules.rules
-            for name in rule.parameters
-            for override in self.rules.overrides
-            if name in override.rules.get(rule.name, {})
-        }
-        config.add("parameters", np.float64, np.nan, sorted(self._per_well))
-        self._limits_set = bool(self.rules.limit_defaults) or any(o.limits for o in self.rules.overrides)
-        self._fixed_on = np.array([self._step_delay(step) for step in self._steps], np.int64)
-        self._fixed_off = np.array(
-            [0 if step.is_escalation else step.rule.off_delay_us for step in self._steps], np.int64
-        )
-        self._any_disabled = False
-        return config
-
-    @staticmethod
-    def _step_delay(step: RuleStep) -> int:
-        return (
-            step.rule.escalation.on_delay_us if step.is_escalation and step.rule.escalation else step.rule.on_delay_us
-        )
+    # -- wells
 
     def _slot(self, well: str) -> int:
         slot = self._slots.get(well)
         if slot is not None:
             return slot
         slot = self._state.new_slot()
-        self._config.new_slot()
+        self._settings.arrays.new_slot()
         self._slots[well] = slot
         if slot < len(self._wells):
             self._wells[slot] = well
         else:
             self._wells.append(well)
-        self._configure(slot, well)
+        self._settings.add(slot, well)
         return slot
-
-    def _configure(self, slot: int, well: str) -> None:
-        config = self._config
-        config["on_us"][:, slot] = self._fixed_on
-        config["off_us"][:, slot] = self._fixed_off
-        config["enabled"][:, slot] = [step.rule.enabled for step in self._steps]
-        limits = self.rules.limits_of(well)
-        config["limits"][:, slot] = [limits.get(name, np.nan) for name in self.rules.limits]
-        if any(override.covers(well) for override in self.rules.overrides):
-            self._configure_overrides(slot, well)
-        self._any_disabled |= not bool(config["enabled"][:, slot].all())
-
-    def _configure_overrides(self, slot: int, well: str) -> None:
-        config = self._config
-        for step in self._steps:
-            settings = self.rules.settings_of(step.rule, well)
-            config["enabled"][step.index, slot] = settings["enabled"]
-            if not step.is_escalation:
-                config["off_us"][step.index, slot] = settings["off_delay_us"]
-                config["on_us"][step.index, slot] = settings["on_delay_us"]
-        for at, (rule, name) in enumerate(sorted(self._per_well)):
-            config["parameters"][at, slot] = self.rules.settings_of(self.rules.rule(rule), well)[name]
-
-    def _config_columns(self, rows: Rows) -> dict[Key, Any]:
-        """Limits a row. Parameters depend on the rule that is running: see :meth:`_parameters`."""
-        if not self._limits_set:
-            return {("limit", name): np.full(len(rows), np.nan) for name in self.rules.limits}
-        limits = self._config["limits"][:, rows.slots]
-        return {("limit", name): limits[at][rows.group] for at, name in enumerate(self.rules.limits)}
-
-    def _parameters(self, batch: BatchContext, rule: Rule) -> None:
-        overridden = sorted(self._per_well)
-        for name, value in rule.parameters.items():
-            column: Any = np.float64(value)
-            if (rule.name, name) in self._per_well:
-                at = overridden.index((rule.name, name))
-                column = self._config["parameters"][at][batch.rows.slot]
-            batch.columns.set_parameter(name, column)
-
-    # -- one step
-
-    def _run_step(self, batch: BatchContext, step: RuleStep) -> None:
-        """A condition that fails is switched off and counted; it never holds back a batch."""
-        if step.failed:
-            return
-        try:
-            self._parameters(batch, step.rule)
-            truth = step.condition.evaluate(batch.columns)
-        except Exception as error:
-            self._fail(step, error)
-            return
-        self._apply(batch, step, truth)
-
-    def _fail(self, step: RuleStep, error: Exception) -> None:
-        step.failed = f"{type(error).__name__}: {error}"
-        log.exception("rule %s failed and is switched off until the rules are read again", step.rule.name)
-        if self._metrics is not None:
-            self._metrics.diagnostics_rule_failures.labels(diagnosis=step.rule.name).inc()
-            self._metrics.diagnostics_rules_disabled.set(len(self.failed_rules()))
 
     def failed_rules(self) -> dict[str, str]:
         """Rules switched off by a failure at run time, with the reason."""
         return {step.rule.name: step.failed for step in self._steps if step.failed}
-
-    def _apply(self, batch: BatchContext, step: RuleStep, truth: Truth) -> None:
-        rows = batch.rows
-        phases = self._state["phase"][step.index][rows.slots]
-        any_yes = bool(np.any(truth.yes))
-        busy = bool(phases.any())
-        if not busy and not any_yes and step.escalation is None:
-            if step.is_read:
-                batch.active[step.index] = np.zeros(len(rows), np.bool_)
-            return
-        code = self._code(batch, step, truth)
-        phase = phases[rows.group]
-        what = WHAT[phase * 5 + code]
-        changes = what == CHANGE
-        if busy:
-            self._due(step, rows, what, changes)
-        wells = set(rows.group[changes].tolist()) if changes.any() else set()
-        for other in (*step.suppressors, *([step.escalation] if step.escalation else [])):
-            wells |= {
-                well for well in batch.changed_wells.get(other.index, ()) if phases[well] or other is step.escalation
-            }
-        if busy and not step.is_escalation:
-            wells |= self._unshelved(step, rows, phases)
-        batch.changed_wells[step.index] = wells
-        if step.is_read or step.is_escalation:
-            batch.active[step.index] = phase >= ACTIVE  # what is latched holds back its consequences too
-        if wells:
-            self._make_transitions(batch, step, code, sorted(wells))
-        if busy and not step.is_escalation:
-            self._peaks(batch, step, phase, code, wells)
-        if step.is_read:
-            self._note_active(batch, step)
-
-    def _code(self, batch: BatchContext, step: RuleStep, truth: Truth) -> Array:
-        """Off, on, neither, skip (a gauge dropout) or apart (stopped, starting, disabled) for each row."""
-        count = len(batch.rows)
-        yes, no = np.broadcast_to(truth.yes, count), np.broadcast_to(truth.no, count)
-        code = 2 - yes.view(np.int8) - 2 * no.view(np.int8)
-        rule = step.rule
-        if batch.dropped and rule.skip_dropouts:
-            code[batch.measured.dropped] = SKIP
-        if rule.applies == "settled":
-            code[batch.not_settled] = APART
-        elif rule.applies == "running":
-            code[batch.not_running] = APART
-        if self._any_disabled:
-            code[~self._config["enabled"][step.index][batch.rows.slot]] = APART
-        return code
-
-    def _due(self, step: RuleStep, rows: Rows, what: Array, changes: BoolArray) -> None:
-        """Add to ``changes`` the rows at which a running delay is over."""
-        for kind, name in ((DUE_ON, "on_us"), (DUE_OFF, "off_us")):
-            waiting = np.flatnonzero(what == kind)
-            if waiting.size:
-                slot = rows.slot[waiting]
-                elapsed = rows.t[waiting] - self._state["since"][step.index][slot]
-                changes[waiting[elapsed >= self._config[name][step.index][slot]]] = True
-
-    def _unshelved(self, step: RuleStep, rows: Rows, phases: Array) -> set[int]:
-        """Wells whose open occurrence may stop being shelved."""
-        until = self._config["shelved_us"][step.index][rows.slots]
-        shelved = np.flatnonzero((until != NEVER) & (phases != NORMAL))
-        return set(shelved.tolist())
-
-    def _peaks(self, batch: BatchContext, step: RuleStep, phase: Array, code: Array, changed: set[int]) -> None:
-        """Peaks of open occurrences whose wells have no transition."""
-        headline = step.condition.headline
-        if headline is None:
-            return
-        some = ((phase == ACTIVE) | (phase == RETURNING)) & (code < SKIP)
-        if changed:
-            some &= ~np.isin(batch.rows.group, list(changed))
-        at = np.flatnonzero(some)
-        if not at.size:
-            return
-        values = np.broadcast_to(headline.value(batch.columns), len(batch.rows))[at]
-        slots = batch.rows.slot[at]
-        peak = self._state["peak"][step.index]
-        self._journal.keep(peak, np.unique(slots))
-        (np.fmin if headline.below else np.fmax).at(peak, slots, values)
-
-    def _note_active(self, batch: BatchContext, step: RuleStep) -> None:
-        active = batch.active[step.index]
-        if active.any():
-            rows, times = batch.rows, self._state["active_us"]
-            before = times[step.index][rows.slots]
-            newest = rows.carry(active, rows.t, before)
-            batch.columns.recent[step.index] = newest
-            self._journal.put(times, (step.index, rows.slots), newest[rows.last])
-
-    # -- where something changes: Python, a stretch of equal rows at a time
-
-    def _make_transitions(self, batch: BatchContext, step: RuleStep, code: Array, wells: Sequence[int]) -> None:
-        rows = batch.rows
-        forced = batch.active.get(step.escalation.index) if step.escalation else None
-        held = self._held(batch, step)
-        headline = step.condition.headline
-        values = thresholds = None
-        if headline is not None and not step.is_escalation:
-            values = np.broadcast_to(headline.value(batch.columns), len(rows))
-            thresholds = np.broadcast_to(headline.threshold(batch.columns), len(rows))
-        for well in wells:
-            Transitions(self._occurrences, self._config, batch, step, well, code, forced, held, values, thresholds).go()
-
-    def _held(self, batch: BatchContext, step: RuleStep) -> Array | None:
-        """Bits by row: a suppressor is active, or the step is shelved."""
-        held: Array | None = None
-        for other in step.suppressors:
-            active = batch.active.get(other.index)
-            if active is not None and active.any():
-                held = active.astype(np.int8) if held is None else held | active.astype(np.int8)
-        until = self._config["shelved_us"][step.index][batch.rows.slots]
-        if (until != NEVER).any():
-            shelved = (batch.rows.t < until[batch.rows.group]).astype(np.int8) * np.int8(HELD_SHELVED)
-            held = shelved if held is None else held | shelved
-        return held
 
     # -- silence, by the clock
 
@@ -535,15 +314,17 @@ class Engine:
     # -- what is open
 
     def open_occurrences(self) -> list[Occurrence]:
+        """Every occurrence that is open, silence included."""
         return [*self._occurrences.open.values(), *self._occurrences.silent.values()]
 
     def wells(self) -> list[str]:
+        """The wells that have state here."""
         return list(self._slots)
 
     @property
     def bytes_a_well(self) -> int:
         """Memory that the arrays take for each well, without its open occurrences."""
-        return self._state.bytes_a_slot + self._config.bytes_a_slot
+        return self._state.bytes_a_slot + self._settings.arrays.bytes_a_slot
 
     # -- wells that give up their place. Between batches.
 
@@ -566,7 +347,7 @@ class Engine:
                 self._occurrences.counts[gone.diagnosis, gone.severity.value] -= 1
         for slot in slots:
             self._state.free_slot(slot)
-            self._config.free_slot(slot)
+            self._settings.arrays.free_slot(slot)
             self._wells[slot] = ""
 
     def newest_us(self, well: str) -> int | None:
@@ -578,6 +359,7 @@ class Engine:
     # -- what operators did. Between batches; the database has it already, so no rows come of it.
 
     def open_at(self, well: str, diagnosis: str) -> Occurrence | None:
+        """The open occurrence of this well and diagnosis, None if there is none."""
         return self._found(well, diagnosis)[1]
 
     def put(self, occurrence: Occurrence) -> bool:
@@ -602,10 +384,7 @@ class Engine:
 
     def shelve(self, well: str, diagnosis: str, until_us: int | None) -> None:
         """Hold the diagnosis back until then, in event time; None ends it."""
-        slot = self._slot(well)
-        for step in self._steps:
-            if step.rule.name == diagnosis:
-                self._config["shelved_us"][step.index, slot] = NEVER if until_us is None else until_us
+        self._settings.shelve(self._slot(well), diagnosis, until_us)
 
     def _found(self, well: str, diagnosis: str) -> tuple[tuple[int, int] | None, Occurrence | None]:
         slot = self._slots.get(well)

@@ -23,6 +23,8 @@ def facts_of(
     last_us: IntArray,
     last_received: IntArray,
 ) -> dict[str, Array]:
+    """The facts of functions.FACTS by name, each (n,): 1 and 0 for true and false, NaN if not known, durations in
+    seconds."""
     t = rows.t
     is_running, known = running.running == 1, running.running >= 0
     ahead = (t - rows.received) / 1e6
@@ -66,6 +68,7 @@ def historical(extra: Mapping[int, str]) -> list[int]:
 
 
 def pick(text: str, names: list[str], into: FloatArray) -> None:
+    """Put the numbers of ``names`` that stand in the JSON object ``text`` into ``into`` (names,)."""
     if any(name in text for name in names):
         data = msgspec.json.decode(text)
         for at, name in enumerate(names):
@@ -75,5 +78,6 @@ def pick(text: str, names: list[str], into: FloatArray) -> None:
 
 
 def keys_of(text: str) -> list[str]:
+    """The keys of the JSON object ``text``; empty if it is not an object."""
     data = msgspec.json.decode(text)
     return list(data) if isinstance(data, dict) else []

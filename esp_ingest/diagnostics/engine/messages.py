@@ -13,6 +13,8 @@ from esp_ingest.service.text import moment, span
 
 
 def told_of(step: RuleStep, batch: BatchContext, row: int) -> tuple[float | None, float | None]:
+    """(value, threshold) that the first comparison of the condition has at ``row``; None if there is none or it is
+    not finite."""
     headline = step.condition.headline
     if headline is None:
         return None, None
@@ -22,25 +24,30 @@ def told_of(step: RuleStep, batch: BatchContext, row: int) -> tuple[float | None
 
 
 def held_by_of(held: int) -> str:
+    """What holds an occurrence back, in the words of alarm.py, from the bits of a row; empty if nothing does."""
     if held & HELD_SHELVED:
         return alarms.SHELVED
     return alarms.SUPPRESSED if held & HELD_SUPPRESSED else ""
 
 
 def number_of(value: Any) -> float | None:
+    """``value`` as a float, None if it is NaN or infinite."""
     number = float(value)
     return number if np.isfinite(number) else None
 
 
 def rounded(value: Any) -> float:
+    """``value`` with six significant digits."""
     return float(f"{float(value):.6g}")
 
 
 def as_json(data: Any) -> str:
+    """``data`` as JSON text."""
     return msgspec.json.encode(data).decode()
 
 
 def sentence(step: RuleStep, value: float | None, threshold: float | None, since: int, signals: str, well: str) -> str:
+    """The message of an occurrence: ``value`` and ``threshold`` in base units, ``since`` in µs."""
     unit = step.condition.headline.unit if step.condition.headline else NONE
     told, limit = amount(value, unit), amount(threshold, unit)
     seen = step.rule.seen.format(value=told, threshold=limit, signals=signals, well=well, duration=told)

@@ -31,11 +31,13 @@ class OpenOccurrences:
         self.begin()
 
     def begin(self) -> None:
+        """A new batch begins: nothing is changed, raised or shown yet."""
         self.changed: dict[tuple[str, str, int], DiagnosticRow] = {}
         self.raised: Counter[tuple[str, str]] = Counter()
         self.shown: list[tuple[str, str, int]] = []
 
     def well(self, slot: int) -> str:
+        """The well that has ``slot``."""
         return self._wells[slot]
 
     # -- raised, made more severe
@@ -43,6 +45,7 @@ class OpenOccurrences:
     def raise_(
         self, batch: BatchContext, step: RuleStep, row: int, since: int, forced: bool, held: int, told: Any
     ) -> None:
+        """Open an occurrence of ``step`` at ``row``; ``since`` is when its condition began, µs."""
         rule, rows = step.rule, batch.rows
         well = self._wells[int(rows.slot[row])]
         settings = self._rules.settings_of(rule, well) if self._rules.overrides else None
@@ -70,6 +73,7 @@ class OpenOccurrences:
         self.store(step.index, int(rows.slot[row]), occurrence, new=True)
 
     def escalate(self, batch: BatchContext, step: RuleStep, row: int, since: int) -> None:
+        """Make the open occurrence as severe as the escalation of its rule, if it is not."""
         slot = int(batch.rows.slot[row])
         occurrence, escalation = self.open[step.index, slot], step.escalation
         if escalation is None or occurrence.severity is escalation.severity or occurrence.cleared_us is not None:
@@ -103,10 +107,12 @@ class OpenOccurrences:
         )
 
     def show(self, occurrence: Occurrence) -> None:
+        """Count an occurrence that is raised or let go, and not held back."""
         self.raised[occurrence.diagnosis, occurrence.severity.value] += 1
         self.shown.append((occurrence.well_id, occurrence.diagnosis, occurrence.raised_us))
 
     def tally(self, occurrence: Occurrence, by: int) -> None:
+        """Change the number of open occurrences of its diagnosis and severity by ``by``."""
         key = (occurrence.diagnosis, occurrence.severity.value)
         self.journal.put_key(self.counts, key, self.counts.get(key, 0) + by)
 
@@ -147,6 +153,7 @@ class OpenOccurrences:
         return bool(batch.rows.t[row] - when <= within_us)
 
     def store_silence(self, step: int, slot: int, occurrence: Occurrence, gap: int, new: bool) -> None:
+        """Put an occurrence of a rule on silence; ``gap`` is the silence so far, µs."""
         key = (step, slot)
         before = self.silent.get(key)
         if before is not None:

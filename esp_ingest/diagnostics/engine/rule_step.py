@@ -46,6 +46,7 @@ class RuleStep:
 
     @property
     def name(self) -> str:
+        """The name of the rule, with ``!`` for its more severe step."""
         return f"{self.rule.name}!" if self.is_escalation else self.rule.name
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from esp_ingest.diagnostics.engine.baseline import BUCKET_US, SETTLE_US, Baselines, Runs, Slots
+from esp_ingest.diagnostics.engine.baseline import SETTLE_US, Baselines
+from esp_ingest.diagnostics.engine.buckets import BUCKET_US, Runs, Slots
 from esp_ingest.diagnostics.engine.columns import Rows, derived_or_sent
 from esp_ingest.diagnostics.engine.well_state import NEVER, Array, Journal, WellArrays
 from esp_ingest.diagnostics.language.evaluation import BoolArray

@@ -56,6 +56,7 @@ class Transitions:
         self._active_from = self._from
 
     def go(self) -> None:
+        """Run the timer over the rows of this well and write its state."""
         step, slot = self._step, self._slot
         for begin, end in self._stretches():
             self._stretch(begin, end)

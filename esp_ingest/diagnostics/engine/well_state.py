@@ -54,6 +54,7 @@ class WellArrays:
         return self._arrays[name]
 
     def new_slot(self) -> int:
+        """A slot for another well: one that was given up, or the next. Arrays grow if they have to."""
         if self._free:
             return self._free.pop()
         if self.count == self.capacity:
@@ -69,6 +70,7 @@ class WellArrays:
 
     @property
     def bytes_a_slot(self) -> int:
+        """Bytes that the arrays take for each slot."""
         return sum(array.nbytes for array in self._arrays.values()) // self.capacity
 
     def _grow(self) -> None:
@@ -144,6 +146,7 @@ class Journal:
             mapping[key] = value
 
     def undo(self) -> None:
+        """Put back everything that was overwritten, newest first."""
         for array, index, old in reversed(self._entries):
             array[index] = old
         for mapping, key, old in reversed(self._mapped):
@@ -154,5 +157,6 @@ class Journal:
         self.clear()
 
     def clear(self) -> None:
+        """Forget what was overwritten: it stays as it is now."""
         self._entries.clear()
         self._mapped.clear()

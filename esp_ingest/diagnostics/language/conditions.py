@@ -132,6 +132,7 @@ class Compiler:
 
     @property
     def next_site(self) -> int:
+        """The number of the next use of within()."""
         return self._next_site
 
     def compile(self, text: str, deadband: tuple[float, Unit] = (0.0, NONE)) -> Condition:
@@ -200,12 +201,14 @@ class _Parser:
         raise ConditionError(f"{what}, found {found} in {self._text!r}")
 
     def expect_end(self) -> None:
+        """Raise ConditionError unless the whole text was read."""
         if self._peek().kind != "end":
             self._fail("expected the end or and/or")
 
     # -- grammar
 
     def condition(self) -> _Node:
+        """Read a condition: conjunctions joined by ``or``."""
         node = self._conjunction()
         while self._accept("or"):
             node = self._join(node, self._conjunction(), either)

@@ -1,0 +1,184 @@
+"""5-minute buckets of event time: which of them a batch touches and closes, and the closed ones of the last hour."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from esp_ingest.diagnostics.engine.well_state import NEVER, Array, WellArrays
+from esp_ingest.model import FloatArray, IntArray
+
+Key = tuple[object, ...]
+Slots = npt.NDArray[np.intp]
+
+BUCKET_US = 300_000_000
+RING = 16  # ≥ 12 closed buckets of an hour and two to fall back on
+BACK = RING - 1
+
+
+class Runs:
+    """The buckets that a batch touches: runs of rows of one well in one bucket, well after well.
+
+    Shapes: by well ``slots``, ``first`` and ``last`` (its runs); by run ``well``, ``bucket``, ``begins`` (its first
+    row) and ``ends`` (its last). ``opening``: the runs before which a bucket closes; ``closed`` is that bucket, and
+    ``of_state`` tells that it was left open by an earlier batch."""
+
+    def __init__(self, state: WellArrays, slots: Slots, well: Slots, bucket: IntArray, begins: Slots, rows: int):
+        self.slots, self.well, self.bucket, self.begins = slots, well, bucket, begins
+        self.index = as_index(slots)
+        count = well.shape[0]
+        self.ends = np.append(begins[1:], rows).astype(np.intp) - 1
+        self.first = np.searchsorted(well, np.arange(slots.shape[0]))
+        self.last = np.append(self.first[1:], count).astype(np.intp) - 1
+        before = state["bucket"][self.index].copy()
+        self.continuing = before == bucket[self.first]
+        self.single = count == slots.shape[0]
+        opens = np.ones(count, np.bool_)
+        opens[self.first] = ~self.continuing & (before != NEVER)
+        self.opening = np.flatnonzero(opens)
+        is_first = np.zeros(count, np.bool_)
+        is_first[self.first] = True
+        self.of_state = is_first[self.opening]
+        self.closing_well = well[self.opening]
+        self.closing_slot = slots[self.closing_well]
+        self.closed = self.before(bucket, before)
+        self.new = np.empty(self.opening.shape[0], np.bool_)  # first closing of its well
+        self.new[:1] = True
+        np.not_equal(self.closing_well[1:], self.closing_well[:-1], out=self.new[1:])
+
+    def before(self, by_run: Array, by_well: Array) -> Array:
+        """What belongs to the closed buckets: ``by_run`` (…, runs) in this batch, ``by_well`` (…, wells) before it."""
+        if self.of_state.all():
+            alike = self.closing_well.shape[0] == by_well.shape[-1]
+            return np.array(by_well) if alike else np.asarray(by_well[..., self.closing_well])
+        out = by_run[..., self.opening - 1]
+        if self.of_state.any():
+            out[..., self.of_state] = by_well[..., self.closing_well[self.of_state]]
+        return np.asarray(out)
+
+
+class Past:
+    """The buckets before each opening run: 1 … 15 back, from the batch where it holds them, else from the state."""
+
+    def __init__(self, runs: Runs, state: WellArrays) -> None:
+        closed, slots = runs.closed, runs.closing_slot
+        gap = np.minimum(runs.bucket[runs.opening] - closed, RING).astype(np.intp)
+        self._lone = bool(runs.new.all())
+        if self._lone:
+            # 1 … 15 back from the run: what just closed is one of them, the rest is in the state's ring.
+            self._near = np.flatnonzero(gap <= BACK)
+            self._gap = gap[self._near] - 1
+            back = runs.bucket[runs.opening] - np.arange(1, RING)[:, None]
+            self._slots = slots
+        else:
+            # A line a well: 15 buckets before its first closing, then its closings, at their distance in time.
+            before = np.zeros_like(gap)
+            before[1:] = np.where(runs.new[1:], 0, gap[:-1])
+            start = np.flatnonzero(runs.new)
+            which = np.cumsum(runs.new) - 1
+            walked = np.cumsum(before)
+            offset = walked - walked[start][which]
+            last = np.append(start[1:], closed.shape[0]) - 1
+            length = BACK + offset[last] + gap[last]  # up to the bucket before the last run
+            base = np.cumsum(length) - length
+            self._position = base[which] + BACK + offset
+            self._open = self._position + gap
+            self._size = int(length.sum())
+            self._base = base + np.arange(BACK)[:, None]
+            back = closed[start] - np.arange(BACK, 0, -1)[:, None]
+            self._slots = slots[start]
+        self._at = (back % RING).astype(np.intp)
+        self._index = as_index(self._slots)
+        # A fleet in step reads whole rows of the ring.
+        self._rows = bool((self._at == self._at[:, :1]).all())
+        self._unknown = self._ring(state["ring_tag"], BACK) != back
+
+    def _ring(self, ring: Array, k: int) -> Array:
+        """(k, closings) from ``ring`` (16, slots), a copy."""
+        if not self._rows:
+            return np.asarray(ring[self._at[:k], self._slots])
+        out = np.empty((k, self._slots.shape[0]), ring.dtype)
+        for row, at in enumerate(self._at[:k, 0].tolist()):
+            out[row] = ring[at, self._index]
+        return out
+
+    def window(self, ring: Array, closed: Array, k: int, missing: float = np.nan) -> FloatArray:
+        """(k, closings): the newest bucket first. ``ring`` (16, slots); ``closed`` (closings,): what closes now."""
+        if self._lone:
+            out: FloatArray = self._ring(ring, k)
+            out[self._unknown[:k]] = missing
+            near = self._gap < k
+            out[self._gap[near], self._near[near]] = closed[self._near[near]]
+            # What lies between the closed bucket and the run is empty: the ring's tags say so.
+            return out
+        old = self._ring(ring, BACK)
+        old[self._unknown] = missing
+        line = np.full(self._size, missing)
+        line[self._base] = old
+        line[self._position] = closed
+        return np.asarray(line[self._open - np.arange(1, k + 1)[:, None]])
+
+
+def windowed(function: str, past: FloatArray, k: int) -> FloatArray:
+    """The spread of the newest ``k`` buckets, or the change over them, from means ``past`` (15, closings)."""
+    return spread(past[:k]) if function == "spread" else latest(past, 0) - latest(past, k)
+
+
+def as_index(slots: Slots) -> Any:
+    """``slots``, as a slice if they follow each other: a fleet that reports whole."""
+    count = slots.shape[0]
+    if count and slots[-1] - slots[0] + 1 == count and (np.diff(slots) == 1).all():
+        return slice(int(slots[0]), int(slots[0]) + count)
+    return slots
+
+
+def added(start: Array, to: Slots, values: Array) -> Array:
+    """``start`` (rows, k) with ``values`` (rows, n) added at ``to`` (n,), one after the other."""
+    if start.shape == values.shape:  # each in its own place
+        return np.asarray(start + values)
+    flat = start.reshape(-1)
+    offsets = (np.arange(start.shape[0]) * start.shape[1])[:, None]
+    np.add.at(flat, (offsets + to).ravel(), np.asarray(values, start.dtype).ravel())
+    return start
+
+
+def median(values: FloatArray, least: int) -> FloatArray:
+    """Median over the last axis without NaN; NaN where fewer than ``least`` values are there. (…, n, k) → (…, n)"""
+    ordered = np.sort(values, axis=-1)  # NaN last
+    size = values.shape[-1]
+    if size == 0 or ordered.size == 0:
+        return np.full(values.shape[:-1], np.nan)
+    if not np.isnan(ordered[..., -1]).any():
+        return np.asarray((ordered[..., (size - 1) // 2] + ordered[..., size // 2]) / 2)
+    n = size - np.isnan(ordered).sum(axis=-1)
+    rows = np.arange(values.shape[0])
+    low = ordered[rows, np.maximum(n - 1, 0) // 2]
+    high = ordered[rows, np.minimum(n // 2, size - 1)]
+    return np.where(n >= least, (low + high) / 2, np.nan)
+
+
+def in_order(values: FloatArray) -> FloatArray:
+    """Sum over the first axis, strictly one after the other: np.sum pairs up differently for one well than for many."""
+    total: FloatArray = values[0].copy()
+    for row in values[1:]:
+        total += row
+    return total
+
+
+def latest(past: FloatArray, back: int) -> FloatArray:
+    """The mean ``back`` buckets before the last closed one, or up to two earlier where that one is empty."""
+    found: FloatArray = past[back]
+    for earlier in (back + 1, back + 2):
+        missing = np.isnan(found)
+        if not missing.any():
+            break
+        found = np.where(missing, past[earlier], found)
+    return found
+
+
+def spread(values: FloatArray) -> FloatArray:
+    """Greatest − least over the first axis, NaN with fewer than two values."""
+    high, low = np.fmax.reduce(values, axis=0), np.fmin.reduce(values, axis=0)
+    if not np.isnan(values[:2]).any():
+        return np.asarray(high - low)
+    return np.where((~np.isnan(values)).sum(axis=0) >= 2, high - low, np.nan)
