@@ -279,6 +279,16 @@ def test_a_method_that_is_not_there(vera: httpx.Client) -> None:
     assert "GET" in answer.headers["allow"]
 
 
+def test_a_page_in_place_of_which_there_is_an_operation(vera: httpx.Client) -> None:
+    """The console's files lie at /, and answer for no path of the API."""
+    for path in ("/api/v1/alarms/ack", "/api/v1/auth/token"):
+        answer = vera.get(path)
+        assert (answer.status_code, answer.headers["content-type"]) == (405, "application/problem+json")
+        assert answer.headers["allow"] == "POST"
+    assert vera.get("/").status_code == 200
+    assert vera.get("/nothing.js").headers["content-type"] == "application/problem+json"
+
+
 def test_nothing_without_a_token(api: ApiProcess) -> None:
     with api.client() as nobody:
         for path in ("me", "fleet", "wells", "alarms", "rejects", "archive", "stream", "daemon", "audit", "users"):

@@ -5,7 +5,9 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import FileResponse, Response
+from starlette.routing import Match, Mount
 from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
 
 from esp_ingest.api import models
 from esp_ingest.api.answers import respond
@@ -16,6 +18,7 @@ router = APIRouter(tags=["operations"])
 
 STATIC = Path(__file__).parent.parent / "static"
 CONSOLE = Path(__file__).parent.parent / "console"
+_NOT_CONSOLE = ("/api/", "/health/", "/metrics", "/openapi.json", "/docs")
 _OK = {"status": "ok", "checks": {"database": {"ok": True, "detail": "answers"}}}
 
 
@@ -82,9 +85,19 @@ def mount(app: FastAPI) -> None:
     """The files: /static for the schema's page, and the console at / where it is there."""
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     if (CONSOLE / "index.html").exists():
-        app.mount("/", _Console(directory=CONSOLE, html=True), name="console")
+        app.router.routes.append(_ConsoleMount("/", _Console(directory=CONSOLE, html=True), name="console"))
     else:
         app.add_api_route("/", _index, include_in_schema=False)
+
+
+class _ConsoleMount(Mount):
+    """A mount at / takes every path, and would answer for methods that an operation lacks."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """See Starlette. What is not the console's it does not know."""
+        if scope["path"].startswith(_NOT_CONSOLE):
+            return Match.NONE, {}
+        return super().matches(scope)
 
 
 class _Console(StaticFiles):
