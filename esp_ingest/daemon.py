@@ -103,8 +103,10 @@ class Daemon:
         # Loaded here, after the health port answers: together they take a third of a second.
         from esp_ingest.ingest.pipeline import Pipeline
         from esp_ingest.ingest.writer_stage import Stage, ThreadedStage
+        from esp_ingest.mqtt.client_setup import session_name
         from esp_ingest.mqtt.source import MqttSource
         from esp_ingest.store.connection import conninfo
+        from esp_ingest.store.write.redelivery import RejectWriter
         from esp_ingest.store.write.writer import PostgresStore
         from esp_ingest.telemetry.decode import Decoder
 
@@ -121,6 +123,7 @@ class Daemon:
             settings.mqtt.topic_root,
             publish=settings.diagnostics.publish,
             beat=lambda: health.beat("writer"),
+            rejects=RejectWriter(session_name(settings.mqtt), settings.mqtt.receive_maximum),
         )
         state_folder = spool_settings.folder() if spool_settings.enabled else None
         self._source: MqttSource = MqttSource(settings.mqtt, clock, metrics, state_folder)
@@ -333,7 +336,7 @@ class Daemon:
         health.set(conditions.DATABASE, trouble is None, trouble or "reachable")
         if self._settings.database.skip_init:
             health.set(conditions.SCHEMA, True, "not checked, as database.skip_init says")
-        elif trouble is None:
+        elif self._store.schema_checked:
             health.set(conditions.SCHEMA, True, "checked")
         full = self._stage.spool_detail
         health.set(conditions.SPOOL, full is None, full or "takes messages")

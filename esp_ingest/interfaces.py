@@ -6,7 +6,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from esp_ingest.model import AlarmAction, Checkpoint, Delivery, DiagnosticRow, Readings, Reject
+from esp_ingest.model import (
+    NOTHING_ARRIVED,
+    AlarmAction,
+    Arrival,
+    Checkpoint,
+    Delivery,
+    DiagnosticRow,
+    Readings,
+    Reject,
+)
 
 
 class Clock(Protocol):
@@ -32,12 +41,6 @@ class Source(Protocol):
         """These are safe: acknowledge them to the broker, in the order given. Deliveries of an earlier connection are
         skipped (the broker sends them again). Returns how many acknowledgements were queued to the socket. Every
         delivery that ``take`` returned is settled exactly once, QoS 0 included, so that its window slot comes back."""
-        ...
-
-    @property
-    def connection(self) -> int:
-        """The connection that stands now, a number that no other has, 0 where none does: what an earlier one delivered
-        comes again, here or at another daemon."""
         ...
 
     def buffered(self) -> tuple[int, int]:
@@ -88,9 +91,13 @@ class Store(Protocol):
         checkpoints: Sequence[Checkpoint] = (),
         cursor_us: tuple[int, int] | None = None,
         meanwhile: Callable[[], Findings] | None = None,
+        arrival: Arrival = NOTHING_ARRIVED,
     ) -> WriteResult:
-        """Store all of it in one transaction, or nothing; what is too much for one, in parts, and the rejects,
-        diagnostics and checkpoints in the last of them. Writing the same again stores nothing twice.
+        """Store all of it in one transaction, or nothing; what is too much for one, in parts: the readings, then the
+        rejects, and diagnostics and checkpoints in the last of them. Writing the same again stores nothing twice.
+
+        ``arrival``: the messages that all of it came from. A reject that the broker delivers again is recognized by
+        the rule in store/write/redelivery.py, for which the messages of a session are counted.
 
         ``cursor_us``: where the rules that follow the table stood and now stand; StoreUnavailable where they do not
         stand there, because another daemon has moved them.

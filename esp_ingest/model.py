@@ -80,10 +80,10 @@ class RejectReason(StrEnum):
 class Delivery(NamedTuple):
     """One message as it arrived. ``topic`` is raw bytes: a topic need not be valid UTF-8 to be stored as a reject.
 
-    ``connection`` is the number of the connection that delivered it, which no other has (-1: not known), and
-    ``packet_id`` its packet id (0 at QoS 0): an acknowledgement is only ever sent on the connection it belongs to.
-    ``redelivered`` is MQTT's DUP flag, or true for a message that may have come before without it: then with the same
-    packet id, on another connection.
+    ``connection`` is the connection that delivered it, a number that no other has and that grows (-1: not known), and
+    ``packet_id`` its packet id (0 at QoS 0): an acknowledgement is only ever sent to the connection it belongs to.
+    ``redelivered`` is 0 without MQTT's DUP flag; with it, the oldest connection that may have brought the message
+    before under this packet id (1, which is True: any).
     """
 
     topic: bytes
@@ -92,7 +92,17 @@ class Delivery(NamedTuple):
     packet_id: int
     connection: int
     received_us: int
-    redelivered: bool = False
+    redelivered: int = 0
+
+
+class Arrival(NamedTuple):
+    """What one write settles: so many ``messages``, the last of them from ``connection`` (-1: not known)."""
+
+    connection: int = -1
+    messages: int = 0
+
+
+NOTHING_ARRIVED = Arrival()
 
 
 LONG_TOPIC_BYTES = 255  # a topic of ours is shorter; one of up to 64 KiB counts as the payload does
@@ -125,8 +135,7 @@ class Reject:
 
     ``payload`` is the whole message for a message-level reject; for one bad item of an array it is that item's bytes
     where they can be told apart, else the item re-encoded. ``redelivered``, ``connection`` and ``packet_id`` are the
-    message's: a redelivered one is stored already if another connection brought the same content in a packet of that
-    number. If no connection is known, the content alone decides.
+    message's, as in Delivery: store/write/redelivery.py tells by them whether it is stored already.
     """
 
     received_us: int
@@ -135,7 +144,7 @@ class Reject:
     detail: str
     payload: bytes
     item: int = 0
-    redelivered: bool = False
+    redelivered: int = 0
     connection: int = -1
     packet_id: int = 0
 

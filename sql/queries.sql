@@ -97,6 +97,8 @@ SELECT pg_is_in_recovery(),
            SELECT format('GRANT %s ON %I TO %I', string_agg(privilege, ', ' ORDER BY place), relation, current_user)
            FROM (VALUES ('esp_telemetry', '{SELECT,INSERT}'::text[]),
                         ('ingest_rejects', '{SELECT,INSERT}'),
+                        ('mqtt_sessions', '{SELECT,INSERT,UPDATE}'),
+                        ('reject_origins', '{SELECT,INSERT,UPDATE,DELETE}'),
                         ('diagnostic_results', '{SELECT,INSERT,UPDATE}'),
                         ('diagnostic_state', '{SELECT,INSERT,UPDATE}'),
                         ('diagnostics_cursor', '{SELECT,INSERT,UPDATE}'),
@@ -216,49 +218,58 @@ CROSS JOIN LATERAL (
     ORDER BY e."timestamp" DESC LIMIT 1
 ) AS t;
 
--- name: copy_rejects
--- Rejects that were not delivered before. The columns are REJECT_COLUMNS of esp_ingest/store/write/copy_format.py.
-COPY ingest_rejects (received_at, digest, item, topic, topic_bytes, reason, detail, payload, redelivered, connection,
-                     packet_id)
-FROM STDIN (FORMAT binary);
+-- name: count_messages
+-- Counts the messages of a session, and holds its row until the commit: whoever else has this session waits.
+INSERT INTO mqtt_sessions AS m (session, messages) VALUES (%(session)s, %(messages)s)
+ON CONFLICT (session) DO UPDATE SET messages = m.messages + excluded.messages
+RETURNING messages;
 
--- name: share_rejects
--- Held to the commit by whoever stores rejects that were not delivered before.
-SELECT pg_advisory_xact_lock_shared(:rejects_lock);
-
--- name: await_rejects
--- Before a redelivered reject is looked for: whoever had it before may be about to commit it.
-SELECT pg_advisory_xact_lock(:rejects_lock);
+-- name: forget_origins
+-- What is too far back to be delivered again. Its packet id may soon belong to another message.
+DELETE FROM reject_origins WHERE session = %(session)s AND place < %(oldest)s;
 
 -- name: create_staging_rejects
--- As create_staging, for rejects that may be stored already.
-CREATE TEMPORARY TABLE IF NOT EXISTS esp_ingest_staging_rejects (LIKE ingest_rejects) ON COMMIT DELETE ROWS;
+-- As create_staging, for rejects; since says of one that is marked DUP which connections may have brought it before.
+CREATE TEMPORARY TABLE IF NOT EXISTS esp_ingest_staged_rejects (LIKE ingest_rejects, since bigint NOT NULL)
+ON COMMIT DELETE ROWS;
 
 -- name: copy_staging_rejects
--- The same columns as copy_rejects.
-COPY esp_ingest_staging_rejects (received_at, digest, item, topic, topic_bytes, reason, detail, payload, redelivered,
-                                 connection, packet_id)
+-- Rejects of one connection. The columns are REJECT_COLUMNS of esp_ingest/store/write/copy_format.py.
+COPY esp_ingest_staged_rejects (received_at, digest, item, topic, topic_bytes, reason, detail, payload, redelivered,
+                                 connection, packet_id, since)
 FROM STDIN (FORMAT binary);
 
 -- name: insert_staged_rejects
--- A redelivered one is there already where another connection brought the same content under the same packet id, which a
--- broker keeps: the same rubbish sent anew has another. Where the origin of either is not known (-1), the content decides.
--- ON CONFLICT is for a batch written again.
+-- But for what was delivered and stored before: the rule stands in esp_ingest/store/write/redelivery.py. Where no connection is
+-- known (-1), the content decides. ON CONFLICT is for a batch written again.
 INSERT INTO ingest_rejects (received_at, digest, item, topic, topic_bytes, reason, detail, payload, redelivered,
                             connection, packet_id)
 SELECT received_at, digest, item, topic, topic_bytes, reason, detail, payload, redelivered, connection, packet_id
-FROM esp_ingest_staging_rejects s
-WHERE NOT s.redelivered OR NOT EXISTS (
-    SELECT FROM ingest_rejects r
-    WHERE r.digest = s.digest
-      AND (s.connection = -1 OR r.connection = -1 OR (r.packet_id = s.packet_id AND r.connection <> s.connection))
-)
+FROM esp_ingest_staged_rejects s
+WHERE NOT EXISTS (
+        SELECT FROM reject_origins o
+        WHERE o.session = %(session)s AND o.packet_id = s.packet_id AND o.digest = s.digest
+          AND (s.since > 0 AND o.connection >= s.since AND o.connection < s.connection
+               OR o.since > 0 AND s.connection >= o.since AND s.connection < o.connection)
+    )
+  AND NOT (s.connection = -1 AND s.redelivered
+           AND EXISTS (SELECT FROM ingest_rejects r WHERE r.digest = s.digest))
 ON CONFLICT DO NOTHING
 RETURNING reason;
 
+-- name: keep_origins
+-- What may be delivered again from now on, with the last connection that brought it.
+INSERT INTO reject_origins AS o (session, packet_id, digest, connection, since, place)
+SELECT DISTINCT ON (packet_id, digest) %(session)s, packet_id, digest, connection, since, %(place)s
+FROM esp_ingest_staged_rejects
+WHERE packet_id > 0 AND connection >= 0
+ON CONFLICT (session, packet_id, digest) DO UPDATE
+SET connection = excluded.connection, since = excluded.since, place = excluded.place
+WHERE excluded.connection >= o.connection;
+
 -- name: empty_staging_rejects
--- It is used twice in a transaction where a diagnosis was refused.
-TRUNCATE esp_ingest_staging_rejects;
+-- For the next connection's.
+TRUNCATE esp_ingest_staged_rejects;
 
 -- name: upsert_diagnostic
 -- The present state of an occurrence, but for what an operator did to it. Writing the same again touches nothing. A

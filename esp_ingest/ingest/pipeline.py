@@ -69,6 +69,8 @@ class Pipeline:
         if self._open.due(self._clock.monotonic()):
             self._submit()
         self._turn_stage(timeout_seconds)
+        if self._alarm.is_raised:  # where nothing comes any more, no batch would end it
+            self._metrics.reject_alarm.set(self._alarm.look())
 
     def drain(self, expired: Callable[[], bool]) -> bool:
         """The source has stopped: write and settle all that is held. False when ``expired`` came first."""
@@ -99,16 +101,7 @@ class Pipeline:
     def _submit(self) -> None:
         if self._stage.has_room:
             size = self._open.bytes
-            deliveries = self._open.take()
-            connection = self._source.connection
-            if deliveries[0].connection != connection:
-                # Their connection has ended, so a daemon that took over the session may store them meanwhile. Readings
-                # have a key that tells; rejects have not. At QoS 0 nothing comes twice.
-                deliveries = [
-                    each._replace(redelivered=True) if each.packet_id and each.connection != connection else each
-                    for each in deliveries
-                ]
-            self._stage.submit(Batch(deliveries, size))
+            self._stage.submit(Batch(self._open.take(), size))
 
     def _turn_stage(self, timeout_seconds: float) -> None:
         """Settle what has come back. Waits for the stage only where there is no other work."""
@@ -204,17 +197,26 @@ class RejectAlarm:
         self._clock = clock
         self._consecutive = 0
         self._window: list[tuple[float, int, int]] = []
+        self.is_raised = False
 
     def note(self, accepted: int, rejected: int) -> int | None:
         """Count a batch. Returns 1 while the alarm stands, 0 when not, None for an empty batch."""
         if accepted + rejected == 0:
             return None
         self._consecutive = 0 if accepted else self._consecutive + rejected
-        now = self._clock.monotonic()
-        self._window.append((now, accepted, rejected))
-        while self._window[0][0] < now - self._WINDOW_SECONDS:
+        self._window.append((self._clock.monotonic(), accepted, rejected))
+        return self.look()
+
+    def look(self) -> int:
+        """1 while the alarm stands, 0 when not: also when nothing has come for a minute."""
+        since = self._clock.monotonic() - self._WINDOW_SECONDS
+        while self._window and self._window[0][0] < since:
             self._window.pop(0)
+        if not self._window:
+            self._consecutive = 0
         total = sum(a + r for _, a, r in self._window)
-        share = sum(r for _, _, r in self._window) / total
+        rejected = sum(r for _, _, r in self._window)
         in_a_row = self._consecutive >= self._settings.reject_alarm_consecutive
-        return int(in_a_row or (total >= self._LEAST_ITEMS and share >= self._settings.reject_alarm_ratio))
+        many = total >= self._LEAST_ITEMS and rejected >= self._settings.reject_alarm_ratio * total
+        self.is_raised = in_a_row or many
+        return int(self.is_raised)

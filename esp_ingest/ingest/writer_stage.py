@@ -24,7 +24,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_ran
 from esp_ingest.config.settings import Settings
 from esp_ingest.diagnostics.service import Diagnosis
 from esp_ingest.interfaces import Clock, Findings, Store, StoreUnavailable, WriteResult
-from esp_ingest.model import Decoded, Delivery, Readings, Reject, RejectReason
+from esp_ingest.model import Arrival, Decoded, Delivery, Readings, Reject, RejectReason
 from esp_ingest.service.log import Repeated
 from esp_ingest.service.metrics import Metrics
 from esp_ingest.store.spool.spool import Spool, SpoolError, SpoolFull
@@ -128,6 +128,7 @@ class Stage:
         self._rules_log = Repeated(log, "diagnostics fail between batches", "diagnostics work between batches again")
         self.spool_detail: str | None = None  # why the spool takes nothing just now
         self._next_ping = 0.0
+        self._meanwhile_seconds = 0.0  # of this write, for the rules and the next batch while the database read
         if spool is not None and spool.messages:
             log.info("spool holds messages of an earlier run", extra={"messages": spool.messages, "bytes": spool.bytes})
 
@@ -325,9 +326,11 @@ class Stage:
         try has stored of ``decoded``, and grows."""
         try:
             result = decoded if decoded is not None else self._decode(list(deliveries))
+            arrival = Arrival(deliveries[-1].connection, 0 if done.stored else len(deliveries))
             for piece in _slices(result, self._settings.batch.max_rows, done.stored):
                 self._beat()
-                done += self._store_once(piece)
+                done += self._store_once(piece, arrival)
+                arrival = arrival._replace(messages=0)
                 if decoded is None:
                     self._metrics.readings_received.inc(piece.items)
             return done
@@ -343,7 +346,8 @@ class Stage:
     def _store_halves(self, deliveries: Sequence[Delivery], error: Exception) -> Outcome:
         """After ``error`` on all of them at once; the last one alone is a reject."""
         if len(deliveries) == 1:
-            outcome = self._store_once(Decoded(Readings.empty(), [_internal_error(deliveries[0], error)]))
+            decoded = Decoded(Readings.empty(), [_internal_error(deliveries[0], error)])
+            outcome = self._store_once(decoded, Arrival(deliveries[0].connection, 1))
             self._metrics.readings_received.inc()
             return outcome
         half = len(deliveries) // 2
@@ -351,19 +355,20 @@ class Stage:
         outcome += self._store_isolating(deliveries[half:], None, Outcome())
         return outcome
 
-    def _store_once(self, decoded: Decoded) -> Outcome:
+    def _store_once(self, decoded: Decoded, arrival: Arrival) -> Outcome:
         """One transaction: readings, rejects and what the rules made of the readings."""
         started = self._clock.monotonic()
-        result = self._write_batch(decoded)
+        self._meanwhile_seconds = 0.0
+        result = self._write_batch(decoded, arrival)
         self._outage.ended()
         settled = result.written + result.duplicates + result.rejected
         if settled != decoded.items:
             self._metrics.reconciliation_failures.inc()
             log.error("items do not add up", extra={"items": decoded.items, "accounted": settled})
-        self._count(decoded, result, self._clock.monotonic() - started)
+        self._count(decoded, result, self._clock.monotonic() - started - self._meanwhile_seconds)
         return Outcome(result.written, result.duplicates, result.rejected, 0, [decoded.readings])
 
-    def _write_batch(self, decoded: Decoded) -> WriteResult:
+    def _write_batch(self, decoded: Decoded, arrival: Arrival) -> WriteResult:
         """The transaction of a batch. The rules run in the middle of it, while the database reads; their state advances
         with it or stays where it was."""
         diagnostics, readings = self._diagnostics, decoded.readings
@@ -372,13 +377,15 @@ class Stage:
 
         def meanwhile() -> Findings:
             nonlocal made
+            begun = self._clock.monotonic()
             if diagnostics is not None and ready:
                 made = self._advised(lambda: diagnostics.evaluate(readings))
             self._look_ahead()
+            self._meanwhile_seconds = self._clock.monotonic() - begun
             return ((), ()) if made is None else (made.rows, made.checkpoints)
 
         try:
-            result = self._store.write(readings, decoded.rejects, (), meanwhile=meanwhile)
+            result = self._store.write(readings, decoded.rejects, (), meanwhile=meanwhile, arrival=arrival)
         except BaseException:
             if diagnostics is not None and made is not None:
                 diagnostics.discard(made)

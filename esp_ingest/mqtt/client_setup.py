@@ -7,6 +7,7 @@ file, but cannot see an old share group over the same topics: for that keep the 
 spool.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -33,6 +34,11 @@ def session_file(client_id: str) -> str:
     return f"mqtt-session-{re.sub(r'[^A-Za-z0-9._-]', '_', client_id)}.json"
 
 
+def session_name(settings: MqttSettings) -> str:
+    """What tells this session from every other one: the same client id on another broker is another session."""
+    return f"{settings.client_id}@{settings.host}:{settings.port}"
+
+
 class Topics:
     """The filters of a configuration."""
 
@@ -57,42 +63,86 @@ class Topics:
             return None
 
 
-class FilterRecord:
-    """The filters that the session may hold, kept in ``folder`` (None: in memory only). Failing to write is logged and
-    survived: the record is a help, not a promise."""
+class SessionRecord:
+    """What has to be known of the session after a restart, kept in ``folder`` (None: in memory only): the filters that
+    it may hold, the number of its last connection, the connection since which its packet ids count (1: any), and the
+    packet id that came last (0: none), which is written in place since it changes with all that arrives.
+    Failing to write is logged and survived: without the record, ended filters are found later, and a reject may be
+    stored twice (store/write/redelivery.py)."""
 
     def __init__(self, settings: MqttSettings, folder: Path | None) -> None:
         self._path = folder / session_file(settings.client_id) if folder is not None else None
-        self._session = f"{settings.client_id}@{settings.host}:{settings.port}"
-        self.filters = self._load()
+        self._session = session_name(settings)
+        self.filters: set[str] = set()
+        self.connection = 0
+        self.ids_since = 1
+        self.packet_id = 0
+        self._file: int | None = None  # open for the packet id
+        self._packet_id_at = 0  # its place in the file
+        self._load()
 
     def keep(self, filters: set[str]) -> None:
-        if filters == self.filters:
-            return
-        self.filters = set(filters)
+        """The filters that the session may hold from now on."""
+        if filters != self.filters:
+            self.filters = set(filters)
+            self._write()
+
+    def connected(self, connection: int, *, is_new_session: bool) -> None:
+        """There is a connection of this number. Packet ids begin anew with a session."""
+        self.connection = connection
+        if is_new_session:
+            self.filters, self.ids_since, self.packet_id = set(), connection, 0
+        self._write()
+
+    def ids_began_anew(self, since: int) -> None:
+        """Packet ids of before the connection ``since`` belong to other messages by now."""
+        if since != self.ids_since:
+            self.ids_since = since
+            self._write()
+
+    def came(self, packet_id: int) -> None:
+        """This packet id came last. A microsecond or two."""
+        self.packet_id = packet_id
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # a full disk is told where the rest is written
+                os.pwrite(self._file, b"%5d" % packet_id, self._packet_id_at)
+
+    def close(self) -> None:
+        """Close the file. What changes from now on is not written in place."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def _write(self) -> None:
+        self.close()
         if self._path is None:
             return
-        text = json.dumps({"session": self._session, "filters": sorted(filters)}) + "\n"
+        numbers = {"connection": self.connection, "ids_since": self.ids_since, "packet_id": f"{self.packet_id:5d}"}
+        text = json.dumps({"session": self._session, "filters": sorted(self.filters)} | numbers) + "\n"
+        self._packet_id_at = len(text.encode()) - len('00000"}\n')
         fresh = self._path.with_suffix(f".{os.getpid()}.tmp")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             fresh.write_text(text, encoding="utf-8")
             fresh.replace(self._path)
+            self._file = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
         except OSError as error:
             logger.warning("mqtt session file not written", extra={"path": str(self._path), "error": str(error)})
 
-    def _load(self) -> set[str]:
+    def _load(self) -> None:
         if self._path is None:
-            return set()
+            return
         try:
             record = json.loads(self._path.read_text(encoding="utf-8"))
             if record["session"] == self._session:
-                return {str(each) for each in record["filters"]}
+                filters = {str(each) for each in record["filters"]}
+                connection, ids_since = int(record.get("connection", 0)), int(record.get("ids_since", 1))
+                self.packet_id = int(record.get("packet_id", 0))
+                self.filters, self.connection, self.ids_since = filters, connection, max(ids_since, 1)
         except FileNotFoundError:
             pass
         except (OSError, ValueError, TypeError, KeyError) as error:
             logger.warning("mqtt session file not read", extra={"path": str(self._path), "error": str(error)})
-        return set()
 
 
 def new_client(

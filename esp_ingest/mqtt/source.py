@@ -33,7 +33,8 @@ from esp_ingest.model import Delivery
 from esp_ingest.mqtt import sentences
 from esp_ingest.mqtt.buffer import Buffer
 from esp_ingest.mqtt.client import BulkClient
-from esp_ingest.mqtt.client_setup import FilterRecord, Topics, new_client
+from esp_ingest.mqtt.client_setup import SessionRecord, Topics, new_client
+from esp_ingest.mqtt.packet_ids import PacketIds
 from esp_ingest.service.backoff import Backoff
 from esp_ingest.service.log import Repeated
 from esp_ingest.service.metrics import Metrics
@@ -48,7 +49,6 @@ GATHER_SECONDS = 0.003
 CLOSE_SECONDS = 4.0
 SILENT_CLOSES_BEFORE_FALLBACK = 2
 FLAPPING_CONNECTIONS = 2  # so many short-lived ones in a row
-_PACKET_IDS = 65_535  # 1 to 65 535, and round again
 SETTLED_SECONDS = 5.0  # a connection that stood for less has restored nothing
 
 _GRANTED_QOS0 = 0x00
@@ -93,7 +93,8 @@ class MqttSource:
         self._settings, self._clock, self._metrics = settings, clock, metrics
         self._keep_session = keep_session
         self._topics = Topics(settings)
-        self._record = FilterRecord(settings, state_folder)
+        self._record = SessionRecord(settings, state_folder)
+        self._packet_ids = PacketIds(self._record, settings.receive_maximum)
         self._buffer = Buffer(settings.receive_maximum, settings.buffer_max_bytes)
         self._received = {str(qos): metrics.messages_received.labels(str(qos)) for qos in range(3)}
         self._dropped = metrics.messages_dropped.labels("0")
@@ -107,9 +108,8 @@ class MqttSource:
 
         is_311 = settings.protocol == "3.1.1"
         protocol = MQTTProtocolVersion.MQTTv311 if is_311 else MQTTProtocolVersion.MQTTv5
-        self._client = self._new_client(protocol, clock.now_us())  # other processes begin at another microsecond
-        self._last_packet_id = 0  # the packet id that came last
-        self._resent_up_to = 0  # it when the session was resumed, while what comes may have come before; else 0
+        # Other processes begin at another microsecond, and later ones at a greater number, whatever the clock does.
+        self._client = self._new_client(protocol, max(clock.now_us(), self._record.connection + 1))
         self._silent_closes = 0
         self._has_warned_of_fallback = False
         self._connections = 0
@@ -191,6 +191,7 @@ class MqttSource:
             if end is not None:
                 end.close()
         self._wake_reader = self._wake_writer = None
+        self._record.close()
 
     def stop_subscribing(self) -> None:
         """First step of leaving a share group for good: the broker deals nothing new to this session, what it has
@@ -408,7 +409,6 @@ class MqttSource:
         self._connections += 1
         if self._connections > 1:
             self._metrics.mqtt_reconnects.inc()
-        self._resent_up_to = self._last_packet_id if link.session_present else 0
         self._set_connected(True)
         self._tell_of_session(link, properties)
         if not self._outage.active:
@@ -429,7 +429,7 @@ class MqttSource:
                 self._metrics.mqtt_sessions_lost.inc()
                 reason = "no session present, though there was one: its queue is gone"
                 self._session_losses.failed(self._clock.monotonic(), reason, client_id=self._settings.client_id)
-            self._record.keep(set())
+        self._packet_ids.connected(self._client.connection, is_new_session=not link.session_present)
         granted = getattr(properties, "SessionExpiryInterval", self._settings.session_expiry_seconds)
         if self._keep_session and granted < self._settings.session_expiry_seconds:
             logger.warning(
@@ -519,32 +519,19 @@ class MqttSource:
         for delivery in (deliveries[0], deliveries[-1]):
             if not self._topics.is_ours(delivery.topic):
                 self._end_stray(delivery.topic)
-        if self._resent_up_to:
-            self._mark_resent(deliveries)
-        self._last_packet_id = deliveries[-1].packet_id or self._last_packet_id
+        self._packet_ids.follow(deliveries, unusual)
         now = self._clock.monotonic()
         dropped = self._buffer.put(deliveries, size, now)
         if dropped:
             self._dropped.inc(dropped)
             self._drops.failed(now, "the buffer is full, and QoS 0 has no second delivery", messages=dropped)
 
-    def _mark_resent(self, deliveries: list[Delivery]) -> None:
-        """A broker that was killed goes back to its last snapshot: what it has sent since then it sends again, under
-        the packet ids of then, in their order, and without DUP what was waiting in the snapshot. Packet ids go up, so
-        the first one past the last of the connection before is new, and so is all that follows it."""
-        for at, delivery in enumerate(deliveries):
-            if delivery.packet_id and not delivery.redelivered:
-                if 0 < (delivery.packet_id - self._resent_up_to) % _PACKET_IDS < _PACKET_IDS // 2:
-                    self._resent_up_to = 0
-                    return
-                deliveries[at] = delivery._replace(redelivered=True)
-
     def _count_unusual(self, deliveries: list[Delivery]) -> None:
         counts = [0, 0, 0]
         redelivered = 0
         for delivery in deliveries:
             counts[delivery.qos] += 1
-            redelivered += delivery.redelivered
+            redelivered += delivery.redelivered > 0
         for qos, count in enumerate(counts):
             if count:
                 self._received[str(qos)].inc(count)

@@ -151,7 +151,9 @@ class Metrics(_MetricSet):
 
         # -- Writing.
         self.batch_rows = histogram("batch_rows", "readings and rejects in a committed batch", BATCH_ROWS)
-        self.batch_write_seconds = histogram("batch_write_seconds", "time to write and commit a batch", SHORT_SECONDS)
+        self.batch_write_seconds = histogram(
+            "batch_write_seconds", "write of a batch, without its rules", SHORT_SECONDS
+        )
         self.batches_written = counter(
             "batches_written",
             "batches committed by the way they went: direct COPY, staging table, bisected",

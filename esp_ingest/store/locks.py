@@ -6,7 +6,7 @@ keeps its number for ever, since daemons of two versions run side by side during
 
 LOCKS = {
     "migration": 7046029254386353131,  # one migration at a time
-    "rejects": 7046029254386353132,  # who looks for redelivered rejects waits for those who store new ones
+    # 7046029254386353132 was taken for rejects by programs before schema 15 and stays unused.
     "lead": 7046029254386353133,  # one daemon of a share group runs the rules
     "lifecycle": 7046029254386353134,  # one run of the lifecycle at a time
 }

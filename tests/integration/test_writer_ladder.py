@@ -1,5 +1,6 @@
 """The write ladder on real databases: what each trouble leads to, and that nothing is lost or doubled by it."""
 
+import contextlib
 import json
 import random
 import time
@@ -15,7 +16,7 @@ from pydantic import SecretStr
 
 from esp_ingest.config.settings import DatabaseSettings
 from esp_ingest.interfaces import StoreUnavailable
-from esp_ingest.model import SIGNAL_NAMES, SIGNALS, Readings, RejectReason
+from esp_ingest.model import SIGNAL_NAMES, SIGNALS, Arrival, Readings, RejectReason
 from esp_ingest.store import connection as connections
 from esp_ingest.store.schema import migrate
 from esp_ingest.store.write.writer import PostgresStore
@@ -242,6 +243,28 @@ class TestTooMuchAtOnce:
         with pytest.raises(StoreUnavailable):  # another batch, another count
             store.write(readings([("w1", at) for at in range(200, 250)]), [], [])
 
+    @pytest.mark.parametrize("among_readings", [False, True])
+    def test_rejects_are_halved_as_readings_are(self, plain: Database, make: Make, among_readings: bool) -> None:
+        """They all stay, each once, whatever was stored of an earlier try."""
+        plain.run(_LIMIT.replace("OR NEW.flow_rate = -1", "").replace("esp_telemetry", "ingest_rejects"))
+        batch = readings([("w1", at) for at in range(5 if among_readings else 0)])
+        some = [reject(at, connection=1, packet_id=at + 1) for at in range(100)]
+        store, arrival = make(plain), Arrival(1, 105)
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable, match="out of memory"):
+                store.write(batch, some, [], arrival=arrival)
+        result = store.write(batch, some, [DIAGNOSIS], arrival=arrival)
+        assert (result.written, result.duplicates, result.rejected) == (len(batch), 0, 100)
+        assert (count(plain), count(plain, "ingest_rejects")) == (len(batch), 100)
+        assert count(plain, "diagnostic_results") == 1
+        again = [replace(each, received_us=each.received_us + 1, connection=2, redelivered=1) for each in some]
+        results = []
+        while not results:
+            with contextlib.suppress(StoreUnavailable):
+                results.append(store.write(Readings.empty(), again, [], arrival=Arrival(2, 100)))
+        assert (results[0].duplicates, results[0].rejected) == (100, 0)
+        assert count(plain, "ingest_rejects") == 100
+
     def test_a_row_that_is_too_much_alone_becomes_a_reject_and_stops_no_other(
         self, plain: Database, make: Make
     ) -> None:
@@ -380,9 +403,17 @@ class TestTheSetUp:
             store.ping()
         with pytest.raises(StoreUnavailable, match="run esp-ingest migrate"):
             store.write(readings([("w1", 0)]), [], [])
+        assert not store.schema_checked
         migrate(native_database.settings)
-        store.ping()
         assert store.write(readings([("w1", 0)]), [], []).written == 1
+        assert store.schema_checked
+        store.ping()
+
+    def test_a_write_that_looks_at_no_schema_does_not_say_so(self, plain: Database) -> None:
+        store = PostgresStore(plain.settings.model_copy(update={"skip_init": True}))
+        assert store.write(readings([("w1", 0)]), [], []).written == 1
+        assert not store.schema_checked
+        store.close()
 
     def test_skip_init_leaves_the_schema_unlooked_at(self, native_database: Database, make: Make) -> None:
         make(native_database, settings=native_database.settings.model_copy(update={"skip_init": True})).ping()

@@ -123,10 +123,10 @@ def test_it_is_what_psycopg_would_send(readings: Readings) -> None:
     detail=st.text(),
     item=st.integers(0, 2**31 - 1),
     received_us=_times,
-    redelivered=st.booleans(),
+    redelivered=st.integers(0, 2**62),
 )
 def test_a_reject_is_there_byte_for_byte(
-    topic: bytes, payload: bytes, detail: str, item: int, received_us: int, redelivered: bool
+    topic: bytes, payload: bytes, detail: str, item: int, received_us: int, redelivered: int
 ) -> None:
     reject = Reject(received_us, topic, RejectReason.INVALID_JSON, detail, payload, item, redelivered)
     (fields,) = fields_of(rejects_stream([(reject, digest_of(reject))]))
@@ -136,7 +136,8 @@ def test_a_reject_is_there_byte_for_byte(
     assert named["item"] == struct.pack(">i", item)
     assert named["payload"] == payload
     assert named["reason"] == b"invalid_json"
-    assert named["redelivered"] == dumped(redelivered)
+    assert named["redelivered"] == dumped(redelivered > 0)
+    assert named["since"] == struct.pack(">q", redelivered)
     text = named["topic"]
     assert text is not None
     assert b"\0" not in text + (named["detail"] or b"")

@@ -32,7 +32,7 @@ deliveries = st.builds(
     packet_id=st.integers(0, 65_535),
     connection=st.integers(-1, 2**63 - 1),
     received_us=st.integers(-(2**63), 2**63 - 1),
-    redelivered=st.booleans(),
+    redelivered=st.integers(0, 2**63 - 1),
 )
 
 

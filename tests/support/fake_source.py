@@ -8,8 +8,11 @@ from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from esp_ingest.config.settings import MqttSettings
 from esp_ingest.interfaces import Clock
 from esp_ingest.model import Delivery
+from esp_ingest.mqtt.client_setup import SessionRecord
+from esp_ingest.mqtt.packet_ids import PacketIds
 
 WINDOW = 20_000
 
@@ -25,8 +28,12 @@ class Message:
 class BrokerSession:
     """What a broker keeps of one client: a queue, and what is under way and not acknowledged, by packet id."""
 
-    def __init__(self, window: int = WINDOW) -> None:
+    def __init__(self, window: int = WINDOW, packet_id_count: int = 0xFFFF) -> None:
         self.window = window
+        self.packet_id_count = packet_id_count
+        self.record = SessionRecord(MqttSettings(), None)  # the daemon's, on its disk
+        self.is_new = True  # the next connection finds no session
+        self._snapshot: tuple[list[Message], list[tuple[int, Message]], int] = ([], [], 0)
         self.queue: deque[Message] = deque()
         self.inflight: OrderedDict[int, Message] = OrderedDict()
         self.acked: list[bytes] = []  # payloads, in the order of their acknowledgements
@@ -48,7 +55,7 @@ class BrokerSession:
             return 0, message
         packet_id = message.packet_id
         if not packet_id:
-            self._last_packet_id = packet_id = self._last_packet_id % 0xFFFF + 1
+            self._last_packet_id = packet_id = self._last_packet_id % self.packet_id_count + 1
         assert packet_id not in self.inflight, "the window is smaller than the packet ids are many"
         self.inflight[packet_id] = message
         return packet_id, message
@@ -68,7 +75,23 @@ class BrokerSession:
         else:
             self.queue.clear()
             self._last_packet_id = 0
+            self.is_new = True
         self.inflight.clear()
+
+    def save(self) -> None:
+        """Write a snapshot."""
+        self._snapshot = (list(self.queue), list(self.inflight.items()), self._last_packet_id)
+
+    def killed(self) -> tuple[list[bytes], list[bytes]]:
+        """The broker is as its last snapshot says. Returns payloads: what is lost to it, and what it sends again though
+        it may not be marked DUP."""
+        held = self.holds()
+        queue, inflight, self._last_packet_id = self._snapshot
+        self.queue, self.inflight = deque(queue), OrderedDict(inflight)
+        for payload in self.holds():
+            if payload in held:
+                held.remove(payload)
+        return held, self.holds()
 
     def holds(self) -> list[bytes]:
         """Payloads that the broker still answers for."""
@@ -86,6 +109,7 @@ class FakeSource:
         self._buffer: deque[Delivery] = deque()
         self._unsettled: deque[float] = deque()
         self._is_receiving = True
+        self._packet_ids = PacketIds(self.session.record, self.session.window, self.session.packet_id_count)
         self.connect()
 
     # -- The seam.
@@ -117,6 +141,7 @@ class FakeSource:
 
     @property
     def connection(self) -> int:
+        """The connection that stands now, 0 where none does."""
         return self.session.connections if self.connected else 0
 
     def buffered(self) -> tuple[int, int]:
@@ -150,6 +175,8 @@ class FakeSource:
 
     def connect(self) -> None:
         self.session.connections += 1
+        self._packet_ids.connected(self.session.connections, is_new_session=self.session.is_new)
+        self.session.is_new = False
         self.connected = self.subscribed = True
 
     def disconnect(self) -> None:
@@ -166,7 +193,7 @@ class FakeSource:
         while self.connected and self._is_receiving and (out := self.session.next_out()):
             packet_id, message = out
             now_us = self.session.last_us = max(self._clock.now_us(), self.session.last_us + 1)
-            self._buffer.append(
+            came = [
                 Delivery(
                     message.topic,
                     message.payload,
@@ -176,5 +203,7 @@ class FakeSource:
                     now_us,
                     message.packet_id > 0,
                 )
-            )
+            ]
+            self._packet_ids.follow(came, unusual=1)
+            self._buffer += came
             self._unsettled.append(self._clock.monotonic())

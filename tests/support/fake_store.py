@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from esp_ingest.interfaces import Findings, StoreUnavailable, WriteResult
-from esp_ingest.model import Checkpoint, DiagnosticRow, Readings, Reject
+from esp_ingest.model import NOTHING_ARRIVED, Arrival, Checkpoint, DiagnosticRow, Readings, Reject
 from esp_ingest.store.write.copy_format import digest_of
+from esp_ingest.store.write.redelivery import remembered_messages
 from esp_ingest.store.write.rejects import conflicting_reading, refused_reading
 
 
@@ -20,9 +21,12 @@ class FakeStore:
     everything and then fails, as when the connection breaks during the commit. ``poison_texts`` are what the database
     would refuse in ``extra`` and ``quality``."""
 
-    def __init__(self) -> None:
+    def __init__(self, receive_maximum: int = 20_000) -> None:
+        self.receive_maximum = receive_maximum
         self.telemetry: dict[tuple[str, int], tuple[tuple[float, ...], str | None, str | None, int]] = {}
         self.rejects: dict[tuple[int, bytes], Reject] = {}
+        self.origins: dict[tuple[int, bytes], tuple[int, int, int]] = {}  # of one session: connection, since, place
+        self.messages = 0
         self.diagnostics: dict[tuple[str, str, int], DiagnosticRow] = {}
         self.cursor_us = 0
         self.states: dict[str, Checkpoint] = {}
@@ -41,6 +45,7 @@ class FakeStore:
         checkpoints: Sequence[Checkpoint] = (),
         cursor_us: tuple[int, int] | None = None,
         meanwhile: Callable[[], Findings] | None = None,
+        arrival: Arrival = NOTHING_ARRIVED,
     ) -> WriteResult:
         self.ping()
         if cursor_us is not None and cursor_us[0] != self.cursor_us:
@@ -66,6 +71,9 @@ class FakeStore:
             else:
                 refused.append(conflicting_reading(readings, row, "esp"))
                 conflicts += 1
+        self.messages += arrival.messages
+        oldest = self.messages - remembered_messages(self.receive_maximum)
+        self.origins = {packet: origin for packet, origin in self.origins.items() if origin[2] >= oldest}
         reasons = Counter(reject.reason.value for reject in (*rejects, *refused) if self._store_reject(reject))
         duplicates += len(rejects) + len(refused) - reasons.total()
         if meanwhile is not None:
@@ -92,22 +100,21 @@ class FakeStore:
         return bool({readings.extra.get(row), readings.quality.get(row)} & self.poison_texts)
 
     def _store_reject(self, reject: Reject) -> bool:
+        """The rule of store/write/redelivery.py."""
         digest = digest_of(reject)
         known = (reject.received_us, digest) in self.rejects
-        if reject.redelivered:
-            known = known or any(
-                content == digest and _may_be(reject, stored) for (_, content), stored in self.rejects.items()
-            )
+        connection, since, packet = reject.connection, reject.redelivered, (reject.packet_id, digest)
+        if connection == -1 and since:
+            known = known or any(content == digest for _, content in self.rejects)
+        elif connection >= 0 and reject.packet_id:
+            other, other_since, _ = self.origins.get(packet, (connection, 0, 0))
+            known = known or (since > 0 and since <= other < connection)
+            known = known or (other_since > 0 and other_since <= connection < other)
+            if connection >= other:
+                self.origins[packet] = (connection, since, self.messages)
         if not known:
             self.rejects[(reject.received_us, digest)] = reject
         return not known
-
-
-def _may_be(again: Reject, stored: Reject) -> bool:
-    """One message, as far as their origins tell."""
-    return -1 in (again.connection, stored.connection) or (
-        again.packet_id == stored.packet_id and again.connection != stored.connection
-    )
 
 
 def _content(values: tuple[float, ...], extra: str | None, quality: str | None) -> tuple[bytes, object, object]:

@@ -35,7 +35,7 @@ def readings(
 
 
 def reject(
-    number: int = 0, redelivered: bool = False, received_us: int | None = None, connection: int = -1, packet_id: int = 0
+    number: int = 0, redelivered: int = 0, received_us: int | None = None, connection: int = -1, packet_id: int = 0
 ) -> Reject:
     return Reject(
         received_us=START_US + number if received_us is None else received_us,

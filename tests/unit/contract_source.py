@@ -129,7 +129,7 @@ class SourceContract:
         eventually(harness, [b"a"])
         harness.break_connection()
         (again,) = take(harness.source, 1)
-        assert (again.payload, again.redelivered) == (b"b", True)
+        assert (again.payload, again.redelivered > 0) == (b"b", True)
         assert again.connection == harness.source.connection > first[1].connection
 
     def test_an_old_delivery_is_never_acknowledged_on_a_new_connection(self, harness: Harness) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from esp_ingest.interfaces import Findings, Store
-from esp_ingest.model import Readings
+from esp_ingest.model import Arrival, Readings
 from tests.support.store_data import DIAGNOSIS, START_US, cleared, readings, reject
 
 Rows = Mapping[tuple[str, int], float]
@@ -162,42 +162,89 @@ class StoreContract:
 
     @pytest.mark.parametrize("in_one_batch", [False, True])
     @pytest.mark.parametrize(
-        ("connection", "packet_id", "is_known"),
-        [(2, 7, True), (2, 8, False), (1, 7, False), (-1, 0, True)],
-        ids=["sent again", "another message", "the same connection sends nothing twice", "nobody knows"],
+        ("first", "again", "is_known"),
+        [
+            ((1, 7, 0), (2, 7, 1), True),
+            ((1, 7, 0), (2, 7, 0), False),
+            ((1, 7, 0), (2, 8, 1), False),
+            ((1, 7, 0), (1, 7, 1), False),
+            ((1, 7, 0), (3, 7, 2), False),
+            ((2, 7, 0), (3, 7, 2), True),
+            ((2, 7, 1), (1, 7, 0), True),
+            ((2, 7, 0), (1, 7, 0), False),
+            ((3, 7, 2), (1, 7, 0), False),
+            ((-1, 0, 1), (2, 7, 1), False),
+            ((-1, 0, 0), (-1, 0, 1), True),
+            ((-1, 0, 0), (-1, 0, 0), False),
+        ],
+        ids=[
+            "sent again",
+            "without DUP it may be new",
+            "another packet id",
+            "a connection sends nothing twice",
+            "packet ids began anew in between",
+            "packet ids began anew before",
+            "another daemon has stored it, which the broker sent it again",
+            "another daemon has stored another one",
+            "another daemon has stored it, after packet ids began anew",
+            "of unknown origin is not from a packet",
+            "known by its content",
+            "a message of an old spool",
+        ],
     )
-    def test_a_redelivery_has_its_packet_id_and_another_connection(
-        self, store: Store, in_one_batch: bool, connection: int, packet_id: int, is_known: bool
+    def test_which_deliveries_are_one_message(
+        self,
+        store: Store,
+        in_one_batch: bool,
+        first: tuple[int, int, int],
+        again: tuple[int, int, int],
+        is_known: bool,
     ) -> None:
-        first = reject(1, connection=1, packet_id=7)
-        again = reject(1, redelivered=True, received_us=START_US + 999, connection=connection, packet_id=packet_id)
+        """(connection, packet id, redelivered) of each. The rule: store/write/redelivery.py."""
+        rejects = [
+            reject(1, redelivered, START_US + at, connection, packet_id)
+            for at, (connection, packet_id, redelivered) in enumerate((first, again))
+        ]
         if in_one_batch:
-            result = store.write(Readings.empty(), [first, again], [])
+            result = store.write(Readings.empty(), rejects, [], arrival=Arrival(2, 2))
             assert (result.duplicates, result.rejected) == ((1, 1) if is_known else (0, 2))
         else:
-            store.write(Readings.empty(), [first], [])
-            result = store.write(Readings.empty(), [again], [])
+            store.write(Readings.empty(), rejects[:1], [], arrival=Arrival(1, 1))
+            result = store.write(Readings.empty(), rejects[1:], [], arrival=Arrival(2, 1))
             assert (result.duplicates, result.rejected) == ((1, 0) if is_known else (0, 1))
         assert len(self.reject_payloads(store)) == 2 - is_known
 
-    def test_what_came_from_nobody_knows_where_is_found_by_its_content(self, store: Store) -> None:
-        store.write(Readings.empty(), [reject(1)], [])
-        result = store.write(
-            Readings.empty(), [reject(1, redelivered=True, received_us=0, connection=3, packet_id=5)], []
-        )
-        assert (result.duplicates, result.rejected) == (1, 0)
+    def test_the_same_malformed_payload_many_times_is_as_many_rejects_whatever_comes_again(self, store: Store) -> None:
+        """Three of five were stored when the connection ended; the broker sends all of them again, and one anew. Then
+        that connection ends as well, before the broker has heard of any."""
+        same = [reject(1, received_us=START_US + at, connection=1, packet_id=at + 1) for at in range(5)]
+        store.write(Readings.empty(), same[:3], [], arrival=Arrival(1, 3))
+        for turn in (1, 2):
+            again = [
+                replace(each, received_us=each.received_us + 99 * turn, connection=1 + turn, redelivered=1)
+                for each in same
+            ]
+            new = reject(1, received_us=START_US + 500 * turn, connection=1 + turn, packet_id=5 + turn)
+            result = store.write(Readings.empty(), [*again, new], [], arrival=Arrival(1 + turn, 6))
+            assert (result.duplicates, result.rejected) == ((3, 3) if turn == 1 else (5, 1))
+        assert len(self.reject_payloads(store)) == 7
 
-    def test_the_same_rubbish_many_times_is_as_many_rejects_whatever_comes_again(self, store: Store) -> None:
-        """Three of five were stored when the connection ended; the broker sends all of them again, and one anew."""
-        rubbish = [reject(1, received_us=START_US + at, connection=1, packet_id=at + 1) for at in range(5)]
-        store.write(Readings.empty(), rubbish[:3], [])
-        again = [replace(each, received_us=each.received_us + 99, connection=2, redelivered=True) for each in rubbish]
-        new = reject(1, received_us=START_US + 500, connection=2, packet_id=6)
-        result = store.write(Readings.empty(), [*again, new], [])
-        assert (result.duplicates, result.rejected) == (3, 3)
-        assert len(self.reject_payloads(store)) == 6
+    @pytest.mark.parametrize("between", ["readings", "rejects"])
+    def test_a_packet_id_that_came_round_is_another_message(self, store: Store, between: str) -> None:
+        store.write(Readings.empty(), [reject(1, connection=1, packet_id=7)], [], arrival=Arrival(1, 1))
+        for at in range(4):
+            some = [reject(at + 10, connection=1, packet_id=9 + at)] if between == "rejects" else []
+            store.write(readings([("w1", at)]), some, [], arrival=Arrival(1, 9_000))
+        again = reject(1, 1, START_US + 99, connection=2, packet_id=7)
+        assert store.write(Readings.empty(), [again], [], arrival=Arrival(2, 1)).rejected == 1
 
-    def test_the_same_rubbish_at_another_time_is_another_reject(self, store: Store) -> None:
+    def test_what_many_readings_followed_is_still_known_within_a_window(self, store: Store) -> None:
+        store.write(Readings.empty(), [reject(1, connection=1, packet_id=7)], [], arrival=Arrival(1, 1))
+        store.write(readings([("w1", 0)]), [], [], arrival=Arrival(1, 20_000))
+        again = reject(1, 1, START_US + 99, connection=2, packet_id=7)
+        assert store.write(Readings.empty(), [again], [], arrival=Arrival(2, 1)).duplicates == 1
+
+    def test_the_same_malformed_payload_at_another_time_is_another_reject(self, store: Store) -> None:
         store.write(Readings.empty(), [reject(1)], [])
         result = store.write(Readings.empty(), [reject(1, received_us=START_US + 60_000_000)], [])
         assert (result.duplicates, result.rejected) == (0, 1)

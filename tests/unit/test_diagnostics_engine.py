@@ -372,3 +372,17 @@ def test_a_median_that_becomes_known_within_a_batch_decides_who_runs() -> None:
     assert trips
     assert trips[0] >= START + 6 * HOUR
     assert whole.export() == cut.export()
+
+
+def test_a_tick_that_fails_leaves_an_engine_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(rules_file.load(config_file("rules.toml")))
+
+    def fails(*_: int) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(engine._silence, "at_clock", fails)
+    with pytest.raises(ZeroDivisionError):
+        engine.tick(1)
+    monkeypatch.undo()
+    engine.accept(engine.tick(2))
+    engine.accept(engine.evaluate(Readings.empty()))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from esp_ingest.config.settings import MqttSettings
 from esp_ingest.model import Delivery, weight_of
 from esp_ingest.mqtt.buffer import Buffer
-from esp_ingest.mqtt.client_setup import FilterRecord, Topics, session_file
+from esp_ingest.mqtt.client_setup import SessionRecord, Topics, session_file
 from esp_ingest.service.backoff import Backoff
 
 LARGE = 1 << 30
@@ -136,27 +136,27 @@ class TestTopics:
         assert Topics(MqttSettings()).superseded == set()
 
 
-class TestFilterRecord:
+class TestSessionRecord:
     def test_is_read_again_by_the_next_process(self, tmp_path: Path) -> None:
-        FilterRecord(MqttSettings(), tmp_path / "state").keep({"b", "a"})
-        assert FilterRecord(MqttSettings(), tmp_path / "state").filters == {"a", "b"}
+        SessionRecord(MqttSettings(), tmp_path / "state").keep({"b", "a"})
+        assert SessionRecord(MqttSettings(), tmp_path / "state").filters == {"a", "b"}
 
     def test_belongs_to_one_session(self, tmp_path: Path) -> None:
-        FilterRecord(MqttSettings(), tmp_path).keep({"a"})
-        assert FilterRecord(MqttSettings(client_id="other"), tmp_path).filters == set()
+        SessionRecord(MqttSettings(), tmp_path).keep({"a"})
+        assert SessionRecord(MqttSettings(client_id="other"), tmp_path).filters == set()
 
     @pytest.mark.parametrize(
         "text", ["", "[]", "{}", '{"session": 1}', "\x00", '{"session": "esp-ingest@127.0.0.1:1883"}']
     )
     def test_a_damaged_file_is_survived(self, tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture) -> None:
         (tmp_path / session_file("esp-ingest")).write_text(text)
-        assert FilterRecord(MqttSettings(), tmp_path).filters == set()
+        assert SessionRecord(MqttSettings(), tmp_path).filters == set()
 
     def test_a_folder_that_cannot_be_written_is_survived(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         (tmp_path / "file").write_text("")
-        record = FilterRecord(MqttSettings(), tmp_path / "file" / "below")
+        record = SessionRecord(MqttSettings(), tmp_path / "file" / "below")
         record.keep({"a"})
         assert record.filters == {"a"}
         assert caplog.messages == ["mqtt session file not read", "mqtt session file not written"]

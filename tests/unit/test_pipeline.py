@@ -135,17 +135,6 @@ def test_what_is_new_after_a_reconnect_is_new() -> None:
     assert [each.redelivered for batch in rig.stage.submitted for each in batch.deliveries] == [False]
 
 
-def test_rejects_of_an_ended_connection_may_be_stored_by_another_daemon() -> None:
-    rig = Rig(max_rows=4)
-    rig.publish(2, b"nonsense")
-    rig.source.session.publish("esp/W1/telemetry", b"nonsense", 0)
-    rig.pipeline.run_once(0.1)  # taken, not yet cut
-    rig.source.break_connection(session_kept=False)
-    rig.clock.advance(1.0)
-    rig.pipeline.run_once(0.1)
-    assert [each.redelivered for each in rig.stage.submitted[0].deliveries] == [True, True, False], "QoS 0 comes once"
-
-
 def test_drain_settles_what_is_held_and_says_when_it_could_not() -> None:
     rig = Rig()
     rig.publish(2)
@@ -180,6 +169,18 @@ def test_the_alarm_ends_when_the_minute_is_over() -> None:
     assert alarm.note(0, 2_000) == 1
     clock.advance(61)
     assert alarm.note(10, 0) == 0
+
+
+def test_the_alarm_ends_when_traffic_stops() -> None:
+    rig = Rig(max_rows=3)
+    rig.publish(3, b"nonsense")
+    rig.pipeline.run_once()
+    rig.stage.finished = Outcome(rejected=2_000)
+    rig.pipeline.run_once()
+    assert rig.metrics.registry.get_sample_value("esp_ingest_reject_alarm") == 1
+    rig.clock.advance(61)
+    rig.pipeline.run_once()
+    assert rig.metrics.registry.get_sample_value("esp_ingest_reject_alarm") == 0
 
 
 def test_an_ordinary_backlog_counts_as_its_readings() -> None:

@@ -77,11 +77,17 @@ def test_a_message_comes_back_as_it_was(spool: Spool) -> None:
     assert spool.peek(10, 10_000).deliveries == sent
 
 
-def test_a_record_without_an_origin_may_be_anything_that_came_before() -> None:
-    """As version 0.1 before schema 10 wrote them: an upgrade finds them in the spool."""
-    rest = struct.pack(">QqIIB", 7, 5, 1, 2, 1) + b"t" + b"pp"
+@pytest.mark.parametrize(
+    ("kind", "origin", "expected"),
+    [(0, b"", (0, -1, 0)), (0x80, struct.pack(">qH?", 3, 9, True), (9, 3, 1))],
+    ids=["before schema 10", "schema 10"],
+)
+def test_records_of_older_programs_are_read(kind: int, origin: bytes, expected: tuple[int, int, int]) -> None:
+    """An upgrade finds them in the spool. Without an origin it may be a new message, and is taken for one."""
+    rest = struct.pack(">QqIIB", 7, 5, 1, 2, kind | 1) + origin + b"t" + b"pp"
     record = b"tag-tag-" + zlib.crc32(rest).to_bytes(4, "big") + rest
-    came = Delivery(b"t", b"pp", 1, 0, -1, 5, True)
+    packet_id, connection, redelivered = expected
+    came = Delivery(b"t", b"pp", 1, packet_id, connection, 5, redelivered)
     assert decode(record, b"tag-tag-") == (7, came)
     assert scan(b"\0" * 30 + record + encode(came, 8, b"tag-tag-") + b"\0", b"tag-tag-") == {7: came, 8: came}
 

@@ -13,7 +13,7 @@ import pytest
 from esp_ingest.config.settings import Settings, load
 from esp_ingest.ingest.writer_stage import Batch, InlineStage, Outcome, Stage, ThreadedStage
 from esp_ingest.interfaces import Findings, WriteResult
-from esp_ingest.model import Decoded, Delivery, RejectReason
+from esp_ingest.model import Arrival, Decoded, Delivery, RejectReason
 from esp_ingest.service.health import Health
 from esp_ingest.service.metrics import Metrics
 from esp_ingest.store.spool.spool import Spool, SpoolFull
@@ -242,9 +242,9 @@ def test_a_store_that_never_comes_back_turns_readiness_then_liveness_red(rig: Ri
     released = threading.Event()
     store_once = rig.stage._store_once
 
-    def hangs(decoded: Decoded) -> Outcome:
+    def hangs(decoded: Decoded, arrival: Arrival) -> Outcome:
         assert released.wait(20.0)
-        return store_once(decoded)
+        return store_once(decoded, arrival)
 
     rig.stage._store_once = hangs  # type: ignore[method-assign]  # the store does not answer
     threaded = ThreadedStage(rig.stage)

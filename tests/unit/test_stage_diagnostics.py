@@ -68,6 +68,19 @@ def rig(tmp_path: Path) -> Iterator[DiagnosingRig]:
     made.spool.close()
 
 
+def test_the_time_of_a_write_is_without_the_rules(rig: DiagnosingRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate = rig.diagnostics.evaluate
+
+    def slow(readings: Readings) -> Diagnosis:
+        rig.clock.advance(7.0)
+        return evaluate(readings)
+
+    monkeypatch.setattr(rig.diagnostics, "evaluate", slow)
+    rig.stage.process(rig.batch(0, 3))
+    assert rig.metrics.registry.get_sample_value("esp_ingest_batch_write_seconds_count") == 1
+    assert rig.metrics.registry.get_sample_value("esp_ingest_batch_write_seconds_sum") == 0
+
+
 def test_rows_and_checkpoints_go_along_with_the_batch(rig: DiagnosingRig) -> None:
     assert rig.stage.process(rig.batch(0, 3)).written == 3
     assert rig.diagnostics.journal == ["prepare", "evaluate", "accept"]

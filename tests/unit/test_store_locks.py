@@ -29,7 +29,7 @@ def test_no_lock_is_taken_elsewhere() -> None:
     assert [str(path) for path in elsewhere if TAKES.search(path.read_text(encoding="utf-8"))] == []
 
 
-@pytest.mark.parametrize("name", ["migration_lock", "share_rejects", "await_rejects", "lead"])
+@pytest.mark.parametrize("name", ["migration_lock", "lead"])
 def test_a_statement_has_the_number(name: str) -> None:
     text = query(name).decode()
     assert "_lock)" not in text.replace("xact_lock", "")

@@ -5,10 +5,11 @@ drops the journal once the batch is committed, ``discard`` plays it back. What a
 well's readings in the order received, however they are cut into batches (tests/property/test_diagnostics_engine.py).
 """
 
+import contextlib
 import logging
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,14 +102,8 @@ class Engine:
 
     def evaluate(self, readings: Readings) -> Evaluation:
         """Run the rules over a batch; ``accept`` or ``discard`` must follow before the next one."""
-        self._begin()
-        try:
-            with np.errstate(all="ignore"):
-                late = self._evaluate(readings)
-        except BaseException:
-            self._journal.undo()
-            self._in_flight = 0
-            raise
+        with self._begun(), np.errstate(all="ignore"):
+            late = self._evaluate(readings)
         return self._end(late)
 
     def accept(self, evaluation: Evaluation, replayed: bool = False) -> None:
@@ -123,12 +118,20 @@ class Engine:
         self._settle(evaluation)
         self._journal.undo()
 
-    def _begin(self) -> None:
+    @contextlib.contextmanager
+    def _begun(self) -> Iterator[None]:
+        """An evaluation begins; what an error leaves of it is undone, so that the next one can begin."""
         if self._in_flight:
             raise RuntimeError("the batch before was neither accepted nor discarded")
         self._number += 1
         self._in_flight = self._number
         self._occurrences.begin()
+        try:
+            yield
+        except BaseException:
+            self._journal.undo()
+            self._in_flight = 0
+            raise
 
     def _end(self, late: int) -> Evaluation:
         made = self._occurrences
@@ -262,8 +265,8 @@ class Engine:
 
         Silence is judged by when readings were received, but dated in event time, last reading + delay: the row that
         the next reading would have raised for the same gap has the same key."""
-        self._begin()
-        self._silence.at_clock(now_us, listening_since_us)
+        with self._begun():
+            self._silence.at_clock(now_us, listening_since_us)
         return self._end(0)
 
     # -- state over restarts

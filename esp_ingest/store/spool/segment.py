@@ -38,8 +38,9 @@ _FILE_MODE = 0o600
 
 # tag | crc32 of the rest | number | received_us | topic length | payload length | qos | origin | topic | payload
 _HEAD = struct.Struct(">8sIQqIIB")
-_ORIGIN = struct.Struct(">qH?")  # connection | packet id | redelivered; records of before schema 10 have none
-_HAS_ORIGIN = 0x80  # in the byte of the qos
+_ORIGIN = struct.Struct(">qHq")  # connection | packet id | redelivered, as in Delivery
+_OLD_ORIGIN = struct.Struct(">qH?")  # of schema 10; records of before have none
+_HAS_ORIGIN, _HAS_OLD_ORIGIN = 0x40, 0x80  # in the byte of the qos
 _CRC_END = 12
 _NAME = re.compile(r"segment-(\d{16})-([0-9a-f]{16})\.db")
 
@@ -78,18 +79,26 @@ def encode(delivery: Delivery, seq: int, tag: bytes) -> bytes:
 
 
 def decode(record: bytes, tag: bytes) -> tuple[int, Delivery] | None:
-    """Number and delivery of a whole record, None where a byte of it is wrong. One without an origin may be anything
-    that was delivered before."""
+    """Number and delivery of a whole record, None where a byte of it is wrong. One without an origin is taken for a new
+    message, which it may be."""
     if len(record) < _HEAD.size:
         return None
     found, crc, seq, received_us, topic_bytes, payload_bytes, qos = _HEAD.unpack_from(record)
-    begin = _HEAD.size + (_ORIGIN.size if qos & _HAS_ORIGIN else 0)
+    origin = _origin(qos)
+    begin = _HEAD.size + (0 if origin is None else origin.size)
     middle = begin + topic_bytes
     if found != tag or len(record) != middle + payload_bytes or zlib.crc32(memoryview(record)[_CRC_END:]) != crc:
         return None
-    connection, packet_id, redelivered = _ORIGIN.unpack_from(record, _HEAD.size) if qos & _HAS_ORIGIN else (-1, 0, True)
-    qos &= ~_HAS_ORIGIN
+    connection, packet_id, redelivered = (-1, 0, 0) if origin is None else origin.unpack_from(record, _HEAD.size)
+    qos &= ~(_HAS_ORIGIN | _HAS_OLD_ORIGIN)
     return seq, Delivery(record[begin:middle], record[middle:], qos, packet_id, connection, received_us, redelivered)
+
+
+def _origin(qos: int) -> struct.Struct | None:
+    """How the origin of a record is written, by the byte of its QoS."""
+    if qos & _HAS_ORIGIN:
+        return _ORIGIN
+    return _OLD_ORIGIN if qos & _HAS_OLD_ORIGIN else None
 
 
 def scan(data: bytes, tag: bytes) -> dict[int, Delivery]:
@@ -100,7 +109,8 @@ def scan(data: bytes, tag: bytes) -> dict[int, Delivery]:
         step = 1
         if at + _HEAD.size <= len(data):
             _, _, _, _, topic_bytes, payload_bytes, qos = _HEAD.unpack_from(data, at)
-            size = _HEAD.size + (_ORIGIN.size if qos & _HAS_ORIGIN else 0) + topic_bytes + payload_bytes
+            origin = _origin(qos)
+            size = _HEAD.size + (0 if origin is None else origin.size) + topic_bytes + payload_bytes
             whole = decode(data[at : at + size], tag)
             if whole is not None:
                 found[whole[0]] = whole[1]

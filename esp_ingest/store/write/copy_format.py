@@ -24,7 +24,7 @@ POSTGRES_EPOCH_US = 946_684_800_000_000  # 2000-01-01, where timestamptz counts 
 TELEMETRY_COLUMNS = ("timestamp", "received_at", *SIGNAL_NAMES, "well_id", "extra", "quality")
 REJECT_COLUMNS = (
     "received_at", "digest", "item", "topic", "topic_bytes", "reason", "detail", "payload", "redelivered", "connection",
-    "packet_id",
+    "packet_id", "since",
 )  # fmt: skip
 
 Buffer = bytes | memoryview
@@ -197,7 +197,7 @@ def topic_text(topic: bytes) -> tuple[str, bytes | None]:
 
 
 _REJECT_HEAD = struct.Struct(">hiqi16sii")  # count, then received_at, digest and item with their lengths
-_REJECT_TAIL = struct.Struct(">i?iqii")  # redelivered, connection and packet id with their lengths
+_REJECT_TAIL = struct.Struct(">i?iqiiiq")  # redelivered, connection, packet id and since with their lengths
 
 
 def rejects_stream(rejects: Sequence[tuple[Reject, bytes]]) -> list[Buffer]:
@@ -214,7 +214,7 @@ def rejects_stream(rejects: Sequence[tuple[Reject, bytes]]) -> list[Buffer]:
             _field(reject.reason.value.encode()),
             _field(storable(reject.detail).encode()),
             _field(reject.payload),
-            _REJECT_TAIL.pack(1, reject.redelivered, 8, reject.connection, 4, reject.packet_id),
+            _REJECT_TAIL.pack(1, reject.redelivered, 8, reject.connection, 4, reject.packet_id, 8, reject.redelivered),
         )
     parts.append(TRAILER)
     return [b"".join(parts)]

@@ -39,7 +39,7 @@ def _reject_of(readings: Readings, row: int, reason: RejectReason, detail: str, 
         reason=reason,
         detail=detail,
         payload=payload.encode("utf-8", "surrogatepass"),
-        redelivered=True,
+        redelivered=1,
     )
 
 
@@ -51,7 +51,7 @@ def refused_diagnostic(row: DiagnosticRow, error: BaseException, topic_root: str
         reason=RejectReason.REFUSED_BY_DATABASE,
         detail=_say(error),
         payload=repr(row).encode("utf-8", "backslashreplace"),
-        redelivered=True,
+        redelivered=1,
     )
 
 

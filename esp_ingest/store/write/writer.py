@@ -23,13 +23,14 @@ import psycopg
 
 from esp_ingest.config.settings import DatabaseSettings
 from esp_ingest.interfaces import Findings, StoreUnavailable, WriteResult
-from esp_ingest.model import Checkpoint, DiagnosticRow, Readings, Reject, at_us
+from esp_ingest.model import NOTHING_ARRIVED, Arrival, Checkpoint, DiagnosticRow, Readings, Reject, at_us
 from esp_ingest.store import schema, sqlstate
 from esp_ingest.store.connection import Connection, connect, staging
 from esp_ingest.store.queries import query
 from esp_ingest.store.sqlstate import Verdict
-from esp_ingest.store.write.copy_format import Buffer, digest_of, rejects_stream, storable, telemetry_stream
+from esp_ingest.store.write.copy_format import Buffer, storable, telemetry_stream
 from esp_ingest.store.write.high_water import Marks, first_of_each
+from esp_ingest.store.write.redelivery import RejectWriter
 from esp_ingest.store.write.rejects import conflicting_reading, refused_diagnostic, refused_reading
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ class PostgresStore:
 
     ``topic_root`` is the first level of the topic that is put down for a reading which the database refused.
     ``publish``: changes of occurrences go to the outbox as well. ``beat`` is called between the steps of a write that
-    takes long."""
+    takes long. ``rejects``: of the daemon's session."""
 
     def __init__(
         self,
@@ -87,8 +88,10 @@ class PostgresStore:
         connect: Callable[[DatabaseSettings], Connection] = connect,
         publish: bool = False,
         beat: Callable[[], None] = lambda: None,
+        rejects: RejectWriter | None = None,
     ) -> None:
         self._beat = beat
+        self._rejects = rejects or RejectWriter()
         self._settings = settings
         self._publish = publish
         self._topic_root = topic_root
@@ -110,6 +113,7 @@ class PostgresStore:
         checkpoints: Sequence[Checkpoint] = (),
         cursor_us: tuple[int, int] | None = None,
         meanwhile: Callable[[], Findings] | None = None,
+        arrival: Arrival = NOTHING_ARRIVED,
     ) -> WriteResult:
         """Store all of it in one transaction, or nothing; where that is too much, in parts. See seams.Store."""
         if not (len(readings) or rejects or diagnostics or checkpoints or cursor_us or meanwhile):
@@ -117,18 +121,19 @@ class PostgresStore:
         if self._prepared is not None and self._prepared.readings is readings:
             self._underway, self._prepared = self._prepared, None
         found = _Found(diagnostics, checkpoints, meanwhile)
+        last = _Last(found, cursor_us, arrival)
         tally: _Tally | None = None
         parts = _by_days(readings)
         if not parts:
             try:
-                tally = self._ladder(readings, rejects, found, cursor_us)
+                tally = self._ladder(readings, rejects, last)
             except _TooMuch:
-                if len(readings) < 2 or self._too_much < _TOO_MUCH_TRIES:
+                if len(readings) + len(rejects) < 2 or self._too_much < _TOO_MUCH_TRIES:
                     raise
                 parts = _halves(np.arange(len(readings)))
         if tally is None:
             tally, stubborn = self._in_parts(readings, parts)
-            tally.add(self._ladder(Readings.empty(), [*rejects, *stubborn], found, cursor_us))
+            tally.add(self._rejects_in_parts([*rejects, *stubborn], last))
             tally.refused += stubborn
         self._too_much = 0
         self._stubborn.clear()
@@ -153,7 +158,8 @@ class PostgresStore:
             self._beat()
             rows = todo.popleft()
             try:
-                tally.add(self._ladder(readings.select(rows), (), _Found((), (), None), None))
+                if len(rows):
+                    tally.add(self._ladder(readings.select(rows), (), _Last()))
             except _TooMuch as error:
                 if len(rows) > 1:
                     todo.extendleft(reversed(_halves(rows)))
@@ -167,14 +173,32 @@ class PostgresStore:
             raise stuck[0][1]  # the moment's fault, as far as can be told
         return tally, [refused_reading(readings, row, error, self._topic_root) for row, error in stuck]
 
-    def _ladder(
-        self, readings: Readings, rejects: Sequence[Reject], found: "_Found", cursor_us: tuple[int, int] | None
-    ) -> _Tally:
+    def _rejects_in_parts(self, rejects: list[Reject], last: "_Last") -> _Tally:
+        """As many of them in a transaction as the database takes, the first ones first; ``last`` goes with the last.
+
+        Raises StoreUnavailable with some of them stored; they are duplicates when they are written again."""
+        tally = _Tally()
+        size = len(rejects)
+        while True:
+            self._beat()
+            ends = size >= len(rejects)
+            try:
+                tally.add(self._ladder(Readings.empty(), rejects[:size], last if ends else _Last()))
+            except _TooMuch:
+                if size < 2:
+                    raise
+                size //= 2
+                continue
+            if ends:
+                return tally
+            rejects = rejects[size:]
+
+    def _ladder(self, readings: Readings, rejects: Sequence[Reject], last: "_Last") -> _Tally:
         """One transaction, tried on one rung after the other."""
         rung = Rung.STAGED if self._doubt else Rung.DIRECT
         while True:
             try:
-                tally = self._transaction(rung, readings, rejects, found, cursor_us)
+                tally = self._transaction(rung, readings, rejects, last)
             except _NextRung as step:
                 rung = step.rung
                 continue
@@ -183,6 +207,7 @@ class PostgresStore:
                 raise
             self._doubt = False
             self._marks.committed(readings)
+            self._rejects.committed(last.arrival, rejects)
             return tally
 
     def prepare(self, readings: Readings) -> None:
@@ -207,6 +232,11 @@ class PostgresStore:
         except StoreUnavailable:
             self.close()  # what makes it fit is perhaps for new sessions only
             raise
+
+    @property
+    def schema_checked(self) -> bool:
+        """The schema's version was looked at when this connection was opened, and this program works with it."""
+        return self._connection is not None and not self._settings.skip_init
 
     def close(self) -> None:
         """Close the connection; a later write opens another."""
@@ -257,8 +287,7 @@ class PostgresStore:
         rung: Rung,
         readings: Readings,
         rejects: Sequence[Reject],
-        found: "_Found",
-        cursor_us: tuple[int, int] | None,
+        last: "_Last",
     ) -> _Tally:
         """One try on one rung. Raises _NextRung or StoreUnavailable with nothing of it stored, except that a lost
         connection during the commit leaves that open."""
@@ -267,13 +296,21 @@ class PostgresStore:
         try:
             with connection.cursor() as cursor:
                 attempt = _Attempt(
-                    cursor, rung, self._marks, self._topic_root, self._publish, found, self._beat, self._underway
+                    cursor,
+                    rung,
+                    self._marks,
+                    self._topic_root,
+                    self._publish,
+                    last,
+                    self._beat,
+                    self._underway,
+                    self._rejects,
                 )
                 tally = attempt.run(readings, rejects)
-                if found.checkpoints:
-                    cursor.execute(query("upsert_states"), _columns(found.checkpoints))
-                if cursor_us is not None:
-                    _move(cursor, *cursor_us)
+                if last.found.checkpoints:
+                    cursor.execute(query("upsert_states"), _columns(last.found.checkpoints))
+                if last.cursor_us is not None:
+                    _move(cursor, *last.cursor_us)
                 if rung is Rung.STAGED and len(readings):
                     self._learn(cursor, readings)
             _reconcile(tally, len(readings) + len(rejects))
@@ -329,6 +366,15 @@ class _Found:
         if self._look is not None:
             look, self._look = self._look, None
             self.rows, self.checkpoints = look()
+
+
+@dataclass(slots=True)
+class _Last:
+    """What goes with the last transaction of a write, or with its only one."""
+
+    found: _Found = field(default_factory=lambda: _Found((), (), None))
+    cursor_us: tuple[int, int] | None = None
+    arrival: Arrival = NOTHING_ARRIVED
 
 
 class _TooMuch(StoreUnavailable):
@@ -408,13 +454,16 @@ class _Attempt:
         marks: Marks,
         topic_root: str,
         publish: bool,
-        found: _Found,
+        last: _Last,
         beat: Callable[[], None],
         prepared: "_Prepared | None",
+        reject_writer: RejectWriter,
     ) -> None:
         self._beat = beat
         self._prepared = prepared
-        self._found = found
+        self._found = last.found
+        self._arrival = last.arrival
+        self._reject_writer = reject_writer
         self._publish = publish
         self._cursor = cursor
         self._rung = rung
@@ -434,9 +483,13 @@ class _Attempt:
         self._found.look()
         if self._found.rows:
             self._diagnostics(self._found.rows)
-        self._rejects([*rejects, *self._tally.refused])
+        rejects = [*rejects, *self._tally.refused]
+        # Beside the items that are counted: those of the diagnostics.
         if self._refused_diagnostics:
-            self._store_rejects(self._refused_diagnostics)  # beside the items that are counted
+            self._reject_writer.store(self._cursor, self._refused_diagnostics, NOTHING_ARRIVED)
+        stored = self._reject_writer.store(self._cursor, rejects, self._arrival)
+        self._tally.reasons += stored
+        self._tally.duplicates += len(rejects) - stored.total()
         return self._tally
 
     # -------------------------------------------------------------------------------------------------- readings
@@ -551,29 +604,6 @@ class _Attempt:
             )
         return taken
 
-    # --------------------------------------------------------------------------------------------------- rejects
-
-    def _rejects(self, rejects: Sequence[Reject]) -> None:
-        """Store and count rejects; one that is there already counts as a duplicate."""
-        if rejects:
-            stored = self._store_rejects(rejects)
-            self._tally.reasons += stored
-            self._tally.duplicates += len(rejects) - stored.total()
-
-    def _store_rejects(self, rejects: Sequence[Reject]) -> Counter[str]:
-        """Returns how many were new, by reason."""
-        once = _distinct(rejects)
-        redelivered = any(reject.redelivered for reject, _ in once)
-        self._cursor.execute(query("await_rejects" if redelivered else "share_rejects"))
-        if self._rung is Rung.DIRECT and not redelivered:
-            self._copied("copy_rejects", rejects_stream(once), len(once))
-            return Counter(reject.reason.value for reject, _ in once)
-        self._cursor.execute(staging(self._cursor.connection, "create_staging_rejects"))
-        self._copied("copy_staging_rejects", rejects_stream(once), len(once))
-        stored = Counter(str(reason) for (reason,) in self._cursor.execute(query("insert_staged_rejects")))
-        self._cursor.execute(query("empty_staging_rejects"))
-        return stored
-
     # ----------------------------------------------------------------------------------------------- diagnostics
 
     def _parameters(self, row: DiagnosticRow) -> dict[str, Any]:
@@ -597,30 +627,6 @@ class _Attempt:
 def _is_a_row(error: BaseException) -> bool:
     """The row itself is at fault, not the moment or the set-up."""
     return sqlstate.decide(error).verdict in (Verdict.DATA, Verdict.DUPLICATE)
-
-
-def _distinct(rejects: Sequence[Reject]) -> list[tuple[Reject, bytes]]:
-    """Each with its digest, without those that stand in the batch already: the same content at the same microsecond,
-    or a redelivery of it (insert_staged_rejects has the rule)."""
-    once: list[tuple[Reject, bytes]] = []
-    keys: set[tuple[int, bytes]] = set()
-    contents: dict[bytes, bool] = {}  # whether one of them came from nobody knows where
-    connections: dict[tuple[bytes, int], int] = {}
-    for reject in rejects:
-        digest = digest_of(reject)
-        key, packet = (reject.received_us, digest), (digest, reject.packet_id)
-        is_known = digest in contents and (
-            reject.connection == -1
-            or contents[digest]
-            or connections.get(packet, reject.connection) != reject.connection
-        )
-        if key in keys or (reject.redelivered and is_known):
-            continue
-        keys.add(key)
-        contents[digest] = reject.connection == -1 or contents.get(digest, False)
-        connections[packet] = reject.connection
-        once.append((reject, digest))
-    return once
 
 
 def _move(cursor: _Cursor, from_us: int, to_us: int) -> None:
