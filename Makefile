@@ -93,7 +93,7 @@ lock: setup  ## pin the newest versions that pyproject.toml allows (ARGS=--upgra
 
 .PHONY: docs
 docs: setup  ## write the pages that are made from code
-	@$(BIN)/python -m esp_ingest.service.docs
+	@$(BIN)/python -m tools.docs
 	@$(BIN)/python -m esp_ingest.api.openapi_file
 
 .PHONY: clean

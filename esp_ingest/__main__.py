@@ -2,7 +2,7 @@
 
 import sys
 
-from esp_ingest import lifetime
+from esp_ingest.service import lifetime
 
 
 def main() -> int:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from esp_ingest import __version__, lifetime
-from esp_ingest.service import terminal
+from esp_ingest import __version__
+from esp_ingest.service import lifetime, terminal
 
 if TYPE_CHECKING:
     from esp_ingest.config.settings import Settings

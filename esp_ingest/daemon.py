@@ -15,14 +15,13 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from esp_ingest import lifetime
 from esp_ingest.config.settings import ConfigError, Settings
 from esp_ingest.interfaces import Clock
 from esp_ingest.model import Decoded, Delivery
 from esp_ingest.resources import config_file
 from esp_ingest.service import health as conditions
+from esp_ingest.service import lifetime, memory, systemd
 from esp_ingest.service import log as logs
-from esp_ingest.service import memory, systemd
 from esp_ingest.service.clock import SystemClock
 from esp_ingest.service.health import Health
 from esp_ingest.service.http import HttpServer

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from esp_ingest import lifetime
 from esp_ingest.config.settings import ENV_PREFIX, ConfigError, Settings
 from esp_ingest.interfaces import Clock
+from esp_ingest.service import lifetime
 from esp_ingest.service import log as logs
 from esp_ingest.service.clock import SystemClock
 

@@ -22,8 +22,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from esp_ingest.config.hosts import checked_host
 from esp_ingest.config.sentences import fields_at, what_is_wrong
-from esp_ingest.hosts import checked_host
 from esp_ingest.model import SIGNAL_NAMES
 from esp_ingest.service.text import closest
 

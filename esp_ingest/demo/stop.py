@@ -4,7 +4,7 @@ import signal
 from collections.abc import Callable
 from types import FrameType
 
-from esp_ingest import lifetime
+from esp_ingest.service import lifetime
 
 
 class Stop:

@@ -1,4 +1,4 @@
-"""Every metric, once. docs/metrics.md is made from this list (``python -m esp_ingest.service.docs``).
+"""Every metric, once. docs/metrics.md is made from this list (``python -m tools.docs``).
 
 Names: ``esp_ingest_`` + attribute (+ ``_total`` on counters, which prometheus_client adds). Units end the name. Labels
 come from closed lists and their series exist at 0 from the start, so that ``rate()`` sees the first event; no well_id

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from esp_ingest.commands import check
 from esp_ingest.config.settings import ConfigError, Settings, load
 from esp_ingest.resources import config_file
-from esp_ingest.service import docs
+from tools import docs
 
 
 @pytest.fixture(autouse=True)

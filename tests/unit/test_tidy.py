@@ -22,8 +22,6 @@ MAX_FUNCTION_LINES = 70
 FLOORS = {
     "esp_ingest.model": 0,
     "esp_ingest.resources": 0,
-    "esp_ingest.hosts": 0,
-    "esp_ingest.lifetime": 0,
     "esp_ingest.service.text": 0,
     "esp_ingest.interfaces": 1,
     "esp_ingest.config": 1,
@@ -36,7 +34,6 @@ FLOORS = {
     "esp_ingest.lifecycle": 6,
     "esp_ingest.api": 6,
     "esp_ingest.daemon": 6,
-    "esp_ingest.service.docs": 6,
     "esp_ingest.demo": 8,
     "esp_ingest.commands": 9,
     "esp_ingest.cli": 10,

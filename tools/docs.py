@@ -1,4 +1,4 @@
-"""What is written down is made from the code, so that it cannot drift: ``python -m esp_ingest.service.docs [--check]``.
+"""What is written down is made from the code, so that it cannot drift: ``python -m tools.docs [--check]``.
 
 Writes config/esp_ingest.toml, docs/configuration.md and docs/metrics.md of a checkout. ``--check`` writes nothing and
 exits 1 when one of them differs; tests/unit/test_config.py does the same.
@@ -17,8 +17,8 @@ from esp_ingest.config.settings import ENV_PREFIX, Settings
 from esp_ingest.model import SIGNALS
 from esp_ingest.service.metrics import ApiMetrics, LifecycleMetrics, MetricInfo, Metrics
 
-CHECKOUT = Path(__file__).resolve().parents[2]
-COMMAND = "python -m esp_ingest.service.docs"
+CHECKOUT = Path(__file__).resolve().parents[1]
+COMMAND = "python -m tools.docs"
 
 # Tables have no default to show, so the file shows how one is written.
 _EXAMPLES = {
