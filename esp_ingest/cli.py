@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from esp_ingest import __version__
+from esp_ingest.errors import UsageError
 from esp_ingest.service import lifetime, terminal
 
 if TYPE_CHECKING:
     from esp_ingest.config.settings import Settings
 
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE = 0, 1, 2
-# By name: importing the rooms that define them would cost every command a second.
-_USAGE_ERRORS = {"ConfigError", "RulesError", "ReplayError", "DsnError"}
 # demo/fleet.py has them; a test compares.
 FAULTS = (
     "gas_lock, pump_off, broken_shaft, dead_head, tubing_leak, overload, motor_hot, vibration, frozen_signal, "
@@ -22,10 +21,6 @@ FAULTS = (
 )
 _TROUBLE = ("malformed", "duplicates", "late", "future")
 _MOST_WORKERS = 64
-
-
-class CommandFailed(Exception):
-    """A command did not succeed. The message is one sentence that says what to do."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.debug:
             raise
         print(f"esp-ingest: {_one_line(error)}", file=sys.stderr)
-        return EXIT_USAGE if type(error).__name__ in _USAGE_ERRORS else EXIT_FAILURE
+        return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILURE
 
 
 def _one_line(error: Exception) -> str:
@@ -56,9 +51,11 @@ def _one_line(error: Exception) -> str:
 
 
 def _sentence(error: Exception) -> str:
-    """What the database says, in a sentence of ours that says what to do."""
+    """The error in a sentence that says what to do, also if it is the database's or the operating system's."""
+    from esp_ingest.interfaces import StoreUnavailable
+
     is_of_the_driver = type(error).__module__.split(".")[0] == "psycopg"
-    if is_of_the_driver or type(error).__name__ in ("StoreUnavailable", "DsnError"):
+    if is_of_the_driver or isinstance(error, StoreUnavailable):
         from esp_ingest.store import sqlstate
 
         return sqlstate.sentence(error)
@@ -68,20 +65,20 @@ def _sentence(error: Exception) -> str:
 
 
 def _senseless(arguments: argparse.Namespace) -> str:
-    """Options that exclude each other, of run, simulate and demo: which, and why; "" where there are none."""
+    """Which options of run, simulate or demo exclude each other, and why; "" if none do."""
     given = set(getattr(arguments, "given", ()))
     if getattr(arguments, "retire", False) and arguments.workers > 1:
-        return "--retire is of one daemon: leave out --workers, whose surplus leaves by itself"
+        return "--retire applies to a single daemon: leave out --workers, whose surplus leaves by itself"
     if not hasattr(arguments, "csv") or not hasattr(arguments, "seed"):
         return ""
     if arguments.csv is not None:
         for option in ("wells", "rate", "fault", "fault_after", *(["duration"] if "fault" in arguments else ["seed"])):
             if option in given:
-                return f"--{option.replace('_', '-')} is of a simulated fleet: leave it out, or leave out --csv"
+                return f"--{option.replace('_', '-')} applies to a simulated fleet: leave it out, or leave out --csv"
         return ""
     for option in ("speed", "keep_timestamps"):
         if option in given:
-            return f"--{option.replace('_', '-')} is of a recording: name one with --csv, or leave it out"
+            return f"--{option.replace('_', '-')} applies to a recording: name one with --csv, or leave it out"
     if "fault_after" in given and not arguments.fault:
         return "--fault-after needs a --fault"
     if sum(getattr(arguments, name, 0.0) for name in _TROUBLE) > 1:
@@ -90,9 +87,9 @@ def _senseless(arguments: argparse.Namespace) -> str:
 
 
 def _settings(arguments: argparse.Namespace) -> "Settings":
-    from esp_ingest.config import settings as config
+    from esp_ingest.config.load import load
 
-    return config.load(arguments.config)
+    return load(arguments.config)
 
 
 def _print(lines: Iterable[str]) -> int:
@@ -193,7 +190,7 @@ def lifecycle(arguments: argparse.Namespace) -> int:
 
 
 class _Given(argparse.Action):
-    """Stores, and notes that the option was given: a default is no wish."""
+    """Stores the value, and notes that the option was given, since a default value does not tell that."""
 
     def __call__(
         self, _parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, _option: str | None = None
@@ -205,7 +202,7 @@ class _Given(argparse.Action):
 
 
 class _Parser(argparse.ArgumentParser):
-    """Wrong usage is one sentence too."""
+    """A parser that says in one sentence what is wrong with the arguments."""
 
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: {message}; see {self.prog} --help.", file=sys.stderr)
@@ -376,7 +373,7 @@ def _add_rules(sub: argparse.ArgumentParser, common: _Parser) -> None:
 
 def _add_alarms(sub: argparse.ArgumentParser, common: _Parser) -> None:
     actions = sub.add_subparsers(metavar="ACTION", required=True, dest="action", parser_class=_Parser)
-    text = "open alarms, the gravest first"
+    text = "open alarms, most severe first"
     listing = actions.add_parser("list", help=text, description=text, parents=[common])
     listing.add_argument("--well", help="only of this well")
     listing.add_argument("--all", action="store_true", help="cleared and shelved ones too")

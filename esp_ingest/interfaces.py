@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from esp_ingest.errors import Error
 from esp_ingest.model import (
     NOTHING_ARRIVED,
     AlarmAction,
@@ -48,7 +49,7 @@ class Source(Protocol):
         ...
 
 
-class StoreUnavailable(Exception):
+class StoreUnavailable(Error):
     """The database cannot take this now; the same batch may be written again later, as often as needed.
 
     ``reason`` is a short fixed phrase for logs and health. Also raised when the outcome of a commit is unknown:

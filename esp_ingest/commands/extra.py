@@ -2,13 +2,15 @@
 
 from importlib.util import find_spec
 
+from esp_ingest.errors import Error
+
 _PACKAGES = {
     "archive": ("pyarrow", "obstore", "duckdb"),
     "api": ("fastapi", "uvicorn", "psycopg_pool", "argon2", "jwt", "cryptography", "python_multipart", "httpx"),
 }
 
 
-class ExtraMissing(Exception):
+class ExtraMissing(Error):
     """The message is one sentence that says what to install."""
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from esp_ingest.service.text import did_you_mean
+from esp_ingest.service.text import closest, did_you_mean
 
 _WORDS = {
     "greater_than_equal": "must be at least {ge}",
@@ -70,3 +70,12 @@ def what_is_wrong(error: ValidationError, model: type[BaseModel]) -> tuple[list[
     if name in fields_at(model, location):  # said by a check over several fields, about one of them
         return [*location, name], rest
     return location, words
+
+
+def nearest(wrong: str, known: Iterable[str], prefix: str = "") -> str:
+    """``: did you mean …?`` or, if nothing comes close, ``: known are ….``, to end a sentence about a wrong word.
+    ``prefix`` is the section that the word belongs to."""
+    close = closest(wrong, known)
+    if close is None:
+        return f": known are {', '.join(known)}."
+    return f": did you mean {f'{prefix}.' if prefix else ''}{close}?"

@@ -16,6 +16,7 @@ from psycopg.types.datetime import TimestamptzLoader
 from psycopg.waiting import Ready
 
 from esp_ingest.config.settings import DatabaseSettings
+from esp_ingest.errors import UsageError
 from esp_ingest.interfaces import StoreUnavailable
 from esp_ingest.store import sqlstate
 from esp_ingest.store.queries import query
@@ -114,7 +115,7 @@ class Session(Connection):
             raise
 
 
-class DsnError(StoreUnavailable):
+class DsnError(StoreUnavailable, UsageError):
     """database.dsn is no connection string: trying again changes nothing."""
 
 

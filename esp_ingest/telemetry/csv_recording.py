@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from esp_ingest.config.settings import WELL_ID_PATTERN
+from esp_ingest.errors import UsageError
 from esp_ingest.service.text import rfc3339
 from esp_ingest.telemetry.timestamps import NO_TIME, parse_rfc3339
 
@@ -29,7 +30,7 @@ _JSON_NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?", re.ASC
 _WELL_ID = re.compile(WELL_ID_PATTERN)
 
 
-class ReplayError(Exception):
+class ReplayError(UsageError):
     """The recording cannot be replayed. The message is one sentence that names the file and what is wrong."""
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from esp_ingest.commands.alarms import alarm_lines
-from esp_ingest.config.settings import ConfigError, Settings, load
+from esp_ingest.config.load import load
+from esp_ingest.config.settings import ConfigError, Settings
 from esp_ingest.diagnostics.language import rules, rules_file
 from esp_ingest.model import SIGNAL_ROW, SIGNALS, Readings
 from esp_ingest.resources import config_file

@@ -22,7 +22,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from esp_ingest.config import settings as config
+from esp_ingest.config.load import load
 from esp_ingest.config.settings import ConfigError, HttpSettings, ServiceSettings, Settings, TelemetrySettings
 from esp_ingest.model import SIGNALS, Delivery
 from esp_ingest.service.clock import SystemClock
@@ -326,7 +326,7 @@ def test_an_environment_override_loads_or_is_refused_in_one_sentence(key: str, v
 def refusal(file: str | None) -> str:
     """What is wrong with the configuration; empty where it loads."""
     try:
-        assert isinstance(config.load(file), Settings)
+        assert isinstance(load(file), Settings)
     except ConfigError as error:
         return str(error)
     return ""

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from esp_ingest.config.settings import load
+from esp_ingest.config.load import load
 from esp_ingest.ingest.pipeline import Pipeline
 from esp_ingest.ingest.writer_stage import InlineStage, Stage
 from esp_ingest.service.metrics import Metrics

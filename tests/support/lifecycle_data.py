@@ -4,7 +4,8 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from esp_ingest.config.settings import Settings, load
+from esp_ingest.config.load import load
+from esp_ingest.config.settings import Settings
 from esp_ingest.lifecycle import runs
 from esp_ingest.service.clock import SystemClock
 from esp_ingest.store import schema

@@ -21,7 +21,8 @@ from esp_ingest.api.monitor import _figures
 from esp_ingest.api.principal import Principal
 from esp_ingest.api.problems import Problem
 from esp_ingest.api.throttle import FREE_FAILURES, LONGEST_WAIT_SECONDS, SignInThrottle
-from esp_ingest.config.settings import ConfigError, load
+from esp_ingest.config.load import load
+from esp_ingest.config.settings import ConfigError
 from esp_ingest.model import SIGNAL_NAMES, SIGNALS, at_us
 from tests.support.fake_clock import FakeClock
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esp_ingest.commands import check
-from esp_ingest.config.settings import ConfigError, Settings, load
+from esp_ingest.config.load import load
+from esp_ingest.config.settings import ConfigError, Settings
 from esp_ingest.resources import config_file
 from tools import docs
 

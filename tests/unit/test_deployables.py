@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from esp_ingest import __version__
-from esp_ingest.config.settings import load
+from esp_ingest.config.load import load
 from esp_ingest.service.http import PATHS
 from esp_ingest.service.metrics import LifecycleMetrics, Metrics
 

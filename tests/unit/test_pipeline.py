@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from esp_ingest.config.settings import BatchSettings, load
+from esp_ingest.config.load import load
+from esp_ingest.config.settings import BatchSettings
 from esp_ingest.ingest.pipeline import Pipeline, RejectAlarm, _OpenBatch
 from esp_ingest.ingest.writer_stage import Batch, Outcome
 from esp_ingest.model import Delivery

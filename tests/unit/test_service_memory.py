@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from esp_ingest.commands import check
-from esp_ingest.config.settings import Settings, load
+from esp_ingest.config.load import load
+from esp_ingest.config.settings import Settings
 from esp_ingest.diagnostics.engine.engine import Engine
 from esp_ingest.diagnostics.language import rules_file
 from esp_ingest.resources import config_file

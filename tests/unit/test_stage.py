@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from esp_ingest.config.settings import Settings, load
+from esp_ingest.config.load import load
+from esp_ingest.config.settings import Settings
 from esp_ingest.ingest.writer_stage import Batch, InlineStage, Outcome, Stage, ThreadedStage
 from esp_ingest.interfaces import Findings, WriteResult
 from esp_ingest.model import Arrival, Decoded, Delivery, RejectReason

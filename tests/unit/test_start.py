@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from esp_ingest.commands import check
-from esp_ingest.config.settings import load
+from esp_ingest.config.load import load
 from esp_ingest.model import Delivery
 from esp_ingest.store.spool.spool import Spool
 

@@ -7,7 +7,8 @@ import pytest
 
 from esp_ingest.commands import workers
 from esp_ingest.commands.workers import Supervisor
-from esp_ingest.config.settings import ConfigError, Settings, load
+from esp_ingest.config.load import load
+from esp_ingest.config.settings import ConfigError, Settings
 from tests.support.fake_clock import FakeClock
 
 

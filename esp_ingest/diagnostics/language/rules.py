@@ -11,13 +11,14 @@ from typing import Any
 from esp_ingest.diagnostics.language.conditions import Condition
 from esp_ingest.diagnostics.language.functions import Need, needs_of
 from esp_ingest.diagnostics.language.units import Unit
+from esp_ingest.errors import UsageError
 from esp_ingest.model import Severity
 
 SEVERITIES = tuple(severity.value for severity in Severity)
 APPLIES = ("settled", "running", "always")
 
 
-class RulesError(Exception):
+class RulesError(UsageError):
     """The rules cannot be used. The message is one sentence that names file, place and key; ``mistakes`` has one for
     each rule, group or well that is wrong, so that a file is put right in one go."""
 
