@@ -31,7 +31,7 @@ $(VENV)/.stamp-demo: requirements-demo.lock pyproject.toml
 
 .PHONY: demo-setup
 demo-setup:
-	$(call INSTALL,requirements-demo.lock,230 MB, a quarter of a minute and more on a slow line)
+	$(call INSTALL,requirements-demo.lock,250 MB, a quarter of a minute and more on a slow line)
 	@rm -f $@ && touch $(VENV)/.stamp-demo
 
 .PHONY: setup
@@ -59,8 +59,8 @@ lint: setup  ## ruff
 types: setup  ## mypy --strict
 	@$(BIN)/mypy --no-error-summary
 
-.PHONY: unit property integration fault
-unit property integration fault: setup  ## one folder of tests (ARGS="-k …")
+.PHONY: unit property integration fault browser
+unit property integration fault browser: setup  ## one folder of tests (ARGS="-k …")
 	@$(BIN)/python -m pytest -m "not soak" tests/$@ $(ARGS)
 
 .PHONY: soak
@@ -88,13 +88,17 @@ LOCK = $(BIN)/uv pip compile --universal --generate-hashes --no-header --no-anno
 lock: setup  ## pin the newest versions that pyproject.toml allows (ARGS=--upgrade)
 	@$(LOCK) pyproject.toml --all-extras --group dev --group bench -o requirements.lock $(ARGS)
 	@$(LOCK) pyproject.toml -c requirements.lock -o requirements-run.lock $(ARGS)
-	@printf 'hatchling\neditables\n' | $(LOCK) pyproject.toml - --extra demo -c requirements.lock -o requirements-demo.lock $(ARGS)
+	@printf 'hatchling\neditables\n' | $(LOCK) pyproject.toml - --extra demo --extra api -c requirements.lock -o requirements-demo.lock $(ARGS)
 	@echo hatchling | $(LOCK) - -c requirements.lock -o requirements-build.lock $(ARGS)
 
 .PHONY: docs
 docs: setup  ## write the pages that are made from code
 	@$(BIN)/python -m tools.docs
 	@$(BIN)/python -m esp_ingest.api.openapi_file
+
+.PHONY: console-pictures
+console-pictures: setup test-machine  ## pictures of the console out of the demo, into docs/pictures
+	@$(BIN)/python -m tests.browser.pictures
 
 .PHONY: clean
 clean:  ## remove what make made

@@ -16,6 +16,7 @@ missing_packages() {
   command -v promtool >/dev/null || echo prometheus
   command -v valgrind >/dev/null || echo valgrind
   has_postgresql || echo postgresql-15
+  [ -x /usr/bin/chromium ] || command -v chromium >/dev/null || echo chromium
   [ -x /usr/sbin/pgbouncer ] || echo pgbouncer
   has_trixie || [ -x /usr/sbin/debootstrap ] || echo debootstrap
 }

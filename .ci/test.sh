@@ -19,8 +19,8 @@ step "brokers, databases, linters" .ci/parts.sh
 step "lint" make --no-print-directory lint
 step "types" make --no-print-directory types
 
-echo "== tests: unit, property, integration, fault ($((SECONDS - started)) s so far)"
+echo "== tests: unit, property, integration, browser, fault ($((SECONDS - started)) s so far)"
 status=0
-$bin/python -m pytest -m "not soak" tests/unit tests/property tests/integration tests/fault "$@" || status=$?
+$bin/python -m pytest -m "not soak" tests/unit tests/property tests/integration tests/browser tests/fault "$@" || status=$?
 [ "${CI:-}" = true ] || echo "== total: $((SECONDS - started)) s"
 exit "$status"

@@ -16,6 +16,11 @@ class ExtraMissing(Error):
 
 def require(extra: str, what: str) -> None:
     """Raises ExtraMissing unless all packages of the extra are there."""
-    missing = [package for package in _PACKAGES[extra] if find_spec(package) is None]
-    if missing:
-        raise ExtraMissing(f'{what} needs {", ".join(missing)}: pip install "esp-ingest[{extra}]".')
+    lacking = missing(extra)
+    if lacking:
+        raise ExtraMissing(f'{what} needs {", ".join(lacking)}: pip install "esp-ingest[{extra}]".')
+
+
+def missing(extra: str) -> list[str]:
+    """The packages of the extra that are not installed."""
+    return [package for package in _PACKAGES[extra] if find_spec(package) is None]

@@ -69,6 +69,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
     with stop, theatre:
         for line in theatre.schema_lines:
             _say(f"  {line}")
+        _say(theatre.console.line() if theatre.console else 'no console: pip install "esp-ingest[demo,api]" brings it')
         _say(f"ready after {clock.monotonic() - started:.1f} s")
         play = _Play(theatre, clock, arguments, stop)
         play.run()

@@ -25,7 +25,9 @@ from typing import Self
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
+from esp_ingest.commands import extra
 from esp_ingest.config.settings import ENV_PREFIX, DatabaseSettings
+from esp_ingest.demo.console import DemoConsole
 from esp_ingest.demo.guard import Leash
 from esp_ingest.demo.screen import Alarm, Picture, Well
 from esp_ingest.demo.servers import EmbeddedBroker, EmbeddedError, EmbeddedPostgres, free_ports
@@ -82,7 +84,12 @@ class Theatre:
             settings = DatabaseSettings(dsn=SecretStr(self._database.dsn))
             self.schema_lines = schema.migrate(settings).lines()
             self._connection = self._stack.enter_context(connect(settings, autocommit=True))
-            self._http = f"http://127.0.0.1:{self._start_daemon()}"
+            (port,) = free_ports(1)
+            self.console = self._start_console(port)
+            self._http = f"http://127.0.0.1:{port}"
+            self._start_daemon(port)
+            if self.console is not None:
+                self.console.await_ready(self._clock)
             self._stack = self._stack.pop_all()
         return self
 
@@ -110,8 +117,15 @@ class Theatre:
             **self._extra,
         }
 
-    def _start_daemon(self) -> int:
-        (port,) = free_ports(1)
+    def _start_console(self, daemon_port: int) -> DemoConsole | None:
+        """It starts beside the daemon. None if its extra is not installed: the demo runs as well without it."""
+        if extra.missing("api"):
+            return None
+        console = DemoConsole(self._stack, self.folder, self.environment(), daemon_port)
+        console.add_user(self._connection)
+        return console
+
+    def _start_daemon(self, port: int) -> None:
         with (self.folder / "daemon.log").open("wb") as log:
             self._daemon = self._stack.enter_context(
                 Leash(
@@ -122,7 +136,6 @@ class Theatre:
                 )
             )
         self._wait_until_ready(f"http://127.0.0.1:{port}/health/ready")
-        return port
 
     def _wait_until_ready(self, address: str) -> None:
         deadline = self._clock.monotonic() + _READY_SECONDS

@@ -3,6 +3,7 @@
 The tests of the console and the pictures of it in the documentation share these."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -108,6 +109,14 @@ def sign_in(page: Page, name: str, password: str = PASSWORD, at: str = "/") -> N
     page.get_by_label("Password").fill(password)
     page.get_by_role("button", name="Sign in").click()
     page.locator("nav").wait_for()
+
+
+def until(page: Page, expression: str, argument: Any = None) -> None:
+    """Wait until the expression is true: wait_for_function() needs eval(), which the page's policy forbids."""
+    deadline = time.monotonic() + WAIT_MILLISECONDS / 1_000
+    while not page.evaluate(expression, argument):
+        assert time.monotonic() < deadline, f"never true: {expression}"
+        page.wait_for_timeout(50)
 
 
 def fill(database: Database, now: datetime, wells: int = 8, days: int = 2) -> None:

@@ -1,0 +1,73 @@
+"""The console of the demo: `esp-ingest api` on the demo's database, and a user who lives as long as the demo."""
+
+import secrets
+import socket
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+from esp_ingest.demo.guard import Leash
+from esp_ingest.demo.servers import EmbeddedError, free_ports
+from esp_ingest.service.clock import SystemClock
+from esp_ingest.store import users
+from esp_ingest.store.connection import Connection
+
+USER = "demo"
+_PORT = 8_000
+_POLL_SECONDS = 0.05
+_READY_SECONDS = 30.0
+# A day is played in fast motion, so the newest reading of a well is hours old until the end: no well is silent for it.
+_SILENT_AFTER_SECONDS = "86400"
+
+
+class DemoConsole:
+    """Started at once; ``await_ready()`` before anybody is told of it. Ends with ``stack``."""
+
+    def __init__(self, stack: ExitStack, folder: Path, environment: Mapping[str, str], daemon_port: int) -> None:
+        """``environment`` is that of the demo's commands; the log goes to ``api.log`` in ``folder``."""
+        self.port = _port()
+        self.password = secrets.token_urlsafe(9)
+        self._log = folder / "api.log"
+        settings = {
+            "ESP_INGEST_API__PORT": str(self.port),
+            "ESP_INGEST_API__DAEMON_URL": f"http://127.0.0.1:{daemon_port}",
+            "ESP_INGEST_API__SILENT_AFTER_SECONDS": _SILENT_AFTER_SECONDS,
+        }
+        with self._log.open("wb") as log:
+            command = [sys.executable, "-P", "-m", "esp_ingest", "api"]
+            self._leash = stack.enter_context(Leash(command, output=log, environment={**environment, **settings}))
+
+    def add_user(self, connection: Connection) -> None:
+        """Make the demo's user, an operator with a random password."""
+        from esp_ingest.api import passwords  # needs the extra
+
+        users.add(connection, USER, passwords.hashed(self.password), "operator", ["*"])
+
+    def await_ready(self, clock: SystemClock) -> None:
+        """Until it takes connections, which it does before it answers. Raises EmbeddedError if it does not start."""
+        deadline = clock.monotonic() + _READY_SECONDS
+        while True:
+            with socket.socket() as one:
+                one.settimeout(1)
+                if one.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            if self._leash.poll() is not None or clock.monotonic() > deadline:
+                last = self._log.read_text(errors="replace").strip().rpartition("\n")[2]
+                raise EmbeddedError(f"The console did not start: {last or 'it left no word why'}")
+            clock.sleep(_POLL_SECONDS)
+
+    def line(self) -> str:
+        """Where it is, and how to sign in."""
+        return f"console: http://127.0.0.1:{self.port}/  user {USER}, password {self.password}  (until the demo ends)"
+
+
+def _port() -> int:
+    """8000 if nobody has it, else any free port."""
+    with socket.socket() as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            one.bind(("127.0.0.1", _PORT))
+        except OSError:
+            return free_ports(1)[0]
+    return _PORT
