@@ -29,6 +29,7 @@ OPERATIONS: dict[str, tuple[str, str, dict[str, Any] | None, str, bool]] = {
     "kpis": ("GET", "/api/v1/alarms/kpis", None, "viewer", False),
     "history": ("GET", "/api/v1/alarms/history", None, "viewer", False),
     "precision": ("GET", "/api/v1/alarms/precision", None, "viewer", False),
+    "rules": ("GET", "/api/v1/rules", None, "viewer", False),
     "rejects": ("GET", "/api/v1/rejects", None, "viewer", False),
     "archive": ("GET", "/api/v1/archive", None, "viewer", False),
     "daemon": ("GET", "/api/v1/daemon", None, "viewer", False),

@@ -119,6 +119,14 @@ def test_wells_filtered_and_sorted(
     assert [well["well_id"] for well in found] == expected
 
 
+def test_rules_explain_their_alarms(vera: httpx.Client) -> None:
+    rules = {rule["diagnosis"]: rule for rule in got(vera, "/api/v1/rules")["items"]}
+    assert rules["underload"]["signals"] == ["motor_current", "vsd_frequency"]
+    assert rules["motor_hot"]["signals"] == ["motor_temp"]
+    assert rules["stale_well"]["signals"] == []
+    assert rules["underload"]["consequence"].startswith("the drive may trip")
+
+
 def test_a_well(vera: httpx.Client) -> None:
     well = got(vera, "/api/v1/wells/A-1", units="metric")
     assert well["units"]["flow_rate"] == "m³/d"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,12 +10,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import paho.mqtt.client as paho
 import psycopg
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from esp_ingest.demo.servers import EmbeddedBroker, EmbeddedPostgres
+
+CONSOLE = re.compile(r"console: (http://\S+?)/  user (\S+), password (\S+)")
 
 
 def demo(*arguments: str, temporary: Path) -> "subprocess.Popen[str]":
@@ -74,6 +78,26 @@ def test_a_short_demo_adds_up_and_leaves_nothing(temporary: Path) -> None:
     assert totals["written"] > 3 * 22 * 60 * 0.9, "three wells, 22 hours, a sample a minute"
     assert totals["diagnostics"] > 0
     assert "gas_lock well-00001" in output or "well-00001 gas_lock" in output
+    assert eventually(lambda: nothing_left(temporary))
+
+
+def test_the_console_is_there_while_it_plays(temporary: Path) -> None:
+    process = demo("--duration", "30", "--wells", "4", temporary=temporary)
+    assert process.stdout is not None
+    found = next((match for line in process.stdout if (match := CONSOLE.search(line))), None)
+    assert found is not None, "its first lines say where"
+    url, user, password = found.groups()
+    with httpx.Client(base_url=url, timeout=30, trust_env=False) as client:
+        assert "<title>esp-ingest</title>" in client.get("/").text
+        signed = client.post("/api/v1/auth/token", data={"username": user, "password": password}).json()
+        client.headers["Authorization"] = f"Bearer {signed['access_token']}"
+        assert client.get("/api/v1/me").json()["role"] == "operator"
+        assert eventually(lambda: client.get("/api/v1/fleet").json()["wells"] == 4, 30)
+        assert client.get("/api/v1/fleet").json()["states"]["silent"] == 0, "a day in fast motion is not silent"
+        assert client.get("/api/v1/daemon").json()["status"] == "ok"
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
     assert eventually(lambda: nothing_left(temporary))
 
 

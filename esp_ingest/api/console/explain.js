@@ -28,7 +28,8 @@ export function partsOf(message) {
   const parts = { seen: message, cause: "", consequence: "" };
   const [seen, ...rest] = message.replace(/\.$/, "").split(" — ");
   if (rest.length === 0) return parts;
-  parts.seen = seen.replace(/^[A-Za-z0-9._-]{1,64}: /, "");
+  // The well and the time of raising stand beside it.
+  parts.seen = seen.replace(/^[A-Za-z0-9._-]{1,64}: /, "").replace(/,? since \d{4}-\d\d-\d\d [\d:.]+( UTC)?$/, "");
   for (const each of rest) {
     if (each.startsWith("likely ")) parts.cause = each.slice(7);
     if (each.startsWith("consequence: ")) parts.consequence = each.slice(13);
@@ -95,7 +96,7 @@ async function loadHistory(alarm, place) {
     replace(place, h("p", { class: "error" }, error.message));
     return;
   }
-  replace(place, h("h3", null, "What was done"), items.length === 0 ? h("p", { class: "muted" }, "Nothing yet.") : actionList(items));
+  replace(place, h("p", { class: "minor" }, "What was done"), items.length === 0 ? h("p", { class: "muted" }, "Nothing yet.") : actionList(items));
 }
 
 const DONE = { ack: "acknowledged it", shelve: "shelved it", unshelve: "unshelved it", note: "noted", verdict: "judged it" };

@@ -138,7 +138,7 @@ export function severityMark(severity, isWaiting = true, hasText = false) {
   const mark = s("svg", { class: `mark ${severity}${isWaiting ? "" : " quiet"}`, viewBox: "0 0 20 20", role: "img", "aria-label": severity },
     s("path", { d: path }),
     s("text", { x: 10, y: severity === "high" ? 16 : 14.5, "text-anchor": "middle" }, figure));
-  return hasText ? h("span", { class: "marked" }, mark, severity) : mark;
+  return hasText ? h("span", { class: "marked" }, mark, h("span", { class: "word" }, severity)) : mark;
 }
 
 const STATE_SHAPES = { running: "M6 3v14l11-7z", stopped: "M4 4h12v12H4z", silent: "M4 4l12 12M16 4L4 16", unknown: "M4 10h12" };
