@@ -269,7 +269,7 @@ def test_an_alarm_is_explained(otto: Page) -> None:
     go(otto, "#/alarms?well=ESP-01&state=any")
     otto.get_by_role("button", name="Underload").click()
     shown = otto.locator(".explanation")
-    expect(shown).to_contain_text("Less fluid comes.")
+    expect(shown).to_contain_text("Less fluid reaches the pump.")
     expect(shown).to_contain_text("Check inflow, valves and gas.")
     expect(shown).to_contain_text("24 h habit")
     expect(shown).to_contain_text("The drive may trip")

