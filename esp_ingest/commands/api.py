@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from esp_ingest.commands.extra import require
+from esp_ingest.service.extra import require
 
 if TYPE_CHECKING:
     from esp_ingest.config.settings import Settings

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 
-from esp_ingest.commands.extra import require
+from esp_ingest.service.extra import require
 
 if TYPE_CHECKING:
     from esp_ingest.config.settings import Settings
