@@ -428,7 +428,7 @@ class LifecycleSettings(_Section):
 
 
 class Settings(BaseSettings):
-    """All settings, immutable. Build them with :func:`esp_ingest.config.settings.load.load`."""
+    """All settings, immutable. Build them with load() of load.py."""
 
     model_config = SettingsConfigDict(
         extra="forbid", frozen=True, env_prefix=ENV_PREFIX, env_nested_delimiter="__", env_ignore_empty=False

@@ -24,7 +24,8 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersi
 from paho.mqtt.exception import MalformedPacket
 
 from esp_ingest.interfaces import Clock
-from esp_ingest.model import LONG_TOPIC_BYTES, Delivery, cut_off, weight_of
+from esp_ingest.model import Delivery, cut_off, weight_of
+from esp_ingest.mqtt.publish_packets import PUBLISH, PUBLISH_END, head_of, remaining_length, walk
 
 logger = logging.getLogger(__name__)
 
@@ -32,133 +33,17 @@ RECV_BYTES = 262_144
 # TLS hands out a record (16 KiB) a recv, websockets a frame: so several a turn, but the other work gets its turn too.
 READS_PER_TURN = 16
 
-_PUBLISH, _PUBLISH_END = 0x30, 0x40
-_PUBLISH_QOS1 = 0x32
 _CONNACK = 0x20
 # An acknowledgement is four bytes: type, remaining length 2, packet id. By QoS: none, PUBACK, PUBREC.
 _ACKNOWLEDGEMENT = (0, 0x4002_0000, 0x5002_0000)
-_MAX_LENGTH_BYTES = 4
 MOST_PACKET_BYTES = 268_435_460  # MQTT's own limit, header included
 # Of a packet that is too large so much is looked at: the longest topic, and enough to see who sent what.
 _CUT_LOOK_BYTES = 131_072
-_CUT_KEPT_BYTES = 16_384
 _DISCONNECT = b"\xe0\x00"  # normal, in MQTT 3.1.1 and 5: the session stays as long as CONNECT said
 _DEPART_TURNS = 20
 _DEPART_MILLISECONDS = 50
 
 OnDeliveries = Callable[[list[Delivery], int, int], None]
-
-
-def walk(
-    data: bytes, at: int, deliveries: list[Delivery], connection: int, received_us: int, has_properties: bool
-) -> tuple[int, int, int]:
-    """Append the PUBLISH packets of ``data`` from ``at`` on, up to the first packet that is another or is not whole.
-
-    Returns (where it stopped, bytes appended as model.weight_of counts them, messages that are not plain new QoS 1).
-    ``has_properties`` is MQTT 5. Raises MalformedPacket; what came before the malformed packet is appended. The first
-    message is received at ``received_us`` and each further one 1 µs later, so that two of equal content are two. The
-    hottest loop of the product: 0.8 µs a message, so no calls but one.
-    """
-    append, new, of, qos1 = deliveries.append, tuple.__new__, Delivery, _PUBLISH_QOS1
-    end = len(data)
-    last = end - 1
-    size = unusual = 0
-    try:
-        while at < last:
-            first = data[at]
-            if first != qos1 and not _PUBLISH <= first < _PUBLISH_END:
-                break
-            length = data[at + 1]
-            start = at + 2
-            if length > 127:
-                if start < end and data[start] < 128:
-                    length += (data[start] << 7) - 128
-                    start += 1
-                else:
-                    length, start = _length(data, at)
-                    if length < 0:
-                        break
-            stop = start + length
-            if stop > end:
-                break
-            place = start + 2
-            start = place + (data[start] << 8 | data[start + 1])
-            topic = data[place:start]
-            if start - place > LONG_TOPIC_BYTES:
-                size += start - place
-            if first == qos1:
-                qos = 1
-                packet_id = data[start] << 8 | data[start + 1]
-                start += 2
-            else:
-                unusual += 1
-                qos = first >> 1 & 3
-                packet_id = 1
-                if qos:
-                    packet_id = data[start] << 8 | data[start + 1]
-                    start += 2
-            if has_properties:
-                skip = data[start]
-                start += 1
-                if skip:
-                    start = start + skip if skip < 128 else _after_properties(data, start - 1)
-            # No topic means a topic alias, which we never allowed; each of these is a protocol error.
-            if start > stop or not topic or not packet_id or qos > 2:
-                raise MalformedPacket("PUBLISH")
-            append(
-                new(of, (topic, data[start:stop], qos, packet_id if qos else 0, connection, received_us, first > 0x37))
-            )
-            received_us += 1
-            size += stop - start
-            at = stop
-    except IndexError:
-        raise MalformedPacket("PUBLISH is too short") from None
-    return at, size, unusual
-
-
-def _length(data: bytes, at: int) -> tuple[int, int]:
-    """(remaining length, where the rest starts) of the packet at ``at``; (-1, bytes of header) if that is cut off.
-
-    Raises MalformedPacket for a length of more than four bytes."""
-    length = 0
-    for place in range(_MAX_LENGTH_BYTES):
-        if at + 1 + place >= len(data):
-            return -1, len(data) - at
-        byte = data[at + 1 + place]
-        length |= (byte & 127) << 7 * place
-        if byte < 128:
-            return length, at + 2 + place
-    raise MalformedPacket("remaining length of more than four bytes")
-
-
-def _head_of(data: bytes, start: int, length: int, has_properties: bool) -> tuple[bytes, int, int, bytes, int]:
-    """(topic, first byte of the packet, packet id, first bytes of the payload, bytes of the payload) of a PUBLISH that
-    is not all here; ``data`` begins with the packet, whose rest begins at ``start`` and has ``length`` bytes. Raises
-    MalformedPacket."""
-    try:
-        place = start + 2
-        at = place + (data[start] << 8 | data[start + 1])
-        topic = data[place:at]
-        packet_id = 0
-        if data[0] >> 1 & 3:
-            packet_id = data[at] << 8 | data[at + 1]
-            at += 2
-        if has_properties:
-            at = _after_properties(data, at)
-    except IndexError:
-        raise MalformedPacket("PUBLISH is too short") from None
-    size = start + length - at
-    if size < 0 or not topic or (data[0] >> 1 & 3 and not packet_id) or data[0] & 6 == 6:
-        raise MalformedPacket("PUBLISH")
-    return topic, data[0], packet_id, data[at : at + _CUT_KEPT_BYTES], size
-
-
-def _after_properties(data: bytes, at: int) -> int:
-    """Where the property block that starts with its length at ``at`` ends."""
-    length, start = _length(data, at - 1)
-    if length < 0:
-        raise MalformedPacket("properties are cut off")
-    return start + length
 
 
 class BulkClient(paho.Client):
@@ -373,7 +258,7 @@ class BulkClient(paho.Client):
                     raise MalformedPacket("PUBLISH before CONNACK")
                 if at >= len(data):
                     break
-                length, start = _length(data, at)
+                length, start = remaining_length(data, at)
                 if length < 0 or start + length > len(data):
                     self._begin_partial_packet(data[at:], length, start - at)
                     break
@@ -428,12 +313,12 @@ class BulkClient(paho.Client):
             self._keep_partial_packet(data, start + 1)
         elif start + length <= self._max_packet_bytes:
             self._keep_partial_packet(data, start + length)
-        elif not _PUBLISH <= data[0] < _PUBLISH_END:
+        elif not PUBLISH <= data[0] < PUBLISH_END:
             raise MalformedPacket(f"a packet of type {data[0] >> 4} with {length} bytes")
         elif len(data) < min(_CUT_LOOK_BYTES, start + length):
             self._keep_partial_packet(data, min(_CUT_LOOK_BYTES, start + length))
         else:
-            topic, first, packet_id, head, whole_bytes = _head_of(data, start, length, self._is_mqtt5)
+            topic, first, packet_id, head, whole_bytes = head_of(data, start, length, self._is_mqtt5)
             payload = cut_off(head, whole_bytes)
             self._cut = Delivery(topic, payload, first >> 1 & 3, packet_id, self.connection, 0, first > 0x37)
             self._discard_bytes = start + length - len(data)

@@ -1,11 +1,10 @@
-"""The session on the broker: seams.Source over BulkClient.
+"""The session on the broker: interfaces.Source over BulkClient.
 
 One network thread of ours drives paho's external-loop calls. paho's own thread was refused: its reconnect delay is
 reset by every CONNACK and has no jitter, and it cannot stop reading without losing the keep alive.
 
 Rules that this file keeps:
 - a delivery is acknowledged on the connection that brought it, or not at all;
-- the subscription counts from SUBACK on, with its reason code read;
 - nothing here waits for the pipeline: a full buffer pauses reading, the broker's window does the rest;
 - what was received stays in memory over a lost connection. The broker delivers it again as a rule, but a broker that
   came back from an old snapshot would not; stored twice it counts as a duplicate, lost it is lost.
@@ -17,7 +16,7 @@ import select
 import socket
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 
@@ -25,7 +24,6 @@ from paho.mqtt import client as paho
 from paho.mqtt.enums import MQTTProtocolVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
-from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from esp_ingest.config.settings import ConfigError, MqttSettings
 from esp_ingest.interfaces import Clock
@@ -33,15 +31,15 @@ from esp_ingest.model import Delivery
 from esp_ingest.mqtt import sentences
 from esp_ingest.mqtt.buffer import Buffer
 from esp_ingest.mqtt.client import BulkClient
-from esp_ingest.mqtt.client_setup import SessionRecord, Topics, new_client
+from esp_ingest.mqtt.client_setup import SessionRecord, new_client
 from esp_ingest.mqtt.packet_ids import PacketIds
+from esp_ingest.mqtt.subscription import Subscription
 from esp_ingest.service.backoff import Backoff
 from esp_ingest.service.log import Repeated
 from esp_ingest.service.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
-QOS = 1
 TURN_SECONDS = 1.0
 # Between "readable" and reading: the broker writes a message at a time, and a turn for each costs more than all else.
 # 3 ms later at most, where a batch waits for 250; measured 14 → 7 µs of CPU a reading.
@@ -50,8 +48,6 @@ CLOSE_SECONDS = 4.0
 SILENT_CLOSES_BEFORE_FALLBACK = 2
 FLAPPING_CONNECTIONS = 2  # so many short-lived ones in a row
 SETTLED_SECONDS = 5.0  # a connection that stood for less has restored nothing
-
-_GRANTED_QOS0 = 0x00
 
 
 @dataclass(slots=True)
@@ -63,11 +59,6 @@ class _Link:
     is_accepted: bool = False
     session_present: bool = False
     is_answered: bool = False  # SUBACK is here, whatever it says
-    subscribe_packet_id: int = 0
-    subscribe_at: float = inf  # next attempt, after a refusal
-    unsubscribing: dict[int, set[str]] = field(default_factory=dict)
-    tried_strays: set[str] = field(default_factory=set)
-    has_left: bool = False
     is_contested: bool = False
     end: str = ""  # why it ended, one sentence
 
@@ -76,7 +67,7 @@ class MqttSource:
     """Deliveries from the broker. ``take``, ``settle``, ``buffered`` and the lifetime calls belong to the pipeline's
     thread; what health reads may be read from any.
 
-    ``state_folder`` (None: nowhere) holds the record of what the session is subscribed to, see session.py. Without
+    ``state_folder`` (None: nowhere) holds the record of what the session is subscribed to, see client_setup.py. Without
     ``keep_session`` the broker forgets the session with the connection, however that ends: for a probe. The
     constructor raises ConfigError when the TLS files cannot be used; no broker is needed until deliveries are wanted.
     """
@@ -92,17 +83,15 @@ class MqttSource:
     ) -> None:
         self._settings, self._clock, self._metrics = settings, clock, metrics
         self._keep_session = keep_session
-        self._topics = Topics(settings)
         self._record = SessionRecord(settings, state_folder)
+        self._subscription = Subscription(settings, clock, metrics, self._record)
         self._packet_ids = PacketIds(self._record, settings.receive_maximum)
         self._buffer = Buffer(settings.receive_maximum, settings.buffer_max_bytes)
         self._received = {str(qos): metrics.messages_received.labels(str(qos)) for qos in range(3)}
         self._dropped = metrics.messages_dropped.labels("0")
 
         self._backoff = Backoff(settings.reconnect_min_seconds, settings.reconnect_max_seconds)
-        self._subscribe_backoff = Backoff(settings.reconnect_min_seconds, settings.reconnect_max_seconds)
         self._outage = Repeated(logger, "mqtt connection failed", "mqtt connection restored")
-        self._refusal = Repeated(logger, "mqtt subscription refused", "mqtt subscription accepted", level=logging.ERROR)
         self._session_losses = Repeated(logger, "mqtt session lost on the broker", "mqtt session kept by the broker")
         self._drops = Repeated(logger, "mqtt messages dropped", "mqtt messages no longer dropped")
 
@@ -114,7 +103,6 @@ class MqttSource:
         self._has_warned_of_fallback = False
         self._connections = 0
         self._short_lived = 0
-        self._had_session = False
         self._link = _Link(0.0, inf)
         self._last_turn = clock.monotonic()
 
@@ -126,7 +114,6 @@ class MqttSource:
         self._wake_reader: socket.socket | None = None
         self._wake_writer: socket.socket | None = None
         self.connected = False
-        self.subscribed = False
         self.last_error = ""
         metrics.window_messages.set(settings.receive_maximum)
 
@@ -203,8 +190,7 @@ class MqttSource:
     @property
     def has_left(self) -> bool:
         """After :meth:`stop_subscribing`: connected, and the broker has confirmed that it deals nothing new."""
-        link = self._link
-        return self.connected and link.has_left and not link.unsubscribing and not self._record.filters
+        return self.connected and self._subscription.has_left
 
     def forget_session(self) -> bool:
         """Close, and end the session on the broker with all that it holds: its subscriptions and its queue. For a
@@ -231,10 +217,15 @@ class MqttSource:
             logger.warning("mqtt session not ended", extra={"error": str(error)})
             return False
         if is_gone:
-            self._record.keep(set())
+            self._subscription.forget()
         return is_gone
 
     # -- Health.
+
+    @property
+    def subscribed(self) -> bool:
+        """Whether the broker has granted the subscription on the connection that stands now."""
+        return self._subscription.is_granted
 
     def unacked(self) -> int:
         """Messages received and not yet settled."""
@@ -278,6 +269,7 @@ class MqttSource:
         client = self._client
         now = self._clock.monotonic()
         link = self._link = _Link(now, now + self._settings.connect_timeout_seconds)
+        self._subscription.begin()
         try:
             self._last_turn = now
             client.reconnect()
@@ -333,26 +325,23 @@ class MqttSource:
             if client.want_write():
                 client.loop_write()
             client.loop_misc()
-            self._keep_house(client, link)
+            self._do_what_is_due(client, link)
 
     def _seconds_to_next(self, link: _Link) -> float:
-        due = min(link.deadline, link.subscribe_at) - self._last_turn
+        due = min(link.deadline, self._subscription.next_attempt) - self._last_turn
         return min(TURN_SECONDS, max(0.001, due))
 
-    def _keep_house(self, client: BulkClient, link: _Link) -> None:
+    def _do_what_is_due(self, client: BulkClient, link: _Link) -> None:
         """Deadlines, and what is due. Once a turn."""
         now = self._last_turn = self._clock.monotonic()
         if now >= link.deadline:
             waited_for = "SUBSCRIBE" if link.is_accepted else "CONNECT"
             link.end = f"The broker at {self._address} did not answer {waited_for} in time."
             client.abort()
-        if now >= link.subscribe_at:
+        if now >= self._subscription.next_attempt:
             self._subscribe(link)
-        if self._is_leaving and link.is_answered and not link.has_left:
-            link.has_left = True
-            self.subscribed = False
-            self._metrics.mqtt_subscribed.set(0)
-            self._unsubscribe(link, self._record.filters | {self._topics.wanted})
+        if self._is_leaving and link.is_answered:
+            self._subscription.leave(client)
         if self._outage.active and self.subscribed and self._is_settled(link, now):
             self._outage.ended(now, connection=client.connection)
         if self._drops.active and self._buffer.has_room_for_qos0():
@@ -425,7 +414,7 @@ class MqttSource:
         if link.session_present:
             self._session_losses.ended(self._clock.monotonic())
         else:
-            if self._had_session or self._record.filters:
+            if self._subscription.should_be_kept:
                 self._metrics.mqtt_sessions_lost.inc()
                 reason = "no session present, though there was one: its queue is gone"
                 self._session_losses.failed(self._clock.monotonic(), reason, client_id=self._settings.client_id)
@@ -449,62 +438,15 @@ class MqttSource:
         link.end = sentences.ended(self._settings, reason)
 
     def _subscribe(self, link: _Link) -> None:
-        # Recorded before it is asked for: a crash in between must not leave a filter that nobody knows of.
-        self._record.keep(self._record.filters | {self._topics.wanted})
-        link.subscribe_at = inf
         link.deadline = self._clock.monotonic() + self._settings.connect_timeout_seconds
-        if self.protocol == "5":
-            # Retained messages would come again at each connection: ask for none (retain handling 2).
-            options = SubscribeOptions(qos=QOS, retainHandling=SubscribeOptions.RETAIN_DO_NOT_SEND)
-            _, packet_id = self._client.subscribe(self._topics.wanted, options=options)
-        else:
-            _, packet_id = self._client.subscribe(self._topics.wanted, qos=QOS)
-        link.subscribe_packet_id = packet_id or 0
+        self._subscription.subscribe(self._client, is_mqtt5=self.protocol == "5")
 
     def _on_subscribe(self, packet_id: int, reasons: list[ReasonCode]) -> None:
         link = self._link
-        if packet_id != link.subscribe_packet_id or not reasons:
-            return
-        link.is_answered = True
-        link.deadline = inf
-        now = self._clock.monotonic()
-        reason = reasons[0]
-        if reason.is_failure or reason.value == _GRANTED_QOS0:
-            self._subscription_refused(link, reason, now)
-            return
-        self.subscribed, self._had_session = True, True
-        self.last_error = ""
-        self._subscribe_backoff.attempts = 0
-        self._metrics.mqtt_subscribed.set(1)
-        self._refusal.ended(now, topic_filter=self._topics.wanted)
-        if link.session_present:
-            self._unsubscribe(link, (self._record.filters | self._topics.superseded) - {self._topics.wanted})
-
-    def _subscription_refused(self, link: _Link, reason: ReasonCode, now: float) -> None:
-        granted = "granted QoS 0 only" if reason.value == _GRANTED_QOS0 else f"refused ({reason})"
-        self.subscribed = False
-        self.last_error = (
-            f"The subscription to {self._topics.wanted} was {granted}: "
-            f"let user {self._settings.username or '(none)'} read it at QoS 1 in the broker's access list."
-        )
-        self._metrics.mqtt_subscribed.set(0)
-        self._refusal.failed(now, self.last_error)
-        link.subscribe_at = now + self._subscribe_backoff.next_seconds()
-
-    def _unsubscribe(self, link: _Link, filters: set[str]) -> None:
-        if filters:
-            _, packet_id = self._client.unsubscribe(sorted(filters))
-            link.unsubscribing[packet_id or 0] = filters
-
-    def _on_unsubscribe(self, packet_id: int, reasons: list[ReasonCode]) -> None:
-        filters = self._link.unsubscribing.pop(packet_id, set())
-        if any(reason.is_failure for reason in reasons):
-            logger.warning("mqtt unsubscribe refused", extra={"filters": sorted(filters)})
-            return
-        known = self._record.filters & filters
-        if known:
-            logger.info("mqtt old subscriptions ended", extra={"filters": sorted(known)})
-        self._record.keep(self._record.filters - filters)
+        said = self._subscription.answered(self._client, packet_id, reasons, session_present=link.session_present)
+        if said is not None:
+            link.is_answered, link.deadline = True, inf
+            self.last_error = said
 
     def _on_deliveries(self, deliveries: list[Delivery], size: int, unusual: int) -> None:
         if self._is_discarding:
@@ -516,9 +458,7 @@ class MqttSource:
             self._count_unusual(deliveries)
         else:
             self._received["1"].inc(len(deliveries))
-        for delivery in (deliveries[0], deliveries[-1]):
-            if not self._topics.is_ours(delivery.topic):
-                self._end_stray(delivery.topic)
+        self._subscription.end_strays(self._client, deliveries)
         self._packet_ids.follow(deliveries, unusual)
         now = self._clock.monotonic()
         dropped = self._buffer.put(deliveries, size, now)
@@ -538,14 +478,6 @@ class MqttSource:
         if redelivered:
             self._metrics.messages_redelivered.inc(redelivered)
 
-    def _end_stray(self, topic: bytes) -> None:
-        """A subscription of an earlier configuration is still there. Its messages become rejects and are settled."""
-        stray = self._topics.stray_filter(topic)
-        if stray is not None and stray not in self._link.tried_strays:
-            self._link.tried_strays.add(stray)
-            logger.warning("mqtt subscription from an earlier configuration", extra={"filter": stray})
-            self._unsubscribe(self._link, {stray})
-
     # -- Parts.
 
     def _new_client(self, protocol: MQTTProtocolVersion, first_connection: int) -> BulkClient:
@@ -560,7 +492,9 @@ class MqttSource:
         client.on_connect = lambda _, __, flags, reason, properties: self._on_connect(flags, reason, properties)
         client.on_disconnect = lambda _, __, flags, reason, ___: self._on_disconnect(flags, reason)
         client.on_subscribe = lambda _, __, packet_id, reasons, ___: self._on_subscribe(packet_id, reasons)
-        client.on_unsubscribe = lambda _, __, packet_id, reasons, ___: self._on_unsubscribe(packet_id, reasons)
+        client.on_unsubscribe = lambda _, __, packet_id, reasons, ___: self._subscription.unsubscribed(
+            packet_id, reasons
+        )
         self._protocol = protocol
         return client
 
@@ -568,8 +502,7 @@ class MqttSource:
         self.connected = connected
         self._metrics.mqtt_connected.set(int(connected))
         if not connected:
-            self.subscribed = False
-            self._metrics.mqtt_subscribed.set(0)
+            self._subscription.ended()
 
     def _wake(self) -> None:
         writer = self._wake_writer

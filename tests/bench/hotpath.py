@@ -17,7 +17,7 @@ from esp_ingest.config.settings import TelemetrySettings
 from esp_ingest.diagnostics.engine.engine import Engine
 from esp_ingest.diagnostics.language import rules_file
 from esp_ingest.model import Delivery
-from esp_ingest.mqtt.client import walk
+from esp_ingest.mqtt.publish_packets import walk
 from esp_ingest.resources import config_file
 from esp_ingest.store.write.copy_format import telemetry_stream
 from esp_ingest.store.write.high_water import Marks

@@ -7,7 +7,8 @@ from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.exception import MalformedPacket
 
 from esp_ingest.model import Delivery, weight_of, whole_bytes_of
-from esp_ingest.mqtt.client import RECV_BYTES, walk
+from esp_ingest.mqtt.client import RECV_BYTES
+from esp_ingest.mqtt.publish_packets import walk
 from tests.support.fake_broker import (
     CONNACK,
     DISCONNECT,

@@ -369,7 +369,7 @@ def test_the_network_thread_survives_an_error_of_ours(
 ) -> None:
     source = new_source()
     until(lambda: source.subscribed)
-    monkeypatch.setattr(source, "_keep_house", lambda *_: 1 / 0)
+    monkeypatch.setattr(source, "_do_what_is_due", lambda *_: 1 / 0)
     broker.connection(2)
     assert source.network_thread_alive()
     assert "mqtt network thread failed, and goes on" in caplog.messages
