@@ -184,6 +184,24 @@ def new_client(
     return client
 
 
+def end_session(settings: MqttSettings, protocol: MQTTProtocolVersion, clock: Clock, connection: int) -> bool:
+    """Connect once more, under the number ``connection``, so that the broker ends the session with its subscriptions
+    and its queue. Returns whether it agreed. Blocks for up to ``connect_timeout_seconds``. Raises ConfigError."""
+    client = new_client(settings, protocol, clock, lambda *_: None, connection, keep_session=False)
+    try:
+        client.reconnect()
+        for _ in range(int(settings.connect_timeout_seconds * 10)):
+            if client.is_connected() or client.socket() is None:
+                break
+            client.loop(0.1)
+        is_gone = client.is_connected()
+        client.depart()
+    except OSError as error:
+        logger.warning("mqtt session not ended", extra={"error": str(error)})
+        return False
+    return is_gone
+
+
 def _connect_properties(settings: MqttSettings) -> Properties:
     """How long the broker keeps the session, and our window. The topic alias maximum stays unset: no aliases, since
     the packet walk does not resolve them."""

@@ -10,10 +10,8 @@ Rules that this file keeps:
   came back from an old snapshot would not; stored twice it counts as a duplicate, lost it is lost.
 """
 
-import contextlib
 import logging
 import select
-import socket
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,9 +29,10 @@ from esp_ingest.model import Delivery
 from esp_ingest.mqtt import sentences
 from esp_ingest.mqtt.buffer import Buffer
 from esp_ingest.mqtt.client import BulkClient
-from esp_ingest.mqtt.client_setup import SessionRecord, new_client
+from esp_ingest.mqtt.client_setup import SessionRecord, end_session, new_client
 from esp_ingest.mqtt.packet_ids import PacketIds
 from esp_ingest.mqtt.subscription import Subscription
+from esp_ingest.mqtt.waker import Waker
 from esp_ingest.service.backoff import Backoff
 from esp_ingest.service.log import Repeated
 from esp_ingest.service.metrics import Metrics
@@ -111,8 +110,7 @@ class MqttSource:
         self._is_paused = False
         self._is_discarding = False
         self._is_leaving = False
-        self._wake_reader: socket.socket | None = None
-        self._wake_writer: socket.socket | None = None
+        self._waker: Waker | None = None  # from start() to close()
         self.connected = False
         self.last_error = ""
         metrics.window_messages.set(settings.receive_maximum)
@@ -150,9 +148,7 @@ class MqttSource:
 
     def start(self) -> None:
         """Connect in the background; returns at once, with or without a broker."""
-        self._wake_reader, self._wake_writer = socket.socketpair()
-        self._wake_reader.setblocking(False)
-        self._wake_writer.setblocking(False)
+        self._waker = Waker()
         self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
         self._thread.start()
 
@@ -174,10 +170,9 @@ class MqttSource:
                 logger.warning("mqtt thread did not end")
                 return
         self._client.abort()
-        for end in (self._wake_reader, self._wake_writer):
-            if end is not None:
-                end.close()
-        self._wake_reader = self._wake_writer = None
+        if self._waker is not None:
+            self._waker.close()
+            self._waker = None
         self._record.close()
 
     def stop_subscribing(self) -> None:
@@ -197,25 +192,7 @@ class MqttSource:
         member that leaves a share group for good, to which the broker would deal messages for as long as the session
         lasts. Returns whether the broker agreed. Takes up to ``connect_timeout_seconds``."""
         self.close()
-        client = new_client(
-            self._settings,
-            self._protocol,
-            self._clock,
-            lambda *_: None,
-            self._client.connection + 1,
-            keep_session=False,
-        )
-        try:
-            client.reconnect()
-            for _ in range(int(self._settings.connect_timeout_seconds * 10)):
-                if client.is_connected() or client.socket() is None:
-                    break
-                client.loop(0.1)
-            is_gone = client.is_connected()
-            client.depart()
-        except OSError as error:
-            logger.warning("mqtt session not ended", extra={"error": str(error)})
-            return False
+        is_gone = end_session(self._settings, self._protocol, self._clock, self._client.connection + 1)
         if is_gone:
             self._subscription.forget()
         return is_gone
@@ -295,11 +272,11 @@ class MqttSource:
 
     def _serve(self, client: BulkClient, link: _Link) -> None:
         opened = client.socket()
-        wake = self._wake_reader
-        if opened is None or wake is None:
+        waker = self._waker
+        if opened is None or waker is None:
             return
         poll = select.poll()
-        fd, wake_fd = opened.fileno(), wake.fileno()
+        fd, wake_fd = opened.fileno(), waker.fileno()
         poll.register(wake_fd, select.POLLIN)
         while client.socket() is not None:
             self._is_paused = is_paused = link.is_answered and self._buffer.is_full()
@@ -308,7 +285,7 @@ class MqttSource:
             has_pending = not is_paused and client.pending() > 0
             events = dict(poll.poll(0 if has_pending else 1_000 * self._seconds_to_next(link)))
             if events.get(wake_fd):
-                _drain(wake)
+                waker.drain()
             if self._ending.is_set():
                 client.depart()
                 return
@@ -505,16 +482,10 @@ class MqttSource:
             self._subscription.ended()
 
     def _wake(self) -> None:
-        writer = self._wake_writer
-        if writer is not None:
-            with contextlib.suppress(OSError):  # full: it is awake; closed: it has ended
-                writer.send(b"\0")
+        waker = self._waker
+        if waker is not None:
+            waker.wake()
 
     @property
     def _address(self) -> str:
         return sentences.address(self._settings)
-
-
-def _drain(reader: socket.socket) -> None:
-    with contextlib.suppress(BlockingIOError):
-        reader.recv(4_096)
