@@ -148,7 +148,7 @@ def test_a_subscription_at_qos_2_from_other_days_loses_nothing(
     start: Start, mosquitto: Mosquitto, well: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Received at QoS 2, crashed before it was safe, received again; PUBREC and PUBCOMP give each slot back."""
-    monkeypatch.setattr("esp_ingest.mqtt.source.QOS", 2)
+    monkeypatch.setattr("esp_ingest.mqtt.subscription.QOS", 2)
     first = start(receive_maximum=10)
     well.publish_many(TOPIC, numbered(10), qos=2)
     taken = take(first, 10, settle=False)
