@@ -24,7 +24,7 @@ PICTURES = {
     "console-fleet": ("#/fleet", "desk", False),
     "console-well": ("#/well/WELL?range=6h", "desk", False),
     "console-well-dark": ("#/well/WELL?range=6h", "desk", True),
-    "console-alarms": ("#/alarms", "desk", False),
+    "console-alarms": ("#/alarms?state=unacknowledged", "desk", False),
     "console-phone": ("#/fleet", "phone", False),
 }
 

@@ -2,8 +2,7 @@
 
 import { get } from "./api.js";
 import { choice, h, replace, s } from "./dom.js";
-import { unitOf } from "./explain.js";
-import { moment, number, zoneName } from "./format.js";
+import { moment, number, unitOf, zoneName } from "./format.js";
 import { prefs } from "./prefs.js";
 
 const TURNS = { "24h": 86_400, "7d": 604_800 };

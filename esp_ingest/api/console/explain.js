@@ -2,26 +2,10 @@
 
 import { get } from "./api.js";
 import { h, replace } from "./dom.js";
-import { SIGNALS, fromStored, number, signalName, timeElement } from "./format.js";
-import { prefs } from "./prefs.js";
-
-const STORED_UNITS = {
-  flow_rate: "bbl/d", pip: "psi", motor_current: "A", motor_temp: "°F", vibration: "in/s", vsd_frequency: "Hz", gor: "scf/bbl",
-  discharge_pressure: "psi", wellhead_pressure: "psi", casing_pressure: "psi", intake_temp: "°F", leakage_current: "mA", drive_voltage: "V",
-};
-const METRIC_UNITS = { "bbl/d": "m³/d", psi: "bar", "°F": "°C", "in/s": "mm/s", "scf/bbl": "m³/m³" };
-
-/** The unit of a signal in the chosen system. */
-export function unitOf(signal) {
-  const stored = STORED_UNITS[signal] ?? "";
-  return prefs.units === "metric" ? (METRIC_UNITS[stored] ?? stored) : stored;
-}
+import { SIGNALS, fromStored, number, signalName, timeElement, unitOf } from "./format.js";
 
 /** A stored value of a signal with its unit, in the chosen system. */
-export const shown = (signal, value) => {
-  const unit = unitOf(signal);
-  return `${number(fromStored(value, STORED_UNITS[signal]), unit)} ${unit}`;
-};
+const shown = (signal, value) => `${number(fromStored(signal, value), unitOf(signal))} ${unitOf(signal)}`;
 
 /** {seen, cause, consequence} out of the message of an alarm, as the daemon composes it. */
 export function partsOf(message) {

@@ -2,7 +2,7 @@
 
 import { cursorOf, get, limited } from "./api.js";
 import { choice, debounced, field, h, replace, select, setText, throttled } from "./dom.js";
-import { SEVERITIES, SIGNALS, STATES, WAITING, HELD_BACK, age, count, number, ruleName, severityMark, signalName, stateMark, timeElement } from "./format.js";
+import { SEVERITIES, SIGNALS, STATES, WAITING, HELD_BACK, age, count, number, readingOf, ruleName, severityMark, signalName, stateMark, timeElement } from "./format.js";
 import { live } from "./live.js";
 import { prefs } from "./prefs.js";
 import { sparkline } from "./spark.js";
@@ -230,10 +230,9 @@ export function open(root, context) {
   const reload = throttled(load, 1_500);
   const ends = [
     live.on("readings", ({ columns, rows: changed }) => {
-      if (prefs.units !== "field") return reload(); // the stream has field units
       let isNew = false;
       for (const values of changed) {
-        const reading = Object.fromEntries(columns.map((name, at) => [name, values[at]]));
+        const reading = readingOf(columns, values);
         const well = wells.find((each) => each.well_id === reading.well_id);
         if (!well) {
           isNew = true;

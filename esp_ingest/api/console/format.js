@@ -31,10 +31,14 @@ const DECIMALS = {
   "bbl/d": 0, psi: 0, A: 1, "°F": 0, "in/s": 2, Hz: 1, "scf/bbl": 0, mA: 2, V: 0,
   "m³/d": 1, bar: 1, "°C": 0, "mm/s": 1, "m³/m³": 1,
 };
-// As the API converts (esp_ingest/api/units.py), for the limits of alarms, which come as they are stored.
+const STORED_UNITS = {
+  flow_rate: "bbl/d", pip: "psi", motor_current: "A", motor_temp: "°F", vibration: "in/s", vsd_frequency: "Hz", gor: "scf/bbl",
+  discharge_pressure: "psi", wellhead_pressure: "psi", casing_pressure: "psi", intake_temp: "°F", leakage_current: "mA", drive_voltage: "V",
+};
+// As the API converts (esp_ingest/api/units.py), for what comes as it is stored: the live stream and the figures of alarms.
 const METRIC = {
-  "bbl/d": (x) => x * 0.158987294928, psi: (x) => x * 0.0689475729316836, "°F": (x) => ((x - 32) * 5) / 9,
-  "in/s": (x) => x * 25.4, "scf/bbl": (x) => (x * 0.028316846592) / 0.158987294928,
+  "bbl/d": ["m³/d", (x) => x * 0.158987294928], psi: ["bar", (x) => x * 0.0689475729316836], "°F": ["°C", (x) => ((x - 32) * 5) / 9],
+  "in/s": ["mm/s", (x) => x * 25.4], "scf/bbl": ["m³/m³", (x) => (x * 0.028316846592) / 0.158987294928],
 };
 
 /** The name of a signal. */
@@ -63,8 +67,16 @@ export function bytes(value) {
   return `${(value / 1000 ** power).toFixed(power && value / 1000 ** power < 100 ? 1 : 0)} ${["B", "kB", "MB", "GB", "TB"][power]}`;
 }
 
-/** A limit as stored, in the chosen units. */
-export const fromStored = (value, unit) => (prefs.units === "metric" && METRIC[unit] ? METRIC[unit](value) : value);
+const metricOf = (signal) => (prefs.units === "metric" ? METRIC[STORED_UNITS[signal]] : undefined);
+
+/** The unit of a signal in the chosen system. */
+export const unitOf = (signal) => metricOf(signal)?.[0] ?? STORED_UNITS[signal] ?? "";
+
+/** A stored value of a signal in the chosen system; null stays null. */
+export const fromStored = (signal, value) => (Number.isFinite(value) ? (metricOf(signal)?.[1](value) ?? value) : null);
+
+/** A reading out of a row of the live stream, in the chosen system. */
+export const readingOf = (columns, row) => Object.fromEntries(columns.map((name, at) => [name, name in STORED_UNITS ? fromStored(name, row[at]) : row[at]]));
 
 const two = (value) => String(value).padStart(2, "0");
 const MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(" ");
@@ -156,8 +168,8 @@ export function percentile(sorted, share) {
   return sorted[low] + (sorted[Math.min(low + 1, sorted.length - 1)] - sorted[low]) * (at - low);
 }
 
-/** The band in which nine of ten values lie, [low, high]; null for fewer than 10 values. */
-export function usualBand(values) {
+/** The band in which most values lie, [low, high], less `share` at either end; null for fewer than 10 values. */
+export function usualBand(values, share = 0.05) {
   const sorted = values.filter((value) => value !== null && Number.isFinite(value)).sort((a, b) => a - b);
-  return sorted.length < 10 ? null : [percentile(sorted, 0.05), percentile(sorted, 0.95)];
+  return sorted.length < 10 ? null : [percentile(sorted, share), percentile(sorted, 1 - share)];
 }

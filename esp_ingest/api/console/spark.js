@@ -13,7 +13,7 @@ export function sparkline(rows, label) {
   const picture = s("svg", { class: "spark", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": label });
   if (points.length === 0) return picture;
   const values = points.map((point) => point[1]);
-  const band = usualBand(values);
+  const band = usualBand(values, 0.1);
   const low = Math.min(...values);
   const high = Math.max(...values);
   const middle = (low + high) / 2;

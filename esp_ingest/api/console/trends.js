@@ -2,8 +2,7 @@
 
 import { Chart, loadPlot } from "./chart.js";
 import { announce, choice, debounced, h, replace, setText, throttled } from "./dom.js";
-import { unitOf } from "./explain.js";
-import { moment, number, ruleName, signalName, span, usualBand, zoneName } from "./format.js";
+import { moment, number, ruleName, signalName, span, unitOf, usualBand, zoneName } from "./format.js";
 import { keyStep, pointerGestures } from "./gestures.js";
 import { indicator } from "./indicator.js";
 import { prefs } from "./prefs.js";
@@ -57,7 +56,6 @@ export class Trends {
     for (const signal of this.options.signals) this.addChart(signal);
     this.resized.observe(this.plots);
     await this.settled();
-    this.loadBands();
     this.timer = setInterval(() => this.beat(), 1_000);
   }
 
@@ -249,7 +247,7 @@ export class Trends {
     }
   }
 
-  /** The band in which each signal was for nine tenths of its running time in the last seven days. */
+  /** The band in which each signal was for nine tenths of its running time in the last seven days, less its alarms. */
   async loadBands() {
     const to = this.options.newest() || Date.now() / 1000;
     const source = new Series(this.options.wellId, this.options.signals);
@@ -264,7 +262,9 @@ export class Trends {
     const stopped = new Set(current ? current.x.filter((_, at) => current.y[at] !== null && current.y[at] <= 0) : []);
     for (const signal of this.options.signals) {
       const { x, y } = piece.data[signal];
-      this.bands[signal] = usualBand(y.filter((_, at) => x[at] > to - SPANS["7d"] && !stopped.has(x[at])));
+      const mine = (this.alarms ?? []).filter((alarm) => alarm.signals?.includes(signal));
+      const isUsual = (time) => time > to - SPANS["7d"] && !stopped.has(time) && !mine.some((alarm) => time >= alarm.from - 900 && time <= alarm.to);
+      this.bands[signal] = usualBand(y.filter((_, at) => isUsual(x[at])));
     }
     this.mark(this.alarms ?? [], this.limits ?? {});
     if (this.reading) this.showReading(this.reading);

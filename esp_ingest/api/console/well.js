@@ -4,8 +4,8 @@ import { ammeter } from "./ammeter.js";
 import { AlarmList } from "./alarm-list.js";
 import { get } from "./api.js";
 import { h, replace, setText, throttled } from "./dom.js";
-import { actionList, rulesSay, unitOf } from "./explain.js";
-import { HELD_BACK, SIGNALS, WAITING, age, fromStored, number, ruleName, severityMark, stateMark, timeElement } from "./format.js";
+import { actionList, rulesSay } from "./explain.js";
+import { HELD_BACK, SIGNALS, WAITING, age, fromStored, number, readingOf, ruleName, severityMark, stateMark, timeElement, unitOf } from "./format.js";
 import { live } from "./live.js";
 import { prefs } from "./prefs.js";
 import { Trends } from "./trends.js";
@@ -29,6 +29,7 @@ export function open(root, context) {
   const history = h("section", { class: "panel" }, h("h2", null, "What was done"));
   const meter = ammeter(wellId, newest);
   let trends = null;
+  let hasBands = false;
 
   const list = new AlarmList(context, {
     isOfWell: true,
@@ -91,6 +92,8 @@ export function open(root, context) {
     }));
     drawn.sort((a, b) => severityRank(b) - severityRank(a));
     trends.mark(drawn, limitsOf(page.items));
+    if (!hasBands) trends.loadBands(); // after the alarms, because what was usual leaves them out
+    hasBands = true;
   }
 
   const severityRank = ({ severity }) => ["critical", "high", "medium", "low"].indexOf(severity);
@@ -106,14 +109,11 @@ export function open(root, context) {
       const snapshot = alarm.telemetry_snapshot ?? {};
       const signal = Object.keys(SIGNALS).find((each) => Number.isFinite(snapshot[each]) && Math.abs(snapshot[each] - alarm.value) <= 1e-4 * Math.abs(alarm.value));
       if (!signal) continue;
-      const value = stored(signal, alarm.threshold);
+      const value = fromStored(signal, alarm.threshold);
       (limits[signal] ??= []).push({ value, text: `${ruleName(alarm.diagnosis)} ${number(value, unitOf(signal))} ${unitOf(signal)}`, isAlarm: true });
     }
     return limits;
   }
-
-  const FIELD_UNITS = { pip: "psi", discharge_pressure: "psi", wellhead_pressure: "psi", casing_pressure: "psi", motor_temp: "°F", intake_temp: "°F", flow_rate: "bbl/d", vibration: "in/s", gor: "scf/bbl" };
-  const stored = (signal, value) => fromStored(value, FIELD_UNITS[signal]);
 
   async function loadHistory() {
     try {
@@ -131,9 +131,8 @@ export function open(root, context) {
     live.on("readings", ({ columns, rows }) => {
       const row = rows.find((each) => each[0] === wellId);
       if (!row || !well) return;
-      const reading = Object.fromEntries(columns.map((name, at) => [name, row[at]]));
+      const reading = readingOf(columns, row);
       well.last_seen = reading.timestamp;
-      for (const signal of Object.keys(SIGNALS)) reading[signal] = Number.isFinite(reading[signal]) ? stored(signal, reading[signal]) : null;
       well.reading = reading;
       if (well.state === "silent" || well.state === "unknown") reload();
       showAge();
