@@ -77,6 +77,17 @@ class RejectReason(StrEnum):
     INTERNAL_ERROR = "internal_error"
 
 
+class Unusable(StrEnum):
+    """Why a declared signal's value is not stored in its column: a closed list, as it is a metric's label."""
+
+    OUT_OF_RANGE = "out_of_range"
+    NOT_FINITE = "not_finite"
+    STRING = "string"
+    BOOLEAN = "boolean"
+    ARRAY = "array"
+    OBJECT = "object"
+
+
 class Delivery(NamedTuple):
     """One message as it arrived. ``topic`` is raw bytes: a topic need not be valid UTF-8 to be stored as a reject.
 
@@ -200,12 +211,14 @@ class Readings:
 class Decoded:
     """What a list of deliveries turned into. Every item received is a reading or a reject: ``items`` is their sum.
 
-    ``out_of_range`` counts values outside their hard limits by signal, for the metric.
+    ``out_of_range`` counts numbers outside their hard limits, NaN and infinities included, by signal, and ``unusable``
+    everything that leaves a declared signal NULL, by signal and kind; both are for metrics.
     """
 
     readings: Readings
     rejects: list[Reject]
     out_of_range: dict[str, int] = field(default_factory=dict)
+    unusable: dict[tuple[str, Unusable], int] = field(default_factory=dict)
 
     @property
     def items(self) -> int:

@@ -241,6 +241,9 @@ class TelemetrySettings(_Section):
     )
     max_age_days: float = Field(30.0, ge=0, le=36_500, description="how old a timestamp may be, 0 for any age")
     max_payload_bytes: int = Field(4_194_304, ge=1_024, le=268_435_455, description="largest payload taken apart")
+    max_reading_bytes: int = Field(
+        1_048_576, ge=65_536, le=16_777_216, description="longest single reading, all of its keys included"
+    )
     max_depth: int = Field(32, ge=2, le=256, description="deepest nesting of a payload")
     limits: dict[str, Limits] = Field(default_factory=dict, description="hard limits by signal")
     wells: dict[str, dict[str, Limits]] = Field(default_factory=dict, description="hard limits by well and signal")

@@ -16,6 +16,7 @@ silence. Why msgspec and not pydantic: docs/decisions/0005-dependencies.md.
 import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import repeat
 from typing import Any
 
@@ -33,15 +34,19 @@ from esp_ingest.model import (
     Readings,
     Reject,
     RejectReason,
+    Unusable,
 )
+from esp_ingest.telemetry import slices
 from esp_ingest.telemetry.exact import (
     KNOWN_KEYS,
     LONGEST_NUMBER,
+    BadItems,
     ExactReader,
     ExactReading,
-    Refused,
     is_crowded,
+    most_rejects,
 )
+from esp_ingest.telemetry.json_text import SPACE, Refused
 from esp_ingest.telemetry.limits import HardLimits
 from esp_ingest.telemetry.timestamps import NO_TIME, parse_column
 
@@ -63,6 +68,8 @@ _BLANK = _Message()
 _MAX_CACHED_TOPICS = 100_000
 _LONGEST_CACHED_TOPIC = 256  # no well has a longer one, and a topic may have 64 KiB
 _SMALL_BYTES = 1024  # what is smaller cannot hold enough items to matter
+_TOGETHER_BYTES = 2_097_152  # what is read in bulk at once: its objects take up to 25 times that
+_ROWS_TOGETHER = 8_192  # rows that one call turns into columns, in 2 ms
 _LARGE_EXPONENT = re.compile(rb"[eE][+-]?\d{4}")
 # Only from where a number begins: tried at each of its characters, 4 MB of numbers just short enough took 2.7 s.
 _LONG_NUMBER = re.compile(rb"(?<![0-9.eE+-])[0-9.eE+-]{%d}" % (LONGEST_NUMBER + 1))
@@ -79,6 +86,7 @@ class Decoder:
 
     def __init__(self, settings: TelemetrySettings, topic_root: str) -> None:
         self._max_payload_bytes = settings.max_payload_bytes
+        self._max_reading_bytes = settings.max_reading_bytes
         self._max_depth = settings.max_depth
         self._max_ahead_us = round(settings.max_ahead_seconds * 1e6)
         self._max_age_us = round(settings.max_age_days * 86_400e6)
@@ -101,6 +109,55 @@ class Decoder:
         if not deliveries:
             return Decoded(Readings.empty(), [])
         batch = _Batch(deliveries)
+        if batch.longest * len(deliveries) <= _TOGETHER_BYTES and batch.longest <= slices.SLICE_BYTES:
+            return self._decode_together(batch)
+        return _joined([self._decode_run(run) for run in _runs(deliveries)])
+
+    def _decode_run(self, run: Sequence[Delivery]) -> Decoded:
+        """What _runs() cut: small messages together, or one that is large."""
+        first = run[0]
+        if len(first.payload) > slices.SLICE_BYTES and self._well_of(first.topic) is not None:
+            return self._decode_large(first)
+        return self._decode_together(_Batch(run))
+
+    def _decode_large(self, delivery: Delivery) -> Decoded:
+        """As any other message, but its items in pieces: see slices.py."""
+        try:
+            self._exact.refuse_size(delivery.payload)
+            body, outline = slices.take_apart(delivery.payload)
+            if outline is not None and body[:1] == b"[":
+                return self._decode_array(delivery, body, outline)
+            slices.refuse_large_reading(body, outline, self._max_reading_bytes, self._max_depth)
+            decoded = self._decode_together(_Batch([delivery._replace(payload=body)]))
+            decoded.rejects = [replace(reject, payload=delivery.payload) for reject in decoded.rejects]
+            return decoded
+        except Refused as refused:
+            return Decoded(Readings.empty(), [_reject(delivery, refused, delivery.payload)])
+
+    def _decode_array(self, delivery: Delivery, body: bytes, outline: slices.Outline) -> Decoded:
+        """A large array, piece by piece. Raises Refused where it is not JSON."""
+        if outline.closed_at < 0 or body[-1:] != b"]":
+            self._exact.refuse_depth(outline.deepest)
+            raise Refused(RejectReason.INVALID_JSON, "Not JSON: the brackets do not match.")
+        items = len(outline.commas) + 1
+        bad = BadItems(most_rejects(items, len(body)))
+        parts: list[Decoded] = []
+        for piece in slices.pieces(body, outline.commas):
+            try:
+                if piece.items == 1 and len(piece.payload) > slices.SLICE_BYTES:
+                    item = piece.payload[1:-1].strip(SPACE)
+                    slices.refuse_large_reading(item, None, self._max_reading_bytes, self._max_depth - 1)
+            except Refused as refused:
+                bad.add(piece.first, refused, item)
+                continue
+            batch = _Batch([delivery._replace(payload=piece.payload)])
+            batch.piece = piece.first, bad
+            parts.append(self._decode_together(batch))
+        settled = bad.settled(items, delivery.payload)
+        rejects = [_reject(delivery, why, payload, place) for place, why, payload in settled]
+        return _joined([*parts, Decoded(Readings.empty(), rejects)])
+
+    def _decode_together(self, batch: "_Batch") -> Decoded:
         self._name_wells(batch)
         try:
             self._read_structs(batch)
@@ -139,7 +196,7 @@ class Decoder:
     def _read_structs(self, batch: "_Batch") -> None:
         """Fills ``rows`` with a struct an item and ``source`` with each row's delivery; doubts what msgspec refuses."""
         payloads: Iterable[bytes] = batch.payloads
-        if max(map(len, batch.payloads)) > min(self._max_payload_bytes, _SMALL_BYTES):
+        if batch.longest > min(self._max_payload_bytes, _SMALL_BYTES):
             payloads = [b"" if self._is_excessive(p) else p for p in batch.payloads]  # not to be read in bulk
         messages: list[Any] = []
         # One `map` over the batch and one `try` a refusal: no Python code of ours runs for a clean message.
@@ -183,14 +240,22 @@ class Decoder:
         batch.well_index = batch.delivery_well[batch.source]
         if not n:
             return
-        timestamps, sent_wells, *signals = zip(*map(msgspec.structs.astuple, batch.rows), strict=True)
         batch.values = np.empty((len(SIGNAL_NAMES), n), np.float64)
-        for row, column in enumerate(signals):
-            if column[0] is _ABSENT and column.count(_ABSENT) == n:  # by identity: half of the signals are never sent
-                batch.values[row] = np.nan
-            else:
-                batch.values[row] = _floats(column)
-        batch.timestamp_us = parse_column(timestamps)
+        batch.timestamp_us = np.empty(n, np.int64)
+        batch.quotes_read = np.empty(n, np.int64)
+        named, other_well = np.empty(n, np.bool_), np.empty(n, np.bool_)
+        for start in range(0, n, _ROWS_TOGETHER):
+            part = slice(start, min(start + _ROWS_TOGETHER, n))
+            timestamps, sent_wells, *signals = zip(*map(msgspec.structs.astuple, batch.rows[part]), strict=True)
+            for row, column in enumerate(signals):
+                # By identity: half of the signals are never sent.
+                if column[0] is _ABSENT and column.count(_ABSENT) == len(column):
+                    batch.values[row, part] = np.nan
+                else:
+                    batch.values[row, part] = _floats(column)
+            batch.timestamp_us[part] = parse_column(timestamps)
+            batch.quotes_read[part] = _quotes_of(timestamps)
+            named[part], other_well[part] = self._compare_wells(batch, sent_wells, part)
         present = ~np.isnan(batch.values)
         wrong = batch.timestamp_us == NO_TIME
         received_us = batch.row_received_us()
@@ -199,22 +264,20 @@ class Decoder:
             wrong |= batch.timestamp_us < received_us - self._max_age_us
         wrong |= ~present.any(axis=0)
         wrong |= self._limits.rows_outside(batch.values, batch.well_index, batch.wells)
-        named = self._compare_wells(batch, sent_wells, wrong)
-        batch.wrong = wrong
-        batch.quotes_read = 2 * present.sum(axis=0) + 4 * named + _quotes_of(timestamps)
+        batch.wrong = wrong | other_well
+        batch.quotes_read += 2 * present.sum(axis=0) + 4 * named
 
     @staticmethod
-    def _compare_wells(batch: "_Batch", sent: tuple[str, ...], wrong: Bools) -> Bools:
-        """Which rows name a well; marks those that name another one as wrong."""
+    def _compare_wells(batch: "_Batch", sent: tuple[str, ...], part: slice) -> tuple[Bools | bool, Bools | bool]:
+        """Which rows of ``part`` name a well, and which name another than the topic's."""
         if sent[0] == _NO_WELL and sent.count(_NO_WELL) == len(sent):
-            return np.zeros(len(sent), np.bool_)
+            return False, False
         wells = batch.wells
-        expected = tuple([wells[at] for at in batch.well_index.tolist()])
+        expected = tuple([wells[at] for at in batch.well_index[part].tolist()])
         if sent == expected:
-            return np.ones(len(sent), np.bool_)
+            return True, False
         named = np.fromiter((well != _NO_WELL for well in sent), np.bool_, len(sent))
-        wrong |= named & np.fromiter(map(str.__ne__, sent, expected), np.bool_, len(sent))
-        return named
+        return named, named & np.fromiter(map(str.__ne__, sent, expected), np.bool_, len(sent))
 
     def _account_for_strings(self, batch: "_Batch") -> None:
         """Deliveries with more quotes than were read hold something else: nulls, keys for ``extra``, or a doubt."""
@@ -257,6 +320,8 @@ class Decoder:
                 if self._limits.extra and not self._extra_in_range(extra):
                     return False
                 text = self._encode(extra)
+                if len(text) > slices.SLICE_BYTES:
+                    return False
                 if _LARGE_EXPONENT.search(text) or (len(text) > LONGEST_NUMBER and _LONG_NUMBER.search(text)):
                     return False
                 quotes -= text.count(b'"')
@@ -303,8 +368,10 @@ class Decoder:
                 source.append(at)
                 # A delivery that is doubtful as a whole has no clean rows; where it starts is order enough.
                 order.append(start if batch.doubt[at] else start + place)
-                for name in outcome.out_of_range:
-                    decoded.out_of_range[name] = decoded.out_of_range.get(name, 0) + 1
+                for name, kind in outcome.unusable:
+                    decoded.unusable[name, kind] = decoded.unusable.get((name, kind), 0) + 1
+                    if kind in (Unusable.OUT_OF_RANGE, Unusable.NOT_FINITE):
+                        decoded.out_of_range[name] = decoded.out_of_range.get(name, 0) + 1
         if found:
             at_delivery = np.array(source, np.intp)
             exact = Readings(
@@ -312,7 +379,7 @@ class Decoder:
                 well_index=batch.delivery_well[at_delivery],
                 timestamp_us=np.array([reading.timestamp_us for reading in found], np.int64),
                 received_us=batch.received_us[at_delivery],
-                values=np.array([reading.values for reading in found], np.float64).T,
+                values=_values_of(found),
                 extra={row: reading.extra for row, reading in enumerate(found) if reading.extra is not None},
                 quality={row: reading.quality for row, reading in enumerate(found) if reading.quality is not None},
             )
@@ -330,6 +397,10 @@ class Decoder:
         if not well:
             detail = f"The topic is not {self._topic_shape} with a well id of [A-Za-z0-9._-], 1 to 64 of them."
             yield 0, _reject(delivery, Refused(RejectReason.INVALID_TOPIC, detail), delivery.payload)
+            return
+        if batch.piece is not None:
+            first, bad = batch.piece
+            yield from self._exact.judge_piece(delivery.payload, first, well, delivery.received_us, only, bad)
             return
         try:
             judged = self._exact.judge(delivery.payload, well, delivery.received_us, only)
@@ -349,6 +420,8 @@ class _Batch:
         topics, payloads, _, _, _, received, _ = zip(*deliveries, strict=True)
         self.topics: tuple[bytes, ...] = topics
         self.payloads: tuple[bytes, ...] = payloads
+        self.longest = max(map(len, payloads))  # bytes
+        self.piece: tuple[int, BadItems] | None = None  # of a large array: its first item, and the message's bad ones
         self.received_us: IntArray = np.array(received, np.int64)  # (m,)
         self.doubt: Bools = np.zeros(len(deliveries), np.bool_)  # (m,) deliveries to be read exactly, as a whole
         self.wells: list[str] = []  # "" stands for an impossible topic
@@ -385,6 +458,71 @@ class _Batch:
             values=self.values,
             extra=self.extra,
         )
+
+
+def _runs(deliveries: Sequence[Delivery]) -> Iterator[Sequence[Delivery]]:
+    """Deliveries cut, in their order, into runs of _TOGETHER_BYTES at most; a large one is a run of its own."""
+    run: list[Delivery] = []
+    size = 0
+    for delivery in deliveries:
+        length = len(delivery.payload)
+        is_large = length > slices.SLICE_BYTES
+        if run and (is_large or size + length > _TOGETHER_BYTES):
+            yield run
+            run, size = [], 0
+        run.append(delivery)
+        size += length
+        if is_large:
+            yield run
+            run, size = [], 0
+    if run:
+        yield run
+
+
+def _values_of(found: list[ExactReading]) -> FloatArray:
+    """(signals, n), in blocks: numpy takes 1 µs a reading, and holds the interpreter for all of a block."""
+    blocks = [
+        np.array([reading.values for reading in found[at : at + _ROWS_TOGETHER // 4]], np.float64).T
+        for at in range(0, len(found), _ROWS_TOGETHER // 4)
+    ]
+    return np.concatenate(blocks, axis=1)
+
+
+def _joined(parts: Sequence[Decoded]) -> Decoded:
+    """One after the other; a well has one place in the sum."""
+    parts = [part for part in parts if part.items]
+    if len(parts) == 1:
+        return parts[0]
+    whole = Decoded(Readings.empty(), [reject for part in parts for reject in part.rejects])
+    rows = [part.readings for part in parts if len(part.readings)]
+    if not rows:
+        return whole
+    wells: dict[str, int] = {}
+    indexes: list[npt.NDArray[np.int32]] = []
+    extra: dict[int, str] = {}
+    quality: dict[int, str] = {}
+    offset = 0
+    for readings in rows:
+        places = np.array([wells.setdefault(well, len(wells)) for well in readings.wells], np.int32)
+        indexes.append(places[readings.well_index])
+        extra.update((offset + row, text) for row, text in readings.extra.items())
+        quality.update((offset + row, text) for row, text in readings.quality.items())
+        offset += len(readings)
+    for part in parts:
+        for name, count in part.out_of_range.items():
+            whole.out_of_range[name] = whole.out_of_range.get(name, 0) + count
+        for key, count in part.unusable.items():
+            whole.unusable[key] = whole.unusable.get(key, 0) + count
+    whole.readings = Readings(
+        wells=list(wells),
+        well_index=np.concatenate(indexes),
+        timestamp_us=np.concatenate([readings.timestamp_us for readings in rows]),
+        received_us=np.concatenate([readings.received_us for readings in rows]),
+        values=np.concatenate([readings.values for readings in rows], axis=1),
+        extra=extra,
+        quality=quality,
+    )
+    return whole
 
 
 def _floats(column: tuple[float | None, ...]) -> FloatArray:

@@ -10,8 +10,9 @@ keep their spelling in ``quality`` and ``extra``.
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from json.encoder import encode_basestring
 from typing import Any, NamedTuple
 
@@ -19,15 +20,36 @@ import numpy as np
 import numpy.typing as npt
 
 from esp_ingest.config.settings import TelemetrySettings
-from esp_ingest.model import SIGNAL_NAMES, SIGNAL_ROW, IntArray, RejectReason, whole_bytes_of
+from esp_ingest.model import SIGNAL_NAMES, SIGNAL_ROW, IntArray, RejectReason, Unusable, whole_bytes_of
+from esp_ingest.telemetry.json_text import (
+    SPACE,
+    AmbiguousObject,
+    NotFinite,
+    Refused,
+    is_not_finite,
+    is_unstorable,
+    not_utf8,
+    parse,
+    parse_escaped,
+    without_padding,
+)
 from esp_ingest.telemetry.limits import HardLimits
-from esp_ingest.telemetry.timestamps import NO_TIME, from_number, lacks_offset, parse_rfc3339
+from esp_ingest.telemetry.timestamps import (
+    NO_TIME,
+    from_number,
+    parse_rfc3339,
+    what_it_looks_like,
+    what_the_text_looks_like,
+)
 
 KNOWN_KEYS = frozenset((*SIGNAL_NAMES, "timestamp", "well_id"))
 
 LONGEST_NUMBER = 400
 """Characters of a number that is kept as a number. jsonb's numeric ends at 131 072 digits before the point and 16 383
 after it, and beyond that the database would refuse the row; such numbers are kept as strings, spelled as sent."""
+
+ESCAPED = "escaped as sent"
+"""What ``quality`` says of an unknown key in which a text is kept escaped, because PostgreSQL cannot hold it."""
 
 MOST_REJECTS = 100
 """Items of one message that become rejects of their own. Of a message with more bad ones, its good items are stored and
@@ -39,37 +61,57 @@ SHORTEST_READING = len('{"timestamp":0,"gor":0},')
 
 _TOGETHER = 1024  # items of an array that are parsed in one go
 
-_SPACE = b" \t\n\r"  # JSON's white space; bytes.strip() alone would take more
 _NUMBER = re.compile(rb"-?\d+(?:\.\d+)?(?:[eE][+-]?\d{1,3})?")
 # An unclosed string runs to the end of the payload, so that the pattern never fails and stays linear.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
-_NAMES = {
-    dict: "an object",
-    list: "an array",
-    str: "a string",
-    bytes: "a number",
-    bool: "a boolean",
-    type(None): "null",
-}
+_NAMES = (
+    (dict, "an object"),
+    (list, "an array"),
+    (str, "a string"),
+    (bytes, "a number"),
+    (bool, "a boolean"),
+    (type(None), "null"),
+)
+_KINDS = ((dict, Unusable.OBJECT), (list, Unusable.ARRAY), (bool, Unusable.BOOLEAN))
+_TEXT_TOGETHER = 65_536  # characters of a text that are escaped in one go
 
 
-class Refused(Exception):
-    """It cannot be a reading: why, and a sentence of at most 200 printable characters, safe for a log."""
-
-    def __init__(self, reason: RejectReason, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
-        self.detail = detail[:200]
+class _Unstorable(Exception):
+    """A text in ``extra`` or ``quality`` is one that PostgreSQL cannot hold."""
 
 
 class ExactReading(NamedTuple):
-    """One reading. ``extra`` and ``quality`` are JSON objects as text; ``out_of_range``: the keys of quality."""
+    """One reading. ``extra`` and ``quality`` are JSON objects as text; ``unusable`` are the declared signals that have
+    no value because what was sent is none, and why."""
 
     timestamp_us: int
     values: list[float]
     extra: str | None
     quality: str | None
-    out_of_range: list[str]
+    unusable: list[tuple[str, Unusable]]
+
+
+@dataclass(slots=True)
+class BadItems:
+    """The items of one message that are not readings: how many, the first of them, and up to ``most`` as rejects of
+    their own: (place in the array, why, bytes)."""
+
+    most: int
+    count: int = 0
+    first: tuple[int, Refused] | None = None
+    rejects: list[tuple[int, Refused, bytes]] = field(default_factory=list)
+
+    def add(self, place: int, refused: Refused, item: bytes) -> None:
+        self.first = self.first or (place, refused)
+        self.count += 1
+        if self.count <= self.most:
+            self.rejects.append((place, refused, item))
+
+    def settled(self, items: int, payload: bytes) -> list[tuple[int, Refused, bytes]]:
+        """The rejects of a message of so many ``items``: one that holds the whole payload if there are too many."""
+        if self.first is None or self.count <= self.most:
+            return self.rejects
+        return [(0, _together(self.count, items, *self.first), payload)]
 
 
 @dataclass(slots=True)
@@ -82,38 +124,15 @@ class Judged:
 
 class _Pieces(NamedTuple):
     """An array taken apart: item k stands in ``body`` after ``edges[k]`` and ends before ``edges[k + 1]``; ``depth`` is
-    how many brackets are open after each byte. ``crowded``: most of the items are too short to be readings."""
+    how many brackets are open after each byte. ``first`` is the place of the first item in the message."""
 
     body: bytes
     edges: IntArray
     depth: IntArray
-    crowded: bool
+    first: int
 
     def item(self, place: int) -> bytes:
-        return self.body[int(self.edges[place]) + 1 : int(self.edges[place + 1])].strip(_SPACE)
-
-
-class _TwiceWithDifferentValues(dict[str, Any]):
-    """An object in which a key stands twice and says different things. JSON libraries would silently keep one."""
-
-    key = ""
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    tree = dict(pairs)
-    if len(tree) == len(pairs):
-        return tree
-    for key, value in pairs:
-        if type(tree[key]) is not type(value) or tree[key] != value:
-            ambiguous = _TwiceWithDifferentValues(tree)
-            ambiguous.key = key
-            return ambiguous
-    return tree
-
-
-_JSON = json.JSONDecoder(
-    parse_float=str.encode, parse_int=str.encode, parse_constant=str.encode, object_pairs_hook=_object
-)
+        return self.body[int(self.edges[place]) + 1 : int(self.edges[place + 1])].strip(SPACE)
 
 
 class ExactReader:
@@ -134,34 +153,53 @@ class ExactReader:
         judged = Judged()
         if body[:1] != b"[":
             if body.count(b"[") + body.count(b"{") > self._max_depth:
-                self._refuse_depth(int(_depth(_without_strings(body)).max()))
-            tree = _parse(body, "")
+                self.refuse_depth(int(_depth(_without_strings(body)).max()))
+            tree = parse(body)
             try:
-                judged.readings.append((0, self.read(tree, well, received_us)))
+                judged.readings.append((0, self._reading(tree, lambda: body, well, received_us)))
             except Refused as refused:
                 judged.rejects.append((0, refused, payload))
             return judged
         pieces = self._take_apart(body)
-        most = 0 if pieces.crowded else MOST_REJECTS
-        first: tuple[int, Refused] | None = None
-        bad = 0
-        for place, tree in self._trees(pieces, only):
-            if bad > most and not isinstance(tree, dict):
-                bad += 1  # certainly no reading, and its reason is not told
-                continue
-            try:
-                judged.readings.append((place, self.read(tree, well, received_us)))
-            except Refused as refused:
-                first = first or (place, refused)
-                bad += 1
-                if bad <= most:
-                    judged.rejects.append((place, refused, pieces.item(place)))
-        if first is not None and bad > most:
-            judged.rejects = [(0, _together(bad, len(pieces.edges) - 1, *first), payload)]
+        items = len(pieces.edges) - 1
+        bad = BadItems(most_rejects(items, len(body)))
+        judged.readings = list(self._items(pieces, well, received_us, only, bad))
+        judged.rejects = bad.settled(items, payload)
         return judged
 
+    def judge_piece(
+        self, piece: bytes, first: int, well: str, received_us: int, only: Sequence[int] | None, bad: BadItems
+    ) -> list[tuple[int, ExactReading]]:
+        """Items of a large array, cut out as an array of their own that begins with item ``first``: readings, with
+        their places in the piece; what is not one is added to ``bad``. Raises Refused for what is not JSON."""
+        return list(self._items(self._take_apart(piece, first), well, received_us, only, bad))
+
+    def _items(
+        self, pieces: _Pieces, well: str, received_us: int, only: Sequence[int] | None, bad: BadItems
+    ) -> Iterator[tuple[int, ExactReading]]:
+        for place, tree in self._trees(pieces, only):
+            if bad.count > bad.most and not (isinstance(tree, dict) and tree.get("timestamp")):
+                bad.count += 1  # certainly not a reading, and its reason is not told
+                continue
+            try:
+                yield place, self._reading(tree, partial(pieces.item, place), well, received_us)
+            except Refused as refused:
+                bad.add(pieces.first + place, refused, pieces.item(place) if bad.count < bad.most else b"")
+
     def _body(self, payload: bytes) -> bytes:
-        """The payload without white space around it. Raises Refused where it is no UTF-8 text of a sensible size."""
+        """The payload without padding. Raises Refused where it is no UTF-8 text of a sensible size."""
+        self.refuse_size(payload)
+        body = without_padding(payload)
+        if not body:
+            raise Refused(RejectReason.EMPTY_PAYLOAD, "The payload is empty.")
+        try:
+            body.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise not_utf8(body, error.start) from None
+        return body
+
+    def refuse_size(self, payload: bytes) -> None:
+        """Raises Refused for a payload of more than ``telemetry.max_payload_bytes``, and for one that was cut off."""
         if len(payload) > self._max_payload_bytes:
             raise Refused(
                 RejectReason.PAYLOAD_TOO_LARGE,
@@ -173,29 +211,20 @@ class ExactReader:
                 RejectReason.PAYLOAD_TOO_LARGE,
                 f"{whole_bytes} bytes are more than mqtt.max_packet_bytes lets in: the beginning is kept.",
             )
-        body = payload.strip(_SPACE)
-        if not body:
-            raise Refused(RejectReason.EMPTY_PAYLOAD, "The payload is empty.")
-        try:
-            body.decode("utf-8")
-        except UnicodeDecodeError as error:
-            at = error.start + len(payload) - len(payload.lstrip(_SPACE))
-            raise Refused(RejectReason.INVALID_UTF8, f"Byte {at} is not valid UTF-8.") from None
-        return body
 
-    def _take_apart(self, body: bytes) -> _Pieces:
+    def _take_apart(self, body: bytes, first: int = 0) -> _Pieces:
         """By the array's own commas, so that each item keeps its bytes and a bad one is refused alone."""
         structure = _without_strings(body)
         depth = _depth(structure)
         if not (body[-1:] == b"]" and depth[-1] == 0 and bool((depth[:-1] > 0).all())):
-            self._refuse_depth(int(depth.max()))
-            _parse(body, "")  # says what is wrong
+            self.refuse_depth(int(depth.max()))
+            parse(body)  # says what is wrong
             raise Refused(RejectReason.INVALID_JSON, "Not JSON: the brackets do not match.")
-        if not body[1:-1].strip(_SPACE):
+        if not body[1:-1].strip(SPACE):
             raise Refused(RejectReason.NOT_AN_OBJECT, "An empty array holds no reading.")
         commas = np.flatnonzero((structure == ord(",")) & (depth == 1))
         edges = np.concatenate([[0], commas, [len(body) - 1]])
-        return _Pieces(body, edges, depth, is_crowded(len(commas) + 1, len(body)))
+        return _Pieces(body, edges, depth, first)
 
     def _trees(self, pieces: _Pieces, only: Sequence[int] | None) -> Iterator[tuple[int, Any]]:
         """(place, JSON tree, or what stands against it). Raises Refused where an item is not JSON."""
@@ -219,7 +248,7 @@ class ExactReader:
         if int(pieces.depth[first : last + 1].max()) > self._max_depth:
             return None
         try:
-            trees = _parse(b"[" + pieces.body[first + 1 : last] + b"]", "")
+            trees = parse(b"[" + pieces.body[first + 1 : last] + b"]")
         except Refused:
             return None
         return trees if isinstance(trees, list) and len(trees) == end - start else None
@@ -227,36 +256,50 @@ class ExactReader:
     def _tree(self, pieces: _Pieces, place: int) -> Any:
         start, end = int(pieces.edges[place]), int(pieces.edges[place + 1])
         deepest = int(pieces.depth[start : end + 1].max())
-        return self._too_deep(deepest) if deepest > self._max_depth else _parse(pieces.item(place), f" in item {place}")
+        if deepest > self._max_depth:
+            return self._too_deep(deepest)
+        return parse(pieces.item(place), f" in item {pieces.first + place}")
 
-    def _refuse_depth(self, deepest: int) -> None:
+    def refuse_depth(self, deepest: int) -> None:
+        """Raises Refused for more than ``telemetry.max_depth`` levels."""
         if deepest > self._max_depth:
             raise self._too_deep(deepest)
 
     def _too_deep(self, deepest: int) -> Refused:
         return Refused(RejectReason.TOO_DEEP, f"Nested {deepest} levels deep; telemetry.max_depth = {self._max_depth}.")
 
-    def read(self, tree: Any, well: str, received_us: int) -> ExactReading:
+    def _reading(self, tree: Any, text: Callable[[], bytes], well: str, received_us: int) -> ExactReading:
+        """As :meth:`read`; the item's ``text`` is asked for if its strings have to be kept as they were sent."""
+        try:
+            return self.read(tree, well=well, received_us=received_us)
+        except _Unstorable:
+            return self.read(*parse_escaped(text()), well=well, received_us=received_us)
+
+    def read(self, tree: Any, escaped: frozenset[str] = frozenset(), *, well: str, received_us: int) -> ExactReading:
         """An item's tree → a reading of ``well``. Raises Refused, for the first of these that holds: no object, a key
-        twice, timestamp, well_id, a wrong type, no signal, text that cannot be stored, too far ahead, too old."""
+        twice, timestamp, well_id, no signal, too far ahead, too old. ``escaped`` are strings that stay escaped as they
+        were sent; the unknown keys that they belong to are named in ``quality``."""
         if isinstance(tree, Refused):
             raise tree
         if not isinstance(tree, dict):
-            raise Refused(RejectReason.NOT_AN_OBJECT, f"A reading is an object; this is {_NAMES[type(tree)]}.")
+            raise Refused(RejectReason.NOT_AN_OBJECT, f"A reading is an object; this is {_name(tree)}.")
         _refuse_ambiguous(tree)
         timestamp_us = _timestamp(tree)
         _check_well(tree, well)
-        values, extra, quality = self._signals(tree, well)
-        extra_text = _dump(extra) if extra else None
+        values, extra, quality, unusable = self._signals(tree, well)
         self._check_age(timestamp_us, received_us)
-        quality_text = _quality(quality) if quality else None
-        return ExactReading(timestamp_us, values, extra_text, quality_text, list(quality))
+        quality.update({key: ESCAPED for key, value in extra.items() if escaped and _contains(key, value, escaped)})
+        extra_text = _dump(extra) if extra else None
+        return ExactReading(timestamp_us, values, extra_text, _dump(quality) if quality else None, unusable)
 
-    def _signals(self, tree: dict[str, Any], well: str) -> tuple[list[float], dict[str, Any], dict[str, bytes]]:
-        """(values, extra, quality). Extra signals that are configured stay in extra unless they are out of range."""
+    def _signals(
+        self, tree: dict[str, Any], well: str
+    ) -> tuple[list[float], dict[str, Any], dict[str, Any], list[tuple[str, Unusable]]]:
+        """(values, extra, quality, unusable). Extra signals that are configured stay in extra if they are usable."""
         values = [math.nan] * len(SIGNAL_NAMES)
         extra: dict[str, Any] = {}
-        quality: dict[str, bytes] = {}
+        quality: dict[str, Any] = {}
+        unusable: list[tuple[str, Unusable]] = []
         limits = self._limits.of(well)
         seen = False
         for key, token in tree.items():
@@ -268,18 +311,19 @@ class ExactReader:
                 continue
             if token is None:
                 continue
-            value = _float(key, token)
             seen = True
             low, high = limits[row] if row is not None else declared or (-math.inf, math.inf)
+            value = _float(token)
             if not low <= value <= high:
-                quality[key] = token
+                quality[key] = token if math.isfinite(value) or not isinstance(token, bytes) else token.decode("utf-8")
+                unusable.append((key, _kind(token)))
             elif row is not None:
                 values[row] = value
             else:
                 extra[key] = token
         if not seen:
             raise Refused(RejectReason.NO_SIGNAL, "None of its keys is a signal with a value.")
-        return values, extra, quality
+        return values, extra, quality, unusable
 
     def _check_age(self, timestamp_us: int, received_us: int) -> None:
         ahead_us = timestamp_us - received_us
@@ -302,18 +346,14 @@ def is_crowded(items: int, size_bytes: int) -> bool:
     return items > LARGE_ARRAY and items * SHORTEST_READING > size_bytes
 
 
+def most_rejects(items: int, size_bytes: int) -> int:
+    """How many bad items of a message may become rejects of their own."""
+    return 0 if is_crowded(items, size_bytes) else MOST_REJECTS
+
+
 def _together(bad: int, items: int, place: int, first: Refused) -> Refused:
     """Why the bad items of a message are one reject; its reason is that of the first of them."""
     return Refused(first.reason, f"{bad} of {items} items are no readings, kept as one. Item {place}: {first.detail}")
-
-
-def _parse(text: bytes, where: str) -> Any:
-    try:
-        return _JSON.decode(text.decode("utf-8"))
-    except json.JSONDecodeError as error:
-        raise Refused(RejectReason.INVALID_JSON, f"Not JSON: {error.msg} at character {error.pos}{where}.") from None
-    except RecursionError:
-        raise Refused(RejectReason.TOO_DEEP, "Nested too deeply to be read.") from None
 
 
 def _without_strings(body: bytes) -> npt.NDArray[np.uint8]:
@@ -329,7 +369,7 @@ def _depth(structure: npt.NDArray[np.uint8]) -> IntArray:
 
 
 def _refuse_ambiguous(tree: dict[str, Any]) -> None:
-    if isinstance(tree, _TwiceWithDifferentValues):
+    if isinstance(tree, AmbiguousObject):
         raise Refused(RejectReason.INVALID_JSON, f"The key {_shown(tree.key)} stands twice, with different values.")
 
 
@@ -339,14 +379,15 @@ def _timestamp(tree: dict[str, Any]) -> int:
         raise Refused(RejectReason.MISSING_TIMESTAMP, "There is no timestamp.")
     if isinstance(sent, str):
         micros = parse_rfc3339(sent)
-        hint = "it has no offset" if micros == NO_TIME and lacks_offset(sent) else "it is not RFC 3339 with an offset"
+        hint = what_the_text_looks_like(sent) if micros == NO_TIME else ""
+    elif isinstance(sent, NotFinite):
+        micros, hint = NO_TIME, "it is not a number"
     elif isinstance(sent, bytes):
-        micros = from_number(_milliseconds(sent))
-        hint = "as epoch milliseconds it lies outside the years 1 to 9999"
+        milliseconds = _milliseconds(sent)
+        micros = from_number(milliseconds)
+        hint = what_it_looks_like(milliseconds) if micros == NO_TIME else ""
     else:
-        raise Refused(
-            RejectReason.WRONG_TYPE, f"timestamp is {_NAMES.get(type(sent), 'an object')}, not a string or a number."
-        )
+        raise Refused(RejectReason.WRONG_TYPE, f"timestamp is {_name(sent)}, not a string or a number.")
     if micros == NO_TIME:
         raise Refused(RejectReason.INVALID_TIMESTAMP, f"The timestamp {_shown(sent)} is not valid: {hint}.")
     return micros
@@ -361,22 +402,44 @@ def _check_well(tree: dict[str, Any], well: str) -> None:
     if "well_id" not in tree:
         return
     sent = tree["well_id"]
-    if not isinstance(sent, str):
-        raise Refused(RejectReason.WRONG_TYPE, f"well_id is {_NAMES.get(type(sent), 'an object')}, not a string.")
-    if sent != well:
+    if not isinstance(sent, str | bytes):
+        raise Refused(RejectReason.WRONG_TYPE, f"well_id is {_name(sent)}, not a string.")
+    if (sent if isinstance(sent, str) else sent.decode("utf-8")) != well:
         raise Refused(RejectReason.WELL_ID_MISMATCH, f"well_id {_shown(sent)} is not the topic's {_shown(well)}.")
 
 
-def _float(key: str, token: Any) -> float:
-    if not isinstance(token, bytes):
-        kind = _NAMES.get(type(token), "an object")
-        raise Refused(RejectReason.WRONG_TYPE, f"{_shown(key)} is {kind}, not a number.")
+def _float(token: Any) -> float:
+    """A number; NaN for everything else."""
+    if not isinstance(token, bytes) or isinstance(token, NotFinite):
+        return math.nan
     # The integer -0 is 0, as it is for every JSON library; the real number -0.0 keeps its sign.
     return 0.0 if token == b"-0" else float(token)
 
 
+def _kind(token: Any) -> Unusable:
+    """Why a value that was sent for a signal is not stored."""
+    if isinstance(token, str):
+        return Unusable.NOT_FINITE if is_not_finite(token.strip()) else Unusable.STRING
+    if isinstance(token, bytes):
+        return Unusable.NOT_FINITE if isinstance(token, NotFinite) else Unusable.OUT_OF_RANGE
+    return next(kind for of_type, kind in _KINDS if isinstance(token, of_type))
+
+
+def _name(tree: Any) -> str:
+    return next(name for of_type, name in _NAMES if isinstance(tree, of_type))
+
+
+def _contains(key: str, value: Any, strings: frozenset[str]) -> bool:
+    """Whether a key, its value or anything inside that is one of ``strings``."""
+    if key in strings or (isinstance(value, str) and value in strings):
+        return True
+    if isinstance(value, dict):
+        return any(_contains(inner, each, strings) for inner, each in value.items())
+    return isinstance(value, list) and any(_contains("", each, strings) for each in value)
+
+
 def _dump(tree: Any) -> str:
-    """A tree as JSON text that jsonb takes. Raises Refused for text that PostgreSQL cannot store."""
+    """A tree as JSON text that jsonb takes. Raises _Unstorable for a text that PostgreSQL cannot hold."""
     if isinstance(tree, dict):
         _refuse_ambiguous(tree)
         return "{" + ", ".join(f"{_text(key)}: {_dump(value)}" for key, value in tree.items()) + "}"
@@ -387,38 +450,24 @@ def _dump(tree: Any) -> str:
     return _text(tree) if isinstance(tree, str) else json.dumps(tree)
 
 
-def _quality(tokens: dict[str, bytes]) -> str:
-    """The values as sent. What no double can hold (NaN, Infinity, 1e400) is a string, as readers would make it inf."""
-    parts = []
-    for key, sent in tokens.items():
-        value = _number(sent) if math.isfinite(float(sent)) else f'"{sent.decode()}"'
-        parts.append(f"{_text(key)}: {value}")
-    return "{" + ", ".join(parts) + "}"
-
-
 def _number(token: bytes) -> str:
     """Verbatim where jsonb can hold it as a number, else (NaN, 500 digits) as a string."""
-    text = token.decode("ascii")
     storable = len(token) <= LONGEST_NUMBER and _NUMBER.fullmatch(token) is not None
-    return text if storable else f'"{text}"'
+    return token.decode("ascii") if storable else encode_basestring(token.decode("utf-8"))
 
 
 def _text(text: str) -> str:
-    """A text as JSON string. Raises Refused for what PostgreSQL cannot store."""
-    if "\0" in text:
-        raise Refused(RejectReason.UNSTORABLE_TEXT, "A text holds a NUL character, which PostgreSQL cannot store.")
-    try:
-        if not text.isascii():
-            text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise Refused(
-            RejectReason.UNSTORABLE_TEXT, "A text holds half a surrogate pair, which is no character."
-        ) from None
-    return encode_basestring(text)
+    """A text as JSON string. Raises _Unstorable for what PostgreSQL cannot hold."""
+    if is_unstorable(text):
+        raise _Unstorable
+    if len(text) <= _TEXT_TOGETHER:
+        return encode_basestring(text)
+    parts = [text[at : at + _TEXT_TOGETHER] for at in range(0, len(text), _TEXT_TOGETHER)]
+    return '"' + "".join([encode_basestring(part)[1:-1] for part in parts]) + '"'
 
 
 def _shown(sent: str | bytes) -> str:
     """Something from outside, made safe for a log: printable ASCII, at most 60 characters."""
-    text = sent.decode("ascii", "replace") if isinstance(sent, bytes) else sent
+    text = sent[:400].decode("utf-8", "replace") if isinstance(sent, bytes) else sent
     shown = text[:60].encode("unicode_escape").decode("ascii")[:60]
     return f'"{shown}"' if isinstance(sent, str) else shown

@@ -1,7 +1,9 @@
 """Timestamps as controllers send them → microseconds since the Unix epoch (UTC), or not at all.
 
 Two forms, from CONTRACT.md: RFC 3339 with an offset, and epoch milliseconds as a number. Nothing is guessed: a text
-without an offset, a date that does not exist or an instant outside the years 1 … 9999 (UTC) is none.
+without an offset, a date that does not exist or an instant outside the years 1 … 9999 (UTC) is not a timestamp, nor is
+a number before 2000-01-01, which is rather a count of seconds. Three near misses of ISO 8601 have only one meaning and
+are read: the offsets ``+0100`` and ``+01``, and a comma before the fraction.
 
 - Digits beyond microseconds are cut off, as the unit of timestamptz is the microsecond.
 - A number with a fraction is rounded to the nearest microsecond: the double nearest to 1370044800000.123 lies a little
@@ -28,27 +30,52 @@ NO_TIME = -(2**63)
 
 MIN_US = -62_135_596_800_000_000  # 0001-01-01T00:00:00Z
 MAX_US = 253_402_300_799_999_999  # 9999-12-31T23:59:59.999999Z
-_MIN_MS, _MAX_MS = MIN_US // 1000, MAX_US // 1000
+_MIN_MS, _MAX_MS = 946_684_800_000, MAX_US // 1000  # 2000-01-01T00:00:00Z
+_UNITS = (("seconds", 1e-3), ("microseconds", 1e3), ("nanoseconds", 1e6))  # and how many are a millisecond
+_MAX_LIKELY_MS = 4_102_444_800_000  # 2100-01-01T00:00:00Z
 
 # Below this many texts of one length the numpy calls cost more than parsing each.
 _VECTOR_FROM = 24
 _VECTOR_LENGTHS = range(len("2026-11-24T21:00:00Z"), len("2026-11-24T21:00:00.123456789+01:00") + 1)
 
 _RFC3339 = re.compile(
-    r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d+))?(?:[Zz]|([+-])(\d\d):(\d\d))", re.ASCII
+    r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:[.,](\d+))?(?:[Zz]|([+-])(\d\d)(?::?(\d\d))?)", re.ASCII
 )
+_QUOTED_NUMBER = re.compile(r"\s*[+-]?\d{1,40}(?:\.\d{0,40})?\s*", re.ASCII)
 _MONTH_DAYS = np.array([0, 31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31])
 
 
 def from_number(number: float) -> int:
-    """Epoch milliseconds (int or float, not bool) → µs, or NO_TIME outside the years 1 … 9999 (NaN too)."""
+    """Epoch milliseconds (int or float, not bool) → µs, or NO_TIME outside the years 2000 … 9999 (NaN too)."""
     if not _MIN_MS <= number <= _MAX_MS:
         return NO_TIME
     return number * 1000 if isinstance(number, int) else round(number * 1000.0)
 
 
+def what_it_looks_like(number: float) -> str:
+    """What is wrong with a number that is not a timestamp, as the end of a sentence."""
+    for unit, per_millisecond in _UNITS:
+        if _MIN_MS <= number / per_millisecond <= _MAX_LIKELY_MS:
+            return f"it looks like epoch {unit}; send epoch milliseconds"
+    if number < _MIN_MS:
+        return "as epoch milliseconds it lies before 2000-01-01; is the device's clock set?"
+    return "as epoch milliseconds it lies after the year 9999"
+
+
+def what_the_text_looks_like(text: str) -> str:
+    """What is wrong with a text that is not a timestamp, as the end of a sentence."""
+    if lacks_offset(text):
+        return "it has no offset"
+    if _QUOTED_NUMBER.fullmatch(text) is None:
+        return "it is not RFC 3339 with an offset"
+    number = float(text)
+    if from_number(number) != NO_TIME:
+        return "it is a quoted number; send epoch milliseconds as a number, without quotes"
+    return f"it is a quoted number, and {what_it_looks_like(number)}, without quotes"
+
+
 def parse_rfc3339(text: str) -> int:
-    """RFC 3339 with offset → µs, or NO_TIME if it is anything else."""
+    """RFC 3339 with offset, or one of its three near misses → µs, or NO_TIME if it is anything else."""
     match = _RFC3339.fullmatch(text)
     if match is None:
         return NO_TIME
@@ -58,9 +85,9 @@ def parse_rfc3339(text: str) -> int:
         return NO_TIME
     seconds = _days_since_epoch(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second
     if sign is not None:
-        if int(offset_hour) > 23 or int(offset_minute) > 59:
+        if int(offset_hour) > 23 or int(offset_minute or 0) > 59:
             return NO_TIME
-        offset_seconds = int(offset_hour) * 3600 + int(offset_minute) * 60
+        offset_seconds = int(offset_hour) * 3600 + int(offset_minute or 0) * 60
         seconds += offset_seconds if sign == "-" else -offset_seconds
     micros = seconds * 1_000_000 + (int(fraction[:6].ljust(6, "0")) if fraction else 0)
     return micros if MIN_US <= micros <= MAX_US else NO_TIME
@@ -135,15 +162,24 @@ def _parse_texts(texts: Sequence[str]) -> IntArray:
 
 
 def _parse_block(joined: str, length: int) -> IntArray:
-    """Texts of one length, end to end, ASCII. Those that end in Z and those that end in ±hh:mm are laid out alike."""
+    """Texts of one length, end to end, ASCII. Those with the same form of offset are laid out alike: Z, ±hh:mm, or
+    ±hhmm and ±hh, which are completed first."""
     chars = np.frombuffer(joined.encode("ascii"), np.uint8).reshape(-1, length)
     zulu = (chars[:, -1] | 0x20) == ord("z")
     if zulu.all():
         return _parse_layout(chars, length - 20, zulu=True)
     out = np.full(len(chars), NO_TIME, np.int64)
     out[zulu] = _parse_layout(chars[zulu], length - 20, zulu=True)
-    if length >= len("2026-11-24T21:00:00+00:00"):
-        out[~zulu] = _parse_layout(chars[~zulu], length - 25, zulu=False)
+    for offset_width, missing in ((6, b""), (5, b":"), (3, b":00")):
+        fraction_width = length + len(missing) - len("2026-11-24T21:00:00+00:00")
+        sign = chars[:, -offset_width]
+        rows = ~zulu & ((sign == ord("+")) | (sign == ord("-")))
+        if fraction_width < 0 or not rows.any():
+            continue
+        minutes = length - offset_width + len("+00")
+        filling = np.broadcast_to(np.frombuffer(missing, np.uint8), (int(np.count_nonzero(rows)), len(missing)))
+        complete = np.concatenate([chars[rows, :minutes], filling, chars[rows, minutes:]], axis=1)
+        out[rows] = _parse_layout(complete, fraction_width, zulu=False)
     return out
 
 
@@ -159,7 +195,7 @@ def _parse_layout(chars: Characters, fraction_width: int, *, zulu: bool) -> IntA
     valid &= (columns[13] == time_separator) & (columns[16] == time_separator)
     places = [11, 12, 14, 15, 17, 18, *range(20, 19 + fraction_width)]
     if fraction_width:
-        valid &= columns[19] == ord(".")
+        valid &= (columns[19] == ord(".")) | (columns[19] == ord(","))
     if not zulu:
         places += [-5, -4, -2, -1]
     valid &= (digits[places] <= 9).all(axis=0)

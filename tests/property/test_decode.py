@@ -29,6 +29,7 @@ CONFIG = TelemetrySettings.model_validate(
         "extra_signals": {"torque": {"low": 0, "high": 50}},
     }
 )
+SIGNALS_OF_ALL = {*SIGNAL_NAMES, "torque"}
 Outcome = tuple[Any, ...]
 
 
@@ -49,13 +50,12 @@ def reference(delivery: Delivery) -> list[Outcome]:
         return refuse("invalid_topic", payload)
     if len(payload) > CONFIG.max_payload_bytes:
         return refuse("payload_too_large", payload)
-    if not payload.strip(b" \t\r\n"):
-        return refuse("empty_payload", payload)
     try:
-        text = payload.decode()
+        body = unpadded(payload).decode()
     except UnicodeDecodeError:
         return refuse("invalid_utf8", payload)
-    body = text.strip(" \t\r\n")
+    if not body:
+        return refuse("empty_payload", payload)
     well = topic.group(1).decode()
     if body[0] == "[":
         try:
@@ -79,6 +79,18 @@ def reference(delivery: Delivery) -> list[Outcome]:
         return refuse(str(bad), payload)
 
 
+def unpadded(payload: bytes) -> bytes:
+    """Byte by byte: white space and NULs at both ends, and one byte order mark after those in front."""
+    nothing = {0, 9, 10, 11, 12, 13, 32}
+    while payload and payload[-1] in nothing:
+        payload = payload[:-1]
+    for mark in (b"\xef\xbb\xbf", b""):
+        while payload and payload[0] in nothing:
+            payload = payload[1:]
+        payload = payload[len(mark) :] if payload.startswith(mark) else payload
+    return payload
+
+
 def together(out: list[Outcome], payload: bytes, crowded: bool) -> list[Outcome]:
     """More than 100 bad items, or any among many that are too short, are one reject of the whole message."""
     bad = [outcome for outcome in out if outcome[0] == "reject"]
@@ -92,51 +104,146 @@ class Num(str):
     pass
 
 
-def pairs(items: list[tuple[str, Any]]) -> Any:
-    return ("object", items)
+class Odd(Num):
+    """A number that is none: NaN or an infinity."""
 
 
-DECODER = json.JSONDecoder(parse_float=Num, parse_int=Num, parse_constant=Num, object_pairs_hook=pairs)
+class Raw(str):
+    """The inside of a string as it stands in the text, escapes and all."""
+
+    def plain(self) -> str:
+        try:
+            return str(json.loads(f'"{self}"'))
+        except json.JSONDecodeError:
+            raise Bad("invalid_json") from None
+
+
+ODD = (
+    "nan",
+    "-nan",
+    "NaN",
+    "+Inf",
+    "-inf",
+    "Infinity",
+    "-Infinity",
+    "1.#QNAN",
+    "-1.#IND00",
+    "nan(ind)",
+    "∞",
+    "n. def.",
+)
+BLANK = " \t\r\n"
 
 
 def parse(text: str) -> Any:
-    try:
-        return DECODER.decode(text)
-    except json.JSONDecodeError:
-        raise Bad("invalid_json") from None
+    tree, end = value(text, 0)
+    if text[end:].strip(BLANK):
+        raise Bad("invalid_json")
+    return tree
+
+
+def value(text: str, at: int) -> tuple[Any, int]:
+    """The value that begins at or after ``at``, and where it ends: a parser by recursive descent."""
+    at = after_blanks(text, at)
+    first = text[at : at + 1]
+    if first == '"':
+        return string(text, at)
+    if first == "{":
+        return members(text, at)
+    if first == "[":
+        return items(text, at)
+    for word, meaning in (("true", True), ("false", False), ("null", None)):
+        if text.startswith(word, at):
+            return meaning, at + len(word)
+    for odd in sorted(ODD, key=len, reverse=True):
+        if text[at : at + len(odd)].lower() == odd.lower():
+            end = at + len(odd)
+            if text[end : end + 1] not in ("", *BLANK, ",", "]", "}"):
+                raise Bad("invalid_json")
+            return Odd(text[at:end]), end
+    number = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?").match(text, at)
+    if not number:
+        raise Bad("invalid_json")
+    return Num(number.group()), number.end()
+
+
+def after_blanks(text: str, at: int) -> int:
+    while text[at : at + 1] and text[at] in BLANK:
+        at += 1
+    return at
+
+
+def string(text: str, at: int) -> tuple[Raw, int]:
+    end = at + 1
+    while text[end : end + 1] != '"':
+        if end >= len(text):
+            raise Bad("invalid_json")
+        end += 2 if text[end] == "\\" else 1
+    raw = Raw(text[at + 1 : end])
+    raw.plain()
+    return raw, end + 1
+
+
+def items(text: str, at: int) -> tuple[list[Any], int]:
+    out: list[Any] = []
+    at = after_blanks(text, at + 1)
+    if text[at : at + 1] == "]":
+        return out, at + 1
+    while True:
+        item, at = value(text, at)
+        out.append(item)
+        at = after_blanks(text, at)
+        if text[at : at + 1] == "]":
+            return out, at + 1
+        if text[at : at + 1] != ",":
+            raise Bad("invalid_json")
+        at += 1
+
+
+def members(text: str, at: int) -> tuple[Any, int]:
+    out: list[tuple[Raw, Any]] = []
+    at = after_blanks(text, at + 1)
+    if text[at : at + 1] == "}":
+        return ("object", out), at + 1
+    while True:
+        at = after_blanks(text, at)
+        if text[at : at + 1] != '"':
+            raise Bad("invalid_json")
+        key, at = string(text, at)
+        at = after_blanks(text, at)
+        if text[at : at + 1] != ":":
+            raise Bad("invalid_json")
+        item, at = value(text, at + 1)
+        out.append((key, item))
+        at = after_blanks(text, at)
+        if text[at : at + 1] == "}":
+            return ("object", out), at + 1
+        if text[at : at + 1] != ",":
+            raise Bad("invalid_json")
+        at += 1
 
 
 def split(body: str) -> list[tuple[str, Any]]:
-    """Items of an array with their text, by the standard decoder's own idea of where a value ends."""
+    """Items of an array with their text."""
     if depth(body) > CONFIG.max_depth:
-        with suppress(json.JSONDecodeError):
-            DECODER.decode(body)
+        with suppress(Bad):
+            parse(body)
             return split_valid(body)
         reject()  # too deep and no JSON besides: which of the two is said first is nobody's business
     return split_valid(body)
 
 
 def split_valid(body: str) -> list[tuple[str, Any]]:
+    parse(body)
     out: list[tuple[str, Any]] = []
-    at = 1
-    while True:
-        while body[at : at + 1] and body[at] in " \t\r\n":
-            at += 1
-        if not out and body[at:] == "]":
-            return out
-        try:
-            tree, end = DECODER.raw_decode(body, at)
-        except (json.JSONDecodeError, IndexError):
-            raise Bad("invalid_json") from None
-        out.append((body[at:end], tree))
-        at = end
-        while body[at : at + 1] and body[at] in " \t\r\n":
-            at += 1
-        if body[at:] == "]":
-            return out
-        if body[at : at + 1] != ",":
-            raise Bad("invalid_json")
-        at += 1
+    at = after_blanks(body, 1)
+    while body[at] != "]":
+        start = after_blanks(body, at)
+        tree, end = value(body, start)
+        out.append((body[start:end], tree))
+        at = after_blanks(body, end)
+        at += body[at] == ","
+    return out
 
 
 def depth(text: str) -> int:
@@ -156,23 +263,54 @@ def depth(text: str) -> int:
 
 
 def plain(tree: Any) -> Any:
-    """Pairs → dict; refuses keys that stand twice and differ, and what PostgreSQL cannot store."""
+    """Pairs → dict, of what PostgreSQL can hold; refuses keys that stand twice and differ."""
     if isinstance(tree, tuple):
         out: dict[str, Any] = {}
-        for key, value in tree[1]:
-            if key in out and repr(out[key]) != repr(value):
+        for key, item in fields_of(tree).items():
+            kept = storable(key)
+            if kept in out and repr(out[kept]) != repr(item):
                 raise Bad("invalid_json")
-            out[key] = value
-        return {storable(key): plain(value) for key, value in out.items()}
+            out[kept] = item
+        return {key: plain(item) for key, item in out.items()}
     if isinstance(tree, list):
         return [plain(item) for item in tree]
-    return storable(tree) if isinstance(tree, str) and not isinstance(tree, Num) else tree
+    return storable(tree) if isinstance(tree, Raw) else tree
 
 
-def storable(text: str) -> str:
-    if "\0" in text or any(0xD800 <= ord(char) < 0xE000 for char in text):
-        raise Bad("unstorable_text")
-    return text
+def fields_of(tree: Any) -> dict[Raw, Any]:
+    """The members of an object by the text of their key."""
+    out: dict[Raw, Any] = {}
+    spelled: dict[str, Raw] = {}
+    for key, item in tree[1]:
+        first = spelled.setdefault(key.plain(), key)
+        if first in out and meaning(out[first]) != meaning(item):
+            raise Bad("invalid_json")
+        out[first] = item
+    return out
+
+
+def meaning(tree: Any) -> str:
+    if isinstance(tree, tuple):
+        return repr({key.plain(): meaning(item) for key, item in tree[1]})
+    if isinstance(tree, list):
+        return repr([meaning(item) for item in tree])
+    return repr(("text", tree.plain()) if isinstance(tree, Raw) else (type(tree).__name__, tree))
+
+
+def cannot_be_stored(text: str) -> bool:
+    return "\0" in text or any(0xD800 <= ord(char) < 0xE000 for char in text)
+
+
+def storable(raw: Raw) -> str:
+    return str(raw) if cannot_be_stored(raw.plain()) else raw.plain()
+
+
+def is_escaped(tree: Any) -> bool:
+    if isinstance(tree, tuple):
+        return any(is_escaped(key) or is_escaped(item) for key, item in tree[1])
+    if isinstance(tree, list):
+        return any(map(is_escaped, tree))
+    return isinstance(tree, Raw) and cannot_be_stored(tree.plain())
 
 
 def number(token: Num) -> Any:
@@ -191,16 +329,19 @@ def numbers(tree: Any) -> Any:
 def moment(sent: Any) -> int:
     if sent is None:
         raise Bad("missing_timestamp")
+    if isinstance(sent, Odd):
+        raise Bad("invalid_timestamp")
     if isinstance(sent, Num):
         milliseconds = int(sent) if re.fullmatch(r"-?\d{1,19}", sent) else float(sent)
-        if not -62135596800000 <= milliseconds <= 253402300799999:
+        if not 946684800000 <= milliseconds <= 253402300799999:
             raise Bad("invalid_timestamp")
         return milliseconds * 1000 if isinstance(milliseconds, int) else round(milliseconds * 1000)
     if not isinstance(sent, str):
         raise Bad("wrong_type")
     match = re.fullmatch(
-        r"([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt ]([0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.([0-9]+))?([Zz]|[+-][0-9]{2}:[0-9]{2})",
-        sent,
+        r"([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt ]([0-9]{2}:[0-9]{2}:[0-9]{2})(?:[.,]([0-9]+))?"
+        r"([Zz]|[+-][0-9]{2}(?::[0-9]{2}|[0-9]{2}|))",
+        sent.plain() if isinstance(sent, Raw) else sent,
     )
     if not match:
         raise Bad("invalid_timestamp")
@@ -209,7 +350,7 @@ def moment(sent: Any) -> int:
         local = datetime.strptime(f"{date} {clock} +0000", "%Y-%m-%d %H:%M:%S %z")
         if clock.endswith((":60", ":61")):
             raise ValueError
-        hours, minutes = (0, 0) if zone in "Zz" else (int(zone[1:3]), int(zone[4:6]))
+        hours, minutes = (0, 0) if zone in "Zz" else (int(zone[1:3]), int(zone[3:].strip(":") or "0"))
         if hours > 23 or minutes > 59:
             raise ValueError
         offset = timedelta(hours=hours, minutes=minutes) * (-1 if zone[0] == "-" else 1)
@@ -224,46 +365,44 @@ def judge(tree: Any, well: str, deep: int) -> Outcome:
         raise Bad("too_deep")
     if not isinstance(tree, tuple):
         raise Bad("not_an_object")
-    fields: dict[str, Any] = {}
-    for key, value in tree[1]:
-        if key in fields and repr(fields[key]) != repr(value):
-            raise Bad("invalid_json")
-        fields[key] = value
-    at = moment(fields.pop("timestamp", None))
-    named = fields.pop("well_id", well)
-    if not isinstance(named, str) or isinstance(named, Num):
+    fields = {key.plain(): (key, item) for key, item in fields_of(tree).items()}
+    at = moment(fields.pop("timestamp", (None, None))[1])
+    named = fields.pop("well_id", (None, Raw(well)))[1]
+    if not isinstance(named, Num | Raw):
         raise Bad("wrong_type")
-    if named != well:
+    if (named.plain() if isinstance(named, Raw) else named) != well:
         raise Bad("well_id_mismatch")
     limits = {signal.name: (signal.low, signal.high) for signal in SIGNALS} | {"gor": (0, 1_000), "torque": (0, 50)}
     if well == "w2":
         limits["pip"] = (10, 500)
     values: dict[str, float] = {}
-    extra: dict[str, Any] = {}
+    extra: list[tuple[Raw, Any]] = []
     quality: dict[str, Any] = {}
     seen = False
-    for key, value in fields.items():
+    for key, (raw, sent) in fields.items():
         if key not in limits:
-            extra[key] = value
-        elif value is not None:
-            if not isinstance(value, Num):
-                raise Bad("wrong_type")
+            extra.append((raw, sent))
+        elif sent is not None:
             seen = True
-            as_float = 0.0 if value == "-0" else float(value)
+            as_float = math.nan if not isinstance(sent, Num) or isinstance(sent, Odd) else float(sent)
+            if sent == "-0" and isinstance(sent, Num):
+                as_float = 0.0
             if not limits[key][0] <= as_float <= limits[key][1]:
-                quality[key] = number(value) if math.isfinite(as_float) else str(value)
+                quality[key] = str(sent) if isinstance(sent, Num) and not math.isfinite(as_float) else sent
             elif key == "torque":
-                extra[key] = value
+                extra.append((raw, sent))
             else:
                 values[key] = as_float
     if not seen:
         raise Bad("no_signal")
-    kept = numbers(plain(("object", list(extra.items()))))
+    kept = numbers(plain(("object", extra)))
+    quality = {key: item if type(item) is str else numbers(plain(item)) for key, item in quality.items()}
+    named_in_quality = {storable(key): "escaped as sent" for key, item in extra if is_escaped(key) or is_escaped(item)}
     if at - NOW_US > 300e6:
         raise Bad("timestamp_ahead")
     if NOW_US - at > 30 * 86_400e6:
         raise Bad("timestamp_too_old")
-    return ("reading", well, at, bits(values), shape(kept) if kept else None, shape(quality) if quality else None)
+    return ("reading", well, at, bits(values), shape(kept) if kept else None, shape(quality | named_in_quality))
 
 
 def bits(values: dict[str, float]) -> dict[str, bytes]:
@@ -296,6 +435,7 @@ def outcomes(decoded: Decoded) -> tuple[list[Outcome], list[Outcome]]:
             shape(json.loads(text, parse_float=Num, parse_int=Num, parse_constant=fail)) if text else None
             for text in texts
         ]
+        trees[1] = trees[1] or {}
         rows.append(("reading", readings.well_of(row), int(readings.timestamp_us[row]), bits(values), *trees))
     for refused in decoded.rejects:
         assert 0 < len(refused.detail) <= 200
@@ -344,6 +484,13 @@ TIMES = st.sampled_from(
         "1e400",
         "99999999999999999999999",
         "-62135596800001",
+        '"2026-11-24T21:59:59+0100"',
+        '"2026-11-24T21:59:59,5+01"',
+        "946684799999",
+        "946684800000",
+        "1795553999",
+        "nan",
+        "-1.#IND",
         "NaN",
         "null",
         "true",
@@ -361,7 +508,8 @@ VALUES = st.one_of(
     st.sampled_from(
         """1 2.50 -0 -0.0 0e5 1E2 1e-400 1e400 -1e400 7000 1e20000 1e0005 NaN Infinity -Infinity null true false {} []
         [[1],2] "x" "5" "\\u0000" "\\ud800" "\\u00e9" "é\\"\\\\" "[{" {"a":1,"a":2} {"a":[NaN,1e400,"e9999"]}
-        01 1. +1 'x' tru {"a":1,}""".split()  # noqa: SIM905 - a list of forty quoted strings is harder to read
+        01 1. +1 'x' tru {"a":1,} nan -nan +Inf -inf 1.#QNAN -1.#IND00 nan(ind) ∞ [nan,-Infinity] {"nan":-nan} nanx
+        "nan" "1.#INF" "a\\u0000\\n" ["\\uD800"] {"\\u0000":1}""".split()  # noqa: SIM905 - a list of forty quoted strings is harder to read
     ),
     st.sampled_from(["[" * 5 + "]" * 5, "[" * 9 + "]" * 9, "1" * 401, "0." + "3" * 420, '"\t"']),
 )
@@ -370,6 +518,7 @@ KEYS = st.one_of(
     st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters='"\\'), max_size=4),
 )
 SPACE = st.sampled_from(["", "", "", " ", "\n\t\r "])
+PADDING = st.sampled_from([b""] * 6 + [b"\0", b"\xef\xbb\xbf", b"\v\0\xef\xbb\xbf\f"])
 
 
 @st.composite
@@ -398,7 +547,7 @@ def payloads(draw: st.DrawFn) -> bytes:
         items = draw(st.lists(st.one_of(objects(), objects(), VALUES), max_size=4))
         gap = draw(SPACE)
         text = f"[{gap}" + f"{gap},{gap}".join(items) + f"{gap}]"
-    payload = (draw(SPACE) + text + draw(SPACE)).encode()
+    payload = draw(PADDING) + (draw(SPACE) + text + draw(SPACE)).encode() + draw(PADDING)
     if not draw(st.integers(0, 5)):
         at = draw(st.integers(0, len(payload)))
         end = draw(st.integers(at, min(len(payload), at + 3)))
@@ -435,8 +584,9 @@ def test_every_tier_agrees_with_the_reference(deliveries: list[Delivery]) -> Non
         [outcome for outcome in expected if outcome[0] == "reading"],
         [outcome for outcome in expected if outcome[0] == "reject"],
     )
-    counted = sum(len(outcome[5] or {}) for outcome in expected if outcome[0] == "reading")
-    assert sum(decoded.out_of_range.values()) == counted
+    qualities = [outcome[5] for outcome in expected if outcome[0] == "reading"]
+    counted = sum(key in SIGNALS_OF_ALL for quality in qualities for key in quality)
+    assert sum(decoded.unusable.values()) == counted
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
