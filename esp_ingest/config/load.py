@@ -7,7 +7,6 @@ Order of precedence, the last one wins: the defaults in settings.py, the TOML fi
 
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -22,6 +21,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from esp_ingest.config import toml_text
 from esp_ingest.config.sentences import fields_at, nearest, what_is_wrong
 from esp_ingest.config.settings import ENV_PREFIX, ConfigError, Settings
 
@@ -59,17 +59,21 @@ def load(file: str | Path | None = None, **overrides: Any) -> Settings:
         raise ConfigError(_explain(error)) from None
     except SettingsError as error:
         raise ConfigError(_explain_environment(error)) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:  # a table set as JSON; toml_text.py answers for the file
+        values = {name: value for name, value in os.environ.items() if name.upper().startswith(ENV_PREFIX)}
+        deepest = max(values, key=lambda name: values[name].count("[") + values[name].count("{"))
+        raise ConfigError(f"The environment variable {deepest} cannot be used: it is nested too deeply.") from None
+    except toml_text.TomlError as error:
         raise ConfigError(f"The configuration file {path} is not valid TOML: {error}.") from None
     except OSError as error:
         raise ConfigError(f"The configuration file {path} cannot be read: {error.strerror}.") from None
 
 
 class _TomlFile(TomlConfigSettingsSource):
-    """The TOML file, without the byte order mark that some editors write and that tomllib takes for content."""
+    """The TOML file, with what is wrong in it said in our words."""
 
     def _read_file(self, file_path: Path | Traversable) -> dict[str, Any]:
-        return _without_overridden_files(tomllib.loads(file_path.read_bytes().decode("utf-8-sig")))
+        return _without_overridden_files(toml_text.parse(file_path.read_bytes()))
 
 
 def _without_overridden_files(tables: dict[str, Any]) -> dict[str, Any]:

@@ -428,6 +428,8 @@ class Stage:
         metrics.batches_written.labels(path=result.path).inc()
         for signal, count in decoded.out_of_range.items():
             metrics.values_out_of_range.labels(signal=signal).inc(count)
+        for (signal, kind), count in decoded.unusable.items():
+            metrics.values_unusable.labels(signal=signal, kind=kind.value).inc(count)
         metrics.batch_rows.observe(decoded.items)
         metrics.batch_write_seconds.observe(seconds)
 
@@ -509,7 +511,8 @@ def _slices(decoded: Decoded, most: int, start: int) -> Iterator[Decoded]:
     count = len(decoded.readings)
     for at in range(start, count, most):
         rows = np.arange(at, min(at + most, count))
-        yield Decoded(decoded.readings.select(rows), [], decoded.out_of_range if at == 0 else {})
+        counts = (decoded.out_of_range, decoded.unusable) if at == 0 else ({}, {})
+        yield Decoded(decoded.readings.select(rows), [], *counts)
     for at in range(max(start - count, 0), len(decoded.rejects), most):
         yield Decoded(Readings.empty(), decoded.rejects[at : at + most])
 

@@ -27,7 +27,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from esp_ingest import __version__
-from esp_ingest.model import SIGNAL_NAMES, RejectReason
+from esp_ingest.model import SIGNAL_NAMES, RejectReason, Unusable
 
 PREFIX = "esp_ingest"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -145,7 +145,15 @@ class Metrics(_MetricSet):
             "reconciliation_failures", "batches whose items did not add up: received, but neither stored nor held"
         )
         self.values_out_of_range = counter(
-            "values_out_of_range", "values outside the signal's hard limits, stored as NULL", signal=SIGNAL_NAMES
+            "values_out_of_range",
+            "numbers outside the signal's hard limits, NaN and infinities included, stored as NULL",
+            signal=SIGNAL_NAMES,
+        )
+        self.values_unusable = counter(
+            "values_unusable",
+            "values stored as NULL, kept in quality, by what they were: out of range, not finite, or not a number",
+            signal=SIGNAL_NAMES,
+            kind=[kind.value for kind in Unusable],
         )
         self.reject_alarm = gauge("reject_alarm", "1 while too many items are rejected (service.reject_alarm_*)")
 

@@ -46,6 +46,7 @@ from esp_ingest.telemetry.exact import (
     is_crowded,
     most_rejects,
 )
+from esp_ingest.telemetry.joining import joined, merged
 from esp_ingest.telemetry.json_text import SPACE, Refused
 from esp_ingest.telemetry.limits import HardLimits
 from esp_ingest.telemetry.timestamps import NO_TIME, parse_column
@@ -111,10 +112,10 @@ class Decoder:
         batch = _Batch(deliveries)
         if batch.longest * len(deliveries) <= _TOGETHER_BYTES and batch.longest <= slices.SLICE_BYTES:
             return self._decode_together(batch)
-        return _joined([self._decode_run(run) for run in _runs(deliveries)])
+        return joined([self._decode_run(run) for run in slices.runs(deliveries, _TOGETHER_BYTES)])
 
     def _decode_run(self, run: Sequence[Delivery]) -> Decoded:
-        """What _runs() cut: small messages together, or one that is large."""
+        """What slices.runs() cut: small messages together, or one that is large."""
         first = run[0]
         if len(first.payload) > slices.SLICE_BYTES and self._well_of(first.topic) is not None:
             return self._decode_large(first)
@@ -155,7 +156,7 @@ class Decoder:
             parts.append(self._decode_together(batch))
         settled = bad.settled(items, delivery.payload)
         rejects = [_reject(delivery, why, payload, place) for place, why, payload in settled]
-        return _joined([*parts, Decoded(Readings.empty(), rejects)])
+        return joined([*parts, Decoded(Readings.empty(), rejects)])
 
     def _decode_together(self, batch: "_Batch") -> Decoded:
         self._name_wells(batch)
@@ -383,7 +384,7 @@ class Decoder:
                 extra={row: reading.extra for row, reading in enumerate(found) if reading.extra is not None},
                 quality={row: reading.quality for row, reading in enumerate(found) if reading.quality is not None},
             )
-            decoded.readings = _merge(decoded.readings, clean, exact, np.array(order, np.intp))
+            decoded.readings = merged(decoded.readings, clean, exact, np.array(order, np.intp))
         return decoded
 
     def _judge(self, batch: "_Batch", at: int, start: int) -> Iterator[tuple[int, ExactReading | Reject]]:
@@ -460,25 +461,6 @@ class _Batch:
         )
 
 
-def _runs(deliveries: Sequence[Delivery]) -> Iterator[Sequence[Delivery]]:
-    """Deliveries cut, in their order, into runs of _TOGETHER_BYTES at most; a large one is a run of its own."""
-    run: list[Delivery] = []
-    size = 0
-    for delivery in deliveries:
-        length = len(delivery.payload)
-        is_large = length > slices.SLICE_BYTES
-        if run and (is_large or size + length > _TOGETHER_BYTES):
-            yield run
-            run, size = [], 0
-        run.append(delivery)
-        size += length
-        if is_large:
-            yield run
-            run, size = [], 0
-    if run:
-        yield run
-
-
 def _values_of(found: list[ExactReading]) -> FloatArray:
     """(signals, n), in blocks: numpy takes 1 µs a reading, and holds the interpreter for all of a block."""
     blocks = [
@@ -486,43 +468,6 @@ def _values_of(found: list[ExactReading]) -> FloatArray:
         for at in range(0, len(found), _ROWS_TOGETHER // 4)
     ]
     return np.concatenate(blocks, axis=1)
-
-
-def _joined(parts: Sequence[Decoded]) -> Decoded:
-    """One after the other; a well has one place in the sum."""
-    parts = [part for part in parts if part.items]
-    if len(parts) == 1:
-        return parts[0]
-    whole = Decoded(Readings.empty(), [reject for part in parts for reject in part.rejects])
-    rows = [part.readings for part in parts if len(part.readings)]
-    if not rows:
-        return whole
-    wells: dict[str, int] = {}
-    indexes: list[npt.NDArray[np.int32]] = []
-    extra: dict[int, str] = {}
-    quality: dict[int, str] = {}
-    offset = 0
-    for readings in rows:
-        places = np.array([wells.setdefault(well, len(wells)) for well in readings.wells], np.int32)
-        indexes.append(places[readings.well_index])
-        extra.update((offset + row, text) for row, text in readings.extra.items())
-        quality.update((offset + row, text) for row, text in readings.quality.items())
-        offset += len(readings)
-    for part in parts:
-        for name, count in part.out_of_range.items():
-            whole.out_of_range[name] = whole.out_of_range.get(name, 0) + count
-        for key, count in part.unusable.items():
-            whole.unusable[key] = whole.unusable.get(key, 0) + count
-    whole.readings = Readings(
-        wells=list(wells),
-        well_index=np.concatenate(indexes),
-        timestamp_us=np.concatenate([readings.timestamp_us for readings in rows]),
-        received_us=np.concatenate([readings.received_us for readings in rows]),
-        values=np.concatenate([readings.values for readings in rows], axis=1),
-        extra=extra,
-        quality=quality,
-    )
-    return whole
 
 
 def _floats(column: tuple[float | None, ...]) -> FloatArray:
@@ -539,22 +484,6 @@ def _quotes_of(timestamps: Sequence[Any]) -> IntArray:
         return np.full(len(timestamps), 4)
     counts = (4 if type(t) is str else 0 if t is None or t is _ABSENT else 2 for t in timestamps)
     return np.fromiter(counts, np.int64, len(timestamps))
-
-
-def _merge(first: Readings, first_place: Places, second: Readings, second_place: Places) -> Readings:
-    """Both, in the order of their places; at one place those of ``second`` stay in their order."""
-    order = np.argsort(np.concatenate([first_place, second_place]), kind="stable")
-    offset = len(first)
-    both = Readings(
-        wells=first.wells,
-        well_index=np.concatenate([first.well_index, second.well_index]),
-        timestamp_us=np.concatenate([first.timestamp_us, second.timestamp_us]),
-        received_us=np.concatenate([first.received_us, second.received_us]),
-        values=np.concatenate([first.values, second.values], axis=1),
-        extra=first.extra | {offset + row: text for row, text in second.extra.items()},
-        quality=first.quality | {offset + row: text for row, text in second.quality.items()},
-    )
-    return both.select(order)
 
 
 def _reject(delivery: Delivery, refused: Refused, payload: bytes, item: int = 0) -> Reject:

@@ -10,9 +10,8 @@ keep their spelling in ``quality`` and ``extra``.
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from json.encoder import encode_basestring
 from typing import Any, NamedTuple
 
@@ -26,11 +25,11 @@ from esp_ingest.telemetry.json_text import (
     AmbiguousObject,
     NotFinite,
     Refused,
+    as_stored,
+    is_escaped,
     is_not_finite,
-    is_unstorable,
     not_utf8,
     parse,
-    parse_escaped,
     without_padding,
 )
 from esp_ingest.telemetry.limits import HardLimits
@@ -74,10 +73,6 @@ _NAMES = (
 )
 _KINDS = ((dict, Unusable.OBJECT), (list, Unusable.ARRAY), (bool, Unusable.BOOLEAN))
 _TEXT_TOGETHER = 65_536  # characters of a text that are escaped in one go
-
-
-class _Unstorable(Exception):
-    """A text in ``extra`` or ``quality`` is one that PostgreSQL cannot hold."""
 
 
 class ExactReading(NamedTuple):
@@ -156,7 +151,7 @@ class ExactReader:
                 self.refuse_depth(int(_depth(_without_strings(body)).max()))
             tree = parse(body)
             try:
-                judged.readings.append((0, self._reading(tree, lambda: body, well, received_us)))
+                judged.readings.append((0, self.read(tree, well, received_us)))
             except Refused as refused:
                 judged.rejects.append((0, refused, payload))
             return judged
@@ -182,7 +177,7 @@ class ExactReader:
                 bad.count += 1  # certainly not a reading, and its reason is not told
                 continue
             try:
-                yield place, self._reading(tree, partial(pieces.item, place), well, received_us)
+                yield place, self.read(tree, well, received_us)
             except Refused as refused:
                 bad.add(pieces.first + place, refused, pieces.item(place) if bad.count < bad.most else b"")
 
@@ -268,17 +263,10 @@ class ExactReader:
     def _too_deep(self, deepest: int) -> Refused:
         return Refused(RejectReason.TOO_DEEP, f"Nested {deepest} levels deep; telemetry.max_depth = {self._max_depth}.")
 
-    def _reading(self, tree: Any, text: Callable[[], bytes], well: str, received_us: int) -> ExactReading:
-        """As :meth:`read`; the item's ``text`` is asked for if its strings have to be kept as they were sent."""
-        try:
-            return self.read(tree, well=well, received_us=received_us)
-        except _Unstorable:
-            return self.read(*parse_escaped(text()), well=well, received_us=received_us)
-
-    def read(self, tree: Any, escaped: frozenset[str] = frozenset(), *, well: str, received_us: int) -> ExactReading:
+    def read(self, tree: Any, well: str, received_us: int) -> ExactReading:
         """An item's tree → a reading of ``well``. Raises Refused, for the first of these that holds: no object, a key
-        twice, timestamp, well_id, no signal, too far ahead, too old. ``escaped`` are strings that stay escaped as they
-        were sent; the unknown keys that they belong to are named in ``quality``."""
+        twice, timestamp, well_id, no signal, too far ahead, too old, a key twice in an object of ``extra``. Unknown
+        keys with strings that stay escaped as they were sent are named in ``quality``."""
         if isinstance(tree, Refused):
             raise tree
         if not isinstance(tree, dict):
@@ -288,7 +276,7 @@ class ExactReader:
         _check_well(tree, well)
         values, extra, quality, unusable = self._signals(tree, well)
         self._check_age(timestamp_us, received_us)
-        quality.update({key: ESCAPED for key, value in extra.items() if escaped and _contains(key, value, escaped)})
+        quality.update({key: ESCAPED for key, value in extra.items() if _holds_escaped(key, value)})
         extra_text = _dump(extra) if extra else None
         return ExactReading(timestamp_us, values, extra_text, _dump(quality) if quality else None, unusable)
 
@@ -370,7 +358,11 @@ def _depth(structure: npt.NDArray[np.uint8]) -> IntArray:
 
 def _refuse_ambiguous(tree: dict[str, Any]) -> None:
     if isinstance(tree, AmbiguousObject):
-        raise Refused(RejectReason.INVALID_JSON, f"The key {_shown(tree.key)} stands twice, with different values.")
+        raise _twice(tree.key)
+
+
+def _twice(key: str) -> Refused:
+    return Refused(RejectReason.INVALID_JSON, f"The key {_shown(key)} stands twice, with different values.")
 
 
 def _timestamp(tree: dict[str, Any]) -> int:
@@ -429,19 +421,22 @@ def _name(tree: Any) -> str:
     return next(name for of_type, name in _NAMES if isinstance(tree, of_type))
 
 
-def _contains(key: str, value: Any, strings: frozenset[str]) -> bool:
-    """Whether a key, its value or anything inside that is one of ``strings``."""
-    if key in strings or (isinstance(value, str) and value in strings):
+def _holds_escaped(key: str, value: Any) -> bool:
+    """Whether a key, its value or anything inside that is a string that stays escaped."""
+    if is_escaped(key) or (isinstance(value, str) and is_escaped(value)):
         return True
     if isinstance(value, dict):
-        return any(_contains(inner, each, strings) for inner, each in value.items())
-    return isinstance(value, list) and any(_contains("", each, strings) for each in value)
+        return any(_holds_escaped(inner, each) for inner, each in value.items())
+    return isinstance(value, list) and any(_holds_escaped("", each) for each in value)
 
 
 def _dump(tree: Any) -> str:
-    """A tree as JSON text that jsonb takes. Raises _Unstorable for a text that PostgreSQL cannot hold."""
+    """A tree as JSON text that jsonb takes. Raises Refused for a key that stands twice with different values."""
     if isinstance(tree, dict):
         _refuse_ambiguous(tree)
+        for key in tree:
+            if is_escaped(key) and as_stored(key) in tree:  # two keys as sent, and one in the database
+                raise _twice(as_stored(key))
         return "{" + ", ".join(f"{_text(key)}: {_dump(value)}" for key, value in tree.items()) + "}"
     if isinstance(tree, list):
         return "[" + ", ".join(map(_dump, tree)) + "]"
@@ -457,9 +452,8 @@ def _number(token: bytes) -> str:
 
 
 def _text(text: str) -> str:
-    """A text as JSON string. Raises _Unstorable for what PostgreSQL cannot hold."""
-    if is_unstorable(text):
-        raise _Unstorable
+    """A string of a tree as JSON text."""
+    text = as_stored(text)
     if len(text) <= _TEXT_TOGETHER:
         return encode_basestring(text)
     parts = [text[at : at + _TEXT_TOGETHER] for at in range(0, len(text), _TEXT_TOGETHER)]
@@ -468,6 +462,6 @@ def _text(text: str) -> str:
 
 def _shown(sent: str | bytes) -> str:
     """Something from outside, made safe for a log: printable ASCII, at most 60 characters."""
-    text = sent[:400].decode("utf-8", "replace") if isinstance(sent, bytes) else sent
+    text = sent[:400].decode("utf-8", "replace") if isinstance(sent, bytes) else as_stored(sent[:400])
     shown = text[:60].encode("unicode_escape").decode("ascii")[:60]
     return f'"{shown}"' if isinstance(sent, str) else shown

@@ -44,6 +44,8 @@ _WORDS = re.compile(
 )
 _STRINGS = re.compile(_STRING, re.DOTALL)
 _UNSTORABLE_ESCAPE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
+# Before the text of a string that stays escaped; no other string of a tree can begin with it.
+_ESCAPED = "\0"
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
@@ -71,9 +73,14 @@ def is_not_finite(text: str) -> bool:
     return _NOT_FINITE.fullmatch(text) is not None
 
 
-def is_unstorable(text: str) -> bool:
-    """Whether PostgreSQL cannot hold a text: it contains NUL or half a surrogate pair."""
-    return _UNSTORABLE.search(text) is not None
+def is_escaped(text: str) -> bool:
+    """Whether a string of a tree stands there escaped as it was sent: PostgreSQL cannot hold it otherwise."""
+    return text.startswith(_ESCAPED)
+
+
+def as_stored(text: str) -> str:
+    """The text of a tree's string as PostgreSQL is to hold it."""
+    return text[1:] if is_escaped(text) else text
 
 
 def without_padding(payload: bytes) -> bytes:
@@ -83,8 +90,11 @@ def without_padding(payload: bytes) -> bytes:
 
 
 def parse(text: bytes, where: str = "") -> Any:
-    """A JSON text, in UTF-8, as a tree. Raises Refused, whose detail names the place, followed by ``where``."""
+    """A JSON text, in UTF-8, as a tree. A string that PostgreSQL cannot hold stays escaped as it was sent: for those
+    ask is_escaped() and as_stored(). Raises Refused, whose detail names the place, followed by ``where``."""
     decoded = text.decode("utf-8")
+    if _UNSTORABLE_ESCAPE.search(decoded) is not None:
+        decoded = _STRINGS.sub(_escaped_if_unstorable, decoded)
     try:
         try:
             return _STANDARD.decode(decoded)
@@ -103,21 +113,6 @@ def parse(text: bytes, where: str = "") -> Any:
         raise Refused(RejectReason.TOO_DEEP, "Nested too deeply to be read.") from None
 
 
-def parse_escaped(text: bytes) -> tuple[Any, frozenset[str]]:
-    """As :func:`parse`, of a text known to be JSON, but strings that PostgreSQL cannot hold stay escaped as they were
-    sent. Returns the tree and those strings."""
-    escaped: set[str] = set()
-
-    def as_sent(match: re.Match[str]) -> str:
-        string = match.group()
-        if _UNSTORABLE_ESCAPE.search(string) is None or not is_unstorable(json.loads(string)):
-            return string
-        escaped.add(string[1:-1])
-        return encode_basestring(string[1:-1])
-
-    return parse(_STRINGS.sub(as_sent, text.decode("utf-8")).encode("utf-8")), frozenset(escaped)
-
-
 def not_utf8(body: bytes, at: int) -> Refused:
     """Why a payload is refused whose byte ``at``, padding not counted, does not belong to UTF-8."""
     looks = "; it looks like UTF-16, send UTF-8" if body[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
@@ -131,6 +126,17 @@ def several_texts() -> Refused:
         "Not JSON: one object after another. Send them as one array, [{...}, {...}], or, if each stands on a line, use "
         "a mapping of lines.",
     )
+
+
+def _escaped_if_unstorable(match: re.Match[str]) -> str:
+    string = match.group()
+    if _UNSTORABLE_ESCAPE.search(string) is None:
+        return string
+    try:
+        is_storable = _UNSTORABLE.search(json.loads(string)) is None
+    except json.JSONDecodeError:
+        return string
+    return string if is_storable else encode_basestring(_ESCAPED + string[1:-1])
 
 
 def _with_standard_spellings(text: str) -> tuple[str, list[str]]:

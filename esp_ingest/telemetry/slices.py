@@ -9,13 +9,13 @@ pieces are lists of JSON values, their concatenation is one. Where the cuts stan
 """
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from esp_ingest.model import IntArray, RejectReason
+from esp_ingest.model import Delivery, IntArray, RejectReason
 from esp_ingest.telemetry.json_text import BYTE_ORDER_MARK, PADDING, Refused, not_utf8, several_texts
 
 SLICE_BYTES = 65_536
@@ -46,6 +46,25 @@ class Piece(NamedTuple):
     first: int
     items: int
     payload: bytes
+
+
+def runs(deliveries: Sequence[Delivery], together_bytes: int) -> Iterator[Sequence[Delivery]]:
+    """Deliveries cut, in their order, into runs of ``together_bytes`` at most; a large one is a run of its own."""
+    run: list[Delivery] = []
+    size = 0
+    for delivery in deliveries:
+        length = len(delivery.payload)
+        is_large = length > SLICE_BYTES
+        if run and (is_large or size + length > together_bytes):
+            yield run
+            run, size = [], 0
+        run.append(delivery)
+        size += length
+        if is_large:
+            yield run
+            run, size = [], 0
+    if run:
+        yield run
 
 
 def outline(body: bytes) -> Outline:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from esp_ingest.config.settings import TelemetrySettings
-from esp_ingest.telemetry.decode import Decoder
 from esp_ingest.model import SIGNAL_NAMES, Decoded, Delivery, Unusable
+from esp_ingest.telemetry.decode import Decoder
 
 NOW_US = 1_795_554_000_000_000  # 2026-11-24T21:00:00Z
 TIME = b'"timestamp":"2026-11-24T20:59:59.5Z"'
@@ -22,8 +22,8 @@ NOT_FINITE = [
     sign + spelling
     for sign in ("", "-", "+")
     for spelling in """nan NaN NAN nan(ind) NAN(IND) nan(snan) nan(0x8000000000000) NaNQ NaNS QNAN snan inf Inf INF
-    Infinity INFINITY infinity ovf ∞ 1.#QNAN 1.#QNAN0 1.#SNAN 1.#IND 1.#IND00 1.#INF 1.#INF00 1.#inf 1.#J 1.#R 1.#QO 1.$ 1,#QNAN
-    1.#INF00e+000 unendlich Infini Infinito бесконечность""".split()  # noqa: SIM905 - forty quoted strings are harder to read
+    Infinity INFINITY infinity ovf ∞ 1.#QNAN 1.#QNAN0 1.#SNAN 1.#IND 1.#IND00 1.#INF 1.#INF00 1.#inf 1.#J 1.#R 1.#QO 1.$
+    1,#QNAN 1.#INF00e+000 unendlich Infini Infinito бесконечность""".split()  # noqa: SIM905 - quotes hide them
 ] + ["n. def.", "Non Numérique", "не число", "NaN (非数値)"]
 
 

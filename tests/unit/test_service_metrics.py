@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
-from esp_ingest.model import SIGNAL_NAMES, RejectReason
+from esp_ingest.model import SIGNAL_NAMES, RejectReason, Unusable
 from esp_ingest.service.metrics import Metrics, observe_many
 
 # CONTRACT.md, "Metrics": name → labels.
@@ -62,6 +62,8 @@ def test_series_of_closed_lists_exist_at_zero_from_the_start() -> None:
         assert f'esp_ingest_readings_rejected_total{{reason="{reason.value}"}} 0.0' in page
     for signal in SIGNAL_NAMES:
         assert f'esp_ingest_values_out_of_range_total{{signal="{signal}"}} 0.0' in page
+        for kind in Unusable:
+            assert f'esp_ingest_values_unusable_total{{kind="{kind.value}",signal="{signal}"}} 0.0' in page
     for qos in "012":
         assert f'esp_ingest_messages_received_total{{qos="{qos}"}} 0.0' in page
 

@@ -156,7 +156,7 @@ def test_failed_tries_leave_nothing_behind(rig: Rig, monkeypatch: pytest.MonkeyP
 
     def decode(deliveries: list[Delivery]) -> Decoded:
         decoded = rig.decoder.decode(deliveries)
-        watched = Watched(decoded.readings, decoded.rejects, decoded.out_of_range)
+        watched = Watched(decoded.readings, decoded.rejects)
         seen.append(weakref.ref(watched))
         return watched
 

@@ -4,13 +4,13 @@ pydantic checks the tables (rules_tables.py); what depends on other tables, such
 here. An error names file, place and key, says what is wrong and, for a wrong name, the nearest valid one.
 """
 
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from esp_ingest.config import toml_text
 from esp_ingest.config.sentences import what_is_wrong
 from esp_ingest.diagnostics.language.conditions import Compiler, Condition, Vocabulary
 from esp_ingest.diagnostics.language.functions import DERIVED, FACTS, FUNCTIONS
@@ -39,20 +39,18 @@ def load(path: str | Path) -> RuleSet:
     """Read and check a rules file. Raises RulesError."""
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise RulesError(f"The rules file {path} cannot be read: {reason}.") from None
-    return parse(text, str(path))
+        data = path.read_bytes()
+    except OSError as error:
+        raise RulesError(f"The rules file {path} cannot be read: {error.strerror}.") from None
+    return parse(data, str(path))
 
 
-def parse(text: str, name: str = "rules.toml") -> RuleSet:
+def parse(text: str | bytes, name: str = "rules.toml") -> RuleSet:
     """As :func:`load`, from a text. ``name`` stands in messages."""
     try:
-        document = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise RulesError(f"{name}: not valid TOML: {reason}.") from None
+        document = toml_text.parse(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
+    except toml_text.TomlError as error:
+        raise RulesError(f"{name}: not valid TOML: {error}.") from None
     return _Reader(name, document).read()
 
 
