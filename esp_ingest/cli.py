@@ -19,7 +19,7 @@ FAULTS = (
     "gas_lock, pump_off, broken_shaft, dead_head, tubing_leak, overload, motor_hot, vibration, frozen_signal, "
     "gauge_dropout, trip, stale"
 )
-_TROUBLE = ("malformed", "duplicates", "late", "future")
+_TROUBLE = ("malformed", "duplicates", "late", "future", "odd")
 _MOST_WORKERS = 64
 
 
@@ -347,6 +347,9 @@ def _add_rejects(sub: argparse.ArgumentParser, common: _Parser) -> None:
         if name == "replay":
             action.add_argument("--id", help="only this reject, as printed by list")
             action.add_argument("--dry-run", action="store_true", help="say what would become of them, store nothing")
+            action.add_argument(
+                "--trust-timestamps", action="store_true", help="take timestamps as right, however far ahead or old"
+            )
     show = actions.add_parser("show", help="one reject in full", description="one reject in full", parents=[common])
     show.add_argument("id", help="as printed by list")
 

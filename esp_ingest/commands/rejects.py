@@ -2,6 +2,10 @@
 
 A replay decodes with today's settings and writes through the same store, whose keys make it exactly once: write first,
 mark after. What is rejected again stays as it is.
+
+Whether a timestamp lies too far ahead or back is judged by when the message was received, with two exceptions: a clock
+that stood before 2000 was not set, so that the present decides; and the operator may say that the timestamps are right
+(``--trust-timestamps``).
 """
 
 import argparse
@@ -21,6 +25,8 @@ from esp_ingest.telemetry.decode import Decoder
 from esp_ingest.telemetry.timestamps import parse_moment
 
 _SHOWN_PAYLOAD_CHARACTERS = 4_000
+_ANY_TIME_SECONDS = 10_000 * 366 * 86_400.0  # longer than the calendar of timestamps
+_CLOCK_NOT_SET_US = 946_684_800_000_000  # 2000-01-01T00:00:00Z
 
 
 def run(settings: Settings, arguments: argparse.Namespace) -> Iterator[str]:
@@ -80,7 +86,10 @@ def _replay(
     settings: Settings, connection: Connection, which: RejectFilter, arguments: argparse.Namespace
 ) -> Iterator[str]:
     store = PostgresStore(settings.database, settings.mqtt.topic_root)
-    replayer = Replayer(Decoder(settings.telemetry, settings.mqtt.topic_root), store, connection, arguments.dry_run)
+    telemetry = settings.telemetry
+    if arguments.trust_timestamps:
+        telemetry = telemetry.model_copy(update={"max_ahead_seconds": _ANY_TIME_SECONDS, "max_age_days": 0.0})
+    replayer = Replayer(Decoder(telemetry, settings.mqtt.topic_root), store, connection, arguments.dry_run)
     try:
         outcomes = replayer.replay(islice(_chosen(connection, which, arguments.id), arguments.limit))
     finally:
@@ -121,7 +130,8 @@ class Replayer:
 
     def _one(self, stored: StoredReject) -> str:
         reject = stored.reject
-        delivery = Delivery(reject.topic, reject.payload, 1, 0, -1, reject.received_us, redelivered=True)
+        received_us = reject.received_us if reject.received_us >= _CLOCK_NOT_SET_US else self._clock.now_us()
+        delivery = Delivery(reject.topic, reject.payload, 1, 0, -1, received_us, redelivered=True)
         decoded = self._decoder.decode([delivery])
         if decoded.rejects and not len(decoded.readings):
             return f"rejected again: {decoded.rejects[0].reason}"

@@ -8,6 +8,7 @@ import argparse
 import heapq
 import os
 import random
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -61,29 +62,32 @@ class Totals:
     duplicates: int = 0
     late: int = 0
     future: int = 0
+    odd: int = 0
 
     def line(self) -> str:
         return (
             f"published {self.published}, acknowledged {self.acknowledged}, refused {self.refused}; among them "
-            f"malformed {self.malformed}, duplicates {self.duplicates}, late {self.late}, future {self.future}"
+            f"malformed {self.malformed}, duplicates {self.duplicates}, late {self.late}, future {self.future}, "
+            f"odd {self.odd}"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """Shares, 0 to 1, of messages that are sent wrong."""
+    """Shares, 0 to 1, of messages that are sent wrong. Odd ones are readings all the same, or but for one signal."""
 
     malformed: float = 0.0
     duplicates: float = 0.0
     late: float = 0.0
     future: float = 0.0
+    odd: float = 0.0
 
 
 def run_simulate(settings: Settings, arguments: argparse.Namespace, clock: Clock | None = None) -> int:
     """The command. Returns 0 when every message was acknowledged; raises SimulatorError, ReplayError or ConfigError.
 
     Reads from ``arguments``: wells, rate (Hz), duration (s), fault (list of names), fault_after (s), seed, csv, speed,
-    keep_timestamps, malformed, duplicates, late, future; and, if there, all_signals."""
+    keep_timestamps, malformed, duplicates, late, future; and, if there, odd and all_signals."""
     with Stop() as stop:  # from here on Ctrl-C is answered with totals, while connecting too
         return _simulate(settings, arguments, clock or SystemClock(), stop)
 
@@ -91,7 +95,8 @@ def run_simulate(settings: Settings, arguments: argparse.Namespace, clock: Clock
 def _simulate(settings: Settings, arguments: argparse.Namespace, clock: Clock, stop: Stop) -> int:
     totals = Totals()
     root = settings.mqtt.topic_root
-    trouble = Trouble(arguments.malformed, arguments.duplicates, arguments.late, arguments.future)
+    odd = getattr(arguments, "odd", 0.0)
+    trouble = Trouble(arguments.malformed, arguments.duplicates, arguments.late, arguments.future, odd)
     if arguments.csv is not None:
         recording = replay.read(arguments.csv)
         messages = recorded_messages(recording, root, clock.now_us(), arguments.speed, arguments.keep_timestamps)
@@ -172,7 +177,7 @@ def spoil(messages: Iterable[Message], trouble: Trouble, totals: Totals, seed: i
     Late ones keep their timestamp and are sent 5 to 60 s after it, or at the end if that comes first."""
     chance = random.Random(seed)
     held: list[Message] = []
-    shares = (trouble.malformed, trouble.duplicates, trouble.late, trouble.future)
+    shares = (trouble.malformed, trouble.duplicates, trouble.late, trouble.future, trouble.odd)
     last = 0.0
     for message in messages:
         last = message.due_seconds
@@ -192,6 +197,9 @@ def spoil(messages: Iterable[Message], trouble: Trouble, totals: Totals, seed: i
         elif kind == 3:
             totals.future += 1
             yield message._replace(payload=_an_hour_ahead(message.payload))
+        elif kind == 4:
+            totals.odd += 1
+            yield message._replace(payload=chance.choice(_ODD)(message.payload))
         else:
             yield message
     while held:
@@ -222,8 +230,21 @@ _MALFORMED: tuple[Callable[[bytes], bytes], ...] = (
     lambda payload: payload[: _STAMP_END - 1] + payload[_STAMP_END:],  # no offset: invalid_timestamp
     lambda payload: payload.replace(b'"well_id": "', b'"well_id": "x'),  # well_id_mismatch
     lambda payload: payload[:-1] + b', "motor_current": "50.1"}',  # a key twice: invalid_json
-    lambda payload: payload[: _STAMP_END + 1] + b', "pip": true}',  # wrong_type
+    lambda payload: payload.replace(b'"well_id": "', b'"well_id": false, "id": "'),  # wrong_type
     lambda payload: payload[: _STAMP_END + 1] + b', "status": "ok"}',  # no_signal
+)
+
+# Each of them is a reading: padded, its offset in another form, or with a value that costs no other signal.
+_ODD: tuple[Callable[[bytes], bytes], ...] = (
+    lambda payload: payload + b"\0",
+    lambda payload: b"\xef\xbb\xbf" + payload,
+    lambda payload: payload[: _STAMP_END - 1] + b"+0000" + payload[_STAMP_END:],
+    lambda payload: payload[: _STAMP_END - 1] + b"+00" + payload[_STAMP_END:],
+    lambda payload: payload[:-1] + b', "tag": "a\\u0000b"}',
+    *(
+        lambda payload, value=value: re.sub(rb'"motor_current": [0-9.]+', b'"motor_current": ' + value, payload)
+        for value in (b"nan", b"-1.#IND00", b"-Infinity", b'"N/A"', b'""', b"false", b'"50.1"', b"[50.1]")
+    ),
 )
 
 

@@ -113,11 +113,10 @@ def test_bad_input_ends_as_a_reading_or_as_a_reject_with_its_reason(rig: Rig) ->
         b"": "empty_payload",
         b'{%s,"pip":1,"deep":%s}' % (stamp, b"[" * 5_000 + b"]" * 5_000): "too_deep",
         b"[" * 100_000: "invalid_json|too_deep",
-        b'{%s,"pip":1,"note":"\\u0000"}' % stamp: "unstorable_text",
         b'{%s,"pip":1,"note":"\xff\xfe"}' % stamp: "invalid_utf8",
-        b'\x00{%s,"pip":1}' % stamp: "invalid_json",
-        b'{%s,"pip":"12"}' % stamp: "wrong_type",
-        b'{%s,"pip":true}' % stamp: "wrong_type",
+        b'{%s,"pip":1,"well_id":true}' % stamp: "wrong_type",
+        b'{"timestamp":%d,"pip":1}' % (now_ms // 1000): "invalid_timestamp",
+        b'{%s,"pip":1}\n{%s,"pip":2}' % (stamp, stamp): "invalid_json",
         b'{"pip":1}': "missing_timestamp",
         b'{"timestamp":"2026-11-24T21:00:00","pip":1}': "invalid_timestamp",
         b'{"timestamp":"9999-12-31T23:59:59Z","pip":1}': "timestamp_ahead",
@@ -132,6 +131,10 @@ def test_bad_input_ends_as_a_reading_or_as_a_reject_with_its_reason(rig: Rig) ->
         b'{"timestamp":%d,"pip":1e400,"gor":2}' % (now_ms - 2): ({"gor": 2.0}, {"pip": "1e400"}),
         b'{"timestamp":%d,"pip":7000.5,"gor":3}' % (now_ms - 3): ({"gor": 3.0}, {"pip": 7000.5}),
         b'{"timestamp":%d,"gor":4,"filler":"%s"}' % (now_ms - 4, b"x" * 1_000_000): ({"gor": 4.0}, None),
+        b'{"timestamp":%d,"pip":"12","gor":8}' % (now_ms - 8): ({"gor": 8.0}, {"pip": "12"}),
+        b'{"timestamp":%d,"pip":true,"gor":9}' % (now_ms - 9): ({"gor": 9.0}, {"pip": True}),
+        b'\x00{"timestamp":%d,"pip":-1.#IND,"gor":10}\x00' % (now_ms - 10): ({"gor": 10.0}, {"pip": "-1.#IND"}),
+        b'{"timestamp":%d,"gor":11,"note":"\\u0000"}' % (now_ms - 11): ({"gor": 11.0}, {"note": "escaped as sent"}),
     }
     with rig.broker.publisher("W1") as controller:
         controller.publish_many("esp/W1/telemetry", [*bad, *good])
@@ -150,11 +153,13 @@ def test_bad_input_ends_as_a_reading_or_as_a_reject_with_its_reason(rig: Rig) ->
     stored = {
         gor: (pip, quality) for gor, pip, quality in rig.database.all("SELECT gor, pip, quality FROM esp_telemetry")
     }
-    assert set(stored) == {1, 2, 3, 4, 5, 7}
+    assert set(stored) == {*range(1, 6), *range(7, 12)}
+    assert rig.database.value("SELECT extra ->> 'note' FROM esp_telemetry WHERE gor = 11") == "\\u0000"
     for values, quality in good.values():
         assert stored[values["gor"]] == (None, quality)
     assert rig.metric("readings_rejected_total") == len(bad) + 1
-    assert rig.metric("values_out_of_range_total") == 3
+    assert rig.metric("values_out_of_range_total") == 4
+    assert rig.metric("values_unusable_total") == 6
     assert rig.health("ready")[0] == 200
     assert len(rig.daemon_log().splitlines()) < 15, "a log line a message is a flood"
     rig.stop_daemon()
@@ -266,6 +271,8 @@ def test_rejects_are_listed_shown_and_replayed_exactly_once(rig: Rig) -> None:
     mended = {"TELEMETRY__MAX_AHEAD_SECONDS": "7200"}
     tried = esp_ingest(rig, "rejects", "replay", "--dry-run", **mended)
     assert "5 would be stored" in tried.stdout
+    assert "5 would be stored" in esp_ingest(rig, "rejects", "replay", "--dry-run", "--trust-timestamps").stdout
+    assert "5 rejected again: timestamp_ahead" in esp_ingest(rig, "rejects", "replay", "--dry-run").stdout
     assert count(rig) == 0
     for expected in (5, 5):
         assert esp_ingest(rig, "rejects", "replay", **mended).returncode == 0

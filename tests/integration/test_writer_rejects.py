@@ -1,5 +1,6 @@
 """Stored rejects: found by filters, shown, walked through and marked once."""
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -8,10 +9,13 @@ from typing import Any
 import psycopg
 import pytest
 
-from esp_ingest.model import Readings, RejectReason
+from esp_ingest.commands.rejects import Replayer
+from esp_ingest.config.settings import TelemetrySettings
+from esp_ingest.model import Readings, Reject, RejectReason
 from esp_ingest.store.rejects import RejectFilter, list_rejects, mark_replayed, pending_rejects, show_reject
 from esp_ingest.store.schema import migrate
 from esp_ingest.store.write.writer import PostgresStore
+from esp_ingest.telemetry.decode import Decoder
 from tests.support.databases import Database
 from tests.support.store_data import START_US, reject
 
@@ -93,3 +97,26 @@ def test_of_two_at_once_one_marks(connection: Connection, native_database: Datab
 
     with ThreadPoolExecutor(4) as pool:
         assert sorted(pool.map(mark, range(4))) == [False, False, False, True]
+
+
+def test_what_was_ahead_of_a_clock_that_was_not_set_is_judged_by_the_present(native_database: Database) -> None:
+    """A controller of today looked 56 years ahead to a server that began at 1970, and for ever after."""
+    migrate(native_database.settings)
+    store = PostgresStore(native_database.settings)
+    now_ms = time.time_ns() // 1_000_000
+    today, tomorrow = (b'{"timestamp":%d,"pip":1}' % (now_ms + later) for later in (-60_000, 86_400_000))
+    store.write(
+        Readings.empty(),
+        [
+            Reject(received_us, b"esp/w1/telemetry", RejectReason.TIMESTAMP_AHEAD, "It lies ahead.", payload)
+            for received_us, payload in ((7_000_000, today), (8_000_000, tomorrow), (now_ms * 1_000, tomorrow))
+        ],
+        [],
+    )
+    with native_database.connect() as connection:
+        replayer = Replayer(Decoder(TelemetrySettings(), "esp"), store, connection, False)
+        outcomes = replayer.replay(pending_rejects(connection, RejectFilter()))
+        assert outcomes == {"stored": 1, "rejected again: timestamp_ahead": 2}
+    (stored,) = native_database.all("SELECT (extract(epoch FROM timestamp) * 1000)::bigint FROM esp_telemetry")
+    assert stored == (now_ms - 60_000,)
+    store.close()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from esp_ingest.commands import check
 from esp_ingest.config.load import load
 from esp_ingest.config.settings import ConfigError, Settings
+from esp_ingest.diagnostics.language import rules, rules_file
 from esp_ingest.resources import config_file
 from tools import docs
 
@@ -486,4 +487,30 @@ def test_a_password_that_would_not_be_sent_is_an_error(monkeypatch: pytest.Monke
 def test_a_websocket_path_is_a_path(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     monkeypatch.setenv("ESP_INGEST_MQTT__WEBSOCKET_PATH", path)
     with pytest.raises(ConfigError, match=r"^Setting mqtt\.websocket_path .* must be a path that begins"):
+        load()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"a = " + b"[" * 5_000 + b"]" * 5_000, "nested too deeply"),
+        (b"a = " + b"{a=" * 3_000 + b"1" + b"}" * 3_000, "nested too deeply"),
+        (b"[mqtt]\nport = " + b"1" * 5_000, "a number in it is too long"),
+        (b"[mqtt]\nhost = '\xff'", "line 2 is not UTF-8 text"),
+        ("[mqtt]".encode("utf-16"), "save it as UTF-8"),
+    ],
+)
+def test_what_no_parser_takes_is_a_sentence(tmp_path: Path, text: bytes, said: str) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_bytes(text)
+    for read, error in ((load, ConfigError), (rules_file.load, rules.RulesError)):
+        with pytest.raises(error, match=said) as caught:
+            read(file)
+        assert "codec" not in str(caught.value)
+        assert "recursion" not in str(caught.value)
+
+
+def test_a_table_nested_too_deeply_in_the_environment_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ESP_INGEST_TELEMETRY__LIMITS", "[" * 50_000)
+    with pytest.raises(ConfigError, match="ESP_INGEST_TELEMETRY__LIMITS cannot be used: it is nested too deeply"):
         load()

@@ -269,15 +269,17 @@ def test_messages_carry_the_fleet_to_the_last_bit() -> None:
 def test_trouble_is_what_it_says() -> None:
     totals = Totals()
     clean = list(fleet_messages(Fleet(10, 2, 1.0), 200))
-    spoiled = list(spoil(clean, Trouble(0.1, 0.1, 0.1, 0.1), totals, 1))
+    spoiled = list(spoil(clean, Trouble(0.1, 0.1, 0.1, 0.1, 0.1), totals, 1))
     assert len(spoiled) == len(clean) + totals.duplicates
-    for count in (totals.malformed, totals.duplicates, totals.late, totals.future):
+    for count in (totals.malformed, totals.duplicates, totals.late, totals.future, totals.odd):
         assert 120 < count < 280
     decoded = decode(spoiled, DEFAULT_START_US + 200_000_000)
     reasons = [reject.reason for reject in decoded.rejects]
     assert len(reasons) == totals.malformed + totals.future
     assert reasons.count("timestamp_ahead") == totals.future
     assert len(set(reasons)) == 11
+    assert {kind for _, kind in decoded.unusable} == {"not_finite", "string", "boolean", "array"}
+    assert sum(decoded.unusable.values()) + len(decoded.readings.extra) == len(decoded.readings.quality)
     keys = list(zip(decoded.readings.well_index.tolist(), decoded.readings.timestamp_us.tolist(), strict=True))
     assert len(keys) - len(set(keys)) == totals.duplicates
     dues = [message.due_seconds for message in spoiled]
