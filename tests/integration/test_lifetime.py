@@ -189,7 +189,8 @@ def test_a_command_that_was_stopped_has_not_succeeded(
 # A daemon whose parts hang: `drain` never has all of it, `finish` of the writer's thread never returns.
 HANGS = """
 import sys, time
-from esp_ingest import pipeline, stage
+from esp_ingest.ingest import pipeline
+from esp_ingest.ingest import writer_stage as stage
 def hang(_self, expired=lambda: False):
     while not expired():
         time.sleep(0.01)
