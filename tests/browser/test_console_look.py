@@ -25,6 +25,8 @@ CONSOLE = Path(__file__).resolve().parents[2] / "esp_ingest/api/console"
 def settle(page: Page, address: str) -> None:
     page.evaluate("address => { location.hash = address; }", address)
     until(page, "() => !document.querySelector('[aria-busy]') && document.querySelector('main h1') !== null")
+    if "/well/" in address:
+        until(page, "() => document.querySelectorAll('.trend .indicator').length === 7")  # the last to come
     page.wait_for_timeout(400)
 
 

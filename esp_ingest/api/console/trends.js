@@ -27,7 +27,7 @@ export class Trends {
     this.spans = choice("Range", Object.keys(SPANS).map((each) => [each, each]), "24h", (value) => this.follow(SPANS[value]));
     const button = (text, label, step) => h("button", { type: "button", "aria-label": label, title: label, onclick: () => step(this.view) }, text);
     this.nowButton = h("button", { type: "button", onclick: () => this.follow(this.view.to - this.view.from) }, "Follow");
-    this.element = h("section", { class: "panel trends", "aria-busy": "true" },
+    this.element = h("section", { class: "panel trends" },
       h("div", { class: "bar" }, h("h2", null, "Trends"), this.spans,
         h("span", { class: "choice" },
           button("◀", "Earlier", ({ from, to }) => this.go(from - (to - from) / 2, to - (to - from) / 2)),
@@ -161,7 +161,6 @@ export class Trends {
       replace(this.trouble);
       this.piece = piece;
       this.showPiece();
-      this.element.removeAttribute("aria-busy");
     } catch (error) {
       if (error.name !== "AbortError" && error.status !== 0) replace(this.trouble, error.message);
     }

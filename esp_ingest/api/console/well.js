@@ -24,7 +24,7 @@ export function open(root, context) {
   const seen = h("span", { class: "seen" });
   const notes = h("ul", { class: "notes" });
   const trouble = h("p", { class: "error", role: "alert" });
-  const trendPlace = h("div");
+  const trendPlace = h("div", { "aria-busy": "true" });
   const extra = h("div");
   const history = h("section", { class: "panel" }, h("h2", null, "What was done"));
   const meter = ammeter(wellId, newest);
@@ -47,6 +47,7 @@ export function open(root, context) {
       well = await get(`wells/${encoded}`, { units: prefs.units });
     } catch (error) {
       if (error.status !== 0) replace(trouble, error.message);
+      if (error.status === 404) trendPlace.removeAttribute("aria-busy");
       return;
     }
     if (isClosed) return;
@@ -55,7 +56,7 @@ export function open(root, context) {
     if (!trends) {
       const signals = Object.keys(SIGNALS).filter((signal) => well.reading[signal] !== null || ["motor_current", "vsd_frequency", "pip"].includes(signal));
       trends = new Trends(trendPlace, { wellId, signals, newest, onView: (now) => context.setQuery(now, false) });
-      trends.start(query).then(drawAlarms, (error) => replace(trouble, error.message));
+      trends.start(query).then(drawAlarms, (error) => replace(trouble, error.message)).finally(() => trendPlace.removeAttribute("aria-busy"));
     }
     trends.showReading(well.reading);
   }
