@@ -150,6 +150,7 @@ class Daemon:
         )
         self._publisher = self._build_publisher()
         self._next_observation = 0.0
+        self._has_started_others = False  # publisher and follower, whose connections must not take the writer's place
         self._notify = systemd.Notifier()
 
     def _open_spool(self) -> "Spool | None":
@@ -199,12 +200,13 @@ class Daemon:
         path = settings.diagnostics.rules_file or config_file("rules.toml")
         return DiagnosticsService(
             lambda: load(path),
-            PostgresDiagnosticsStore(settings.database, publish=settings.diagnostics.publish),
+            PostgresDiagnosticsStore(settings.database, settings.diagnostics.publish, lambda: self._store.connected),
             self._clock,
             self._metrics,
             lambda: self._source.subscribed,
             replay_until,
             settings.diagnostics.max_wells,
+            readings_first=not settings.mqtt.share_group,
         )
 
     def _build_follower(self) -> "Follower":
@@ -227,7 +229,8 @@ class Daemon:
         from esp_ingest.store.outbox import PostgresOutbox
 
         clock, metrics = self._clock, self._metrics
-        outbox = PostgresOutbox(settings.database, publisher_client_id(settings.mqtt.client_id))
+        holder = publisher_client_id(settings.mqtt.client_id)
+        outbox = PostgresOutbox(settings.database, holder, lambda: self._store.connected)
         connection = PublishingConnection(settings.mqtt, clock, metrics, lambda: self._source.protocol)
         return Publisher(outbox, connection, settings.mqtt.topic_root, clock, metrics)
 
@@ -261,9 +264,6 @@ class Daemon:
         _spare_the_collector()
         self._writer.start()
         self._source.start()
-        for thread in (self._publisher, self._follower):
-            if thread is not None:
-                thread.start()
         try:
             self._pipeline.run(lambda: self._signals.stopping or is_over())
             return 0 if self._drain() else 1
@@ -342,10 +342,19 @@ class Daemon:
         health.set(
             "writer_thread", self._writer.alive, "there" if self._writer.alive else "the writer thread has ended"
         )
+        if not self._has_started_others and self._store.connected:
+            self._has_started_others = True
+            for other in (self._publisher, self._follower):
+                if other is not None:
+                    other.start()
         for name, thread in (("publisher", self._publisher), ("follower", self._follower)):
-            if thread is not None:
+            if thread is not None and self._has_started_others:
                 there = thread.alive
                 health.set(f"{name}_thread", there, "there" if there else f"the {name} thread has ended")
+        if self._diagnostics is not None:
+            waits = self._diagnostics.trouble or self._store.without_diagnostics
+            detail = f"readings are stored, diagnoses wait: {waits}" if waits else "evaluated with each batch"
+            health.set(conditions.DIAGNOSTICS, True, detail)
         if self._follower is not None:
             leads = "this daemon runs the rules of the share group" if self._follower.leads else "another may lead"
             health.set(conditions.DIAGNOSTICS, True, leads)

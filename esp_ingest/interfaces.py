@@ -62,12 +62,22 @@ class StoreUnavailable(Error):
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal:
+    """Diagnostics that their tables did not take, while the batch was committed without them: these rows, and the
+    checkpoints of these wells. ``error`` says why."""
+
+    error: StoreUnavailable
+    rows: tuple[DiagnosticRow, ...]
+    wells: frozenset[str]  # without a checkpoint, of those that were given one
+
+
+@dataclass(frozen=True, slots=True)
 class WriteResult:
     """What became of the items of a batch: written + duplicates + rejected == readings + rejects handed in.
 
     ``refused`` are the readings that were stored as rejects instead: the database refused them, or one with other
     content has their place. ``reasons`` are the newly stored rejects by reason, together ``rejected``. ``path`` is how
-    the batch went, of WRITE_PATHS."""
+    the batch went, of WRITE_PATHS. ``refusal``: diagnostics that were not stored, None if all were."""
 
     written: int
     duplicates: int
@@ -75,6 +85,7 @@ class WriteResult:
     refused: tuple[Reject, ...] = ()
     reasons: Mapping[str, int] = field(default_factory=dict)
     path: str = "direct"
+    refusal: Refusal | None = None
 
 
 # What the rules make of a batch: rows of occurrences, and checkpoints of their state.
@@ -96,6 +107,8 @@ class Store(Protocol):
     ) -> WriteResult:
         """Store all of it in one transaction, or nothing; what is too much for one, in parts: the readings, then the
         rejects, and diagnostics and checkpoints in the last of them. Writing the same again stores nothing twice.
+        Readings come first: if only the tables of the diagnostics refuse, the rest is committed without them, and the
+        result says so in ``refusal``; with ``cursor_us`` that is StoreUnavailable instead.
 
         ``arrival``: the messages that all of it came from. A reject that the broker delivers again is recognized by
         the rule in store/write/redelivery.py, for which the messages of a session are counted.

@@ -89,30 +89,38 @@ WHERE e.extname = 'timescaledb' AND quote_ident(n.nspname) <> current_setting('s
 SELECT number, feature, checksum, (to_jsonb(m) ->> 'works_with')::integer FROM esp_ingest_migrations m;
 
 -- name: obstacles
--- What keeps this session from storing: a standby, a database that only reads, and each right that the daemon needs and
--- this user lacks, as the GRANT that gives it. docs/operations.md has the same list.
+-- What keeps this session from storing readings and rejects: a standby, a database that only reads, and each right that the
+-- daemon needs and this user lacks, as the GRANT that gives it. Then what the diagnostics lack, without which readings are
+-- stored: rights, and tables that are gone. docs/operations.md has the same list.
+WITH needed (relation, privileges, is_for_readings) AS (
+    VALUES ('esp_telemetry', '{SELECT,INSERT}'::text[], true),
+           ('ingest_rejects', '{SELECT,INSERT}', true),
+           ('mqtt_sessions', '{SELECT,INSERT,UPDATE}', true),
+           ('reject_origins', '{SELECT,INSERT,UPDATE,DELETE}', true),
+           ('diagnostic_results', '{SELECT,INSERT,UPDATE}', false),
+           ('diagnostic_state', '{SELECT,INSERT,UPDATE}', false),
+           ('diagnostics_cursor', '{SELECT,INSERT,UPDATE}', false),
+           ('diagnostics_outbox', '{SELECT,INSERT,UPDATE,DELETE}', false),
+           ('diagnostics_publisher', '{SELECT,INSERT,UPDATE}', false),
+           ('alarm_actions', '{SELECT}', false),
+           ('alarm_shelves', '{SELECT}', false),
+           ('alarm_limits_history', '{SELECT,INSERT}', false)
+),
+lacking AS (
+    SELECT relation, is_for_readings,
+           format('GRANT %s ON %I TO %I', string_agg(privilege, ', ' ORDER BY place), relation, current_user) AS mended_by
+    FROM needed, unnest(privileges) WITH ORDINALITY AS each (privilege, place)
+    WHERE NOT has_table_privilege(to_regclass(relation), privilege)
+    GROUP BY relation, is_for_readings
+)
 SELECT pg_is_in_recovery(),
        current_setting('transaction_read_only')::boolean,
-       ARRAY(
-           SELECT format('GRANT %s ON %I TO %I', string_agg(privilege, ', ' ORDER BY place), relation, current_user)
-           FROM (VALUES ('esp_telemetry', '{SELECT,INSERT}'::text[]),
-                        ('ingest_rejects', '{SELECT,INSERT}'),
-                        ('mqtt_sessions', '{SELECT,INSERT,UPDATE}'),
-                        ('reject_origins', '{SELECT,INSERT,UPDATE,DELETE}'),
-                        ('diagnostic_results', '{SELECT,INSERT,UPDATE}'),
-                        ('diagnostic_state', '{SELECT,INSERT,UPDATE}'),
-                        ('diagnostics_cursor', '{SELECT,INSERT,UPDATE}'),
-                        ('diagnostics_outbox', '{SELECT,INSERT,UPDATE,DELETE}'),
-                        ('diagnostics_publisher', '{SELECT,INSERT,UPDATE}'),
-                        ('alarm_actions', '{SELECT}'),
-                        ('alarm_shelves', '{SELECT}'),
-                        ('alarm_limits_history', '{SELECT,INSERT}')) AS needed (relation, privileges),
-                unnest(privileges) WITH ORDINALITY AS each (privilege, place)
-           WHERE NOT has_table_privilege(to_regclass(relation), privilege)
-           GROUP BY relation
-           ORDER BY relation
-       ) || CASE WHEN has_database_privilege(current_database(), 'TEMPORARY') THEN '{}'::text[]
-                 ELSE ARRAY[format('GRANT TEMPORARY ON DATABASE %I TO %I', current_database(), current_user)] END;
+       ARRAY(SELECT mended_by FROM lacking WHERE is_for_readings ORDER BY relation)
+       || CASE WHEN has_database_privilege(current_database(), 'TEMPORARY') THEN '{}'::text[]
+               ELSE ARRAY[format('GRANT TEMPORARY ON DATABASE %I TO %I', current_database(), current_user)] END,
+       ARRAY(SELECT mended_by FROM lacking WHERE NOT is_for_readings ORDER BY relation),
+       ARRAY(SELECT relation FROM needed
+             WHERE NOT is_for_readings AND to_regclass(relation) IS NULL ORDER BY relation);
 
 -- name: record_migration
 -- In the transaction of the migration itself.
@@ -270,6 +278,21 @@ WHERE excluded.connection >= o.connection;
 -- name: empty_staging_rejects
 -- For the next connection's.
 TRUNCATE esp_ingest_staged_rejects;
+
+-- name: begin_findings
+-- Diagnostics are behind a savepoint, so that what their tables refuse costs no reading, and wait for a lock less long than
+-- readings do, which come with the same transaction.
+SAVEPOINT findings;
+SET LOCAL lock_timeout = '2s';
+
+-- name: undo_findings
+-- They were refused; the transaction goes on, with the lock_timeout of before.
+ROLLBACK TO SAVEPOINT findings;
+RELEASE SAVEPOINT findings;
+
+-- name: end_findings
+-- They are stored with the transaction.
+RELEASE SAVEPOINT findings;
 
 -- name: upsert_diagnostic
 -- The present state of an occurrence, but for what an operator did to it. Writing the same again touches nothing. A

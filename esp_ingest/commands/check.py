@@ -135,6 +135,8 @@ def _database(settings: Settings) -> Iterator[Line]:
         return
     yield Line("database", True, "reachable")
     yield Line("schema", schema.ok, schema.detail)
+    if schema.without_diagnostics and settings.diagnostics.enabled:
+        yield Line("diagnostics", False, schema.without_diagnostics)
     for text in capabilities.lines():
         yield Line("capability", True, text, is_note=True)
     if schema.ok:

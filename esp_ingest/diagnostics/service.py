@@ -18,10 +18,11 @@ import numpy as np
 
 from esp_ingest.diagnostics import alarm as alarms
 from esp_ingest.diagnostics.alarm import Occurrence
+from esp_ingest.diagnostics.deferred import OPERATORS, ROUND, STATES, WRITE, Deferred
 from esp_ingest.diagnostics.engine.engine import Engine, Evaluation
 from esp_ingest.diagnostics.inactive_rules import rules_off
 from esp_ingest.diagnostics.language.rules import RulesError, RuleSet
-from esp_ingest.interfaces import Clock, DiagnosticsStore, StoreUnavailable
+from esp_ingest.interfaces import Clock, DiagnosticsStore, Refusal, StoreUnavailable
 from esp_ingest.model import AlarmAction, Checkpoint, DiagnosticRow, Readings
 from esp_ingest.service.log import Repeated
 from esp_ingest.service.metrics import Metrics
@@ -40,6 +41,8 @@ _GAUGES_SECONDS = 60.0
 _MOST_SCOPES_LOGGED = 5
 _EVICTED_AFTER_US = 3_600_000_000  # a well that sent within the hour keeps its place
 _EVICTED_AT_ONCE = 200  # a well that goes is 0.5 ms of CPU
+_CATCH_UP_SECONDS = 0.2  # between two turns while wells wait to be evaluated
+_CAUGHT_UP_AT_ONCE = 5  # wells a turn, so that no batch waits long for 20 000 readings of each
 _GATHERED_WELLS = 100  # wells that have not sent yet, restored at each tick
 
 
@@ -51,12 +54,17 @@ class Diagnosis:
     rows: list[DiagnosticRow]
     checkpoints: list[Checkpoint] = field(default_factory=list)
     wells: Sequence[str] = ()
+    held: list[DiagnosticRow] = field(default_factory=list)  # to be kept, not written now
+    begun: float = 0.0  # monotonic seconds
 
 
 class DiagnosticsService:
     """The stage's Diagnostics. ``load_rules`` is called again for a reload and may raise RulesError; ``listening``
     tells whether the broker would bring readings now, since only then does silence mean anything; ``replay_until``: up
-    to what was received when a well is restored, None for all that is in the table."""
+    to what was received when a well is restored, None for all that is in the table.
+
+    ``readings_first``: StoreUnavailable never leaves :meth:`prepare` and :meth:`maintain`; what the tables of the
+    diagnostics refuse waits (diagnostics/deferred.py), and the readings of the batch are stored without it."""
 
     def __init__(
         self,
@@ -67,6 +75,7 @@ class DiagnosticsService:
         listening: Callable[[], bool] = lambda: True,
         replay_until: Callable[[], int | None] = lambda: None,
         max_wells: int = 1_000_000,
+        readings_first: bool = True,
     ) -> None:
         self._load_rules = load_rules
         self._store = store
@@ -76,6 +85,10 @@ class DiagnosticsService:
         self._replay_until = replay_until
         self._max_wells = max_wells
         self._outside: frozenset[str] = frozenset()  # wells of the batch that comes for which there is no room
+        self._readings_first = readings_first
+        self._deferred = Deferred(clock, metrics, max_wells)
+        self._holds = False  # the tables refused lately: nothing is written with the batch that comes
+        self._all_known = False  # of the batch that comes
         self._full_log = Repeated(log, "diagnostics hold no more wells", "diagnostics have room for every well again")
         self._series: set[tuple[str, str]] = set()  # (diagnosis, severity) with a gauge
         self._engine = self._new_engine(load_rules())
@@ -83,7 +96,6 @@ class DiagnosticsService:
         self._known: set[str] = set()
         self._dirty: dict[str, None] = {}  # wells by how long they have waited for a checkpoint
         self._parting: dict[str, Checkpoint] = {}  # of evicted wells, not written yet
-        self._owed: list[DiagnosticRow] = []
         self._reload_asked = False
         self._allowance = 0.0
         self._allowed_at = clock.monotonic()
@@ -96,31 +108,79 @@ class DiagnosticsService:
     # -- the batch
 
     def prepare(self, wells: Sequence[str] = ()) -> None:
-        """Everything that has to be known before these wells' readings. May raise StoreUnavailable."""
-        if self._reload_asked:
-            self._reload_asked = False
-            self._reload()
-        self._follow_operators()
+        """Everything that has to be known before these wells' readings. May raise StoreUnavailable, unless readings
+        come first: then wells whose state could not be read are evaluated later."""
         self._outside = frozenset()
-        if not self._known.issuperset(wells):
-            self._admit(wells)
+        self._try(OPERATORS, self._follow_operators)
+        self._all_known = self._known.issuperset(wells)
+        if not self._all_known:
+            self._try(STATES, lambda: self._admit(wells))
+        self._holds = self._deferred.is_holding(WRITE)
+
+    def _try(self, what: str, work: Callable[[], None]) -> None:
+        """Do it unless it has failed lately. Raises StoreUnavailable, unless readings come first."""
+        if self._deferred.is_holding(what):
+            return
+        begun = self._clock.monotonic()
+        try:
+            work()
+        except StoreUnavailable as error:
+            if not self._readings_first:
+                raise
+            self._deferred.failed(what, error, begun)
+        else:
+            self._deferred.worked(what)
 
     def evaluate(self, readings: Readings) -> Diagnosis:
         """Run the rules; ``accept`` or ``discard`` must follow."""
+        begun = self._clock.monotonic()
         if self._outside:
-            readings = self._without_outside(readings)
-        checkpoints = self._due_checkpoints()
+            count = len(readings)
+            readings = _without(readings, self._outside)
+            self._metrics.diagnostics_readings_unjudged.inc(count - len(readings))
+        if self._holds or not self._all_known:
+            readings = self._defer(readings)
+        checkpoints = [] if self._holds else self._due_checkpoints()
         with self._metrics.diagnostics_evaluate_seconds.time():
             evaluation = self._engine.evaluate(readings)
-        return Diagnosis(evaluation, [*self._owed, *evaluation.rows], checkpoints, readings.wells)
+        return self._diagnosis(evaluation, checkpoints, readings.wells, begun)
 
-    def accept(self, diagnosis: Diagnosis) -> None:
-        """The transaction is committed."""
+    def _diagnosis(
+        self, evaluation: Evaluation, checkpoints: list[Checkpoint], wells: Sequence[str], begun: float
+    ) -> Diagnosis:
+        if self._holds:
+            return Diagnosis(evaluation, [], [], wells, evaluation.rows, begun)
+        return Diagnosis(evaluation, [*self._deferred.rows.values(), *evaluation.rows], checkpoints, wells, [], begun)
+
+    def _defer(self, readings: Readings) -> Readings:
+        """What of them is evaluated now: the rest later, from the table."""
+        wells = frozenset(readings.wells)
+        if not (self._holds and self._deferred.is_full):
+            wells -= self._known
+        if not wells:
+            return readings
+        self._deferred.defer(readings, wells)
+        self._known.difference_update(wells)
+        return _without(readings, wells)
+
+    def accept(self, diagnosis: Diagnosis, refusal: Refusal | None = None) -> None:
+        """The transaction is committed, but for what was refused of this."""
+        deferred = self._deferred
         self._engine.accept(diagnosis.evaluation)
-        self._owed.clear()
+        for row in diagnosis.held:
+            deferred.owe(row)
+        if not diagnosis.held and (diagnosis.rows or diagnosis.checkpoints):
+            deferred.clear_rows()
+            if refusal is None:
+                deferred.worked(WRITE)
+            else:
+                for row in refusal.rows:
+                    deferred.owe(row)
+                deferred.failed(WRITE, refusal.error, diagnosis.begun)
         for checkpoint in diagnosis.checkpoints:
-            self._dirty.pop(checkpoint.well_id, None)
-            self._parting.pop(checkpoint.well_id, None)
+            if refusal is None or checkpoint.well_id not in refusal.wells:
+                self._dirty.pop(checkpoint.well_id, None)
+                self._parting.pop(checkpoint.well_id, None)
         self._dirty.update(dict.fromkeys(diagnosis.wells))
 
     def discard(self, diagnosis: Diagnosis) -> None:
@@ -135,32 +195,65 @@ class DiagnosticsService:
         now = self._clock.monotonic()
         if now < self._next_tick:
             return None
-        self._next_tick = now + _TICK_SECONDS
+        deferred = self._deferred
+        self._next_tick = now + (_CATCH_UP_SECONDS if deferred.wells and deferred.reason is None else _TICK_SECONDS)
         self.prepare()
-        self._gather()
-        self._measure(now)
-        checkpoints = self._due_checkpoints()
+        self._try(ROUND, lambda: self._look_round(now))
+        checkpoints = [] if self._holds else self._due_checkpoints()
         evaluation = self._tick()
         wells = sorted({row.well_id for row in evaluation.rows})
-        diagnosis = Diagnosis(evaluation, [*self._owed, *evaluation.rows], checkpoints, wells)
+        diagnosis = self._diagnosis(evaluation, checkpoints, wells, self._clock.monotonic())
         if diagnosis.rows or diagnosis.checkpoints:
             return diagnosis
         self.accept(diagnosis)
         return None
 
+    def _look_round(self, now: float) -> None:
+        """What the database is asked between batches. Raises StoreUnavailable."""
+        self._catch_up()
+        self._gather()
+        self._measure(now)
+        if not self._deferred.wells:
+            self._deferred.worked(STATES)  # no batch may come to show it
+
+    def _catch_up(self) -> None:
+        """Wells that wait to be evaluated, a few at a time. One for which there is no room is from now on what a new
+        one is."""
+        waiting = list(islice(self._deferred.wells, _CAUGHT_UP_AT_ONCE))
+        if len(waiting) > self._room():
+            self._evict(len(waiting) - self._room(), frozenset(waiting))
+        for well in waiting[self._room() :]:
+            self._deferred.restored(well)
+        if waiting := waiting[: self._room()]:
+            self._restore(waiting)
+
     def finish(self) -> Iterator[Diagnosis]:
         """At the end of the process: checkpoints of all that is left, in pieces; each must be accepted, or the caller
-        stops."""
-        while self._dirty or self._owed or self._parting:
+        stops. Ends with the first piece that is refused."""
+        self._deferred.try_again()
+        self._holds = False
+        while (self._dirty or self._deferred.rows or self._parting) and not self._deferred.is_holding(WRITE):
             checkpoints = [*self._parting.values(), *self._checkpoints(list(islice(self._dirty, _MOST_AT_THE_END)))]
-            yield Diagnosis(self._engine.evaluate(Readings.empty()), list(self._owed), checkpoints)
+            evaluation = self._engine.evaluate(Readings.empty())
+            yield self._diagnosis(evaluation, checkpoints, (), self._clock.monotonic())
+
+    def try_again(self) -> None:
+        """The database was away and is back."""
+        self._deferred.try_again()
+
+    @property
+    def trouble(self) -> str | None:
+        """Why diagnoses wait while readings are stored, for people; None while they do not. From any thread."""
+        return self._deferred.reason
 
     def close(self) -> None:
         """Close the connection of the diagnostics store."""
         self._store.close()
 
     def _tick(self) -> Evaluation:
-        if not self._listening():
+        # Of a well that waits to be evaluated the newest reading is not known, so it is not known to be silent.
+        waits = any(self._engine.newest_us(well) is not None for well in self._deferred.wells)
+        if waits or not self._listening():
             self._listening_since_us = None
             return self._engine.evaluate(Readings.empty())
         if self._listening_since_us is None:
@@ -172,7 +265,8 @@ class DiagnosticsService:
         if self._gathered_to is None:
             return
         wells = self._store.wells_with_state(self._gathered_to, _GATHERED_WELLS)
-        missing = [well for well in wells if well not in self._known][: self._room()]
+        waiting = self._deferred.wells
+        missing = [well for well in wells if well not in self._known and well not in waiting][: self._room()]
         if missing:
             self._restore(missing)
         self._gathered_to = wells[-1] if wells and self._room() else None
@@ -180,18 +274,22 @@ class DiagnosticsService:
     def _measure(self, now: float) -> None:
         if now < self._next_gauges:
             return
-        self._next_gauges = now + _GAUGES_SECONDS
         self._metrics.diagnostics_wells.set(len(self._known))
         self._store.end_shelvings()
         stale, shelved, unacknowledged = self._store.alarm_gauges()
         self._metrics.diagnostics_stale.set(stale)
         self._metrics.diagnostics_shelved.set(shelved)
         self._metrics.diagnostics_unacknowledged.set(unacknowledged)
+        self._next_gauges = now + _GAUGES_SECONDS
 
     # -- operators. A row without a peak leaves the stored one.
 
     def _follow_operators(self) -> None:
-        """Every few seconds: what was acknowledged and shelved, and once per rules: the limits now in force."""
+        """The rules, if they were asked for. Every few seconds: what was acknowledged and shelved, and once per rules:
+        the limits now in force."""
+        if self._reload_asked:
+            self._reload_asked = False
+            self._reload()
         now = self._clock.monotonic()
         if now < self._next_follow:
             return
@@ -225,7 +323,7 @@ class DiagnosticsService:
             self._engine.put(occurrence)
         elif self._engine.end_latched(occurrence.well_id, occurrence.diagnosis):
             ended = replace(occurrence, latched_us=None).cleared(occurrence.latched_us)
-            self._owed.append(alarms.to_row(ended, None))
+            self._deferred.owe(alarms.to_row(ended, None))
 
     # -- checkpoints
 
@@ -259,7 +357,7 @@ class DiagnosticsService:
     def _admit(self, wells: Sequence[str]) -> None:
         """Restore the wells of a batch that are new, as far as there is room. Wells that have long been silent make
         room; where there are none, the new ones are stored unjudged until one is."""
-        new = [well for well in dict.fromkeys(wells) if well not in self._known]
+        new = [well for well in dict.fromkeys(wells) if well not in self._known and well not in self._deferred.wells]
         if len(new) > self._room():
             self._evict(len(new) - self._room(), frozenset(wells))
         room = self._room()
@@ -293,14 +391,6 @@ class DiagnosticsService:
         self._metrics.diagnostics_wells_evicted.inc(len(gone))
         self._set_active()
 
-    def _without_outside(self, readings: Readings) -> Readings:
-        inside = np.array([well not in self._outside for well in readings.wells], np.bool_)
-        kept = readings.select(np.flatnonzero(inside[readings.well_index]))
-        kept.wells = [well for well in readings.wells if well not in self._outside]
-        kept.well_index = (np.cumsum(inside) - 1)[kept.well_index].astype(np.int32)
-        self._metrics.diagnostics_readings_unjudged.inc(len(readings) - len(kept))
-        return kept
-
     # -- restore
 
     def _restore(self, wells: Sequence[str]) -> None:
@@ -315,6 +405,7 @@ class DiagnosticsService:
             self._known.update(some)
             for well in some:
                 self._parting.pop(well, None)
+                self._deferred.restored(well)
         self._set_active()
 
     def _restore_states(self, wells: Sequence[str]) -> None:
@@ -327,7 +418,10 @@ class DiagnosticsService:
         newest = {well: self._engine.newest_us(well) for well in wells}
         known = {well: at_us for well, at_us in newest.items() if at_us is not None}
         count = self._replay_after(known, _REPLAYED_ROWS)
-        count += self._replay_after({well: _NEVER_US for well in wells if well not in known}, _REPLAYED_WITHOUT)
+        deferred = {well: at - 1 for well, at in self._deferred.wells.items() if well in newest and well not in known}
+        count += self._replay_after(deferred, _REPLAYED_ROWS)
+        fresh = {well: _NEVER_US for well in wells if well not in known and well not in deferred}
+        count += self._replay_after(fresh, _REPLAYED_WITHOUT)
         if count:
             log.info("diagnostics replayed", extra={"wells": len(wells), "readings": count})
 
@@ -336,27 +430,38 @@ class DiagnosticsService:
         for page in self._store.readings_after(since_us, limit, self._replay_until()) if since_us else ():
             count += len(page)
             try:
-                self._engine.accept(self._engine.evaluate(page), replayed=True)
+                evaluation = self._engine.evaluate(page)
             except Exception:  # as for a live batch: its readings are stored, and the rules go on after them
                 log.exception("diagnostics failed on a replay")
                 self._metrics.diagnostics_rule_failures.labels(diagnosis="engine").inc()
+            else:
+                # Whatever a well has raised before it was restored is in the table; of one that was deferred it is not.
+                is_late = bool(self._deferred.wells) and not self._deferred.wells.keys().isdisjoint(page.wells)
+                self._engine.accept(evaluation, replayed=not is_late)
+                for row in evaluation.rows:
+                    if row.well_id in self._deferred.wells:
+                        self._deferred.owe(row)
             self._dirty.update(dict.fromkeys(page.wells))
         return count
 
     def _reconcile(self, wells: Sequence[str]) -> None:
         """The table tells which occurrence is which and who acknowledged it; the engine tells whether it holds."""
+        owed = {key[:2] for key in self._deferred.rows}  # of these the table does not know yet how they stand
         told = {(row.well_id, row.diagnosis): alarms.from_row(row) for row in self._store.open_rows(wells)}
         for (well, diagnosis), stored in told.items():
             mine = self._engine.open_at(well, diagnosis)
             if mine is not None and mine.raised_us == stored.raised_us:
                 self._confirm(mine, stored.acknowledged)
+            elif (well, diagnosis) in owed:
+                continue
             elif mine is not None:
                 self._engine.put(replace(stored, held_by=mine.held_by, latched_us=mine.latched_us))
             elif not self._engine.put(stored):  # silence is put back as it is
                 self._owe_end(stored)
         here = set(wells)
         for mine in self._engine.open_occurrences():
-            if mine.well_id in here and (mine.well_id, mine.diagnosis) not in told:
+            key = (mine.well_id, mine.diagnosis)
+            if mine.well_id in here and key not in told and key not in owed:
                 self._miss(mine)
 
     def _confirm(self, mine: Occurrence, acknowledged: bool) -> None:
@@ -368,13 +473,13 @@ class DiagnosticsService:
     def _miss(self, mine: Occurrence) -> None:
         """Open in the engine only: acknowledged after its return, or raised by rules that are new."""
         if not self._engine.end_latched(mine.well_id, mine.diagnosis):
-            self._owed.append(alarms.to_row(mine, None))
+            self._deferred.owe(alarms.to_row(mine, None))
 
     def _owe_end(self, occurrence: Occurrence) -> None:
         """Open in the table only: its rule is gone, or the state was lost."""
         newest_us = self._engine.newest_us(occurrence.well_id) or occurrence.raised_us
         ended = replace(occurrence, latched_us=None).cleared(max(newest_us, occurrence.raised_us))
-        self._owed.append(alarms.to_row(ended, None))
+        self._deferred.owe(alarms.to_row(ended, None))
 
     # -- rules
 
@@ -428,6 +533,15 @@ class DiagnosticsService:
         for diagnosis, severity in self._series:
             gauge = self._metrics.diagnostics_active.labels(diagnosis=diagnosis, severity=severity)
             gauge.set(counts[diagnosis, severity])
+
+
+def _without(readings: Readings, wells: frozenset[str]) -> Readings:
+    """Readings of all other wells."""
+    inside = np.array([well not in wells for well in readings.wells], np.bool_)
+    kept = readings.select(np.flatnonzero(inside[readings.well_index]))
+    kept.wells = [well for well in readings.wells if well not in wells]
+    kept.well_index = (np.cumsum(inside) - 1)[kept.well_index].astype(np.int32)
+    return kept
 
 
 def limit_scopes(rules: RuleSet) -> dict[str, str]:

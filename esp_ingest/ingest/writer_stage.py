@@ -23,7 +23,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_ran
 
 from esp_ingest.config.settings import Settings
 from esp_ingest.diagnostics.service import Diagnosis
-from esp_ingest.interfaces import Clock, Findings, Store, StoreUnavailable, WriteResult
+from esp_ingest.interfaces import Clock, Findings, Refusal, Store, StoreUnavailable, WriteResult
 from esp_ingest.model import Arrival, Decoded, Delivery, Readings, Reject, RejectReason
 from esp_ingest.service.log import Repeated
 from esp_ingest.service.metrics import Metrics
@@ -76,14 +76,23 @@ class Batch:
 
 
 class Diagnostics(Protocol):
-    """diagnostics/service.py as the stage drives it. ``prepare`` and ``maintain`` may raise StoreUnavailable."""
+    """diagnostics/service.py as the stage drives it. An error of any method costs no reading."""
 
     def prepare(self, wells: Sequence[str] = ()) -> None: ...
     def evaluate(self, readings: Readings) -> Diagnosis: ...
-    def accept(self, diagnosis: Diagnosis) -> None: ...
+    def accept(self, diagnosis: Diagnosis, refusal: Refusal | None = None) -> None: ...
     def discard(self, diagnosis: Diagnosis) -> None: ...
     def maintain(self) -> Diagnosis | None:
         """Between batches, while nothing is in the spool: what there is to write, every few seconds."""
+        ...
+
+    def try_again(self) -> None:
+        """The database was away and is back."""
+        ...
+
+    @property
+    def trouble(self) -> str | None:
+        """Why diagnoses wait while readings are stored, for people; None while they do not. From any thread."""
         ...
 
     def finish(self) -> Iterator[Diagnosis]:
@@ -373,6 +382,9 @@ class Stage:
         with it or stays where it was."""
         diagnostics, readings = self._diagnostics, decoded.readings
         made: Diagnosis | None = None
+        if diagnostics is not None and self._outage.reason is not None:
+            self._store.ping()  # if the database is away, the diagnostics need not find out
+            diagnostics.try_again()
         ready = diagnostics is not None and self._advised(lambda: self._prepare(diagnostics, readings))
 
         def meanwhile() -> Findings:
@@ -391,7 +403,7 @@ class Stage:
                 diagnostics.discard(made)
             raise
         if diagnostics is not None and made is not None:
-            diagnostics.accept(made)
+            diagnostics.accept(made, result.refusal)
         return result
 
     @staticmethod
@@ -402,18 +414,16 @@ class Stage:
     def _write_diagnosis(self, diagnostics: Diagnostics, diagnosis: Diagnosis) -> None:
         """A transaction without readings."""
         try:
-            self._store.write(Readings.empty(), (), diagnosis.rows, diagnosis.checkpoints)
+            result = self._store.write(Readings.empty(), (), diagnosis.rows, diagnosis.checkpoints)
         except BaseException:
             diagnostics.discard(diagnosis)
             raise
-        diagnostics.accept(diagnosis)
+        diagnostics.accept(diagnosis, result.refusal)
 
     def _advised(self, ask: Callable[[], T]) -> T | None:
-        """Diagnostics advise; they never hold back a reading: None where they fail. StoreUnavailable passes."""
+        """Diagnostics advise; they never hold back a reading: None where they fail."""
         try:
             return ask()
-        except StoreUnavailable:
-            raise
         except Exception:
             log.exception("diagnostics failed on a batch, its readings are stored without")
             self._metrics.diagnostics_rule_failures.labels(diagnosis="engine").inc()

@@ -228,6 +228,15 @@ class Metrics(_MetricSet):
         )
         self.diagnostics_rules_disabled = gauge("diagnostics_rules_disabled", "rules switched off by a failure")
         self.diagnostics_reloads = counter("diagnostics_reloads", "rules read again on SIGHUP", outcome=OUTCOMES)
+        self.diagnostics_refused = gauge(
+            "diagnostics_refused", "1 while the tables of the diagnostics refuse: readings are stored, diagnoses wait"
+        )
+        self.diagnostics_rows_waiting = gauge(
+            "diagnostics_rows_waiting", "occurrences whose newest state their table has not taken yet"
+        )
+        self.diagnostics_wells_waiting = gauge(
+            "diagnostics_wells_waiting", "wells with readings that are stored and will be evaluated later"
+        )
         self.diagnostics_late_readings = counter(
             "diagnostics_late_readings", "readings not newer than their well's state: stored, and raise nothing"
         )

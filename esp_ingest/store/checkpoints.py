@@ -1,7 +1,7 @@
 """What the diagnostics read of the database: checkpoints, the readings after them, and what is open."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,13 @@ _PAGE = 20_000
 
 class PostgresDiagnosticsStore:
     """seams.DiagnosticsStore. The connection is opened when it is needed and again after it was lost. ``publish``:
-    changes that are made here go to the outbox."""
+    changes that are made here go to the outbox. ``may_connect`` as in OnDemand."""
 
-    def __init__(self, settings: DatabaseSettings, publish: bool = False) -> None:
+    def __init__(
+        self, settings: DatabaseSettings, publish: bool = False, may_connect: Callable[[], bool] = lambda: True
+    ) -> None:
         self._publish = publish
-        self._connection = OnDemand(settings)
+        self._connection = OnDemand(settings, may_connect)
 
     def states(self, wells: Sequence[str]) -> list[Checkpoint]:
         rows = self._rows("states_of_wells", list(wells))

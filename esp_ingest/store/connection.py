@@ -5,6 +5,7 @@ another server connection, and what one client sets there stays for the next cli
 settings in each transaction and leaves nothing behind. See :class:`Session`.
 """
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -216,14 +217,21 @@ def staging(connection: Connection, name: str) -> bytes:
 
 
 class OnDemand:
-    """A connection in autocommit that is opened when it is needed, and again after it was lost. For one thread."""
+    """A connection in autocommit that is opened when it is needed, and again after it was lost. For one thread.
 
-    def __init__(self, settings: DatabaseSettings) -> None:
+    ``may_connect``: false while a connection that matters more is missing. Then this one is given up, since the server
+    may allow no more of them."""
+
+    def __init__(self, settings: DatabaseSettings, may_connect: Callable[[], bool] = lambda: True) -> None:
         self._settings = settings
+        self._may_connect = may_connect
         self._connection: Connection | None = None
 
     def get(self) -> Connection:
         """The connection, open. Raises StoreUnavailable."""
+        if not self._may_connect():
+            self.close()
+            raise StoreUnavailable("the connection that stores readings comes first")
         if self._connection is None or self._connection.closed or self._connection.broken:
             self._connection = connect(self._settings, autocommit=True)
         return self._connection

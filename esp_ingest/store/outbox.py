@@ -1,7 +1,7 @@
 """Changes of occurrences that wait for the broker: read, removed once it has confirmed them, set aside once it has
 refused them. Every method is a statement of its own: nothing stays open or locked while the broker is waited for."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import psycopg
@@ -30,10 +30,10 @@ class Waiting(NamedTuple):
 
 class PostgresOutbox:
     """On a connection of its own, opened when it is needed and again after it was lost. For one thread. ``holder``
-    names this daemon among those that publish. Every method raises StoreUnavailable."""
+    names this daemon among those that publish; ``may_connect`` as in OnDemand. Every method raises StoreUnavailable."""
 
-    def __init__(self, settings: DatabaseSettings, holder: str) -> None:
-        self._connection = OnDemand(settings)
+    def __init__(self, settings: DatabaseSettings, holder: str, may_connect: Callable[[], bool] = lambda: True) -> None:
+        self._connection = OnDemand(settings, may_connect)
         self._holder = holder
 
     def waiting(self) -> Waiting:

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -382,10 +382,12 @@ def _program_version() -> str:
 
 @dataclass(frozen=True)
 class SchemaCheck:
-    """Is the schema the one that this program writes? ``detail`` is a sentence that says what to do where it is not."""
+    """Is the schema the one that this program writes? ``detail`` is a sentence that says what to do where it is not.
+    ``without_diagnostics`` is one if only diagnoses cannot be stored, else empty."""
 
     status: Literal["ok", "needs migrate", "unusable", "unreachable"]
     detail: str
+    without_diagnostics: str = ""
 
     @property
     def ok(self) -> bool:
@@ -395,7 +397,7 @@ class SchemaCheck:
 def check_schema(connection: Connection) -> SchemaCheck:
     """:func:`check_version`, and whether this session may write here. Raises as that."""
     version_check = check_version(connection)
-    return version_check if not version_check.ok else _obstacle(connection) or version_check
+    return version_check if not version_check.ok else _with_obstacles(connection, version_check)
 
 
 def check_version(connection: Connection) -> SchemaCheck:
@@ -439,19 +441,25 @@ def _no_ledger(place: _Place) -> SchemaCheck:
     return SchemaCheck("needs migrate", "The database has no schema yet: run esp-ingest migrate.")
 
 
-def _obstacle(connection: Connection) -> SchemaCheck | None:
-    """What would stop the first batch, or only the first duplicate, which needs a temporary table."""
+def _with_obstacles(connection: Connection, version_check: SchemaCheck) -> SchemaCheck:
+    """What would stop the first batch, only the first duplicate (it needs a temporary table), or only diagnoses."""
     row = connection.execute(query("obstacles")).fetchone()
     assert row is not None
-    is_standby, is_read_only, grants = row
+    is_standby, is_read_only, grants, grants_of_diagnostics, gone = row
     if is_standby:
         what = "This database is a standby and only reads: give the primary, or add target_session_attrs=read-write."
     elif is_read_only:
         what = "This database only reads: turn default_transaction_read_only off for it and for its user."
     elif grants:
         what = f"The database user lacks rights: let the owner of the tables run {'; '.join(grants)}."
+    elif gone or grants_of_diagnostics:
+        todo = [f"restore {' and '.join(gone)}"] if gone else []
+        if grants_of_diagnostics:
+            todo.append(f"run {'; '.join(grants_of_diagnostics)}")
+        what = f"Readings are stored, diagnoses are not: let the owner of the tables {', and '.join(todo)}."
+        return replace(version_check, without_diagnostics=what)
     else:
-        return None
+        return version_check
     return SchemaCheck("unusable", what)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from esp_ingest.diagnostics import service
+from esp_ingest.diagnostics import deferred, service
 from esp_ingest.diagnostics.language.rules import RuleSet
 from esp_ingest.diagnostics.service import DiagnosticsService
 from esp_ingest.model import Readings
@@ -43,8 +43,15 @@ class Run:
         self.clock.step_wall((int(batch.received_us[-1]) - self.clock.now_us()) / 1e6)
         self.service.prepare(batch.wells)
         diagnosis = self.service.evaluate(batch)
-        self.store.write(batch, [], diagnosis.rows, diagnosis.checkpoints)
-        self.service.accept(diagnosis)
+        result = self.store.write(batch, [], diagnosis.rows, diagnosis.checkpoints)
+        self.service.accept(diagnosis, result.refusal)
+
+    def maintain(self) -> None:
+        """Between batches, as Stage does."""
+        diagnosis = self.service.maintain()
+        if diagnosis is not None:
+            result = self.store.write(Readings.empty(), [], diagnosis.rows, diagnosis.checkpoints)
+            self.service.accept(diagnosis, result.refusal)
 
     def finish(self) -> None:
         for diagnosis in self.service.finish():
@@ -113,6 +120,66 @@ def test_a_restart_anywhere_changes_no_row(database: Database, end: str) -> None
     assert len(table(database)) > 10
     assert table(database) == expected(readings)
     assert database.value("SELECT count(*) FROM diagnostic_state") == 6
+
+
+_TRIGGER = """
+CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN IF NEW.well_id LIKE TG_ARGV[0] THEN RAISE 'told to refuse'; END IF; RETURN NEW; END $$;
+CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON diagnostic_results FOR EACH ROW EXECUTE FUNCTION refuse('%');
+"""
+_BROKEN = {  # and what mends it
+    "rows": (_TRIGGER, "DROP TRIGGER refuse ON diagnostic_results"),
+    "rows of one well": (_TRIGGER.replace("'%'", "'W-1'"), "DROP TRIGGER refuse ON diagnostic_results"),
+    "states": ("ALTER TABLE diagnostic_state RENAME TO away", "ALTER TABLE away RENAME TO diagnostic_state"),
+    "operators": ("ALTER TABLE alarm_actions RENAME TO away", "ALTER TABLE away RENAME TO alarm_actions"),
+    "shelves": ("ALTER TABLE alarm_shelves RENAME TO away", "ALTER TABLE away RENAME TO alarm_shelves"),
+}
+
+
+@pytest.mark.parametrize("most_rows", [5_000, 3], ids=["", "more rows than may wait"])
+@pytest.mark.parametrize("broken", _BROKEN)
+def test_tables_of_the_diagnostics_that_refuse_for_a_while_change_no_row(
+    database: Database, monkeypatch: pytest.MonkeyPatch, broken: str, most_rows: int
+) -> None:
+    """Twice: from before the first reading on, and later. Meanwhile no reading waits; afterwards every occurrence is
+    there once, those that were raised and over meanwhile as well."""
+    monkeypatch.setattr(deferred, "_MOST_ROWS", most_rows)
+    breaks, mends = _BROKEN[broken]
+    readings = stream(31, 6, 500)
+    run = Run(database, FakeClock())
+    run.service._listening = lambda: False
+    edges = np.linspace(0, len(readings), 41).astype(int)
+    for number, (begin, stop) in enumerate(itertools.pairwise(edges)):
+        if number in (0, 20):
+            database.run(breaks)
+        if number in (8, 33):
+            assert run.service.trouble is not None or broken == "rows of one well"  # it has none yet
+            database.run(mends)
+        run.process(readings.select(np.arange(begin, stop)))
+        keys = {(readings.well_of(row), int(readings.timestamp_us[row])) for row in range(stop)}
+        assert database.value("SELECT count(*) FROM esp_telemetry") == len(keys)
+        run.clock.sleep(6)
+        for _ in range(4):
+            run.maintain()
+            run.clock.sleep(1)
+    run.process(readings.select(np.arange(len(readings) - 1, len(readings))))  # a duplicate
+    assert run.service.trouble is None
+    assert not run.service._deferred.wells
+    run.close()
+    assert table(database) == expected(readings)
+    assert run.metrics.diagnostics_rows_waiting._value.get() == run.metrics.diagnostics_refused._value.get() == 0
+
+
+def test_one_well_that_is_refused_holds_back_no_other(database: Database) -> None:
+    database.run(_TRIGGER.replace("'%'", "'W-1'"))
+    readings = stream(31, 6, 500)
+    run = Run(database, FakeClock())
+    for begin, stop in itertools.pairwise(np.linspace(0, len(readings), 41).astype(int)):
+        run.process(readings.select(np.arange(begin, stop)))
+        run.clock.sleep(6)
+    run.process(readings.select(np.arange(len(readings) - 1, len(readings))))
+    run.close()
+    assert table(database) == {key: row for key, row in expected(readings).items() if key[0] != "W-1"}
 
 
 def test_killed_before_the_first_checkpoint(database: Database) -> None:

@@ -107,8 +107,8 @@ def lacking(owner: Database, daemon: Database, revoke: str) -> str:
     ("revoke", "grant"),
     [
         (f"REVOKE INSERT ON esp_telemetry FROM {ROLE}", f"GRANT INSERT ON esp_telemetry TO {ROLE}"),
-        (f"REVOKE ALL ON diagnostic_state FROM {ROLE}", f"GRANT SELECT, INSERT, UPDATE ON diagnostic_state TO {ROLE}"),
-        (f"REVOKE DELETE ON diagnostics_outbox FROM {ROLE}", f"GRANT DELETE ON diagnostics_outbox TO {ROLE}"),
+        (f"REVOKE UPDATE ON mqtt_sessions FROM {ROLE}", f"GRANT UPDATE ON mqtt_sessions TO {ROLE}"),
+        (f"REVOKE DELETE ON reject_origins FROM {ROLE}", f"GRANT DELETE ON reject_origins TO {ROLE}"),
         (f'REVOKE TEMPORARY ON DATABASE "{{}}" FROM {ROLE}', f"GRANT TEMPORARY ON DATABASE {{}} TO {ROLE}"),
     ],
 )
@@ -120,6 +120,36 @@ def test_a_missing_right_is_named_as_its_grant_which_mends_it(
     assert grant.format(name) in detail
     owner.run(detail.partition(" run ")[2].rstrip("."))
     assert check_database(daemon.settings)[0].ok
+
+
+@pytest.mark.parametrize(
+    ("breaks", "mends"),
+    [
+        (
+            f"REVOKE ALL ON diagnostic_state FROM {ROLE}",
+            f"run GRANT SELECT, INSERT, UPDATE ON diagnostic_state TO {ROLE}",
+        ),
+        (f"REVOKE DELETE ON diagnostics_outbox FROM {ROLE}", f"run GRANT DELETE ON diagnostics_outbox TO {ROLE}"),
+        ("ALTER TABLE alarm_shelves RENAME TO away", "restore alarm_shelves"),
+    ],
+)
+def test_what_only_diagnoses_lack_is_said_and_readings_are_stored(
+    owner: Database, daemon: Database, breaks: str, mends: str
+) -> None:
+    owner.run(breaks)
+    found, _ = check_database(daemon.settings)
+    assert found.ok
+    assert mends in found.without_diagnostics
+    store = PostgresStore(daemon.settings)
+    store.ping()
+    assert store.without_diagnostics == found.without_diagnostics
+    checkpoint = Checkpoint("w1", START_US, b"state")
+    assert store.write(readings([("w1", 0)]), [reject(1)], [DIAGNOSIS], [checkpoint]).written == 1
+    owner.run(mends.removeprefix("run ") if mends.startswith("run") else "ALTER TABLE away RENAME TO alarm_shelves")
+    store.ping()
+    assert store.without_diagnostics == ""
+    assert store.write(Readings.empty(), [], [DIAGNOSIS], [checkpoint]).refusal is None
+    store.close()
 
 
 def test_a_database_that_only_reads_is_not_ready(owner: Database, daemon: Database) -> None:

@@ -16,7 +16,7 @@ from pydantic import SecretStr
 
 from esp_ingest.config.settings import DatabaseSettings
 from esp_ingest.interfaces import StoreUnavailable
-from esp_ingest.model import SIGNAL_NAMES, SIGNALS, Arrival, Readings, RejectReason
+from esp_ingest.model import SIGNAL_NAMES, SIGNALS, Arrival, Checkpoint, Readings, RejectReason
 from esp_ingest.store import connection as connections
 from esp_ingest.store.schema import migrate
 from esp_ingest.store.write.writer import PostgresStore
@@ -227,6 +227,70 @@ BEGIN
 END $$;
 CREATE TRIGGER limited BEFORE INSERT ON esp_telemetry FOR EACH ROW EXECUTE FUNCTION limited();
 """
+
+
+class TestReadingsFirst:
+    """What the tables of the diagnostics refuse costs neither readings nor rejects."""
+
+    RAISES = """
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN IF NEW.well_id LIKE TG_ARGV[0] THEN RAISE 'told to refuse'; END IF; RETURN NEW; END $$;
+        CREATE TRIGGER refuse BEFORE INSERT ON diagnostic_results FOR EACH ROW EXECUTE FUNCTION refuse('{}');
+    """
+    OTHER = replace(DIAGNOSIS, well_id="w2")
+    CHECKPOINTS = (Checkpoint("w1", START_US, b"1"), Checkpoint("w2", START_US, b"2"))
+
+    @pytest.mark.parametrize(
+        ("breaks", "rows", "checkpoints", "reason"),
+        [
+            (RAISES.format("%"), 0, 0, "a trigger or function"),
+            (RAISES.format("w1"), 1, 1, "a trigger or function"),
+            ("ALTER TABLE diagnostic_results RENAME TO away", 0, 0, "a table is missing"),
+            ("DROP TABLE diagnostics_outbox", 0, 0, "a table is missing"),
+            ("DROP TABLE diagnostic_state CASCADE", 2, 0, "a table is missing"),
+        ],
+        ids=["trigger", "trigger for one well", "table of results", "outbox", "table of checkpoints"],
+    )
+    def test_they_are_stored_without(
+        self, plain: Database, make: Make, breaks: str, rows: int, checkpoints: int, reason: str
+    ) -> None:
+        plain.run(breaks)
+        result = make(plain).write(readings([("w1", 0)]), [reject()], [DIAGNOSIS, self.OTHER], self.CHECKPOINTS)
+        assert (result.written, result.rejected, result.path) == (1, 1, "direct")
+        assert (count(plain), count(plain, "ingest_rejects")) == (1, 1)
+        assert result.refusal is not None
+        assert reason in result.refusal.error.reason
+        assert len(result.refusal.rows) == 2 - rows
+        assert len(result.refusal.wells) == 2 - checkpoints
+        if rows:
+            assert count(plain, "diagnostic_results") == rows
+        assert plain.value("SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'") == 0
+
+    def test_a_lock_delays_a_batch_by_seconds_at_most(self, plain: Database, make: Make) -> None:
+        store = make(plain)
+        with plain.connect(autocommit=False) as other:
+            other.execute("LOCK TABLE diagnostic_results")
+            begun = time.monotonic()
+            result = store.write(readings([("w1", 0)]), [reject()], [DIAGNOSIS])
+            assert 2 <= time.monotonic() - begun < 10
+        assert result.refusal is not None
+        assert "a lock on the tables" in result.refusal.error.reason
+        assert store.write(readings([("w1", 1)]), [], result.refusal.rows).refusal is None
+        assert (count(plain), count(plain, "diagnostic_results")) == (2, 1)
+
+    def test_who_follows_the_table_stays_where_it_was(self, plain: Database, make: Make) -> None:
+        plain.run("INSERT INTO diagnostics_cursor (received_at) VALUES (to_timestamp(0));" + self.RAISES.format("%"))
+        with pytest.raises(StoreUnavailable, match="told to refuse"):
+            make(plain).write(Readings.empty(), [], [DIAGNOSIS], cursor_us=(0, 1))
+        assert plain.value("SELECT extract(epoch FROM received_at) FROM diagnostics_cursor") == 0
+
+    def test_a_connection_that_is_lost_meanwhile_is_an_outage(self, plain: Database, make: Make) -> None:
+        plain.run(
+            self.RAISES.format("%").replace("RAISE 'told to refuse'", "PERFORM pg_terminate_backend(pg_backend_pid())")
+        )
+        with pytest.raises(StoreUnavailable):
+            make(plain).write(readings([("w1", 0)]), [], [DIAGNOSIS])
+        assert count(plain) == 0
 
 
 class TestTooMuchAtOnce:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from esp_ingest.interfaces import Findings, StoreUnavailable, WriteResult
+from esp_ingest.interfaces import Findings, Refusal, StoreUnavailable, WriteResult
 from esp_ingest.model import NOTHING_ARRIVED, Arrival, Checkpoint, DiagnosticRow, Readings, Reject
 from esp_ingest.store.write.copy_format import digest_of
 from esp_ingest.store.write.redelivery import remembered_messages
@@ -19,7 +19,7 @@ class FakeStore:
 
     ``failures`` is a script, an entry a write: None is success; "before" fails and stores nothing; "after" stores
     everything and then fails, as when the connection breaks during the commit. ``poison_texts`` are what the database
-    would refuse in ``extra`` and ``quality``."""
+    would refuse in ``extra`` and ``quality``. ``refuses_diagnostics``: the tables of the diagnostics alone refuse."""
 
     def __init__(self, receive_maximum: int = 20_000) -> None:
         self.receive_maximum = receive_maximum
@@ -33,6 +33,7 @@ class FakeStore:
         self.failures: list[str | None] = []
         self.away = False
         self.poison_texts: set[str] = set()
+        self.refuses_diagnostics = False
         self.writes = 0
         self.prepared = 0
         self.closed = False
@@ -78,13 +79,20 @@ class FakeStore:
         duplicates += len(rejects) + len(refused) - reasons.total()
         if meanwhile is not None:
             diagnostics, checkpoints = meanwhile()
+        refusal = None
+        if self.refuses_diagnostics and (diagnostics or checkpoints):
+            error = StoreUnavailable("told to refuse diagnostics")
+            if cursor_us is not None:
+                raise error
+            refusal = Refusal(error, tuple(diagnostics), frozenset(each.well_id for each in checkpoints))
+            diagnostics = checkpoints = ()
         self.diagnostics |= {(row.well_id, row.diagnosis, row.raised_us): row for row in diagnostics}
         self.cursor_us = self.cursor_us if cursor_us is None else cursor_us[1]
         self.states |= {each.well_id: each for each in checkpoints}
         if failure == "after":
             raise StoreUnavailable("told to fail", "after the commit")
         path = "bisect" if len(refused) > conflicts else "staging" if duplicates or conflicts else "direct"
-        return WriteResult(written, duplicates, reasons.total(), tuple(refused), reasons, path)
+        return WriteResult(written, duplicates, reasons.total(), tuple(refused), reasons, path, refusal)
 
     def prepare(self, readings: Readings) -> None:
         self.prepared += 1

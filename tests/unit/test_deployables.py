@@ -76,6 +76,7 @@ FIRES: dict[str, dict[str, str]] = {
     "EspIngestReconciliation": {"esp_ingest_reconciliation_failures_total": "0x50 1x10"},
     "EspIngestRuleDisabled": {"esp_ingest_diagnostics_rules_disabled": "1x60"},
     "EspIngestRulesNotReloaded": {'esp_ingest_diagnostics_reloads_total{outcome="failed"}': "0x50 1x10"},
+    "EspIngestDiagnosticsRefused": {"esp_ingest_diagnostics_refused": "1x60"},
     "EspIngestPublishBacklog": {"esp_ingest_diagnostics_publish_backlog": "3x60"},
     "EspIngestRulesBehind": {"esp_ingest_diagnostics_behind_seconds": "900x60"},
     "EspIngestArchiveUnset": {"esp_ingest_archive_configured": "0x60"},

@@ -9,7 +9,7 @@ import pytest
 from esp_ingest.diagnostics.engine.engine import Evaluation
 from esp_ingest.diagnostics.service import Diagnosis
 from esp_ingest.ingest.writer_stage import Stage
-from esp_ingest.interfaces import StoreUnavailable
+from esp_ingest.interfaces import Refusal
 from esp_ingest.model import Checkpoint, Readings
 from tests.support.store_data import DIAGNOSIS
 from tests.unit.test_stage import Rig
@@ -22,6 +22,8 @@ class FakeDiagnostics:
         self.journal: list[str] = []
         self.fails: dict[str, BaseException] = {}
         self.due = False
+        self.trouble: str | None = None
+        self.refusals: list[Refusal | None] = []
 
     def _note(self, what: str) -> None:
         self.journal.append(what)
@@ -35,8 +37,12 @@ class FakeDiagnostics:
         self._note("evaluate")
         return Diagnosis(Evaluation(), [DIAGNOSIS], [Checkpoint("W1", 1, b"state")], readings.wells)
 
-    def accept(self, diagnosis: Diagnosis) -> None:
+    def accept(self, diagnosis: Diagnosis, refusal: Refusal | None = None) -> None:
+        self.refusals.append(refusal)
         self._note("accept")
+
+    def try_again(self) -> None:
+        self._note("try again")
 
     def discard(self, diagnosis: Diagnosis) -> None:
         self._note("discard")
@@ -83,7 +89,7 @@ def test_the_time_of_a_write_is_without_the_rules(rig: DiagnosingRig, monkeypatc
 
 def test_rows_and_checkpoints_go_along_with_the_batch(rig: DiagnosingRig) -> None:
     assert rig.stage.process(rig.batch(0, 3)).written == 3
-    assert rig.diagnostics.journal == ["prepare", "evaluate", "accept"]
+    assert rig.diagnostics.journal == ["try again", "prepare", "evaluate", "accept"]
     assert [row.diagnosis for row in rig.store.diagnostics.values()] == ["gas_lock"]
     assert rig.store.states["W1"].state == b"state"
 
@@ -92,7 +98,8 @@ def test_what_was_not_stored_never_was(rig: DiagnosingRig) -> None:
     rig.store.failures = ["before", "after"]
     rig.stage.process(rig.batch(0, 3))
     once = ["prepare", "evaluate"]  # and not evaluated where the database failed first
-    assert rig.diagnostics.journal == ["prepare", *once, "discard", *once, "accept"]
+    again = ["try again", *once]
+    assert rig.diagnostics.journal == ["try again", "prepare", *again, "discard", *again, "accept"]
     assert len(rig.store.diagnostics) == 1
 
 
@@ -105,16 +112,22 @@ def test_a_mistake_in_the_rules_costs_no_reading(rig: DiagnosingRig, where: str)
     assert not rig.store.diagnostics
 
 
-def test_a_state_that_cannot_be_read_holds_the_batch_like_any_outage(rig: DiagnosingRig) -> None:
-    rig.diagnostics.fails["prepare"] = StoreUnavailable("told to be away")
+def test_readings_are_stored_whatever_the_diagnostics_tables_refuse(rig: DiagnosingRig) -> None:
+    rig.store.refuses_diagnostics = True
+    outcome = rig.stage.process(rig.batch(0, 3))
+    assert (outcome.written, outcome.spooled) == (3, 0)
+    assert rig.stage.database_detail is None
+    (refusal,) = rig.diagnostics.refusals
+    assert refusal is not None
+    assert (refusal.rows, refusal.wells) == ((DIAGNOSIS,), {"W1"})
+    assert not rig.store.diagnostics
+
+
+def test_a_database_that_is_away_is_asked_for_before_the_diagnostics(rig: DiagnosingRig) -> None:
+    """They would take it for a trouble of their own, and let this batch go without them."""
+    rig.store.away = True
     assert rig.stage.process(rig.batch(0, 3)).spooled == 3
-    assert not rig.store.telemetry
-    del rig.diagnostics.fails["prepare"]
-    rig.clock.sleep(60)
-    while rig.stage.spooling:
-        rig.stage.idle()
-    assert len(rig.store.telemetry) == 3
-    assert rig.diagnostics.journal[-1] == "accept"
+    assert rig.diagnostics.journal == []
 
 
 def test_silence_is_looked_for_when_idle_and_written(rig: DiagnosingRig) -> None:

@@ -22,16 +22,17 @@ import numpy.typing as npt
 import psycopg
 
 from esp_ingest.config.settings import DatabaseSettings
-from esp_ingest.interfaces import Findings, StoreUnavailable, WriteResult
+from esp_ingest.interfaces import Findings, Refusal, StoreUnavailable, WriteResult
 from esp_ingest.model import NOTHING_ARRIVED, Arrival, Checkpoint, DiagnosticRow, Readings, Reject, at_us
 from esp_ingest.store import schema, sqlstate
 from esp_ingest.store.connection import Connection, connect, staging
 from esp_ingest.store.queries import query
 from esp_ingest.store.sqlstate import Verdict
-from esp_ingest.store.write.copy_format import Buffer, storable, telemetry_stream
+from esp_ingest.store.write.copy_format import Buffer, telemetry_stream
+from esp_ingest.store.write.findings import write_diagnostics
 from esp_ingest.store.write.high_water import Marks, first_of_each
 from esp_ingest.store.write.redelivery import RejectWriter
-from esp_ingest.store.write.rejects import conflicting_reading, refused_diagnostic, refused_reading
+from esp_ingest.store.write.rejects import conflicting_reading, refused_reading
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class _Tally:
     duplicates: int = 0
     reasons: Counter[str] = field(default_factory=Counter)  # of the rejects that were not stored before
     refused: list[Reject] = field(default_factory=list)  # stored in place of readings
+    refusal: Refusal | None = None  # of the diagnostics
     path: str = "direct"  # as in metrics.WRITE_PATHS
 
     @property
@@ -71,6 +73,7 @@ class _Tally:
         self.duplicates += other.duplicates
         self.reasons += other.reasons
         self.refused += other.refused
+        self.refusal = self.refusal or other.refusal
         self.path = max(self.path, other.path, key=("direct", "staging", "bisect").index)
 
 
@@ -98,6 +101,7 @@ class PostgresStore:
         self._connect = connect
         self._connection: Connection | None = None
         self._schema_ok = False
+        self.without_diagnostics = ""  # why diagnoses would not be stored, a sentence
         self._marks = Marks()
         self._prepared: _Prepared | None = None  # of the readings that come next
         self._underway: _Prepared | None = None  # of those that are being written
@@ -144,6 +148,7 @@ class PostgresStore:
             tuple(tally.refused),
             tally.reasons,
             tally.path,
+            tally.refusal,
         )
 
     def _in_parts(self, readings: Readings, parts: list[_Rows]) -> tuple[_Tally, list[Reject]]:
@@ -223,8 +228,9 @@ class PostgresStore:
             if self._schema_ok or self._settings.skip_init:
                 connection.execute(query("ping"))
             else:
-                _refuse_unless_ok(connection, schema.check_schema)
-                self._schema_ok = True
+                found = _refuse_unless_ok(connection, schema.check_schema)
+                self.without_diagnostics = found.without_diagnostics
+                self._schema_ok = not found.without_diagnostics  # as long as something is wrong it is looked at again
             connection.rollback()
         except psycopg.Error as error:
             self._give_back(error)
@@ -232,6 +238,11 @@ class PostgresStore:
         except StoreUnavailable:
             self.close()  # what makes it fit is perhaps for new sessions only
             raise
+
+    @property
+    def connected(self) -> bool:
+        """There is a connection. From any thread."""
+        return self._connection is not None
 
     @property
     def schema_checked(self) -> bool:
@@ -307,8 +318,6 @@ class PostgresStore:
                     self._rejects,
                 )
                 tally = attempt.run(readings, rejects)
-                if last.found.checkpoints:
-                    cursor.execute(query("upsert_states"), _columns(last.found.checkpoints))
                 if last.cursor_us is not None:
                     _move(cursor, *last.cursor_us)
                 if rung is Rung.STAGED and len(readings):
@@ -337,8 +346,8 @@ class PostgresStore:
         self._marks.raise_to(cursor.execute(query("newest_of_wells"), (wells,)).fetchall())
 
 
-def _refuse_unless_ok(connection: Connection, check: Callable[[Connection], schema.SchemaCheck]) -> None:
-    """Raises StoreUnavailable with what ``check`` finds wrong, and psycopg.Error."""
+def _refuse_unless_ok(connection: Connection, check: Callable[[Connection], schema.SchemaCheck]) -> schema.SchemaCheck:
+    """What ``check`` finds. Raises StoreUnavailable if something is wrong, and psycopg.Error."""
     try:
         found = check(connection)
     except schema.SchemaError as error:
@@ -347,6 +356,7 @@ def _refuse_unless_ok(connection: Connection, check: Callable[[Connection], sche
         differs = found.status == "needs migrate"
         reason = "the schema is not the one this program writes" if differs else "nothing can be stored here"
         raise StoreUnavailable(reason, found.detail)
+    return found
 
 
 class _Found:
@@ -462,6 +472,7 @@ class _Attempt:
         self._beat = beat
         self._prepared = prepared
         self._found = last.found
+        self._has_cursor = last.cursor_us is not None
         self._arrival = last.arrival
         self._reject_writer = reject_writer
         self._publish = publish
@@ -470,7 +481,6 @@ class _Attempt:
         self._marks = marks
         self._topic_root = topic_root
         self._tally = _Tally()
-        self._refused_diagnostics: list[Reject] = []
 
     def run(self, readings: Readings, rejects: Sequence[Reject]) -> _Tally:
         if len(readings):
@@ -481,15 +491,22 @@ class _Attempt:
             else:
                 self._row_by_row(readings)
         self._found.look()
-        if self._found.rows:
-            self._diagnostics(self._found.rows)
         rejects = [*rejects, *self._tally.refused]
-        # Beside the items that are counted: those of the diagnostics.
-        if self._refused_diagnostics:
-            self._reject_writer.store(self._cursor, self._refused_diagnostics, NOTHING_ARRIVED)
         stored = self._reject_writer.store(self._cursor, rejects, self._arrival)
         self._tally.reasons += stored
         self._tally.duplicates += len(rejects) - stored.total()
+        if self._found.rows or self._found.checkpoints:
+            written = write_diagnostics(
+                self._cursor,
+                self._found.rows,
+                self._found.checkpoints,
+                publish=self._publish,
+                topic_root=self._topic_root,
+                must=self._has_cursor,
+            )
+            self._tally.refusal = written.refusal
+            if written.rejects:  # beside the items that are counted
+                self._reject_writer.store(self._cursor, written.rejects, NOTHING_ARRIVED)
         return self._tally
 
     # -------------------------------------------------------------------------------------------------- readings
@@ -604,25 +621,6 @@ class _Attempt:
             )
         return taken
 
-    # ----------------------------------------------------------------------------------------------- diagnostics
-
-    def _parameters(self, row: DiagnosticRow) -> dict[str, Any]:
-        return _parameters(row) | {"publish": self._publish}
-
-    def _diagnostics(self, diagnostics: Sequence[DiagnosticRow]) -> None:
-        if self._rung is not Rung.ROW_BY_ROW:
-            self._cursor.executemany(query("upsert_diagnostic"), [self._parameters(row) for row in diagnostics])
-            return
-        for row in diagnostics:
-            try:
-                with self._cursor.connection.transaction():
-                    self._cursor.execute(query("upsert_diagnostic"), self._parameters(row))
-            except (psycopg.Error, UnicodeError) as error:
-                if not _is_a_row(error):
-                    raise
-                log.error("diagnosis refused by the database", extra={"diagnosis": row.diagnosis, "error": str(error)})
-                self._refused_diagnostics.append(refused_diagnostic(row, error, self._topic_root))
-
 
 def _is_a_row(error: BaseException) -> bool:
     """The row itself is at fault, not the moment or the set-up."""
@@ -633,31 +631,3 @@ def _move(cursor: _Cursor, from_us: int, to_us: int) -> None:
     cursor.execute(query("move_cursor"), {"from": at_us(from_us), "to": at_us(to_us)})
     if cursor.rowcount != 1:
         raise StoreUnavailable("another daemon follows the table", "this one lets go")
-
-
-def _columns(checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:
-    return {
-        "wells": [each.well_id for each in checkpoints],
-        "times": [at_us(each.event_us) for each in checkpoints],
-        "states": [each.state for each in checkpoints],
-        "off": [each.off_json for each in checkpoints],
-    }
-
-
-def _parameters(row: DiagnosticRow) -> dict[str, Any]:
-    return {
-        "well_id": row.well_id,
-        "diagnosis": row.diagnosis,
-        "raised_at": at_us(row.raised_us),
-        "severity": row.severity.value,
-        "state": row.state,
-        "cleared_at": None if row.cleared_us is None else at_us(row.cleared_us),
-        "value": row.value,
-        "threshold": row.threshold,
-        "peak": row.peak,
-        "occurrences": row.occurrences,
-        "confidence": row.confidence,
-        "message": storable(row.message),
-        "actions": row.actions_json,
-        "snapshot": row.snapshot_json,
-    }
