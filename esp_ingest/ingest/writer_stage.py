@@ -86,15 +86,7 @@ class Diagnostics(Protocol):
         """Between batches, while nothing is in the spool: what there is to write, every few seconds."""
         ...
 
-    def try_again(self) -> None:
-        """The database was away and is back."""
-        ...
-
-    @property
-    def trouble(self) -> str | None:
-        """Why diagnoses wait while readings are stored, for people; None while they do not. From any thread."""
-        ...
-
+    def try_again(self) -> None: ...
     def finish(self) -> Iterator[Diagnosis]:
         """What is left to write at the end of the process, in pieces."""
         ...

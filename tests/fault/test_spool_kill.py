@@ -24,8 +24,8 @@ MIB = 1_048_576
 WORKER = """
 import os, random, sys
 from pathlib import Path
-from esp_ingest.store.spool import Spool
-from esp_ingest.telemetry.model import Delivery
+from esp_ingest.store.spool.spool import Spool
+from esp_ingest.model import Delivery
 
 def say(line):  # one system call, where print may make three: a kill between them leaves half a line
     os.write(1, line.encode() + b"\\n")

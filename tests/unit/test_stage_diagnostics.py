@@ -22,7 +22,6 @@ class FakeDiagnostics:
         self.journal: list[str] = []
         self.fails: dict[str, BaseException] = {}
         self.due = False
-        self.trouble: str | None = None
         self.refusals: list[Refusal | None] = []
 
     def _note(self, what: str) -> None:
