@@ -172,7 +172,7 @@ def test_no_call_holds_the_interpreter_for_long(kind: str) -> None:
     """Compared with one slice of the densest JSON, which takes this machine 1 to 2 ms: a whole message of 4 MB in one
     call took 100 times that."""
     slice_of_lists = "[" + "[]," * (slices.SLICE_BYTES // 3 - 1) + "[]]"
-    deliveries = deliver(HOSTILE[kind](1_200_000))
+    deliveries = deliver(HOSTILE[kind](500_000))
     decoder = Decoder(TelemetrySettings(), "esp")
     decoder.decode(deliveries)
     found = []
@@ -189,8 +189,8 @@ def test_no_call_holds_the_interpreter_for_long(kind: str) -> None:
 
 MEASURE = """
 import gc, sys
-from tests.unit.test_decode_large import HOSTILE, SIZE, deliver
-from esp_ingest.config import TelemetrySettings
+from tests.unit.test_decode_large import HOSTILE, deliver
+from esp_ingest.config.settings import TelemetrySettings
 from esp_ingest.telemetry.decode import Decoder
 
 def status(name):
@@ -201,7 +201,7 @@ gc.freeze()  # as the daemon
 gc.set_threshold(200_000, 10, 10)
 decoder = Decoder(TelemetrySettings(), "esp")
 decoder.decode(deliver(b"[nan]", b'{"timestamp":1795553999500,"pip":nan}'))
-payload = HOSTILE[sys.argv[1]](SIZE)
+payload = HOSTILE[sys.argv[1]](1_000_000)
 deliveries = deliver(*[payload] * 4)
 before = status("VmRSS")
 with open("/proc/self/clear_refs", "w") as file:
