@@ -102,9 +102,10 @@ class Daemon:
         # Loaded here, after the health port answers: together they take a third of a second.
         from esp_ingest.ingest.pipeline import Pipeline
         from esp_ingest.ingest.writer_stage import Stage, ThreadedStage
-        from esp_ingest.mqtt.client_setup import session_name
+        from esp_ingest.mqtt.client_setup import Topics, session_name
         from esp_ingest.mqtt.source import MqttSource
         from esp_ingest.store.connection import conninfo
+        from esp_ingest.store.presence import Presence
         from esp_ingest.store.write.redelivery import RejectWriter
         from esp_ingest.store.write.writer import PostgresStore
         from esp_ingest.telemetry.decode import Decoder
@@ -117,12 +118,14 @@ class Daemon:
         self._signals = signals
         spool_settings = settings.spool
         self._spool = self._open_spool()
+        session = session_name(settings.mqtt)
         self._store = PostgresStore(
             settings.database,
             settings.mqtt.topic_root,
             publish=settings.diagnostics.publish,
             beat=lambda: health.beat("writer"),
-            rejects=RejectWriter(session_name(settings.mqtt), settings.mqtt.receive_maximum),
+            rejects=RejectWriter(session, settings.mqtt.receive_maximum),
+            presence=Presence(session, Topics(settings.mqtt).wanted, clock),
         )
         state_folder = spool_settings.folder() if spool_settings.enabled else None
         self._source: MqttSource = MqttSource(settings.mqtt, clock, metrics, state_folder)
@@ -286,7 +289,7 @@ class Daemon:
             self._publisher.stop(_LAST_PUBLISH_SECONDS)
         self._source.close()
         if ended:
-            self._store.close()
+            self._store.end()
             if self._diagnostics is not None:
                 self._diagnostics.close()
             if self._spool is not None:

@@ -232,6 +232,26 @@ INSERT INTO mqtt_sessions AS m (session, messages) VALUES (%(session)s, %(messag
 ON CONFLICT (session) DO UPDATE SET messages = m.messages + excluded.messages
 RETURNING messages;
 
+-- name: be_brief
+-- What follows in this transaction must not wait long for a lock.
+SET LOCAL lock_timeout = '1s';
+
+-- name: renew_session
+-- A daemon with this session writes here now.
+INSERT INTO mqtt_sessions (session, topic_filter, seen_at) VALUES (%(session)s, %(topic_filter)s, now())
+ON CONFLICT (session) DO UPDATE SET topic_filter = excluded.topic_filter, seen_at = excluded.seen_at;
+
+-- name: end_session
+-- It no longer does.
+UPDATE mqtt_sessions SET seen_at = NULL WHERE session = %(session)s;
+
+-- name: sessions_present
+-- Who else writes here now, and how many seconds ago it said so.
+SELECT session, topic_filter, extract(epoch FROM now() - seen_at)::integer
+FROM mqtt_sessions
+WHERE session <> %(session)s AND seen_at > now() - INTERVAL '3 minutes'
+ORDER BY session;
+
 -- name: forget_origins
 -- What is too far back to be delivered again. Its packet id may soon belong to another message.
 DELETE FROM reject_origins WHERE session = %(session)s AND place < %(oldest)s;

@@ -140,7 +140,26 @@ def _database(settings: Settings) -> Iterator[Line]:
     for text in capabilities.lines():
         yield Line("capability", True, text, is_note=True)
     if schema.ok:
+        yield from _other_daemons(settings)
         yield from _lifecycle(settings)
+
+
+def _other_daemons(settings: Settings) -> Iterator[Line]:
+    """Daemons that store what this one receives as well."""
+    import psycopg
+
+    from esp_ingest.interfaces import StoreUnavailable
+    from esp_ingest.mqtt.client_setup import Topics, session_name
+    from esp_ingest.store import presence
+    from esp_ingest.store.connection import connect
+
+    try:
+        with connect(settings.database, autocommit=True) as connection:
+            others = presence.look(connection, session_name(settings.mqtt), Topics(settings.mqtt).wanted)
+    except (StoreUnavailable, psycopg.Error):
+        return  # this user may not read the table; the lines before say what is wrong
+    if others:
+        yield Line("daemons", True, presence.sentence(others), is_note=True)
 
 
 def _lifecycle(settings: Settings) -> Iterator[Line]:

@@ -26,6 +26,7 @@ from esp_ingest.interfaces import Findings, Refusal, StoreUnavailable, WriteResu
 from esp_ingest.model import NOTHING_ARRIVED, Arrival, Checkpoint, DiagnosticRow, Readings, Reject, at_us
 from esp_ingest.store import schema, sqlstate
 from esp_ingest.store.connection import Connection, connect, staging
+from esp_ingest.store.presence import Presence
 from esp_ingest.store.queries import query
 from esp_ingest.store.sqlstate import Verdict
 from esp_ingest.store.write.copy_format import Buffer, telemetry_stream
@@ -82,7 +83,7 @@ class PostgresStore:
 
     ``topic_root`` is the first level of the topic that is put down for a reading which the database refused.
     ``publish``: changes of occurrences go to the outbox as well. ``beat`` is called between the steps of a write that
-    takes long. ``rejects``: of the daemon's session."""
+    takes long. ``rejects``: of the daemon's session. ``presence`` tells others that this daemon is here."""
 
     def __init__(
         self,
@@ -92,8 +93,10 @@ class PostgresStore:
         publish: bool = False,
         beat: Callable[[], None] = lambda: None,
         rejects: RejectWriter | None = None,
+        presence: Presence | None = None,
     ) -> None:
         self._beat = beat
+        self._presence = presence
         self._rejects = rejects or RejectWriter()
         self._settings = settings
         self._publish = publish
@@ -124,6 +127,7 @@ class PostgresStore:
             return WriteResult(0, 0, 0)
         if self._prepared is not None and self._prepared.readings is readings:
             self._underway, self._prepared = self._prepared, None
+        self._be_present()
         found = _Found(diagnostics, checkpoints, meanwhile)
         last = _Last(found, cursor_us, arrival)
         tally: _Tally | None = None
@@ -232,6 +236,7 @@ class PostgresStore:
                 self.without_diagnostics = found.without_diagnostics
                 self._schema_ok = not found.without_diagnostics  # as long as something is wrong it is looked at again
             connection.rollback()
+            self._be_present()
         except psycopg.Error as error:
             self._give_back(error)
             raise sqlstate.unavailable(error) from None
@@ -248,6 +253,22 @@ class PostgresStore:
     def schema_checked(self) -> bool:
         """The schema's version was looked at when this connection was opened, and this program works with it."""
         return self._connection is not None and not self._settings.skip_init
+
+    def _be_present(self) -> None:
+        """Once a minute. If it fails, nothing depends on it. Raises StoreUnavailable if there is no connection."""
+        if self._presence is not None and self._presence.is_due:
+            connection = self._connected()
+            try:
+                self._presence.renew(connection)
+            except psycopg.Error as error:
+                log.debug("presence not renewed", extra={"error": str(error)})
+                self._give_back(error)
+
+    def end(self) -> None:
+        """Close for good, and tell the others."""
+        if self._presence is not None and self._connection is not None:
+            self._presence.end(self._connection)
+        self.close()
 
     def close(self) -> None:
         """Close the connection; a later write opens another."""
