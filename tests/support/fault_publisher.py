@@ -39,7 +39,7 @@ def payload(base_ms: int, number: int, reject_every: int) -> bytes:
     if is_reject(number, reject_every):
         if number // reject_every % 2:
             return RUBBISH
-        return b'{"timestamp":%d,"flow_rate":"poison %d"}' % (base_ms + number, number)
+        return b'{"timestamp":"poison %d","flow_rate":1}' % number
     return b'{"timestamp":%d,"flow_rate":%d,"gor":%d,"n":%d}' % (
         base_ms + number,
         number % _SPREAD,
