@@ -128,6 +128,7 @@ ODD = (
     "-Infinity",
     "1.#QNAN",
     "-1.#IND00",
+    "-1.#IND",
     "nan(ind)",
     "∞",
     "n. def.",
