@@ -1,5 +1,11 @@
 """Fixtures of the whole suite live in tests/support, a module a part; this file only names them."""
 
+import signal
+
+# A shell that starts us in the background makes us ignore SIGINT, and every process that the tests start inherits it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # databases first: pytest wants to see a plugin before another imports it.
 pytest_plugins = [
     "tests.support.databases",

