@@ -7,10 +7,10 @@ settings in each transaction and leaves nothing behind. See :class:`Session`.
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
-from psycopg.abc import RV, Buffer, Params, PQGen, QueryNoTemplate
+from psycopg.abc import RV, Buffer, Params, PQGen
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
 from psycopg.types.datetime import TimestamptzLoader
@@ -21,6 +21,9 @@ from esp_ingest.errors import UsageError
 from esp_ingest.interfaces import StoreUnavailable
 from esp_ingest.store import sqlstate
 from esp_ingest.store.queries import query
+
+if TYPE_CHECKING:
+    from psycopg.abc import QueryNoTemplate  # of psycopg 3.3; older ones run as well
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -88,7 +91,12 @@ class Session(Connection):
             self.execute(statement.encode())
 
     def execute(  # type: ignore[override]  # psycopg's other overload is for templates, which Python 3.11 lacks
-        self, query: QueryNoTemplate, params: Params | None = None, *, prepare: bool | None = None, binary: bool = False
+        self,
+        query: "QueryNoTemplate",
+        params: Params | None = None,
+        *,
+        prepare: bool | None = None,
+        binary: bool = False,
     ) -> psycopg.Cursor[tuple[Any, ...]]:
         """See psycopg. On a pooled connection in autocommit, a transaction of its own."""
         idle = self.info.transaction_status == TransactionStatus.IDLE
