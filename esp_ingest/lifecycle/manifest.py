@@ -77,7 +77,7 @@ def decode(data: bytes, table: str, day: date) -> Manifest:
 
     try:
         found = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise damaged("it is not JSON") from None
     if not isinstance(found, dict):
         raise damaged("it is not an object")

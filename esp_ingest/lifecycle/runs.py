@@ -360,7 +360,7 @@ def check_identity(data: bytes, origin: "Origin") -> None:
     """Raises LifecycleError where ``data``, the archive's identity, is not of this database."""
     try:
         owner = str(json.loads(data)["database"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise LifecycleError(
             Reason.DAMAGED, f"The archive's {IDENTITY} is damaged: restore it from a backup of the archive."
         ) from None

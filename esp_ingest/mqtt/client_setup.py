@@ -141,7 +141,7 @@ class SessionRecord:
                 self.filters, self.connection, self.ids_since = filters, connection, max(ids_since, 1)
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             logger.warning("mqtt session file not read", extra={"path": str(self._path), "error": str(error)})
 
 

@@ -75,7 +75,7 @@ _LARGE_EXPONENT = re.compile(rb"[eE][+-]?\d{4}")
 # Only from where a number begins: tried at each of its characters, 4 MB of numbers just short enough took 2.7 s.
 _LONG_NUMBER = re.compile(rb"(?<![0-9.eE+-])[0-9.eE+-]{%d}" % (LONGEST_NUMBER + 1))
 
-DECODE_BYTES_PER_PAYLOAD_BYTE = 16
+DECODE_BYTES_PER_PAYLOAD_BYTE = 20
 """Memory that decoding takes at most, its outcome included, for each byte of the payloads that are decoded together."""
 
 Bools = npt.NDArray[np.bool_]

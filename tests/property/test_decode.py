@@ -127,6 +127,7 @@ ODD = (
     "Infinity",
     "-Infinity",
     "1.#QNAN",
+    "-1.#IND",
     "-1.#IND00",
     "-1.#IND",
     "nan(ind)",
@@ -315,7 +316,12 @@ def is_escaped(tree: Any) -> bool:
 
 
 def number(token: Num) -> Any:
-    big = len(token) > 400 or re.search(r"[eE][+-]?\d{4}", token) or not token.strip("-")[:1].isdigit()
+    big = (
+        isinstance(token, Odd)
+        or len(token) > 400
+        or re.search(r"[eE][+-]?\d{4}", token)
+        or not token.strip("-")[:1].isdigit()
+    )
     return str(token) if big else token
 
 

@@ -81,7 +81,15 @@ def test_a_manifest_is_what_was_written_or_damaged() -> None:
         "w",
     )
     assert manifest.decode(written.encoded(), "esp_telemetry", D) == written
-    for wrong in (b"", b"[]", b"{}", b"null", written.encoded()[:-9], written.encoded().replace(b"x.parquet", b"../x")):
+    for wrong in (
+        b"",
+        b"[]",
+        b"[" * 100_000,
+        b"{}",
+        b"null",
+        written.encoded()[:-9],
+        written.encoded().replace(b"x.parquet", b"../x"),
+    ):
         with pytest.raises(LifecycleError) as caught:
             manifest.decode(wrong, "esp_telemetry", D)
         assert caught.value.reason is Reason.DAMAGED

@@ -146,7 +146,7 @@ class TestSessionRecord:
         assert SessionRecord(MqttSettings(client_id="other"), tmp_path).filters == set()
 
     @pytest.mark.parametrize(
-        "text", ["", "[]", "{}", '{"session": 1}', "\x00", '{"session": "esp-ingest@127.0.0.1:1883"}']
+        "text", ["", "[]", "[" * 100_000, "{}", '{"session": 1}', "\x00", '{"session": "esp-ingest@127.0.0.1:1883"}']
     )
     def test_a_damaged_file_is_survived(self, tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture) -> None:
         (tmp_path / session_file("esp-ingest")).write_text(text)
