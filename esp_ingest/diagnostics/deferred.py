@@ -56,12 +56,14 @@ class Deferred:
         """No more rows are to be kept."""
         return len(self.rows) >= _MOST_ROWS
 
-    def failed(self, what: str, error: StoreUnavailable, begun: float) -> None:
-        """It has not worked. ``begun``: monotonic seconds at which it was tried."""
+    def failed(self, what: str, error: StoreUnavailable, begun: float) -> bool:
+        """It has not worked. ``begun``: monotonic seconds at which it was tried. Returns whether that is new."""
         now = self._clock.monotonic()
+        is_news = what not in self._trouble
         self._trouble[what] = error, now + max(_RETRY_SECONDS, _MOST_OF_THE_TIME * (now - begun))
         self._log.failed(now, error.reason, detail=error.detail)
         self._measure()
+        return is_news
 
     def worked(self, what: str) -> None:
         """It works again, or still does."""

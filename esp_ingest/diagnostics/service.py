@@ -41,6 +41,7 @@ _GAUGES_SECONDS = 60.0
 _MOST_SCOPES_LOGGED = 5
 _EVICTED_AFTER_US = 3_600_000_000  # a well that sent within the hour keeps its place
 _EVICTED_AT_ONCE = 200  # a well that goes is 0.5 ms of CPU
+_SLOW_SECONDS = 4.0
 _CATCH_UP_SECONDS = 0.2  # between two turns while wells wait to be evaluated
 _CAUGHT_UP_AT_ONCE = 5  # wells a turn, so that no batch waits long for 20 000 readings of each
 _GATHERED_WELLS = 100  # wells that have not sent yet, restored at each tick
@@ -63,8 +64,9 @@ class DiagnosticsService:
     tells whether the broker would bring readings now, since only then does silence mean anything; ``replay_until``: up
     to what was received when a well is restored, None for all that is in the table.
 
-    ``readings_first``: StoreUnavailable never leaves :meth:`prepare` and :meth:`maintain`; what the tables of the
-    diagnostics refuse waits (diagnostics/deferred.py), and the readings of the batch are stored without it."""
+    ``readings_first``: what the tables of the diagnostics refuse waits (diagnostics/deferred.py), and the readings of
+    the batch are stored without it. StoreUnavailable leaves :meth:`prepare` and :meth:`maintain` then only once for a
+    trouble, and only if it took seconds to find out."""
 
     def __init__(
         self,
@@ -113,21 +115,24 @@ class DiagnosticsService:
         self._outside = frozenset()
         self._try(OPERATORS, self._follow_operators)
         self._all_known = self._known.issuperset(wells)
-        if not self._all_known:
+        waiting = self._deferred.wells
+        if not self._all_known and any(well not in self._known and well not in waiting for well in wells):
             self._try(STATES, lambda: self._admit(wells))
         self._holds = self._deferred.is_holding(WRITE)
 
     def _try(self, what: str, work: Callable[[], None]) -> None:
-        """Do it unless it has failed lately. Raises StoreUnavailable, unless readings come first."""
+        """Do it unless it has failed lately. Raises StoreUnavailable, but where readings come first only for what took
+        long and had not failed before."""
         if self._deferred.is_holding(what):
             return
         begun = self._clock.monotonic()
         try:
             work()
         except StoreUnavailable as error:
-            if not self._readings_first:
-                raise
-            self._deferred.failed(what, error, begun)
+            is_news = self._deferred.failed(what, error, begun)
+            is_slow = self._clock.monotonic() - begun >= _SLOW_SECONDS
+            if not self._readings_first or (is_news and is_slow):
+                raise  # what took long is perhaps an outage of the whole database, which the caller is to look at
         else:
             self._deferred.worked(what)
 

@@ -413,9 +413,12 @@ class Stage:
         diagnostics.accept(diagnosis, result.refusal)
 
     def _advised(self, ask: Callable[[], T]) -> T | None:
-        """Diagnostics advise; they never hold back a reading: None where they fail."""
+        """Diagnostics advise; they never hold back a reading: None where they fail. StoreUnavailable passes: it may be
+        an outage of the database."""
         try:
             return ask()
+        except StoreUnavailable:
+            raise
         except Exception:
             log.exception("diagnostics failed on a batch, its readings are stored without")
             self._metrics.diagnostics_rule_failures.labels(diagnosis="engine").inc()

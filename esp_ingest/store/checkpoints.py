@@ -13,6 +13,7 @@ from esp_ingest.store.connection import OnDemand
 from esp_ingest.store.queries import query
 
 _PAGE = 20_000
+_LOCK_SECONDS = 2.0
 
 
 class PostgresDiagnosticsStore:
@@ -23,7 +24,9 @@ class PostgresDiagnosticsStore:
         self, settings: DatabaseSettings, publish: bool = False, may_connect: Callable[[], bool] = lambda: True
     ) -> None:
         self._publish = publish
-        self._connection = OnDemand(settings, may_connect)
+        # Whoever locks these tables must not hold up the batch that waits for what they say.
+        brief = min(settings.lock_timeout_seconds, _LOCK_SECONDS)
+        self._connection = OnDemand(settings.model_copy(update={"lock_timeout_seconds": brief}), may_connect)
 
     def states(self, wells: Sequence[str]) -> list[Checkpoint]:
         rows = self._rows("states_of_wells", list(wells))

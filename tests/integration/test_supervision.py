@@ -275,5 +275,5 @@ def test_a_refused_subscription_keeps_it_unready_and_is_tried_again(rig: Rig) ->
         assert rig.health("live")[0] == 200
         codes.append(b"\x01")
         rig.await_that(lambda: rig.health("ready")[0] == 200, "tried again by itself", 20)
-        assert len(broker.connections[-1].of(SUBSCRIBE)) >= 2
+        assert max(len(each.of(SUBSCRIBE)) for each in broker.connections) >= 2  # the publisher has one of its own
         rig.stop_daemon()

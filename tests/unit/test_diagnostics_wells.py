@@ -9,6 +9,7 @@ from esp_ingest.diagnostics import service
 from esp_ingest.diagnostics.engine.well_state import WellArrays
 from esp_ingest.diagnostics.language import rules_file
 from esp_ingest.diagnostics.service import DiagnosticsService
+from esp_ingest.interfaces import StoreUnavailable
 from esp_ingest.model import SIGNALS, AlarmAction, Checkpoint, DiagnosticRow, Readings
 from esp_ingest.resources import config_file
 from esp_ingest.service.metrics import Metrics
@@ -92,6 +93,30 @@ class Daemon:
 
 def names(prefix: str, count: int) -> list[str]:
     return [f"{prefix}{number}" for number in range(count)]
+
+
+def test_a_trouble_that_took_long_to_find_out_is_told_once_and_then_readings_come_first() -> None:
+    daemon = Daemon(10)
+    works = daemon.database.states
+
+    def silent(wells: Sequence[str]) -> list[Checkpoint]:
+        daemon.clock.sleep(10)
+        raise StoreUnavailable("the database does not answer")
+
+    daemon.database.states = silent  # type: ignore[method-assign]
+    with pytest.raises(StoreUnavailable):
+        daemon.send("W1")
+    daemon.send("W1")  # it is not asked for again so soon
+    daemon.clock.sleep(200)
+    daemon.send("W1")
+    assert daemon.service.trouble == "the database does not answer"
+    assert daemon.wells == set()
+    daemon.database.states = works  # type: ignore[method-assign]
+    daemon.clock.sleep(200)
+    daemon.service.maintain()
+    assert daemon.service.trouble is None
+    daemon.send("W1")
+    assert daemon.wells == {"W1"}
 
 
 def test_more_wells_than_there_is_room_for_are_told_and_not_held(caplog: pytest.LogCaptureFixture) -> None:

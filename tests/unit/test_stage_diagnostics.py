@@ -9,7 +9,7 @@ import pytest
 from esp_ingest.diagnostics.engine.engine import Evaluation
 from esp_ingest.diagnostics.service import Diagnosis
 from esp_ingest.ingest.writer_stage import Stage
-from esp_ingest.interfaces import Refusal
+from esp_ingest.interfaces import Refusal, StoreUnavailable
 from esp_ingest.model import Checkpoint, Readings
 from tests.support.store_data import DIAGNOSIS
 from tests.unit.test_stage import Rig
@@ -120,6 +120,22 @@ def test_readings_are_stored_whatever_the_diagnostics_tables_refuse(rig: Diagnos
     assert refusal is not None
     assert (refusal.rows, refusal.wells) == ((DIAGNOSIS,), {"W1"})
     assert not rig.store.diagnostics
+
+
+def test_a_database_that_may_be_away_is_looked_at_before_anything_else(rig: DiagnosingRig) -> None:
+    """The diagnostics found out first, by waiting long."""
+    rig.diagnostics.fails["prepare"] = StoreUnavailable("told to be silent")
+    prepare = rig.diagnostics.prepare
+
+    def once(wells: Sequence[str] = ()) -> None:
+        try:
+            prepare(wells)
+        finally:
+            rig.diagnostics.fails.clear()
+
+    rig.diagnostics.prepare = once  # type: ignore[method-assign]
+    assert rig.stage.process(rig.batch(0, 3)).written == 3
+    assert rig.diagnostics.journal == ["try again", "prepare", "try again", "prepare", "evaluate", "accept"]
 
 
 def test_a_database_that_is_away_is_asked_for_before_the_diagnostics(rig: DiagnosingRig) -> None:
