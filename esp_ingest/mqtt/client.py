@@ -47,9 +47,12 @@ OnDeliveries = Callable[[list[Delivery], int, int], None]
 
 
 class BulkClient(paho.Client):
-    """One MQTT connection after another, each with a number of its own. Driven by one thread through paho's
-    external-loop calls (``reconnect``, ``loop_read``, ``loop_write``, ``loop_misc``); only ``acknowledge`` and
-    ``publish`` may be called from others, which then wake that thread by themselves.
+    """One MQTT connection after another. Driven by one thread through paho's external-loop calls (``reconnect``,
+    ``loop_read``, ``loop_write``, ``loop_misc``); only ``acknowledge`` and ``publish`` may be called from others, which
+    then wake that thread by themselves.
+
+    Each connection has a number: the time in µs at which it was attempted, but at least ``least_connection`` and more
+    than the one before. So of two daemons that take one session from each other, the later connection has the greater.
 
     A PUBLISH of more than ``max_packet_bytes`` is never held: its head is kept and marked as cut off (model.cut_off),
     the rest is read and thrown away, and it is delivered as any other, so that it is settled and does not come again.
@@ -66,7 +69,7 @@ class BulkClient(paho.Client):
         on_deliveries: OnDeliveries,
         *,
         transport: Literal["tcp", "websockets"] = "tcp",
-        first_connection: int = 1,
+        least_connection: int = 1,
         keep_session: bool = True,
         max_packet_bytes: int = MOST_PACKET_BYTES,
     ) -> None:
@@ -79,7 +82,7 @@ class BulkClient(paho.Client):
             transport=transport,
             reconnect_on_failure=False,
         )
-        self.connection = first_connection - 1
+        self.connection = least_connection - 1
         self._is_mqtt5 = is_mqtt5
         self._clock = clock
         self._on_deliveries = on_deliveries
@@ -105,7 +108,7 @@ class BulkClient(paho.Client):
             self._ssl_context = self.new_tls_context()
         self.read_error = None
         with self._connection_lock:
-            self.connection += 1
+            self.connection = max(self.connection + 1, self._clock.now_us())
             self._accepted = False
         self._forget_partial_packet()
         try:

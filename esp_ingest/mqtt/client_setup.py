@@ -150,7 +150,7 @@ def new_client(
     protocol: MQTTProtocolVersion,
     clock: Clock,
     on_deliveries: OnDeliveries,
-    first_connection: int,
+    least_connection: int,
     *,
     keep_session: bool = True,
 ) -> BulkClient:
@@ -162,7 +162,7 @@ def new_client(
         clock,
         on_deliveries,
         transport=settings.transport,
-        first_connection=first_connection,
+        least_connection=least_connection,
         keep_session=keep_session,
         max_packet_bytes=settings.max_packet_bytes,
     )

@@ -96,8 +96,7 @@ class MqttSource:
 
         is_311 = settings.protocol == "3.1.1"
         protocol = MQTTProtocolVersion.MQTTv311 if is_311 else MQTTProtocolVersion.MQTTv5
-        # Other processes begin at another microsecond, and later ones at a greater number, whatever the clock does.
-        self._client = self._new_client(protocol, max(clock.now_us(), self._record.connection + 1))
+        self._client = self._new_client(protocol, self._record.connection + 1)
         self._silent_closes = 0
         self._has_warned_of_fallback = False
         self._connections = 0
@@ -457,13 +456,13 @@ class MqttSource:
 
     # -- Parts.
 
-    def _new_client(self, protocol: MQTTProtocolVersion, first_connection: int) -> BulkClient:
+    def _new_client(self, protocol: MQTTProtocolVersion, least_connection: int) -> BulkClient:
         client = new_client(
             self._settings,
             protocol,
             self._clock,
             self._on_deliveries,
-            first_connection,
+            least_connection,
             keep_session=self._keep_session,
         )
         client.on_connect = lambda _, __, flags, reason, properties: self._on_connect(flags, reason, properties)

@@ -10,8 +10,6 @@ from tests.support.api import ApiProcess
 from tests.support.browser import chromium, chromium_or_skip, fill
 from tests.support.databases import Database, Server
 
-NOW = datetime.now(UTC).replace(microsecond=0)
-
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
@@ -24,7 +22,7 @@ def browser() -> Iterator[Browser]:
 def database(timescaledb_apache_server: Server) -> Iterator[Database]:
     chromium_or_skip()
     found = timescaledb_apache_server.create_database()
-    fill(found, NOW)
+    fill(found, datetime.now(UTC).replace(microsecond=0))
     yield found
     timescaledb_apache_server.drop_database(found)
 

@@ -50,7 +50,9 @@ def fill(database: Database) -> None:
 def api(timescaledb_apache_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiProcess]:
     database = timescaledb_apache_server.create_database()
     fill(database)
-    process = ApiProcess(tmp_path_factory.mktemp("api"), database.dsn)
+    # NOW is when the tests were collected, which in a whole run is long ago.
+    settings = {"API__SILENT_AFTER_SECONDS": "86400"}
+    process = ApiProcess(tmp_path_factory.mktemp("api"), database.dsn, settings)
     process.add_user("vera", "viewer")
     with process:
         yield process

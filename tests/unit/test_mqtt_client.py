@@ -3,11 +3,11 @@
 import struct
 
 import pytest
-from paho.mqtt.enums import MQTTErrorCode
+from paho.mqtt.enums import MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.exception import MalformedPacket
 
 from esp_ingest.model import Delivery, weight_of, whole_bytes_of
-from esp_ingest.mqtt.client import RECV_BYTES
+from esp_ingest.mqtt.client import RECV_BYTES, BulkClient
 from esp_ingest.mqtt.publish_packets import walk
 from tests.support.fake_broker import (
     CONNACK,
@@ -15,10 +15,12 @@ from tests.support.fake_broker import (
     PINGRESP,
     PUBLISH,
     PUBREL,
+    FakeBroker,
     packet,
     publish,
     varint,
 )
+from tests.support.fake_clock import FakeClock
 from tests.support.mqtt_clients import ReadingClient
 
 TOPIC = b"esp/W1/telemetry"
@@ -306,3 +308,34 @@ def test_a_long_topic_counts_among_the_bytes() -> None:
     deliveries: list[Delivery] = []
     _, size, _ = walk(publish(b"t" * 65_535, b"12") + publish(TOPIC, b"345"), 0, deliveries, 3, 77, True)
     assert size == 65_535 + 2 + 3 == sum(map(weight_of, deliveries))
+
+
+def test_of_two_clients_that_take_turns_the_later_connection_has_the_greater_number() -> None:
+    """store/write/redelivery.py tells by it which of two deliveries came first, whichever daemon had it."""
+    clock = FakeClock()
+    first, second = (
+        BulkClient("both", MQTTProtocolVersion.MQTTv5, clock, lambda *_: None, least_connection=least)
+        for least in (1, 9)
+    )
+    numbers = []
+    with FakeBroker() as broker:
+        for client in (first, second, first, first, second):
+            client.connect_async(broker.host, broker.port, clean_start=False)
+            client.reconnect()
+            numbers.append(client.connection)
+            client.abort()
+            clock.advance(0.001)
+    assert numbers == sorted(set(numbers))
+
+
+def test_connections_are_numbered_upwards_on_a_clock_that_stands_still_or_was_set_back() -> None:
+    clock = FakeClock(now_us=5)
+    client = BulkClient("one", MQTTProtocolVersion.MQTTv5, clock, lambda *_: None, least_connection=7)
+    numbers = []
+    with FakeBroker() as broker:
+        client.connect_async(broker.host, broker.port, clean_start=False)
+        for _ in range(3):
+            client.reconnect()
+            numbers.append(client.connection)
+            client.abort()
+    assert numbers == [7, 8, 9]
