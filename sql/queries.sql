@@ -712,6 +712,84 @@ SELECT id, clock_timestamp(), last_run, (SELECT max(number) FROM esp_ingest_migr
 -- How far the clock is now.
 UPDATE archive_identity SET last_run = clock_timestamp();
 
+-- name: lifecycle_aggregates_span
+-- Between which times hours may be gathered: after the last day that was dropped, since a part of a day would replace the
+-- whole of it; and up to the last full hour, with a delay for what is on its way.
+SELECT coalesce((SELECT (max(day) + 1)::timestamp AT TIME ZONE 'UTC' FROM archive_days
+                 WHERE relation = 'esp_telemetry' AND dropped_at IS NOT NULL), '-infinity')::text,
+       greatest(date_bin(INTERVAL '1 hour', now() - INTERVAL '5 minutes', TIMESTAMPTZ '2000-01-01 00:00:00Z'),
+                s.hours_to)::text
+FROM aggregate_state s;
+
+-- name: lifecycle_aggregates_changed
+-- Full hours that hold another number of readings than when they were gathered, by day: first and last of each.
+WITH held AS (
+    SELECT date_bin(INTERVAL '1 hour', "timestamp", TIMESTAMPTZ '2000-01-01 00:00:00Z') AS bucket, count(*) AS rows
+    FROM esp_telemetry
+    WHERE "timestamp" >= %(since)s AND "timestamp" < %(until)s AND isfinite("timestamp")
+    GROUP BY 1
+)
+SELECT min(held.bucket), max(held.bucket)
+FROM held
+LEFT JOIN aggregate_seen seen ON seen.bucket = held.bucket
+WHERE seen.rows IS DISTINCT FROM held.rows
+GROUP BY date_bin(INTERVAL '1 day', held.bucket, TIMESTAMPTZ '2000-01-01 00:00:00Z')
+ORDER BY 1;
+
+-- name: lifecycle_aggregates_see
+-- Before hours are gathered, how many readings they hold: those that come meanwhile show in the next run.
+INSERT INTO aggregate_seen (bucket, rows)
+SELECT date_bin(INTERVAL '1 hour', "timestamp", TIMESTAMPTZ '2000-01-01 00:00:00Z'), count(*)
+FROM esp_telemetry
+WHERE "timestamp" >= %(since)s AND "timestamp" < %(until)s AND isfinite("timestamp")
+GROUP BY 1
+ON CONFLICT (bucket) DO UPDATE SET rows = excluded.rows;
+
+-- name: lifecycle_aggregates_hours
+-- Gather hours anew. Readings are only ever added, so each row that is there already is gathered again.
+INSERT INTO aggregate_hours
+SELECT * FROM aggregated_hours(%(since)s, %(until)s)
+ON CONFLICT (well_id, bucket) DO UPDATE SET {assignments};
+
+-- name: lifecycle_aggregates_days
+-- Gather days anew, from the hours that are kept.
+INSERT INTO aggregate_days
+SELECT * FROM aggregated_days(%(since)s, %(until)s)
+ON CONFLICT (well_id, bucket) DO UPDATE SET {assignments};
+
+-- name: lifecycle_aggregates_hours_to
+-- Hours before this time are kept. Never back, also if the clock was set back.
+UPDATE aggregate_state SET hours_to = greatest(hours_to, %(until)s::timestamptz);
+
+-- name: lifecycle_aggregates_to
+-- How far all of them are.
+UPDATE aggregate_state
+SET hours_to = greatest(hours_to, %(until)s::timestamptz),
+    days_to = greatest(days_to, date_bin(INTERVAL '1 day', %(until)s::timestamptz, TIMESTAMPTZ '2000-01-01 00:00:00Z')),
+    alarms_to = greatest(alarms_to, %(until)s::timestamptz);
+
+-- name: lifecycle_aggregates_alarms_since
+-- From when hours in alarm are gathered: all the first time, then the last 8 days before what was gathered. Never in a day
+-- whose occurrences were dropped.
+SELECT greatest(alarms_to - INTERVAL '8 days',
+                (SELECT (max(day) + 1)::timestamp AT TIME ZONE 'UTC' FROM archive_days
+                 WHERE relation = 'diagnostic_results' AND dropped_at IS NOT NULL),
+                (SELECT date_bin(INTERVAL '1 hour', min("timestamp"), TIMESTAMPTZ '2000-01-01 00:00:00Z')
+                 FROM diagnostic_results WHERE isfinite("timestamp")))
+FROM aggregate_state;
+
+-- name: lifecycle_aggregates_alarms_clear
+-- An occurrence that cleared earlier than it was thought leaves hours without alarm.
+DELETE FROM aggregate_alarm_hours WHERE bucket >= %(since)s AND bucket < %(until)s;
+
+-- name: lifecycle_aggregates_alarms
+-- Gather hours in alarm anew.
+INSERT INTO aggregate_alarm_hours SELECT * FROM aggregated_alarm_hours(%(since)s, %(until)s);
+
+-- name: lifecycle_aggregates_expire
+-- Rows of aggregates that have been kept long enough.
+DELETE FROM {table} WHERE bucket < now() - %(keep_days)s * INTERVAL '1 day';
+
 -- name: lifecycle_columns
 -- The columns of a table with their types.
 SELECT attname, atttypid::bigint, format_type(atttypid, NULL)

@@ -414,6 +414,9 @@ class LifecycleSettings(_Section):
     telemetry_days: int = Field(30, ge=0, le=36_500, description="days that readings stay, 0 for ever")
     diagnostics_days: int = Field(90, ge=0, le=36_500, description="days that cleared occurrences stay, 0 for ever")
     rejects_days: int = Field(30, ge=0, le=36_500, description="days that rejects stay, 0 for ever")
+    aggregates_days: int = Field(
+        730, ge=0, le=36_500, description="days that hours and days of aggregates stay, 0 for ever"
+    )
     drop_without_archive: bool = Field(
         False, description="drop days although archive.url is empty: they are gone for good then"
     )

@@ -13,8 +13,8 @@ import psycopg
 
 from esp_ingest.config.settings import Settings
 from esp_ingest.interfaces import Clock, StoreUnavailable
+from esp_ingest.lifecycle import aggregates, retention
 from esp_ingest.lifecycle import days as known
-from esp_ingest.lifecycle import retention
 from esp_ingest.lifecycle.days import Days, Held, Record
 from esp_ingest.lifecycle.errors import LifecycleError, Reason
 from esp_ingest.lifecycle.tables import TABLES, Table, bounds
@@ -138,6 +138,8 @@ class Run:
         database, schema_version = self._checked_clock()
         for table in TABLES:
             self._days.columns(table)  # one that the archive cannot hold is found before anything is done
+        # Before any drop, and a failure ends the run: what is dropped can no longer be gathered.
+        aggregates.keep(self._connection, self._settings.lifecycle.aggregates_days, self._beat)
         if self._settings.archive.url:
             from esp_ingest.lifecycle.storage import open_storage
             from esp_ingest.lifecycle.verify import Origin

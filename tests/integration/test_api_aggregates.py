@@ -26,7 +26,7 @@ def aggregate(database: Database, name: str, width: str, until: datetime) -> Non
         for s in SIGNAL_NAMES
     )
     with database.connect() as connection:
-        connection.execute(f"DROP TABLE IF EXISTS {name} CASCADE; DROP VIEW IF EXISTS {name} CASCADE".encode())
+        connection.execute(f"DROP VIEW IF EXISTS {name}".encode())  # the lifecycle's own
         connection.execute(f"CREATE TABLE {name} (well_id text, bucket timestamptz, count bigint, {columns})".encode())
         connection.execute(
             f"INSERT INTO {name} SELECT well_id, date_trunc('{width}', \"timestamp\", 'UTC'), count(*), {values} "

@@ -1,0 +1,75 @@
+"""Keeps the hours and days of each well, from which esp_telemetry_hourly and esp_telemetry_daily are made.
+
+An hour is gathered anew when it holds another number of readings than the last time, so late readings count whenever
+they come, and a run that was killed is made good by the next one. Hours of dropped days are never gathered again."""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from psycopg import sql
+
+from esp_ingest.store.connection import Connection
+from esp_ingest.store.queries import query
+
+_HOUR, _DAY = timedelta(hours=1), timedelta(days=1)
+_TABLES = ("aggregate_hours", "aggregate_days", "aggregate_alarm_hours", "aggregate_seen")
+
+
+def keep(connection: Connection, keep_days: int, beat: Callable[[], None]) -> int:
+    """Bring the aggregates up to the last full hour and drop those older than ``keep_days`` (0: never). One transaction
+    for each day with a change; ``beat`` is called before each. Returns how many days had a change. May raise
+    psycopg.Error, and what ``beat`` raises."""
+    row = connection.execute(query("lifecycle_aggregates_span")).fetchone()
+    assert row is not None
+    since, until = row  # as text: the former may be -infinity, which Python cannot hold
+    found = connection.execute(query("lifecycle_aggregates_changed"), {"since": since, "until": until}).fetchall()
+    end = datetime.fromisoformat(until)
+    assignments = _assignments(connection)
+    for first, last in found:
+        beat()
+        # The hour after it too: a pump that runs on counts there.
+        _gather(connection, first, min(last + 2 * _HOUR, end), assignments)
+    with connection.transaction():
+        _alarms(connection, until)
+        connection.execute(query("lifecycle_aggregates_to"), {"until": until})
+    if keep_days:
+        for table in _TABLES:
+            statement = sql.SQL(query("lifecycle_aggregates_expire").decode()).format(table=sql.Identifier(table))
+            connection.execute(statement, {"keep_days": keep_days})
+    return len(found)
+
+
+def _gather(connection: Connection, since: datetime, until: datetime, assignments: sql.Composed) -> None:
+    """Hours from ``since`` to ``until``, and the days that they are in."""
+    with connection.transaction():
+        connection.execute(query("lifecycle_aggregates_see"), {"since": since, "until": until})
+        _upsert(connection, "lifecycle_aggregates_hours", since, until, assignments)
+        # Days with a change come oldest first, so all hours before this one are kept by now.
+        connection.execute(query("lifecycle_aggregates_hours_to"), {"until": until})
+        begin = _midnight(since)
+        _upsert(connection, "lifecycle_aggregates_days", begin, _midnight(until - _HOUR) + _DAY, assignments)
+
+
+def _upsert(connection: Connection, name: str, since: datetime, until: datetime, assignments: sql.Composed) -> None:
+    statement = sql.SQL(query(name).decode()).format(assignments=assignments)
+    connection.execute(statement, {"since": since, "until": until})
+
+
+def _assignments(connection: Connection) -> sql.Composed:
+    """Every column but the key, as excluded has it."""
+    found = connection.execute(query("lifecycle_columns"), ("aggregate_hours",)).fetchall()
+    names = [sql.Identifier(name) for name, *_ in found if name not in ("well_id", "bucket")]
+    return sql.SQL(", ").join(sql.SQL("{0} = excluded.{0}").format(name) for name in names)
+
+
+def _alarms(connection: Connection, until: str) -> None:
+    row = connection.execute(query("lifecycle_aggregates_alarms_since")).fetchone()
+    if row is None or row[0] is None:
+        return
+    connection.execute(query("lifecycle_aggregates_alarms_clear"), {"since": row[0], "until": until})
+    connection.execute(query("lifecycle_aggregates_alarms"), {"since": row[0], "until": until})
+
+
+def _midnight(at: datetime) -> datetime:
+    """Of its day in UTC; the sessions of the lifecycle are in UTC."""
+    return at.replace(hour=0, minute=0, second=0, microsecond=0)

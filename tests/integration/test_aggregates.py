@@ -1,0 +1,168 @@
+"""Hours and days of each well against the same figures gathered from the readings by other means, on every edition."""
+
+from collections import defaultdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esp_ingest.model import SIGNALS as DECLARED
+from tests.support.databases import Database
+from tests.support.lifecycle_data import fill, midnight, migrated, run, settings_for
+
+FILL = """
+    INSERT INTO esp_telemetry ("timestamp", well_id, flow_rate, pip, motor_current, vsd_frequency, received_at)
+    SELECT %s::timestamptz + n * INTERVAL '247.25 s', w, n * 0.1 + length(w), CASE WHEN n %% 3 = 0 THEN n * 1.7 END,
+           CASE WHEN n %% 50 < 30 THEN 40 ELSE 0 END, CASE WHEN n %% 2 = 0 THEN 50 END, now()
+    FROM generate_series(0, %s) AS n, unnest(ARRAY['a', 'bb', 'ccc']) AS w
+    WHERE n %% 70 < 60 OR w <> 'bb'
+"""
+OCCURRENCE = """
+    INSERT INTO diagnostic_results
+    SELECT %s::timestamptz + begins * INTERVAL '1 minute', 'a', 'd' || begins, severity, 'normal',
+           %s::timestamptz + ends * INTERVAL '1 minute', 1, NULL, NULL, 1, 1, '', '[]', '{}'
+    FROM (VALUES (10, 200, 'high'), (100, 130, 'high'), (190, 260, 'high'), (30, 40, 'low'), (1430, 1450, 'critical'))
+         AS o (begins, ends, severity)
+"""
+SIGNALS = tuple(signal.name for signal in DECLARED)
+SEVERITIES = ("critical", "high", "medium", "low", "info")
+FIGURES = ("min", "max", "mean", "first", "last")
+COLUMNS = [
+    *("well_id", "bucket", "count"),
+    *(f"{signal}_{figure}" for signal in SIGNALS for figure in FIGURES),
+    "running_seconds",
+    *(f"alarm_{severity}_seconds" for severity in SEVERITIES),
+]
+
+
+@pytest.fixture
+def database(any_database: Database) -> Database:
+    return migrated(any_database)
+
+
+def add(database: Database, days_ago: int, count: int = 900) -> None:
+    """Three wells for two and a half days, one of them with gaps, and occurrences that overlap."""
+    at = midnight(days_ago)
+    with database.connect() as connection:
+        connection.execute("SET timezone = 'UTC'")
+        connection.execute(FILL.encode(), (at, count))
+        connection.execute(OCCURRENCE.encode(), (at, at))
+
+
+def kept(database: Database, view: str) -> dict[tuple[str, datetime], dict[str, Any]]:
+    with database.connect() as connection:
+        cursor = connection.execute(f"SELECT * FROM {view}".encode())
+        assert cursor.description is not None
+        names = [column.name for column in cursor.description]
+        rows = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+    found = {(row["well_id"], row["bucket"].astimezone(UTC)): row for row in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+def expected(database: Database, width: timedelta) -> dict[tuple[str, datetime], dict[str, Any]]:
+    """The same by a loop over all readings. A day's running time is the sum of its hours that have readings."""
+    names = ", ".join(SIGNALS)
+    rows = database.all(f'SELECT well_id, "timestamp", {names} FROM esp_telemetry ORDER BY 1, 2')
+    buckets: dict[tuple[str, datetime], list[Any]] = defaultdict(list)
+    seconds: dict[tuple[str, datetime], float] = defaultdict(float)
+    with_readings = {(row[0], floor(row[1], timedelta(hours=1))) for row in rows}
+    for at, row in enumerate(rows):
+        well, time = row[0], row[1].astimezone(UTC)
+        buckets[well, floor(time, width)].append(row[2:])
+        value = dict(zip(SIGNALS, row[2:], strict=True))
+        amperes, hertz = value["motor_current"], value["vsd_frequency"]
+        if (amperes is None and hertz is None) or (amperes is not None and amperes <= 1) or (hertz or 50) <= 5:
+            continue
+        end = time + timedelta(minutes=15)
+        if at + 1 < len(rows) and rows[at + 1][0] == well:
+            end = min(end, rows[at + 1][1].astimezone(UTC))
+        while time < end:
+            hour = floor(time, timedelta(hours=1))
+            stop = min(end, hour + timedelta(hours=1))
+            if (well, hour) in with_readings:
+                seconds[well, floor(time, width)] += (stop - time).total_seconds()
+            time = stop
+    spans = database.all('SELECT well_id, severity, "timestamp", cleared_at FROM diagnostic_results')
+    return {key: figures(key, width, found, seconds[key], spans) for key, found in buckets.items()}
+
+
+def figures(key: tuple[str, datetime], width: timedelta, rows: list[Any], runs: float, spans: list[Any]) -> Any:
+    found: dict[str, Any] = {"well_id": key[0], "bucket": key[1], "count": len(rows), "running_seconds": runs}
+    for at, signal in enumerate(SIGNALS):
+        values = [row[at] for row in rows if row[at] is not None]
+        mean = sum(values) / len(values) if values else None
+        all_of_it = (min(values), max(values), mean, values[0], values[-1]) if values else (None,) * 5
+        found |= {f"{signal}_{name}": value for name, value in zip(FIGURES, all_of_it, strict=True)}
+    for severity in SEVERITIES:
+        minutes = {
+            key[1] + n * timedelta(minutes=1)
+            for n in range(int(width.total_seconds() // 60))
+            for well, of, begin, end in spans
+            if (well, of) == (key[0], severity) and begin <= key[1] + n * timedelta(minutes=1) < end
+        }
+        found[f"alarm_{severity}_seconds"] = 60.0 * len(minutes)
+    return found
+
+
+def floor(at: datetime, width: timedelta) -> datetime:
+    epoch = datetime(2000, 1, 1, tzinfo=UTC)
+    return epoch + (at.astimezone(UTC) - epoch) // width * width
+
+
+def assert_right(database: Database) -> None:
+    for view, width in (("esp_telemetry_hourly", timedelta(hours=1)), ("esp_telemetry_daily", timedelta(days=1))):
+        found, right = kept(database, view), expected(database, width)
+        assert found.keys() == right.keys()
+        for key, row in right.items():
+            assert list(found[key]) == COLUMNS
+            for name, value in row.items():
+                assert found[key][name] == (pytest.approx(value) if isinstance(value, float) else value), (key, name)
+
+
+def test_aggregates_are_what_a_loop_over_the_readings_says(database: Database, tmp_path: Path) -> None:
+    add(database, 5)
+    assert_right(database)  # nothing is kept yet: all of it gathered at once
+    settings = settings_for(database, tmp_path)
+    assert run(settings)[0].ok
+    assert database.value("SELECT count(*) FROM aggregate_hours") > 100
+    assert database.value("SELECT count(*) FROM aggregate_days") == 9
+    assert_right(database)
+    late = midnight(4) + timedelta(minutes=59)  # into an hour that is kept; the pump runs into the next
+    insert = "INSERT INTO esp_telemetry (timestamp, well_id, pip, motor_current, received_at)"
+    database.run(f"{insert} VALUES ('{late.isoformat()}', 'bb', 9999, 40, '2026-01-01Z')")
+    database.run(f"{insert} VALUES (now() - INTERVAL '1 second', 'a', 1, 40, now())")  # gathered when asked
+    newest = "SELECT count(*) FROM esp_telemetry_hourly WHERE bucket >= now() - INTERVAL '2 hours'"
+    assert database.value(newest) == 1
+    assert run(settings)[0].ok
+    before = [database.all(f"SELECT * FROM aggregate_{name} ORDER BY 1, 2") for name in ("hours", "days")]
+    assert_right(database)
+    assert run(settings)[0].ok
+    assert [database.all(f"SELECT * FROM aggregate_{name} ORDER BY 1, 2") for name in ("hours", "days")] == before
+
+
+def test_aggregates_outlive_the_readings_and_late_ones_of_a_dropped_day_do_not_replace_them(
+    database: Database, tmp_path: Path
+) -> None:
+    add(database, 40)
+    settings = settings_for(database, tmp_path)
+    right = expected(database, timedelta(days=1))
+    assert run(settings)[0].dropped
+    assert database.value("SELECT count(*) FROM esp_telemetry") == 0
+    found = kept(database, "esp_telemetry_daily")
+    assert {key: row["count"] for key, row in found.items()} == {key: row["count"] for key, row in right.items()}
+    late = midnight(40) + timedelta(hours=5)
+    database.run(
+        f"INSERT INTO esp_telemetry (timestamp, well_id, pip, received_at) VALUES ('{late.isoformat()}', 'a', 7, now())"
+    )
+    run(settings)
+    assert kept(database, "esp_telemetry_daily") == found
+    run(settings_for(database, tmp_path, lifecycle={"aggregates_days": 30}))
+    assert kept(database, "esp_telemetry_daily") == {}
+
+
+def test_aggregates_are_kept_also_while_the_archive_is_unset(database: Database) -> None:
+    fill(database, 2, rows=50)
+    run(settings_for(database))
+    assert database.value("SELECT sum(count) FROM aggregate_hours") == 50
