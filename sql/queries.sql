@@ -770,12 +770,12 @@ SET hours_to = greatest(hours_to, %(until)s::timestamptz),
 
 -- name: lifecycle_aggregates_alarms_since
 -- From when hours in alarm are gathered: all the first time, then the last 8 days before what was gathered. Never in a day
--- whose occurrences were dropped.
-SELECT greatest(alarms_to - INTERVAL '8 days',
+-- whose occurrences were dropped. NULL: there is none.
+SELECT nullif(greatest(alarms_to - INTERVAL '8 days',
                 (SELECT (max(day) + 1)::timestamp AT TIME ZONE 'UTC' FROM archive_days
                  WHERE relation = 'diagnostic_results' AND dropped_at IS NOT NULL),
                 (SELECT date_bin(INTERVAL '1 hour', min("timestamp"), TIMESTAMPTZ '2000-01-01 00:00:00Z')
-                 FROM diagnostic_results WHERE isfinite("timestamp")))
+                 FROM diagnostic_results WHERE isfinite("timestamp"))), '-infinity')
 FROM aggregate_state;
 
 -- name: lifecycle_aggregates_alarms_clear

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from esp_ingest.lifecycle.errors import Reason
 from esp_ingest.model import SIGNALS as DECLARED
 from tests.support.databases import Database
 from tests.support.lifecycle_data import fill, midnight, migrated, run, settings_for
@@ -164,5 +165,7 @@ def test_aggregates_outlive_the_readings_and_late_ones_of_a_dropped_day_do_not_r
 
 def test_aggregates_are_kept_also_while_the_archive_is_unset(database: Database) -> None:
     fill(database, 2, rows=50)
-    run(settings_for(database))
+    outcome, _ = run(settings_for(database))  # no occurrence was ever stored either
+    assert [problem.reason for problem in outcome.problems] == [Reason.UNSET]
     assert database.value("SELECT sum(count) FROM aggregate_hours") == 50
+    assert database.value("SELECT isfinite(days_to) AND isfinite(alarms_to) FROM aggregate_state")
