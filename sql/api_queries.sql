@@ -197,8 +197,9 @@ GROUP BY date_bin(%(width)s::interval, "timestamp", %(origin)s::timestamptz)
 ORDER BY 1;
 
 -- name: api_aggregates_there
--- Which tables of aggregates this database has.
-SELECT to_regclass('esp_telemetry_hourly') IS NOT NULL, to_regclass('esp_telemetry_daily') IS NOT NULL;
+-- Which tables of aggregates this database has and this user may read.
+SELECT coalesce(has_table_privilege(to_regclass('aggregate_hours'), 'SELECT'), false),
+       coalesce(has_table_privilege(to_regclass('aggregate_days'), 'SELECT'), false);
 
 -- name: api_aggregates_span
 -- Where a well's aggregates begin and end.

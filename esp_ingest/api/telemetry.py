@@ -7,8 +7,9 @@
   a line through the rows looks as one through all readings. With one signal the rows are the readings themselves, at
   their times; with several they carry the times of the bucket's first and last reading.
 
-Hours and days come from the aggregates of the lifecycle (esp_telemetry_hourly, esp_telemetry_daily) where they are
-there, which outlive the readings; what these do not reach is gathered from readings."""
+Hours and days come from the tables that the lifecycle keeps (aggregate_hours, aggregate_days), which outlive the
+readings; what these do not reach is gathered from readings. Not from the views esp_telemetry_hourly and
+esp_telemetry_daily: what is not kept yet they gather for all wells, and here it is one."""
 
 import math
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from esp_ingest.api.ranges import Range
 Resolution = Literal["raw", "1m", "1h", "1d", "auto"]
 WIDTHS = {"1m": timedelta(minutes=1), "1h": timedelta(hours=1), "1d": timedelta(days=1)}
 _ORIGIN = datetime(2000, 1, 1, tzinfo=UTC)
-_TABLES = ((timedelta(days=1), "esp_telemetry_daily"), (timedelta(hours=1), "esp_telemetry_hourly"))
+_TABLES = ((timedelta(days=1), "aggregate_days"), (timedelta(hours=1), "aggregate_hours"))
 Rows = list[list[Any]]
 
 
@@ -44,13 +45,13 @@ def _joined(pattern: str, signals: Sequence[str]) -> sql.Composed:
 
 
 def _aggregated(signals: Sequence[str], parts: Sequence[tuple[str, str]]) -> sql.Composed:
-    """For each signal and (function, suffix): ``function(signal_suffix)``, and the mean weighed by the counts."""
+    """For each signal and (function, suffix): ``function(signal_suffix)``; a mean is weighed by counts."""
     made = []
     for signal in signals:
         for function, suffix in parts:
-            column = sql.Identifier(f"{signal}_{suffix}")
-            pattern = "sum({0} * count) / nullif(sum(count) FILTER (WHERE {0} IS NOT NULL), 0)"
-            made.append(sql.SQL(pattern if function == "mean" else f"{function}({{0}})").format(column))
+            column, count = sql.Identifier(f"{signal}_{suffix}"), sql.Identifier(f"{signal}_count")
+            pattern = "sum({0} * {1}) / nullif(sum({1}), 0)::double precision"
+            made.append(sql.SQL(pattern if function == "mean" else f"{function}({{0}})").format(column, count))
     return sql.SQL(", ").join(made)
 
 
@@ -130,7 +131,7 @@ class TelemetryReader:
         if not fitting:
             return None
         (there,) = await self._database.ask(("api_aggregates_there", {}))
-        exists = {"esp_telemetry_hourly": there[0][0], "esp_telemetry_daily": there[0][1]}
+        exists = {"aggregate_hours": there[0][0], "aggregate_days": there[0][1]}
         for own, table in fitting:
             if exists[table]:
                 statement = composed("api_aggregates_span", table=sql.Identifier(table))

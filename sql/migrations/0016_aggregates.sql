@@ -69,7 +69,8 @@ CREATE TABLE aggregate_state (
 );
 INSERT INTO aggregate_state DEFAULT VALUES;
 
--- Hours gathered from readings. ``since`` and ``until`` are full hours. A reading counts for the time to the well's next
+-- Hours gathered from readings. The first and the last value of a signal are found by comparing arrays [time, value], which
+-- needs no sorting and no extension. ``since`` and ``until`` are full hours. A reading counts for the time to the well's next
 -- reading, 15 minutes at most. The pump runs while the drive makes more than 5 Hz and the motor takes more than 1 A, as far
 -- as the well sends them.
 CREATE FUNCTION aggregated_hours(since timestamptz, until timestamptz) RETURNS TABLE (
@@ -93,6 +94,7 @@ CREATE FUNCTION aggregated_hours(since timestamptz, until timestamptz) RETURNS T
 ) LANGUAGE sql STABLE AS $$
     WITH reading AS (
         SELECT t.*, date_bin(INTERVAL '1 hour', t."timestamp", TIMESTAMPTZ '2000-01-01 00:00:00Z') AS hour,
+               extract(epoch FROM t."timestamp")::double precision AS at,
                CASE WHEN (t.vsd_frequency IS NOT NULL OR t.motor_current IS NOT NULL)
                      AND coalesce(t.vsd_frequency > 5, true) AND coalesce(t.motor_current > 1, true)
                     THEN least(lead(t."timestamp") OVER (PARTITION BY t.well_id ORDER BY t."timestamp"),
@@ -104,43 +106,43 @@ CREATE FUNCTION aggregated_hours(since timestamptz, until timestamptz) RETURNS T
         SELECT r.well_id, r.hour, count(*) AS count,
                min(r.flow_rate) AS flow_rate_min, max(r.flow_rate) AS flow_rate_max, avg(r.flow_rate) FILTER (WHERE abs(r.flow_rate) < 1e100) AS flow_rate_mean,
                count(*) FILTER (WHERE abs(r.flow_rate) < 1e100) AS flow_rate_count,
-               array_agg(r.flow_rate ORDER BY r."timestamp") FILTER (WHERE r.flow_rate IS NOT NULL) AS flow_rate,
+               min(ARRAY[r.at, r.flow_rate]) FILTER (WHERE r.flow_rate IS NOT NULL) AS flow_rate_first, max(ARRAY[r.at, r.flow_rate]) FILTER (WHERE r.flow_rate IS NOT NULL) AS flow_rate_last,
                min(r.pip) AS pip_min, max(r.pip) AS pip_max, avg(r.pip) FILTER (WHERE abs(r.pip) < 1e100) AS pip_mean,
                count(*) FILTER (WHERE abs(r.pip) < 1e100) AS pip_count,
-               array_agg(r.pip ORDER BY r."timestamp") FILTER (WHERE r.pip IS NOT NULL) AS pip,
+               min(ARRAY[r.at, r.pip]) FILTER (WHERE r.pip IS NOT NULL) AS pip_first, max(ARRAY[r.at, r.pip]) FILTER (WHERE r.pip IS NOT NULL) AS pip_last,
                min(r.motor_current) AS motor_current_min, max(r.motor_current) AS motor_current_max, avg(r.motor_current) FILTER (WHERE abs(r.motor_current) < 1e100) AS motor_current_mean,
                count(*) FILTER (WHERE abs(r.motor_current) < 1e100) AS motor_current_count,
-               array_agg(r.motor_current ORDER BY r."timestamp") FILTER (WHERE r.motor_current IS NOT NULL) AS motor_current,
+               min(ARRAY[r.at, r.motor_current]) FILTER (WHERE r.motor_current IS NOT NULL) AS motor_current_first, max(ARRAY[r.at, r.motor_current]) FILTER (WHERE r.motor_current IS NOT NULL) AS motor_current_last,
                min(r.motor_temp) AS motor_temp_min, max(r.motor_temp) AS motor_temp_max, avg(r.motor_temp) FILTER (WHERE abs(r.motor_temp) < 1e100) AS motor_temp_mean,
                count(*) FILTER (WHERE abs(r.motor_temp) < 1e100) AS motor_temp_count,
-               array_agg(r.motor_temp ORDER BY r."timestamp") FILTER (WHERE r.motor_temp IS NOT NULL) AS motor_temp,
+               min(ARRAY[r.at, r.motor_temp]) FILTER (WHERE r.motor_temp IS NOT NULL) AS motor_temp_first, max(ARRAY[r.at, r.motor_temp]) FILTER (WHERE r.motor_temp IS NOT NULL) AS motor_temp_last,
                min(r.vibration) AS vibration_min, max(r.vibration) AS vibration_max, avg(r.vibration) FILTER (WHERE abs(r.vibration) < 1e100) AS vibration_mean,
                count(*) FILTER (WHERE abs(r.vibration) < 1e100) AS vibration_count,
-               array_agg(r.vibration ORDER BY r."timestamp") FILTER (WHERE r.vibration IS NOT NULL) AS vibration,
+               min(ARRAY[r.at, r.vibration]) FILTER (WHERE r.vibration IS NOT NULL) AS vibration_first, max(ARRAY[r.at, r.vibration]) FILTER (WHERE r.vibration IS NOT NULL) AS vibration_last,
                min(r.vsd_frequency) AS vsd_frequency_min, max(r.vsd_frequency) AS vsd_frequency_max, avg(r.vsd_frequency) FILTER (WHERE abs(r.vsd_frequency) < 1e100) AS vsd_frequency_mean,
                count(*) FILTER (WHERE abs(r.vsd_frequency) < 1e100) AS vsd_frequency_count,
-               array_agg(r.vsd_frequency ORDER BY r."timestamp") FILTER (WHERE r.vsd_frequency IS NOT NULL) AS vsd_frequency,
+               min(ARRAY[r.at, r.vsd_frequency]) FILTER (WHERE r.vsd_frequency IS NOT NULL) AS vsd_frequency_first, max(ARRAY[r.at, r.vsd_frequency]) FILTER (WHERE r.vsd_frequency IS NOT NULL) AS vsd_frequency_last,
                min(r.gor) AS gor_min, max(r.gor) AS gor_max, avg(r.gor) FILTER (WHERE abs(r.gor) < 1e100) AS gor_mean,
                count(*) FILTER (WHERE abs(r.gor) < 1e100) AS gor_count,
-               array_agg(r.gor ORDER BY r."timestamp") FILTER (WHERE r.gor IS NOT NULL) AS gor,
+               min(ARRAY[r.at, r.gor]) FILTER (WHERE r.gor IS NOT NULL) AS gor_first, max(ARRAY[r.at, r.gor]) FILTER (WHERE r.gor IS NOT NULL) AS gor_last,
                min(r.discharge_pressure) AS discharge_pressure_min, max(r.discharge_pressure) AS discharge_pressure_max, avg(r.discharge_pressure) FILTER (WHERE abs(r.discharge_pressure) < 1e100) AS discharge_pressure_mean,
                count(*) FILTER (WHERE abs(r.discharge_pressure) < 1e100) AS discharge_pressure_count,
-               array_agg(r.discharge_pressure ORDER BY r."timestamp") FILTER (WHERE r.discharge_pressure IS NOT NULL) AS discharge_pressure,
+               min(ARRAY[r.at, r.discharge_pressure]) FILTER (WHERE r.discharge_pressure IS NOT NULL) AS discharge_pressure_first, max(ARRAY[r.at, r.discharge_pressure]) FILTER (WHERE r.discharge_pressure IS NOT NULL) AS discharge_pressure_last,
                min(r.wellhead_pressure) AS wellhead_pressure_min, max(r.wellhead_pressure) AS wellhead_pressure_max, avg(r.wellhead_pressure) FILTER (WHERE abs(r.wellhead_pressure) < 1e100) AS wellhead_pressure_mean,
                count(*) FILTER (WHERE abs(r.wellhead_pressure) < 1e100) AS wellhead_pressure_count,
-               array_agg(r.wellhead_pressure ORDER BY r."timestamp") FILTER (WHERE r.wellhead_pressure IS NOT NULL) AS wellhead_pressure,
+               min(ARRAY[r.at, r.wellhead_pressure]) FILTER (WHERE r.wellhead_pressure IS NOT NULL) AS wellhead_pressure_first, max(ARRAY[r.at, r.wellhead_pressure]) FILTER (WHERE r.wellhead_pressure IS NOT NULL) AS wellhead_pressure_last,
                min(r.casing_pressure) AS casing_pressure_min, max(r.casing_pressure) AS casing_pressure_max, avg(r.casing_pressure) FILTER (WHERE abs(r.casing_pressure) < 1e100) AS casing_pressure_mean,
                count(*) FILTER (WHERE abs(r.casing_pressure) < 1e100) AS casing_pressure_count,
-               array_agg(r.casing_pressure ORDER BY r."timestamp") FILTER (WHERE r.casing_pressure IS NOT NULL) AS casing_pressure,
+               min(ARRAY[r.at, r.casing_pressure]) FILTER (WHERE r.casing_pressure IS NOT NULL) AS casing_pressure_first, max(ARRAY[r.at, r.casing_pressure]) FILTER (WHERE r.casing_pressure IS NOT NULL) AS casing_pressure_last,
                min(r.intake_temp) AS intake_temp_min, max(r.intake_temp) AS intake_temp_max, avg(r.intake_temp) FILTER (WHERE abs(r.intake_temp) < 1e100) AS intake_temp_mean,
                count(*) FILTER (WHERE abs(r.intake_temp) < 1e100) AS intake_temp_count,
-               array_agg(r.intake_temp ORDER BY r."timestamp") FILTER (WHERE r.intake_temp IS NOT NULL) AS intake_temp,
+               min(ARRAY[r.at, r.intake_temp]) FILTER (WHERE r.intake_temp IS NOT NULL) AS intake_temp_first, max(ARRAY[r.at, r.intake_temp]) FILTER (WHERE r.intake_temp IS NOT NULL) AS intake_temp_last,
                min(r.leakage_current) AS leakage_current_min, max(r.leakage_current) AS leakage_current_max, avg(r.leakage_current) FILTER (WHERE abs(r.leakage_current) < 1e100) AS leakage_current_mean,
                count(*) FILTER (WHERE abs(r.leakage_current) < 1e100) AS leakage_current_count,
-               array_agg(r.leakage_current ORDER BY r."timestamp") FILTER (WHERE r.leakage_current IS NOT NULL) AS leakage_current,
+               min(ARRAY[r.at, r.leakage_current]) FILTER (WHERE r.leakage_current IS NOT NULL) AS leakage_current_first, max(ARRAY[r.at, r.leakage_current]) FILTER (WHERE r.leakage_current IS NOT NULL) AS leakage_current_last,
                min(r.drive_voltage) AS drive_voltage_min, max(r.drive_voltage) AS drive_voltage_max, avg(r.drive_voltage) FILTER (WHERE abs(r.drive_voltage) < 1e100) AS drive_voltage_mean,
                count(*) FILTER (WHERE abs(r.drive_voltage) < 1e100) AS drive_voltage_count,
-               array_agg(r.drive_voltage ORDER BY r."timestamp") FILTER (WHERE r.drive_voltage IS NOT NULL) AS drive_voltage,
+               min(ARRAY[r.at, r.drive_voltage]) FILTER (WHERE r.drive_voltage IS NOT NULL) AS drive_voltage_first, max(ARRAY[r.at, r.drive_voltage]) FILTER (WHERE r.drive_voltage IS NOT NULL) AS drive_voltage_last,
                coalesce(sum(extract(epoch FROM least(r.runs_to, r.hour + INTERVAL '1 hour') - r."timestamp"))
                         FILTER (WHERE r.runs_to IS NOT NULL), 0) AS within,
                coalesce(sum(extract(epoch FROM greatest(r.runs_to - (r.hour + INTERVAL '1 hour'), INTERVAL '0')))
@@ -155,19 +157,19 @@ CREATE FUNCTION aggregated_hours(since timestamptz, until timestamptz) RETURNS T
         WINDOW hours AS (PARTITION BY g.well_id ORDER BY g.hour)
     )
     SELECT j.well_id, j.hour, j.count,
-           j.flow_rate_min, j.flow_rate_max, j.flow_rate_mean, j.flow_rate[1], j.flow_rate[cardinality(j.flow_rate)], j.flow_rate_count,
-           j.pip_min, j.pip_max, j.pip_mean, j.pip[1], j.pip[cardinality(j.pip)], j.pip_count,
-           j.motor_current_min, j.motor_current_max, j.motor_current_mean, j.motor_current[1], j.motor_current[cardinality(j.motor_current)], j.motor_current_count,
-           j.motor_temp_min, j.motor_temp_max, j.motor_temp_mean, j.motor_temp[1], j.motor_temp[cardinality(j.motor_temp)], j.motor_temp_count,
-           j.vibration_min, j.vibration_max, j.vibration_mean, j.vibration[1], j.vibration[cardinality(j.vibration)], j.vibration_count,
-           j.vsd_frequency_min, j.vsd_frequency_max, j.vsd_frequency_mean, j.vsd_frequency[1], j.vsd_frequency[cardinality(j.vsd_frequency)], j.vsd_frequency_count,
-           j.gor_min, j.gor_max, j.gor_mean, j.gor[1], j.gor[cardinality(j.gor)], j.gor_count,
-           j.discharge_pressure_min, j.discharge_pressure_max, j.discharge_pressure_mean, j.discharge_pressure[1], j.discharge_pressure[cardinality(j.discharge_pressure)], j.discharge_pressure_count,
-           j.wellhead_pressure_min, j.wellhead_pressure_max, j.wellhead_pressure_mean, j.wellhead_pressure[1], j.wellhead_pressure[cardinality(j.wellhead_pressure)], j.wellhead_pressure_count,
-           j.casing_pressure_min, j.casing_pressure_max, j.casing_pressure_mean, j.casing_pressure[1], j.casing_pressure[cardinality(j.casing_pressure)], j.casing_pressure_count,
-           j.intake_temp_min, j.intake_temp_max, j.intake_temp_mean, j.intake_temp[1], j.intake_temp[cardinality(j.intake_temp)], j.intake_temp_count,
-           j.leakage_current_min, j.leakage_current_max, j.leakage_current_mean, j.leakage_current[1], j.leakage_current[cardinality(j.leakage_current)], j.leakage_current_count,
-           j.drive_voltage_min, j.drive_voltage_max, j.drive_voltage_mean, j.drive_voltage[1], j.drive_voltage[cardinality(j.drive_voltage)], j.drive_voltage_count,
+           j.flow_rate_min, j.flow_rate_max, j.flow_rate_mean, j.flow_rate_first[2], j.flow_rate_last[2], j.flow_rate_count,
+           j.pip_min, j.pip_max, j.pip_mean, j.pip_first[2], j.pip_last[2], j.pip_count,
+           j.motor_current_min, j.motor_current_max, j.motor_current_mean, j.motor_current_first[2], j.motor_current_last[2], j.motor_current_count,
+           j.motor_temp_min, j.motor_temp_max, j.motor_temp_mean, j.motor_temp_first[2], j.motor_temp_last[2], j.motor_temp_count,
+           j.vibration_min, j.vibration_max, j.vibration_mean, j.vibration_first[2], j.vibration_last[2], j.vibration_count,
+           j.vsd_frequency_min, j.vsd_frequency_max, j.vsd_frequency_mean, j.vsd_frequency_first[2], j.vsd_frequency_last[2], j.vsd_frequency_count,
+           j.gor_min, j.gor_max, j.gor_mean, j.gor_first[2], j.gor_last[2], j.gor_count,
+           j.discharge_pressure_min, j.discharge_pressure_max, j.discharge_pressure_mean, j.discharge_pressure_first[2], j.discharge_pressure_last[2], j.discharge_pressure_count,
+           j.wellhead_pressure_min, j.wellhead_pressure_max, j.wellhead_pressure_mean, j.wellhead_pressure_first[2], j.wellhead_pressure_last[2], j.wellhead_pressure_count,
+           j.casing_pressure_min, j.casing_pressure_max, j.casing_pressure_mean, j.casing_pressure_first[2], j.casing_pressure_last[2], j.casing_pressure_count,
+           j.intake_temp_min, j.intake_temp_max, j.intake_temp_mean, j.intake_temp_first[2], j.intake_temp_last[2], j.intake_temp_count,
+           j.leakage_current_min, j.leakage_current_max, j.leakage_current_mean, j.leakage_current_first[2], j.leakage_current_last[2], j.leakage_current_count,
+           j.drive_voltage_min, j.drive_voltage_max, j.drive_voltage_mean, j.drive_voltage_first[2], j.drive_voltage_last[2], j.drive_voltage_count,
            (j.within + j.carried)::double precision
     FROM joined j
     WHERE j.hour >= since
