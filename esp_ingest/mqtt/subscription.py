@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 QOS = 1
 _GRANTED_QOS0 = 0x00
+_MOST_STRAYS = 100  # an earlier filter may have had a wildcard in its first level
 
 
 class Subscription:
@@ -123,10 +124,11 @@ class Subscription:
         one. Such messages become rejects and are settled."""
         for delivery in (deliveries[0], deliveries[-1]):
             stray = None if self._topics.is_ours(delivery.topic) else self._topics.stray_filter(delivery.topic)
-            if stray is not None and stray not in self._tried_strays:
-                self._tried_strays.add(stray)
-                logger.warning("mqtt subscription from an earlier configuration", extra={"filter": stray})
-                self._unsubscribe(client, {stray})
+            if stray is None or stray in self._tried_strays or len(self._tried_strays) >= _MOST_STRAYS:
+                continue
+            self._tried_strays.add(stray)
+            logger.warning("mqtt subscription from an earlier configuration", extra={"filter": stray})
+            self._unsubscribe(client, {stray})
 
     def _refused(self, reason: ReasonCode, now: float) -> str:
         granted = "granted QoS 0 only" if reason.value == _GRANTED_QOS0 else f"refused ({reason})"

@@ -173,6 +173,8 @@ def conninfo(settings: DatabaseSettings) -> str:
         "keepalives_interval": 5,
         "keepalives_count": 3,
         "tcp_user_timeout": 25_000,
+        # Without any, libpq has OpenSSL ask for the password of an encrypted key on the terminal, and waits.
+        "sslpassword": "none",
     }
     if settings.password.get_secret_value():
         ours["password"] = settings.password.get_secret_value()

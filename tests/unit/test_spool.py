@@ -1,5 +1,6 @@
 """The spool's promises one by one: order, bounds, full disks, locks, damage, shrinking."""
 
+import contextlib
 import errno
 import os
 import resource
@@ -353,6 +354,23 @@ def test_an_append_cut_short_is_kept_as_far_as_it_is_there(spool: Spool, monkeyp
     assert came[:50] == list(range(50))
     assert len(came) > 100
     assert "cut short" in again.reports[0].reason
+    again.close()
+
+
+def test_a_bent_row_number_makes_no_absurd_count(spool: Spool) -> None:
+    """No checksum covers it; the metric of messages in the spool would read 10^18."""
+    spool.append(messages(50))
+    spool.close()
+    with contextlib.closing(sqlite3.connect(segments(spool)[0])) as file, file:
+        file.execute("UPDATE message SET seq = ? WHERE seq = (SELECT max(seq) FROM message)", [1 << 60])
+    again = reopened(spool)
+    assert again.messages <= 50
+    assert drain(again)[:49] == list(range(49))
+    assert again.messages == 0
+    (report,) = again.reports
+    assert "claims" in report.reason
+    again.append(messages(5))
+    assert drain(again) == list(range(5))
     again.close()
 
 

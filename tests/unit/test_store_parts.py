@@ -118,6 +118,11 @@ class TestConnectionString:
         info = self.info("postgresql://u:old@h/d", password=SecretStr("n'e w"))
         assert info["password"] == "n'e w"
 
+    def test_nobody_is_asked_for_the_password_of_an_encrypted_key(self) -> None:
+        """libpq has OpenSSL ask on the terminal where it is given none."""
+        assert self.info("sslkey=k")["sslpassword"]
+        assert self.info("sslkey=k sslpassword=mine")["sslpassword"] == "mine"
+
     def test_an_empty_dsn_leaves_it_to_libpq(self) -> None:
         assert "host" not in self.info("")
 

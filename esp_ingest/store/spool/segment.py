@@ -222,7 +222,10 @@ class Segment:
             self._checkpoint()
         self.measure()
         self.drained = self._mark(marks, "drained")
-        self.last = max(self._mark(marks, "appended"), highest or self.first - 1)
+        last = max(self._mark(marks, "appended"), highest or self.first - 1)
+        if last - self.first >= self.disk_bytes // _HEAD.size:  # no checksum covers the number of a row
+            raise SegmentDamaged(f"it claims {last - self.first + 1} messages, more than its size can hold")
+        self.last = last
         whole_bytes = _WAL_HEADER_BYTES + max(frames, 0) * (_FRAME_HEADER_BYTES + PAGE_BYTES)
         if len(log) <= whole_bytes:
             return None
