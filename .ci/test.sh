@@ -21,6 +21,7 @@ step "types" make --no-print-directory types
 
 echo "== tests: unit, property, integration, browser, fault ($((SECONDS - started)) s so far)"
 status=0
-$bin/python -m pytest -m "not soak" tests/unit tests/property tests/integration tests/browser tests/fault "$@" || status=$?
+# Two at a time: most tests wait for processes that they have started. A file stays together, with what it has started.
+$bin/python -m pytest -n 2 --dist loadfile -m "not soak" tests/unit tests/property tests/integration tests/browser tests/fault "$@" || status=$?
 [ "${CI:-}" = true ] || echo "== total: $((SECONDS - started)) s"
 exit "$status"

@@ -8,6 +8,8 @@ started it (PDEATHSIG): start it from one that lives as long as you need it, nor
 import hashlib
 import os
 import pwd
+import random
+import re
 import shutil
 import signal
 import socket
@@ -30,6 +32,7 @@ from esp_ingest.config.settings import DatabaseSettings
 
 TRIXIE = Path(os.environ.get("ESP_INGEST_TRIXIE", "/var/cache/esp-ingest/trixie"))
 _PGLITE = Path(__file__).parent / "pglite"
+_LEAST_PORT, _PORTS, _PORT_RANGES = 12_000, 2_500, 8  # up to 32 000; outgoing connections have those from 32 768
 _START_SECONDS = 60.0
 _STOP_SECONDS = 30.0
 _TUNED = {
@@ -91,10 +94,15 @@ def npm_packages(source: Path) -> Path:
 
 
 def free_port() -> int:
-    """A TCP port on loopback that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port on loopback that nobody listens on just now, below those that the system gives to outgoing
+    connections, one of which might take it before the server does. Each worker of pytest-xdist has ports of its own."""
+    worker = int(re.sub(r"\D", "", os.environ.get("PYTEST_XDIST_WORKER", "")) or 0)
+    least = _LEAST_PORT + worker % _PORT_RANGES * _PORTS
+    for port in random.SystemRandom().sample(range(least, least + _PORTS), 100):
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no free port")
 
 
 @dataclass(frozen=True)
