@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from esp_ingest.demo.guard import Leash
 from esp_ingest.demo.servers import EmbeddedError, free_ports
 from esp_ingest.service.clock import SystemClock
+from esp_ingest.service.guard import Leash
 from esp_ingest.store import users
 from esp_ingest.store.connection import Connection
 

@@ -27,12 +27,12 @@ from pydantic import SecretStr
 
 from esp_ingest.config.settings import ENV_PREFIX, DatabaseSettings
 from esp_ingest.demo.console import DemoConsole
-from esp_ingest.demo.guard import Leash
 from esp_ingest.demo.screen import Alarm, Picture, Well
 from esp_ingest.demo.servers import EmbeddedBroker, EmbeddedError, EmbeddedPostgres, free_ports
 from esp_ingest.resources import config_file
 from esp_ingest.service import extra
 from esp_ingest.service.clock import SystemClock
+from esp_ingest.service.guard import Leash
 from esp_ingest.store import schema
 from esp_ingest.store.connection import connect
 from esp_ingest.store.queries import query

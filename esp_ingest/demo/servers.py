@@ -1,7 +1,7 @@
 """PostgreSQL and an MQTT broker from two Python packages: nothing to install, no root needed, nothing left behind.
 
 Both live in a temporary folder and end with the process that started them, on Ctrl-C, SIGTERM and SIGKILL alike
-(:mod:`esp_ingest.demo.guard`). For trying out and for tests, not for production: neither keeps anything.
+(:mod:`esp_ingest.service.guard`). For trying out and for tests, not for production: neither keeps anything.
 """
 
 import importlib.util
@@ -24,7 +24,7 @@ from typing import Self
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from esp_ingest.demo.guard import Leash
+from esp_ingest.service.guard import Leash
 
 _LOOPBACK = "127.0.0.1"
 _SOCKET_PATH_MAX = 100  # sun_path holds 108 bytes with the terminator

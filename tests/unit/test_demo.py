@@ -18,7 +18,6 @@ from rich.console import Console
 from esp_ingest.demo import demo
 from esp_ingest.demo import servers as embedded
 from esp_ingest.demo.demo import Totals
-from esp_ingest.demo.guard import Leash
 from esp_ingest.demo.processes import Simulator, sweep
 from esp_ingest.demo.recording import CALM_SECONDS, EVENTFUL_SECONDS, eventful_fleet, write_recording
 from esp_ingest.demo.screen import Alarm, LiveScreen, Picture, PlainScreen, Well, cells, shortened
@@ -26,6 +25,7 @@ from esp_ingest.diagnostics.engine.engine import Engine
 from esp_ingest.diagnostics.language import rules_file
 from esp_ingest.model import SIGNAL_NAMES
 from esp_ingest.resources import config_file
+from esp_ingest.service.guard import Leash
 from esp_ingest.telemetry.timestamps import parse_rfc3339
 
 END_US = 1_767_225_600_000_000
@@ -253,7 +253,7 @@ def test_a_leashed_command_ends_with_an_owner_that_is_killed(tmp_path: Path) -> 
         [
             sys.executable,
             "-c",
-            "import sys, time; from pathlib import Path; from esp_ingest.demo.guard import Leash\n"
+            "import sys, time; from pathlib import Path; from esp_ingest.service.guard import Leash\n"
             f"out = open({str(out)!r}, 'wb')\n"
             "command = [sys.executable, '-c', 'import os, time; print(os.getpid(), flush=True); time.sleep(60)']\n"
             f"leash = Leash(command, output=out, remove=Path({str(folder)!r})); time.sleep(60)",
