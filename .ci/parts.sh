@@ -18,6 +18,7 @@ missing_packages() {
   has_postgresql || echo postgresql-15
   [ -x /usr/bin/chromium ] || command -v chromium >/dev/null || echo chromium
   [ -x /usr/sbin/pgbouncer ] || echo pgbouncer
+  command -v pgbackrest >/dev/null || echo pgbackrest
   has_trixie || [ -x /usr/sbin/debootstrap ] || echo debootstrap
 }
 

@@ -1000,3 +1000,39 @@ CREATE VIEW {view} AS
 SELECT {columns} FROM {archived} ANTI JOIN (SELECT {key} FROM {stored}) AS newer USING ({key})
 UNION ALL
 SELECT {columns} FROM {stored};
+
+-- Drill of the backup.
+
+-- name: drill_recovery
+-- Of the copy: the time of the newest transaction that was replayed, and the WAL segment that its end lies in.
+SELECT pg_last_xact_replay_timestamp(), pg_walfile_name(pg_last_wal_replay_lsn());
+
+-- name: drill_timescaledb
+-- The version of TimescaleDB that the copy needs.
+SELECT extversion FROM pg_extension WHERE extname = 'timescaledb';
+
+-- name: drill_missing
+-- How many archived rows of a day, restored beside their table, are not in it as they were.
+SELECT count(*) FROM (
+    SELECT record_send(ROW({compared})) FROM {archived} WHERE {time} >= %(start)s AND {time} < %(end)s
+    EXCEPT
+    SELECT record_send(ROW({compared})) FROM {table} WHERE {time} >= %(start)s AND {time} < %(end)s
+) AS missing;
+
+-- name: drill_note
+-- How a drill went.
+INSERT INTO backup_drills (seconds, problem, backup, repository, backup_at, recovered_at, days, rows)
+VALUES (%(seconds)s, %(problem)s, %(backup)s, %(repository)s, %(backup_at)s, %(recovered_at)s, %(days)s, %(rows)s);
+
+-- name: drill_last
+-- The last good drill's end, and of the last drill: seconds, whether it failed, when its backup was made, days compared.
+SELECT (SELECT max(ended_at) FROM backup_drills WHERE problem = ''), seconds, problem, backup_at, days
+FROM backup_drills
+ORDER BY ended_at DESC
+LIMIT 1;
+
+-- name: drill_archiver
+-- Does the server archive its WAL, and did the last segment fail?
+SELECT current_setting('archive_mode') <> 'off',
+       coalesce(last_failed_time > coalesce(last_archived_time, '-infinity'), false)
+FROM pg_stat_archiver;

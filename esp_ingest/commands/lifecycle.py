@@ -1,4 +1,4 @@
-"""`esp-ingest lifecycle`: archive finished days, prove the copies, drop what is old, read it back."""
+"""`esp-ingest lifecycle`: archive finished days, prove the copies, drop what is old, read it back, try the backup."""
 
 import argparse
 import json
@@ -49,6 +49,10 @@ def add_arguments(add: AddAction) -> None:
     ask = add("query", "a SELECT over archive and database together")
     ask.add_argument("sql", help='such as "SELECT well_id, avg(pip) FROM esp_telemetry GROUP BY 1"')
     ask.add_argument("--json", action="store_true", help="a row a line as JSON")
+    drill = add("drill", "restore the newest backup for a try, compare it with the archive, throw it away")
+    drill.add_argument(
+        "--repository", type=int, metavar="N", help="of pgBackRest's repository N (backup.repository; else the newest)"
+    )
 
 
 _TABLES = ("esp_telemetry", "diagnostic_results", "ingest_rejects")
@@ -161,6 +165,31 @@ def _query(settings: "Settings", arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _drill(settings: "Settings", arguments: argparse.Namespace) -> int:
+    from esp_ingest.config.settings import ConfigError
+    from esp_ingest.lifecycle import drill
+    from esp_ingest.service.clock import SystemClock
+
+    if arguments.repository is not None:
+        if not 1 <= arguments.repository <= 256:
+            raise ConfigError(f"--repository {arguments.repository} is not a number from 1 to 256.")
+        chosen = settings.backup.model_copy(update={"repository": arguments.repository})
+        settings = settings.model_copy(update={"backup": chosen})
+    result = drill.run(settings, SystemClock(), _say_line)
+    if forgotten := drill.remember(settings, result):
+        sys.stderr.write(f"esp-ingest: The result was not written to the database: {forgotten}\n")
+    if result.problem:
+        sys.stderr.write(f"esp-ingest: {result.problem}\n")
+        return 1
+    _say_line(f"the backup is good; the drill took {result.seconds:.1f} s")
+    return 0
+
+
+def _say_line(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 def _plain(value: Any) -> Any:
     """A value as JSON can say it: times in RFC 3339, bytes in hexadecimal, what is no finite number as text."""
     if isinstance(value, datetime):
@@ -172,4 +201,4 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-_ACTIONS = {"run": _run, "status": _status, "verify": _verify, "restore": _restore, "query": _query}
+_ACTIONS = {"run": _run, "status": _status, "verify": _verify, "restore": _restore, "query": _query, "drill": _drill}

@@ -76,6 +76,19 @@ def _expanded(text: str) -> str:
 PathText = Annotated[str, AfterValidator(_expanded)]
 
 
+def _in_state(name: str, key: str) -> Path:
+    """The folder ``name`` in the state folder, the default of the setting ``key``. Raises ConfigError."""
+    state = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
+    try:
+        return Path(state) / name if state else Path.home() / ".local" / "state" / "esp-ingest" / name
+    except RuntimeError:
+        variable = f"{ENV_PREFIX}{key.upper().replace('.', '__')}"
+        raise ConfigError(
+            f"Setting {key} is empty, and user {os.getuid()} has no home folder: set {key} ({variable}) to a folder of "
+            "its own, or set HOME."
+        ) from None
+
+
 def _is_topic_level(text: str) -> str:
     if not text or any(c in text for c in "+#/\0"):
         raise ValueError("must be one topic level without +, # or /")
@@ -279,16 +292,12 @@ class SpoolSettings(_Section):
         """Where the spool lives, with the default resolved. Raises ConfigError where there is no home folder."""
         if self.path:
             return Path(self.path)
-        state = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
         try:
-            return Path(state) / "spool" if state else Path.home() / ".local" / "state" / "esp-ingest" / "spool"
-        except RuntimeError:
+            return _in_state("spool", "spool.path")
+        except ConfigError:
             if not self.enabled:
                 return Path("/var/empty/esp-ingest/spool")  # where nothing is, and nothing is written
-            raise ConfigError(
-                f"Setting spool.path is empty, and user {os.getuid()} has no home folder: set spool.path "
-                f"({ENV_PREFIX}SPOOL__PATH) to a folder of its own, or set HOME."
-            ) from None
+            raise
 
 
 class HttpSettings(_Section):
@@ -433,6 +442,29 @@ class LifecycleSettings(_Section):
     )
 
 
+class BackupSettings(_Section):
+    """The backup of the whole database by pgBackRest, and `esp-ingest lifecycle drill`, which restores it for a try."""
+
+    stanza: str = Field("esp", pattern=r"^[\w.-]{1,64}$", description="pgBackRest's name of the database")
+    config: PathText = Field("", description="configuration file of pgBackRest, empty for its own default")
+    repository: int = Field(0, ge=0, le=256, description="repository to restore, 0 for the one of the newest backup")
+    drill_folder: PathText = Field(
+        "",
+        description="folder to restore to, empty or not there yet, with room for the whole database; empty means "
+        "$STATE_DIRECTORY/drill, else ~/.local/state/esp-ingest/drill",
+    )
+    postgres_bin: PathText = Field(
+        "", description="folder of PostgreSQL's programs, empty for the usual place of the backup's version"
+    )
+    start_timeout_seconds: float = Field(
+        7_200.0, ge=1, le=604_800, description="longest time for the restored copy to replay its WAL and answer"
+    )
+
+    def folder(self) -> Path:
+        """Where the drill restores to, with the default resolved. Raises ConfigError where there is no home folder."""
+        return Path(self.drill_folder) if self.drill_folder else _in_state("drill", "backup.drill_folder")
+
+
 class Settings(BaseSettings):
     """All settings, immutable. Build them with load() of load.py."""
 
@@ -452,6 +484,7 @@ class Settings(BaseSettings):
     api: ApiSettings = ApiSettings()
     archive: ArchiveSettings = ArchiveSettings()
     lifecycle: LifecycleSettings = LifecycleSettings()
+    backup: BackupSettings = BackupSettings()
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -2,6 +2,8 @@
 
 from enum import StrEnum
 
+from esp_ingest.errors import Error
+
 
 class Reason(StrEnum):
     """Why a day is neither archived nor dropped: a closed list, so that it can be a metric's label."""
@@ -24,3 +26,7 @@ class LifecycleError(Exception):
     def __init__(self, reason: Reason, sentence: str) -> None:
         super().__init__(sentence)
         self.reason = reason
+
+
+class BackupError(Error):
+    """The backup could not be restored or is not what it should be. The message is a sentence that says what to do."""

@@ -16,6 +16,7 @@ from esp_ingest.store.connection import Connection
 from esp_ingest.store.queries import query
 
 _DAY_SECONDS = 86_400.0
+_DRILL_DAYS = 9  # one a week, and a day to repeat it
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,21 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Backup:
+    """What is known of the backup. Times are Unix seconds, 0 before the first; ``drill_problem`` is empty after a good
+    drill and before the first. ``is_archiving`` says whether the server archives its WAL at all."""
+
+    drill_success: float
+    drill_age_seconds: float
+    drill_seconds: float
+    drill_problem: str
+    drill_days: int
+    drill_backup: float
+    is_archiving: bool
+    is_wal_failing: bool
+
+
+@dataclass(frozen=True)
 class State:
     """All of it. ``growth_bytes`` is NaN on the first day, ``disk_free_bytes`` where no disk_path is set."""
 
@@ -56,6 +72,7 @@ class State:
     database_bytes: int
     growth_bytes: float
     disk_free_bytes: float
+    backup: Backup
 
     @property
     def disk_full_days(self) -> float:
@@ -79,7 +96,30 @@ def look(connection: Connection, settings: LifecycleSettings, now: datetime) -> 
     assert row is not None
     growth = math.nan if row[1] is None else float(row[1])
     free = float(shutil.disk_usage(settings.disk_path).free) if settings.disk_path else math.nan
-    return State(tables, tuple(jobs), policies, int(row[0]), growth, free)
+    return State(tables, tuple(jobs), policies, int(row[0]), growth, free, _backup(connection, now))
+
+
+def _backup(connection: Connection, now: datetime) -> Backup:
+    archiver = connection.execute(query("drill_archiver")).fetchone()
+    assert archiver is not None
+    is_archiving, is_failing = archiver
+    last = connection.execute(query("drill_last")).fetchone()
+    success, seconds, problem, made, days = last or (None, 0.0, "", None, 0)
+    return Backup(
+        _unix(success),
+        _age(success, now),
+        seconds,
+        problem,
+        days,
+        _unix(made),
+        is_archiving,
+        is_archiving and is_failing,
+    )
+
+
+def _unix(at: object) -> float:
+    """Unix seconds, 0 for none."""
+    return at.timestamp() if isinstance(at, datetime) else 0.0
 
 
 def _table(
@@ -134,6 +174,24 @@ def export(state: State, metrics: LifecycleMetrics) -> None:
     metrics.growth_bytes_per_day.set(state.growth_bytes)
     metrics.disk_free_bytes.set(state.disk_free_bytes)
     metrics.disk_full_days.set(state.disk_full_days)
+    backup = state.backup
+    metrics.drill_last_success.set(backup.drill_success)
+    metrics.drill_failed.set(bool(backup.drill_problem))
+    metrics.drill_seconds.set(backup.drill_seconds)
+    metrics.drill_days.set(backup.drill_days)
+    metrics.drill_backup.set(backup.drill_backup)
+    metrics.wal_failing.set(backup.is_wal_failing)
+
+
+def _backup_line(backup: Backup) -> tuple[bool, str]:
+    if backup.drill_problem:
+        return False, f"backup: the last drill failed: {backup.drill_problem}"
+    if backup.is_wal_failing:
+        return False, "backup: the server could not archive its last WAL segment, its log says why"
+    if not backup.drill_success:
+        return True, f"backup: {'WAL is archived' if backup.is_archiving else 'WAL is not archived'}, no drill yet"
+    days = backup.drill_age_seconds / _DAY_SECONDS
+    return days < _DRILL_DAYS, f"backup: last good drill {days:.1f} days ago, {backup.drill_days} days compared"
 
 
 def lines(state: State) -> list[tuple[bool, str]]:
@@ -157,6 +215,7 @@ def lines(state: State) -> list[tuple[bool, str]]:
     if state.policies:
         text = "a retention policy drops rows without a proven copy: remove it with remove_retention_policy"
         found.append((False, text))
+    found.append(_backup_line(state.backup))
     growth = "growth not known yet" if math.isnan(state.growth_bytes) else f"{_bytes(state.growth_bytes)} a day more"
     full = "" if math.isinf(state.disk_full_days) else f", disk full in {state.disk_full_days:.0f} days"
     found.append((state.disk_full_days >= 14, f"database: {_bytes(state.database_bytes)}, {growth}{full}"))

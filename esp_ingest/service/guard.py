@@ -15,10 +15,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Any, Self
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -83,6 +83,19 @@ class Leash:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """While this lasts, further requests to end are passed over: something is being tidied up. For the main thread."""
+    before: dict[signal.Signals, Any] = {
+        number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _guard(stop_signal: int, grace_seconds: float, remove: str, user: str, command: list[str]) -> int:

@@ -317,6 +317,21 @@ class LifecycleMetrics(_MetricSet):
             "retention_policies", "retention policies of TimescaleDB on our tables, which drop without a proven copy"
         )
 
+        # -- The backup of the whole database, as of the last run: `lifecycle drill` tries it.
+        self.drill_last_success = gauge(
+            "backup_drill_last_success_timestamp_seconds",
+            "Unix time at which a drill last restored a backup and found it good, 0 before the first",
+        )
+        self.drill_failed = gauge("backup_drill_failed", "1 while the last drill ended with a problem")
+        self.drill_seconds = gauge("backup_drill_seconds", "time that the last drill took")
+        self.drill_days = gauge("backup_drill_days_compared", "archived days that the last drill compared")
+        self.drill_backup = gauge(
+            "backup_drill_backup_timestamp_seconds", "Unix time at which the backup of the last drill was made"
+        )
+        self.wal_failing = gauge(
+            "backup_wal_failing", "1 while the server archives its WAL and the last segment could not be archived"
+        )
+
         # -- The database, as of the last run.
         self.table_rows = gauge("table_rows", "rows of a table", table=tables)
         self.table_bytes = gauge("table_bytes", "bytes of a table with its indexes", table=tables)

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import http.client
 import shutil
+import ssl
 import subprocess
 import tempfile
 import time
@@ -38,12 +39,16 @@ class ObjectStore:
 class Azurite:
     """Azure Blob in a process of node."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: Path | None = None) -> None:
+        """``tls``: a folder with cert.pem and key.pem."""
+        self._tls = tls is not None
         packages = npm_packages(_AZURITE)
         self._folder = Path(tempfile.mkdtemp(prefix="esp-azurite-"))
         self.port = free_port()
         program = packages / "node_modules/azurite/dist/src/blob/main.js"
         options = ["--silent", "--blobHost", "127.0.0.1", "--blobPort", str(self.port), "--location", str(self._folder)]
+        if tls is not None:
+            options += ["--cert", str(tls / "cert.pem"), "--key", str(tls / "key.pem")]
         self._process = subprocess.Popen(
             ["node", str(program), *options, "--skipApiVersionCheck", "--disableTelemetry"],
             env={"AZURITE_ACCOUNTS": f"{ACCOUNT}:{KEY}", "PATH": "/usr/bin:/bin:/usr/local/bin"},
@@ -82,6 +87,10 @@ class Azurite:
         signed = hmac.new(base64.b64decode(KEY), "\n".join(lines).encode(), hashlib.sha256).digest()
         headers["Authorization"] = f"SharedKey {ACCOUNT}:{base64.b64encode(signed).decode()}"
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        if self._tls:
+            context = ssl.create_default_context()
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # a certificate of the test's own
+            connection = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=10, context=context)
         try:
             text = "&".join(f"{name}={value}" for name, value in query.items())
             connection.request(method, f"/{ACCOUNT}{path}?{text}", headers=headers | {"Content-Length": "0"})

@@ -87,6 +87,9 @@ FIRES: dict[str, dict[str, str]] = {
     "EspIngestRetentionPolicy": {"esp_ingest_retention_policies": "1x60"},
     "EspIngestDiskFilling": {"esp_ingest_database_disk_full_days": "9x60"},
     "EspIngestDatabaseJobFailing": {"esp_ingest_database_jobs_failing": "1x60"},
+    "EspIngestBackupDrillFailed": {"esp_ingest_backup_drill_failed": "1x60"},
+    "EspIngestBackupDrillOld": {"esp_ingest_backup_drill_last_success_timestamp_seconds": "-800000x60"},
+    "EspIngestWalNotArchived": {"esp_ingest_backup_wal_failing": "1x60"},
 }
 # A daemon at work, on which none of them may fire.
 WELL = {
@@ -124,6 +127,9 @@ WELL = {
     "esp_ingest_retention_policies": "0x60",
     "esp_ingest_database_disk_full_days": "90x60",
     "esp_ingest_database_jobs_failing": "0x60",
+    "esp_ingest_backup_drill_failed": "0x60",
+    "esp_ingest_backup_drill_last_success_timestamp_seconds": "0x60",
+    "esp_ingest_backup_wal_failing": "0x60",
 }
 
 
