@@ -313,6 +313,49 @@ def test_systemd_accepts_the_unit_and_finds_it_hardened(tmp_path: Path) -> None:
     assert float(exposure[1]) < 2.0
 
 
+UNITS = sorted(path.name for path in (CONFIG / "systemd").glob("*.service"))
+
+
+@pytest.mark.parametrize("name", [name for name in UNITS if name != "esp-ingest.service"])
+def test_systemd_accepts_the_units_that_timers_start_and_finds_them_hardened(name: str, tmp_path: Path) -> None:
+    analyze = linter("systemd-analyze", "systemd")
+    text = text_of(f"config/systemd/{name}")
+    assert "Type=oneshot" in text
+    assert "TimeoutStartSec=infinity" in text, "a long run is no failure"
+    copy = tmp_path / name.replace("@", "@full")
+    copy.write_text(re.sub(r"^ExecStart=\S+", "ExecStart=/bin/true", text, flags=re.MULTILINE))
+    assert "Unknown" not in passes(analyze, "verify", str(copy))
+    exposure = re.search(r"exposure level for \S+: ([\d.]+)", passes(analyze, "security", "--offline=true", str(copy)))
+    assert exposure
+    assert float(exposure[1]) < 2.0
+
+
+def test_timers_start_units_that_ship_and_stand_for_the_schedule_that_is_documented() -> None:
+    analyze = linter("systemd-analyze", "systemd")
+    started = set()
+    for timer in (CONFIG / "systemd").glob("*.timer"):
+        text = timer.read_text(encoding="utf-8")
+        unit_name = (re.findall(r"^Unit=(.+)$", text, re.MULTILINE) or [f"{timer.stem}.service"])[0]
+        started.add(re.sub(r"@\w+", "@", unit_name))
+        (when,) = re.findall(r"^OnCalendar=(.+)$", text, re.MULTILINE)
+        passes(analyze, "calendar", when)
+        assert "Persistent=yes" in text, "what was due while the machine was off"
+    assert started == set(UNITS) - {"esp-ingest.service"}
+
+
+@pytest.mark.parametrize(("kind", "status", "repositories"), [("diff", 1, "1 2"), ("hourly", 2, "")])
+def test_the_backup_script_tries_each_repository(kind: str, status: int, repositories: str, tmp_path: Path) -> None:
+    program = tmp_path / "pgbackrest"
+    program.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/calls\ncase "$*" in *--repo=1*) exit 1;; esac\n')
+    program.chmod(0o755)
+    done = subprocess.run(
+        [CONFIG / "backup/esp-ingest-backup", kind], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, check=False
+    )
+    assert done.returncode == status
+    calls = (tmp_path / "calls").read_text() if repositories else ""
+    assert calls == "".join(f"--stanza=esp --repo={each} --type=diff backup\n" for each in repositories.split())
+
+
 # -- Docker.
 
 
