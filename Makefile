@@ -87,7 +87,7 @@ floor: setup  ## unit tests with the oldest dependencies that pyproject.toml all
 LOCK = $(BIN)/uv pip compile --universal --generate-hashes --no-header --no-annotate --quiet
 lock: setup  ## pin the newest versions that pyproject.toml allows (ARGS=--upgrade)
 	@$(LOCK) pyproject.toml --all-extras --group dev --group bench -o requirements.lock $(ARGS)
-	@$(LOCK) pyproject.toml --extra api -c requirements.lock -o requirements-run.lock $(ARGS)
+	@$(LOCK) pyproject.toml --extra api --extra archive -c requirements.lock -o requirements-run.lock $(ARGS)
 	@printf 'hatchling\neditables\n' | $(LOCK) pyproject.toml - --extra demo --extra api -c requirements.lock -o requirements-demo.lock $(ARGS)
 	@echo hatchling | $(LOCK) - -c requirements.lock -o requirements-build.lock $(ARGS)
 

