@@ -890,6 +890,15 @@ SELECT EXISTS (
     WHERE hypertable_schema = current_schema() AND hypertable_name = %s
 );
 
+-- name: chunk_days
+-- Days of readings in a new chunk.
+SELECT round(extract(epoch FROM time_interval) / 86400)::integer FROM timescaledb_information.dimensions
+WHERE hypertable_schema = current_schema() AND hypertable_name = 'esp_telemetry' AND dimension_number = 1;
+
+-- name: set_chunk_days
+-- For chunks that are made from now on.
+SELECT set_chunk_time_interval('esp_telemetry', make_interval(days => %(days)s));
+
 -- name: lifecycle_lock_relation
 -- Late rows of this chunk wait; readers do not.
 LOCK TABLE {relation} IN SHARE ROW EXCLUSIVE MODE;

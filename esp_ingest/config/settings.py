@@ -180,6 +180,12 @@ class DatabaseSettings(_Section):
         max_length=63,
         description="schema of the tables, whatever the role's search_path says; migrate fills it, it has to exist",
     )
+    chunk_days: int = Field(
+        0,
+        ge=0,
+        le=365,
+        description="days of readings in a chunk that migrate sets for new chunks, 0 to leave it: 1 as made",
+    )
     skip_init: bool = Field(False, description="start without checking the schema")
     connect_timeout_seconds: int = Field(5, ge=2, le=120, description="time to wait for a connection")
     statement_timeout_seconds: float = Field(

@@ -205,10 +205,27 @@ def migrate(
     note = _create_extension(settings)
     with connect(settings, patient=True) as connection:
         try:
-            return _migrate(connection, known, adopt, target, [note] if note else [])
+            report = _migrate(connection, known, adopt, target, [note] if note else [])
+            return replace(report, notes=report.notes + _set_chunk_days(connection, report, settings.chunk_days))
         except psycopg.Error as error:
             connection.rollback()
             raise sqlstate.unavailable(error) from None
+
+
+def _set_chunk_days(connection: Connection, report: MigrationReport, days: int) -> tuple[str, ...]:
+    """``database.chunk_days`` for chunks that are made from now on. Returns what was done, one sentence or none."""
+    if not days:
+        return ()
+    with connection.transaction():
+        connection.execute(query("reach_extension"))
+        has_chunks = "timescaledb" in report.capabilities.features
+        found = connection.execute(query("chunk_days")).fetchone() if has_chunks else None
+        if found is None:
+            return ("database.chunk_days has no effect here: without TimescaleDB a table has no chunks.",)
+        if found[0] == days:
+            return ()
+        connection.execute(query("set_chunk_days"), {"days": days})
+    return (f"New chunks of esp_telemetry hold {days} days of readings; those that exist keep their {found[0]}.",)
 
 
 def _create_extension(settings: DatabaseSettings) -> str:

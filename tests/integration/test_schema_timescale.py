@@ -75,6 +75,24 @@ def test_intervals(timescale: Database) -> None:
     ]
 
 
+def test_migrate_sets_the_days_of_new_chunks(timescale: Database) -> None:
+    store(timescale, fifteen_days(days_ago(15.5)))
+    settings = DatabaseSettings(dsn=SecretStr(timescale.dsn), chunk_days=7)
+    assert any("New chunks of esp_telemetry hold 7 days" in note for note in migrate(settings).notes)
+    interval = "SELECT time_interval FROM timescaledb_information.dimensions WHERE hypertable_name = 'esp_telemetry'"
+    assert timescale.value(interval) == timedelta(days=7)
+    assert timescale.value("SELECT count(*) FROM esp_telemetry") == READINGS
+    assert not any("chunk" in note for note in migrate(settings).notes), "once is enough"
+    as_it_is = DatabaseSettings(dsn=SecretStr(timescale.dsn))
+    migrate(as_it_is)
+    assert timescale.value(interval) == timedelta(days=7)
+
+
+def test_without_timescaledb_migrate_says_that_there_are_no_chunks(postgres15: Database) -> None:
+    settings = DatabaseSettings(dsn=SecretStr(postgres15.dsn), chunk_days=7)
+    assert any("no chunks" in note for note in migrate(settings).notes)
+
+
 @pytest.fixture(params=["timescaledb_apache", "postgres15", "pglite"])
 def filled(request: pytest.FixtureRequest) -> Database:
     database: Database = request.getfixturevalue(request.param)
