@@ -18,7 +18,7 @@ from psycopg.types.datetime import TimestamptzBinaryLoader
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
 from esp_ingest.config.settings import Settings
-from esp_ingest.store.connection import Connection, ServerSilent, _impatient, connect, conninfo
+from esp_ingest.store.connection import Connection, ServerSilent, _impatient, connect, conninfo, session_parameters
 from esp_ingest.store.queries import query
 
 log = logging.getLogger(__name__)
@@ -75,9 +75,7 @@ class Database:
         self._timeout_seconds = settings.api.request_timeout_seconds
         self._tries = settings.api.pool_size + 1
         self._writes = asyncio.Semaphore(_WRITES_AT_ONCE)
-        timeout = f"{round(self._timeout_seconds * 1000)}ms"
-        schema = settings.database.schema_name
-        self._session = {"local": True, "schema": schema, "statement_timeout": timeout, "lock_timeout": timeout}
+        self._session = session_parameters(settings.database, self._timeout_seconds, self._timeout_seconds, local=True)
 
         class PooledConnection(ImpatientAsyncConnection):
             silence_seconds = self._timeout_seconds + _GRACE_SECONDS

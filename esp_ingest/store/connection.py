@@ -76,12 +76,9 @@ class Session(Connection):
         self.isolation_level = psycopg.IsolationLevel.READ_COMMITTED  # whoever waited for a lock sees what came before
         statement = psycopg.ClientCursor(self).mogrify(
             query("session_settings").decode(),
-            {
-                "local": self.pooled,
-                "schema": settings.schema_name,
-                "statement_timeout": f"{round(settings.statement_timeout_seconds * 1000)}ms",
-                "lock_timeout": f"{round(settings.lock_timeout_seconds * 1000)}ms",
-            },
+            session_parameters(
+                settings, settings.statement_timeout_seconds, settings.lock_timeout_seconds, local=self.pooled
+            ),
         )
         if self.pooled:
             self._transaction_settings = statement.encode()
@@ -151,6 +148,19 @@ def _impatient(gen: PQGen[RV], looks: int) -> PQGen[RV]:
     except StopIteration as done:
         value: RV = done.value
         return value
+
+
+def session_parameters(
+    settings: DatabaseSettings, statement_timeout_seconds: float, lock_timeout_seconds: float, *, local: bool
+) -> dict[str, Any]:
+    """The parameters of the query ``session_settings``, which every session of the daemon, the commands and the API
+    runs: for the session, or, if ``local``, for the transaction."""
+    return {
+        "local": local,
+        "schema": settings.schema_name,
+        "statement_timeout": f"{round(statement_timeout_seconds * 1000)}ms",
+        "lock_timeout": f"{round(lock_timeout_seconds * 1000)}ms",
+    }
 
 
 def conninfo(settings: DatabaseSettings) -> str:
