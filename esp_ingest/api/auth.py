@@ -7,7 +7,7 @@ import asyncio
 import logging
 import secrets
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Awaitable
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -17,9 +17,11 @@ from esp_ingest.api import passwords
 from esp_ingest.api.database import Database
 from esp_ingest.api.keys import KeyRing
 from esp_ingest.api.oidc import OidcUnavailable, OidcVerifier
+from esp_ingest.api.oidc_client import OidcClient, OidcRefused
 from esp_ingest.api.principal import Principal
 from esp_ingest.api.problems import Problem
 from esp_ingest.api.throttle import SignInThrottle
+from esp_ingest.api.tokens import Tokens
 from esp_ingest.config.settings import Settings
 from esp_ingest.interfaces import Clock
 from esp_ingest.model import at_us
@@ -38,26 +40,22 @@ _HASHES_WAITING = 32
 _FIRST_USER = "No user has been made yet: run `esp-ingest users add NAME --role admin` on the API's host."
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """What a sign-in or a refresh gives."""
-
-    access_token: str
-    refresh_token: str
-    expires_in: int
-
-    def document(self) -> dict[str, Any]:
-        return {
-            "access_token": self.access_token,
-            "refresh_token": self.refresh_token,
-            "token_type": "bearer",
-            "expires_in": self.expires_in,
-        }
-
-
 def machine_token() -> str:
     """A new token of a machine: the prefix lets scanners for leaked secrets find it."""
     return MACHINE_PREFIX + secrets.token_urlsafe(32)
+
+
+def _provider_away() -> Problem:
+    return Problem(
+        503,
+        "provider-unavailable",
+        "The OpenID provider does not answer: try again in some seconds.",
+        headers={"Retry-After": "5"},
+    )
+
+
+def _refresh_refused() -> Problem:
+    return unauthorized("The refresh token is not good any more: sign in again.", "refresh-refused")
 
 
 def unauthorized(detail: str, kind: str = "unauthorized") -> Problem:
@@ -81,6 +79,7 @@ class Auth:
         self._hashing_or_waiting = 0
         self._known: OrderedDict[str, tuple[float, Principal]] = OrderedDict()
         self.oidc = OidcVerifier(settings.api, clock) if settings.api.oidc_issuer else None
+        self.client = OidcClient(settings.api, self.oidc, clock) if self.oidc is not None else None
 
     # -- Who asks.
 
@@ -105,12 +104,7 @@ class Auth:
         except (jwt.PyJWTError, ValueError):
             raise unauthorized("The access token is not one of this API: sign in again.", "token-invalid") from None
         except OidcUnavailable:
-            raise Problem(
-                503,
-                "provider-unavailable",
-                "The OpenID provider does not answer: try again in some seconds.",
-                headers={"Retry-After": "5"},
-            ) from None
+            raise _provider_away() from None
         return found
 
     async def _nobody(self) -> Problem:
@@ -172,15 +166,7 @@ class Auth:
     async def sign_in(self, name: str, password: str, address: str) -> Tokens:
         """A new session. Raises Problem: 401 whatever is wrong, 429 with Retry-After."""
         self._refuse_under_oidc()
-        wait = self._throttle.wait(address, name)
-        if wait > 0:
-            self._metrics.sign_ins.labels("throttled").inc()
-            raise Problem(
-                429,
-                "too-many-sign-ins",
-                f"Too many attempts to sign in: wait {wait:.0f} s.",
-                headers={"Retry-After": str(int(wait) + 1)},
-            )
+        self._refuse_in_haste(address, name)
         user = await self._database.write(lambda connection: users.find(connection, name)) if "\0" not in name else None
         right = await self._matches(user, password)
         if user is None or not right or user.disabled:
@@ -193,6 +179,44 @@ class Auth:
         self._throttle.succeeded(address, name)
         self._metrics.sign_ins.labels("ok").inc()
         return await self._begin(user, password, address)
+
+    def _refuse_in_haste(self, address: str, name: str) -> None:
+        wait = self._throttle.wait(address, name)
+        if wait > 0:
+            self._metrics.sign_ins.labels("throttled").inc()
+            raise Problem(
+                429,
+                "too-many-sign-ins",
+                f"Too many attempts to sign in: wait {wait:.0f} s.",
+                headers={"Retry-After": str(int(wait) + 1)},
+            )
+
+    async def sign_in_with_code(
+        self, code: str, code_verifier: str, redirect_uri: str, nonce: str | None, address: str
+    ) -> Tokens:
+        """Tokens of the OpenID provider for the code that a browser brought. Raises Problem: 401 if the provider
+        refuses it, 403 for one without a role, 404 without a provider, 429, and 503 while it does not answer."""
+        if self.client is None:
+            raise Problem(
+                404, "no-provider", "Users of this API are local: sign in at POST /api/v1/auth/token with a password."
+            )
+        self._refuse_in_haste(address, "")
+        try:
+            tokens, who = await self._from_provider(self.client.exchange(code, code_verifier, redirect_uri, nonce))
+        except OidcRefused as error:
+            self._metrics.sign_ins.labels("refused").inc()
+            await self._record("", address, f"sign-in refused by the provider: {error.code}")
+            detail = f"The provider does not take the code of this sign-in ({error.code}): sign in again."
+            raise unauthorized(detail, "sign-in-refused") from None
+        self._metrics.sign_ins.labels("ok").inc()
+        await self._record(who.name, address, "signed in through the provider")
+        return tokens
+
+    async def _from_provider(self, asked: Awaitable[tuple[Tokens, Principal]]) -> tuple[Tokens, Principal]:
+        try:
+            return await asked
+        except OidcUnavailable:
+            raise _provider_away() from None
 
     async def _begin(self, user: users.User, password: str, address: str) -> Tokens:
         session, token = uuid4(), secrets.token_urlsafe(32)
@@ -210,8 +234,13 @@ class Auth:
         return self._tokens(user.name, session, token)
 
     async def refresh(self, token: str, address: str) -> Tokens:
-        """The next tokens of a session. Raises Problem 401."""
-        self._refuse_under_oidc()
+        """The next tokens of a session, the provider's under OpenID. Raises Problem 401, 403 and 503."""
+        if self.client is not None:
+            self._refuse_in_haste(address, "")
+            try:
+                return (await self._from_provider(self.client.refresh(token)))[0]
+            except OidcRefused:
+                raise _refresh_refused() from None
         following = secrets.token_urlsafe(32)
 
         def work(connection: Connection) -> users.Refreshed:
@@ -225,11 +254,15 @@ class Auth:
             self._forget(done.family)
             if done.refused == "reused":
                 log.warning("a refresh token was used twice", extra={"user": done.user_name, "address": address})
-            raise unauthorized("The refresh token is not good any more: sign in again.", "refresh-refused")
+            raise _refresh_refused()
         return self._tokens(done.user_name, done.family, following)
 
     async def sign_out(self, token: str, address: str) -> None:
-        """End the session of a refresh token; one that is not known has ended already."""
+        """End the session of a refresh token; one that is not known has ended already. Under OpenID the provider is
+        told that the token is not needed any more, if it can be told."""
+        if self.client is not None:
+            await self.client.revoke(token)
+            return
 
         def work(connection: Connection) -> users.Refreshed:
             done = users.end_session(connection, token)

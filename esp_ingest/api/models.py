@@ -24,6 +24,7 @@ Severity = Literal["critical", "high", "medium", "low", "info"]
 State = Literal["running", "stopped", "unknown", "silent"]
 Next = Annotated[str | None, Field(description="address of the next page, null at the end")]
 _LONGEST_TEXT = 2_000
+_LONGEST_SECRET = 8_000  # refresh tokens of OpenID providers are often JWTs
 
 
 def _only_text(value: Any) -> Any:
@@ -59,13 +60,26 @@ class Tokens(BaseModel):
     """A session's tokens. The refresh token is good for one use."""
 
     access_token: str
-    refresh_token: str
+    refresh_token: str | None = Field(None, description="left out if an OpenID provider gives none")
     token_type: Literal["bearer"]
     expires_in: int = Field(description="seconds that the access token lives")
 
 
 class RefreshBody(_Body):
-    refresh_token: str = Field(min_length=1, max_length=500)
+    refresh_token: str = Field(min_length=1, max_length=_LONGEST_SECRET)
+
+
+class OidcBody(_Body):
+    """What the browser brings back from the OpenID provider."""
+
+    code: str = Field(min_length=1, max_length=_LONGEST_SECRET, description="that the provider gave")
+    code_verifier: str = Field(
+        pattern=r"^[A-Za-z0-9._~-]{43,128}$", description="whose SHA-256 was the code_challenge (PKCE, RFC 7636)"
+    )
+    redirect_uri: str = Field(max_length=2_000, description="as it was sent to the provider: the console's own address")
+    nonce: str | None = Field(
+        None, min_length=1, max_length=200, description="as it was sent to the provider; its ID token must have it"
+    )
 
 
 class Me(BaseModel):
@@ -79,11 +93,16 @@ class Me(BaseModel):
 
 
 class AuthMethods(BaseModel):
-    """How to sign in: the name and password of a local user, or a token of an OpenID provider."""
+    """How to sign in: the name and password of a local user, or through an OpenID provider."""
 
     method: Literal["local", "oidc"]
     issuer: str | None = Field(description="of the OpenID provider")
     audience: str | None = Field(description="that its tokens must be for")
+    authorization_endpoint: str | None = Field(
+        None, description="of the OpenID provider, where a browser signs in; null while the provider does not answer"
+    )
+    client_id: str | None = Field(None, description="of the console at the provider")
+    scope: str | None = Field(None, description="what the console asks the provider for")
 
 
 _signals: dict[str, Any] = {

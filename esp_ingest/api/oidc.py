@@ -1,5 +1,5 @@
 """Tokens of an OpenID provider, in place of local users: its address is the only setting, the rest is discovered
-(/.well-known/openid-configuration, JWKS)."""
+(/.well-known/openid-configuration, JWKS). oidc_client.py gets such tokens for the console."""
 
 import asyncio
 import logging
@@ -11,20 +11,22 @@ import jwt
 from esp_ingest.api.keys import LEEWAY_SECONDS
 from esp_ingest.api.principal import EVERYTHING, Principal, Role
 from esp_ingest.api.problems import Problem
+from esp_ingest.config.hosts import is_private_url
 from esp_ingest.config.settings import ApiSettings
 from esp_ingest.interfaces import Clock
 
 log = logging.getLogger(__name__)
 
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
-_TIMEOUT_SECONDS = 5.0
+TIMEOUT_SECONDS = 5.0
 _KEYS_LIVE_SECONDS = 600.0
 _LEAST_PAUSE_SECONDS = 10.0  # between two look-ups, however many tokens of unknown keys come
+_RETRY_SECONDS = 2.0  # between two look-ups while nothing has been found yet
 _MOST_BYTES = 1_048_576
 
 
 class OidcUnavailable(Exception):
-    """The provider cannot be asked for its keys."""
+    """The provider cannot be asked."""
 
 
 class OidcVerifier:
@@ -35,26 +37,38 @@ class OidcVerifier:
         self._settings = settings
         self._clock = clock
         self._keys: dict[str, tuple[jwt.PyJWK, tuple[str, ...]]] = {}  # by id: the key and what it may sign with
+        self._document: dict[str, Any] = {}  # what the issuer says of itself
         self._fetched = float("-inf")
         self._asked = float("-inf")
         self._lock = asyncio.Lock()
 
     async def principal(self, token: str) -> Principal:
         """Who the token is of. Raises jwt.InvalidTokenError, OidcUnavailable, and Problem for one without a role."""
+        return self._principal(await self.claims(token, self._settings.oidc_audience))
+
+    async def claims(self, token: str, audience: str) -> dict[str, Any]:
+        """The claims of a token of the issuer for this audience. Raises jwt.InvalidTokenError, OidcUnavailable."""
         header = jwt.get_unverified_header(token)
         if header.get("alg") not in ALGORITHMS:
             raise jwt.InvalidTokenError("signed in a way that is not accepted")
         key, algorithms = await self._key(str(header.get("kid", "")))
-        claims = jwt.decode(
+        claims: dict[str, Any] = jwt.decode(
             token,
             key.key,
             algorithms=list(algorithms),
             issuer=self._settings.oidc_issuer,
-            audience=self._settings.oidc_audience,
+            audience=audience,
             leeway=LEEWAY_SECONDS,
             options={"require": ["exp", "iat", "sub", "iss", "aud"]},
         )
-        return self._principal(claims)
+        return claims
+
+    async def said(self) -> dict[str, Any]:
+        """What the issuer says of itself: its endpoints, and what it can do. Raises OidcUnavailable."""
+        if self._clock.monotonic() - self._fetched > _KEYS_LIVE_SECONDS:
+            async with self._lock:
+                await self._refresh(None)
+        return self._document
 
     def _principal(self, claims: dict[str, Any]) -> Principal:
         name = str(claims.get("preferred_username") or claims.get("email") or claims["sub"])
@@ -81,32 +95,48 @@ class OidcVerifier:
             raise jwt.InvalidTokenError("signed with a key that the issuer does not publish")
         return self._keys[kid]
 
-    async def _refresh(self, kid: str) -> None:
+    async def _refresh(self, kid: str | None) -> None:
+        """Look up the endpoints and the keys, for the key ``kid`` if it is not None."""
         now = self._clock.monotonic()
-        is_fresh = kid in self._keys and now - self._fetched <= _KEYS_LIVE_SECONDS
-        if is_fresh or now - self._asked < _LEAST_PAUSE_SECONDS:
+        is_known = kid is None or kid in self._keys
+        pause = _LEAST_PAUSE_SECONDS if self._document else _RETRY_SECONDS
+        if is_known and now - self._fetched <= _KEYS_LIVE_SECONDS:
+            return
+        if now - self._asked < pause:
+            if not self._document:
+                raise OidcUnavailable("it did not answer a moment ago")
             return
         self._asked = now
         try:
-            async with httpx.AsyncClient(timeout=_TIMEOUT_SECONDS, follow_redirects=False) as client:
+            async with httpx.AsyncClient(timeout=TIMEOUT_SECONDS, follow_redirects=False) as client:
                 address = self._settings.oidc_issuer.rstrip("/") + "/.well-known/openid-configuration"
                 found = await _json(client, address)
                 if found.get("issuer") != self._settings.oidc_issuer:
-                    raise OidcUnavailable(f"{address} is of another issuer than api.oidc_issuer")
+                    raise ValueError(f"{address} is of another issuer than api.oidc_issuer")
                 self._keys = _keys(await _json(client, str(found.get("jwks_uri", ""))))
-                self._fetched = now
+                self._document, self._fetched = found, now
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             log.warning("the OpenID provider does not answer", extra={"reason": repr(error)})
-            if not self._keys:  # old keys go on being good: an outage of the provider signs nobody out
-                self._asked = float("-inf")
+            if not self._document:  # old keys go on being good: an outage of the provider signs nobody out
+                self._asked = self._clock.monotonic()
                 raise OidcUnavailable(str(error)) from None
 
 
 async def _json(client: httpx.AsyncClient, address: str) -> dict[str, Any]:
-    if not address.startswith(("https://", "http://127.0.0.1", "http://localhost")):
-        raise ValueError(f"{address!r} is not an https:// address")
-    answer = await client.get(address)
+    answer = await client.get(checked(address))
     answer.raise_for_status()
+    return json_object(answer)
+
+
+def checked(address: str) -> str:
+    """The address if what is sent there stays secret. Raises ValueError."""
+    if not is_private_url(address):
+        raise ValueError(f"{address!r} is not an https:// address")
+    return address
+
+
+def json_object(answer: httpx.Response) -> dict[str, Any]:
+    """The JSON object of an answer. Raises ValueError."""
     if len(answer.content) > _MOST_BYTES:
         raise ValueError("more than a megabyte")
     found = answer.json()

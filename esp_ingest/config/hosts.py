@@ -2,6 +2,9 @@
 
 import ipaddress
 import re
+from urllib.parse import urlsplit
+
+_THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 
 
 def checked_host(text: str) -> str:
@@ -46,3 +49,13 @@ def _in_parts(scheme: str, parts: re.Match[str] | None, rest: str) -> str:
         written.append('transport = "websockets"')
         written.append(f'websocket_path = "/{rest.partition("/")[2]}"')
     return f": write {', '.join(written)}"
+
+
+def is_private_url(text: str) -> bool:
+    """Whether nobody on the way can read what is sent to this URL: it is https, or http to this very machine."""
+    try:
+        parts = urlsplit(text)
+        host = parts.hostname
+    except ValueError:
+        return False
+    return bool(host) and (parts.scheme == "https" or (parts.scheme == "http" and host in _THIS_MACHINE))

@@ -120,7 +120,7 @@ def _as_meant(variables: Mapping[str, str | None]) -> dict[str, str | None]:
     for name, value in variables.items():
         if value is None or not name.upper().startswith(ENV_PREFIX):
             continue
-        is_secret = "PASSW" in name.upper() or "DSN" in name.upper()
+        is_secret = any(part in name.upper() for part in ("PASSW", "DSN", "SECRET"))
         text = value.rstrip("\r\n" if is_secret else "\r")  # `echo secret | base64` in Kubernetes adds a line end
         if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
             secret = "; a secret that has them can be read from a file, with …_FILE" if is_secret else ""

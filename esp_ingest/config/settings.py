@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from esp_ingest.config.hosts import checked_host
+from esp_ingest.config.hosts import checked_host, is_private_url
 from esp_ingest.config.sentences import nearest
 from esp_ingest.errors import UsageError
 from esp_ingest.model import SIGNAL_NAMES
@@ -370,6 +370,20 @@ class ApiSettings(_Section):
     refresh_days: float = Field(14.0, gt=0, le=365, description="life of a refresh token")
     oidc_issuer: str = Field("", description="issuer of an OpenID provider, which takes the place of local users")
     oidc_audience: str = Field("esp-ingest", description="audience that its tokens must be for")
+    oidc_client_id: str = Field(
+        "esp-ingest", min_length=1, max_length=200, description="id of the console as a client of the provider"
+    )
+    oidc_client_secret: SecretStr = Field(
+        SecretStr(""), description="secret of that client, empty for a public client, which PKCE protects alone"
+    )
+    oidc_client_secret_file: PathText = Field(
+        "", description="a file that holds the secret, in place of oidc_client_secret"
+    )
+    oidc_scope: str = Field(
+        "openid profile email",
+        pattern=r"^(.* )?openid( .*)?$",
+        description="what the console asks the provider for; many give a refresh token only with offline_access too",
+    )
     oidc_role_claim: str = Field("roles", description="claim that names the roles; a dot goes into an object")
     oidc_roles: dict[str, Literal["viewer", "operator", "admin"]] = Field(
         default_factory=dict, description="role by value of that claim; whoever has none of them is refused"
@@ -399,7 +413,7 @@ class ApiSettings(_Section):
     def _check(self) -> Self:
         if bool(self.cert_file) != bool(self.tls_key_file):
             raise ValueError("cert_file and tls_key_file belong together: set both or neither")
-        if self.oidc_issuer and not self.oidc_issuer.startswith(("https://", "http://127.0.0.1", "http://localhost")):
+        if self.oidc_issuer and not is_private_url(self.oidc_issuer):
             raise ValueError("oidc_issuer must be an https:// address")
         if self.oidc_issuer and not self.oidc_roles:
             raise ValueError("oidc_issuer needs oidc_roles, which says what values of the claim are what role")

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -22,8 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from esp_ingest.store.schema import migrate
 from tests.support.api import PASSWORD, ApiProcess, insert_reading
 from tests.support.databases import Database, Server
-
-SECRET = "a secret of at least thirty-two bytes, for tests"
+from tests.support.oidc import SECRET, Issuer
 
 
 def pem(key: Any) -> str:
@@ -303,70 +301,15 @@ def test_the_first_user(timescaledb_apache_server: Server, tmp_path: Path) -> No
     timescaledb_apache_server.drop_database(made)
 
 
-class Issuer:
-    """An OpenID provider: discovery, JWKS, and tokens signed with whatever key a test wants."""
-
-    def __init__(self) -> None:
-        self.keys: dict[str, Any] = {"one": rsa.generate_private_key(public_exponent=65537, key_size=2048)}
-        self.requests = 0
-        issuer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                issuer.requests += 1
-                body = json.dumps(issuer.answer(self.path)).encode()
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def answer(self, path: str) -> dict[str, Any]:
-        if path == "/.well-known/openid-configuration":
-            return {"issuer": self.url, "jwks_uri": f"{self.url}/keys"}
-        found = []
-        for kid, key in self.keys.items():
-            kind = jwt.algorithms.RSAAlgorithm if isinstance(key, rsa.RSAPrivateKey) else jwt.algorithms.ECAlgorithm
-            found.append(json.loads(kind.to_jwk(key.public_key())) | {"kid": kid, "use": "sig"})
-        found.append({"kty": "oct", "k": base64.urlsafe_b64encode(SECRET.encode()).decode(), "kid": "shared"})
-        return {"keys": found}
-
-    def token(self, kid: str = "one", key: Any = None, alg: str = "RS256", **changes: Any) -> str:
-        now = int(time.time())
-        claims = {
-            "iss": self.url, "aud": "esp-ingest", "sub": "0001", "preferred_username": "olga", "iat": now,
-            "exp": now + 300, "realm_access": {"roles": ["esp-operators", "other"]}, "esp_wells": ["A-*"],
-        }  # fmt: skip
-        claims = {name: value for name, value in (claims | changes).items() if value is not None}
-        return jwt.encode(claims, key or self.keys[kid], alg, {"kid": kid})
-
-    def stop(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-
-
 @pytest.fixture(scope="module")
 def issuer() -> Iterator[Issuer]:
-    made = Issuer()
-    yield made
-    made.stop()
+    with Issuer() as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
 def oidc(database: Database, issuer: Issuer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiProcess]:
-    settings = {
-        "API__OIDC_ISSUER": issuer.url,
-        "API__OIDC_ROLE_CLAIM": "realm_access.roles",
-        "API__OIDC_ROLES": '{"esp-operators": "operator", "esp-admins": "admin"}',
-        "API__OIDC_WELLS_CLAIM": "esp_wells",
-    }
-    with ApiProcess(tmp_path_factory.mktemp("oidc"), database.dsn, settings) as process:
+    with ApiProcess(tmp_path_factory.mktemp("oidc"), database.dsn, issuer.settings) as process:
         yield process
 
 
@@ -430,4 +373,7 @@ class TestOpenId:
             answer = client.post("/api/v1/auth/token", data={"username": "vera", "password": PASSWORD})
             assert answer.status_code == 404
             assert client.get("/api/v1/auth/methods").json()["method"] == "oidc"
+        with api.client() as client:
+            body = {"code": "x", "code_verifier": "x" * 43, "redirect_uri": f"{api.url}/"}
+            assert client.post("/api/v1/auth/oidc", json=body).status_code == 404
         assert status(oidc, api.sign_in("vera")["access_token"])[0] == 401

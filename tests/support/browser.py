@@ -72,8 +72,11 @@ def chromium() -> Iterator[Browser]:
 
 
 @contextmanager
-def tab(browser: Browser, url: str, size: str = "desk", dark: bool = False, **options: Any) -> Iterator[Page]:
-    """A page in a context of its own. After it: no script failed, and nothing was asked of another host."""
+def tab(
+    browser: Browser, url: str, size: str = "desk", dark: bool = False, provider: str | None = None, **options: Any
+) -> Iterator[Page]:
+    """A page in a context of its own. After it: no script failed, and nothing was asked of another host, but that the
+    page itself went to ``provider`` and back."""
     width, height = SIZES[size]
     context = browser.new_context(
         base_url=url, viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light",
@@ -84,7 +87,8 @@ def tab(browser: Browser, url: str, size: str = "desk", dark: bool = False, **op
     failures: list[str] = []
 
     def note(request: Request) -> None:
-        if not request.url.startswith((url, "data:", "blob:")):
+        goes_to_provider = provider and request.is_navigation_request() and request.url.startswith(provider)
+        if not request.url.startswith((url, "data:", "blob:")) and not goes_to_provider:
             foreign.append(request.url)
 
     context.on("request", note)

@@ -292,7 +292,7 @@ def test_every_setting_that_is_a_path_is_tried_here() -> None:
     secrets = {
         (section, name)
         for section, name in paths
-        if "password" in name or "dsn" in name or (section, name) == ("archive", "key_file")
+        if "password" in name or "dsn" in name or "secret" in name or (section, name) == ("archive", "key_file")
     }
     several = {("api", "key_file")}  # a list of paths
     assert paths - secrets - several == set(PATHS)

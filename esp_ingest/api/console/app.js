@@ -139,7 +139,7 @@ document.addEventListener("keydown", (event) => {
 
 // -- Signing in and out.
 
-async function showSignIn() {
+async function showSignIn(trouble) {
   turn += 1;
   shown?.page.close();
   shown = null;
@@ -150,7 +150,7 @@ async function showSignIn() {
   document.body.classList.remove("stale");
   document.title = "Sign in – esp-ingest";
   const { open } = await import("./signin.js");
-  if (!me) open(main);
+  if (!me) open(main, trouble);
 }
 
 async function enter() {
@@ -170,8 +170,9 @@ async function enter() {
 
 async function begin() {
   apply();
+  const trouble = location.search ? await (await import("./oidc.js")).comeBack() : "";
   if (await isSignedIn()) await enter();
-  else await showSignIn();
+  else await showSignIn(trouble);
 }
 
 addEventListener("hashchange", () => {

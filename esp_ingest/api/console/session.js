@@ -62,7 +62,8 @@ export async function isSignedIn() {
   return tokens !== null;
 }
 
-function begun(answer) {
+/** Keep the tokens of a sign-in, and tell the other tabs. */
+export function beginSession(answer) {
   const found = {
     access: answer.access_token,
     refresh: answer.refresh_token ?? null,
@@ -77,13 +78,7 @@ function begun(answer) {
 export async function signIn(username, password) {
   const answer = await fetch("api/v1/auth/token", { method: "POST", body: new URLSearchParams({ username, password }) });
   if (!answer.ok) throw await problemOf(answer);
-  begun(await answer.json());
-  tell();
-}
-
-/** Use a token of an OpenID provider as it is. It cannot be refreshed: at its end one signs in again. */
-export function useToken(token) {
-  begun({ access_token: token, refresh_token: null, expires_in: 365 * 86_400 });
+  beginSession(await answer.json());
   tell();
 }
 
@@ -116,7 +111,7 @@ async function renewed(old) {
     }
     const body = JSON.stringify({ refresh_token: tokens.refresh });
     const answer = await fetch("api/v1/auth/refresh", { method: "POST", body, headers: { "Content-Type": "application/json" } });
-    if (answer.ok) begun(await answer.json());
+    if (answer.ok) beginSession(await answer.json());
     else if (answer.status === 401 || answer.status === 404) forget();
     else throw await problemOf(answer);
   });
@@ -138,10 +133,11 @@ export async function problemOf(answer) {
   return new Problem(answer.status, kind, document.detail ?? `The API answered ${answer.status}: try again.`);
 }
 
-/** fetch() with the access token, which is renewed when it is about to end or is refused. Throws a Problem for whoever
+/** fetch() with the access token, which is renewed when it is about to end or is refused; without a refresh token (some
+ * OpenID providers give none) it is used to its end. Throws a Problem for whoever
  * is not signed in, and TypeError if the API cannot be reached. */
 export async function authorized(address, options = {}) {
-  if (tokens && tokens.ends - Date.now() < EARLY_MILLISECONDS) await renewed(tokens);
+  if (tokens?.refresh && tokens.ends - Date.now() < EARLY_MILLISECONDS) await renewed(tokens);
   for (let attempt = 0; ; attempt += 1) {
     const used = tokens;
     if (!used) throw new Problem(401, "signed-out", "Sign in first.");

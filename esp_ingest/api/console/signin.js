@@ -1,10 +1,10 @@
 // The sign-in page.
 
 import { field, h, replace } from "./dom.js";
-import { signIn, useToken } from "./session.js";
+import { signIn } from "./session.js";
 
-/** Show it in `root`. */
-export async function open(root) {
+/** Show it in `root`. `trouble` is what went wrong with the sign-in before, if something did. */
+export async function open(root, trouble = "") {
   const message = h("p", { class: "error", role: "alert" });
   const place = h("div", { class: "page signin" }, h("h1", null, "Sign in"), h("p", null, "Asking how …"));
   replace(root, place);
@@ -15,8 +15,9 @@ export async function open(root) {
       h("button", { type: "button", onclick: () => open(root) }, "Try again"));
     return;
   }
-  replace(place, h("h1", null, "Sign in"), methods.method === "oidc" ? withToken(methods) : withPassword(message), message);
-  place.querySelector("input")?.focus();
+  replace(place, h("h1", null, "Sign in"), methods.method === "oidc" ? throughProvider(methods, message, () => open(root)) : withPassword(message), message);
+  replace(message, trouble); // once the alert is in the page, or it would not be read out
+  place.querySelector("input, button")?.focus();
 }
 
 function withPassword(message) {
@@ -51,14 +52,29 @@ function show(error, message) {
   }
 }
 
-function withToken(methods) {
-  const token = h("textarea", { required: true, rows: 4, spellcheck: "false", autocomplete: "off" });
-  const submit = (event) => {
-    event.preventDefault();
-    useToken(token.value.trim());
-  };
-  return h("form", { onsubmit: submit },
-    h("p", null, `Users are those of ${methods.issuer}. Get an access token there for the audience ${methods.audience}.`),
-    field("Access token", token, "It stays in this tab and ends when the provider says so."),
-    h("button", { class: "primary" }, "Use it"));
+function throughProvider(methods, message, again) {
+  const name = hostOf(methods.issuer);
+  if (!methods.authorization_endpoint) {
+    return [h("p", { class: "error", role: "alert" }, `The OpenID provider at ${name} does not answer.`), h("button", { type: "button", onclick: again }, "Try again")];
+  }
+  const button = h("button", { type: "button", class: "primary" }, `Sign in with ${name}`);
+  button.addEventListener("click", async () => {
+    button.disabled = true;
+    replace(message);
+    try {
+      await (await import("./oidc.js")).leave(methods);
+    } catch (error) {
+      show(error, message);
+    }
+    button.disabled = false;
+  });
+  return [h("p", null, `Users of this console are those of ${methods.issuer}.`), button];
+}
+
+function hostOf(address) {
+  try {
+    return new URL(address).host;
+  } catch {
+    return address;
+  }
 }

@@ -7,12 +7,17 @@ from fastapi.responses import Response
 
 from esp_ingest.api.answers import respond
 from esp_ingest.api.context import Parts, Viewer
-from esp_ingest.api.models import AuthMethods, Me, RefreshBody, Tokens
+from esp_ingest.api.models import AuthMethods, Me, OidcBody, RefreshBody, Tokens
+from esp_ingest.api.problems import invalid
 from esp_ingest.api.schema import answers, problem_answers
 from esp_ingest.model import at_us
 
 router = APIRouter(prefix="/api/v1", tags=["session"])
 _TOKENS = {"access_token": "eyJ…", "refresh_token": "mC0…", "token_type": "bearer", "expires_in": 900}
+_METHODS = {
+    "method": "local", "issuer": None, "audience": None, "authorization_endpoint": None, "client_id": None,
+    "scope": None,
+}  # fmt: skip
 _ME = {"name": "ada", "role": "operator", "wells": ["A-*"], "kind": "user", "expires_at": "2026-11-25T12:15:00Z"}
 
 
@@ -39,14 +44,43 @@ async def sign_in(
 
 
 @router.post(
+    "/auth/oidc",
+    summary="Sign in with the code of an OpenID provider",
+    response_model=None,
+    responses=answers(Tokens, _TOKENS, problems=(400, 403, 404, 413, 429), cached=False),
+)
+async def sign_in_with_code(request: Request, api: Parts, body: OidcBody) -> Response:
+    """The end of the authorization code flow with PKCE (S256): the browser was at the `authorization_endpoint` of
+    `/auth/methods` and brings the code back; the API exchanges it for the provider's tokens. `redirect_uri` must be
+    this API's own address with the path `/`. Without a nonce the ID token must have none."""
+    if api.auth.client is not None:
+        _refuse_foreign_origin(request, body.redirect_uri)
+    tokens = await api.auth.sign_in_with_code(
+        body.code, body.code_verifier, body.redirect_uri, body.nonce, _address(request)
+    )
+    return _secret(request, tokens.document())
+
+
+def _refuse_foreign_origin(request: Request, redirect_uri: str) -> None:
+    """Raises Problem 422 for any other address than that of the console."""
+    own = f"{request.url.scheme}://{request.headers.get('host', '')}/"
+    if redirect_uri != own:
+        raise invalid(
+            "redirect_uri",
+            f"redirect_uri must be {own[:200]}, the console's own address: if a proxy in front has TLS or another "
+            "name, have it pass Host and X-Forwarded-Proto on, and name it in api.trusted_proxies.",
+        )
+
+
+@router.post(
     "/auth/refresh",
     summary="The next tokens of a session",
     response_model=None,
-    responses=answers(Tokens, _TOKENS, problems=(400, 404, 413), cached=False),
+    responses=answers(Tokens, _TOKENS, problems=(400, 403, 404, 413, 429), cached=False),
 )
 async def refresh(request: Request, api: Parts, body: RefreshBody) -> Response:
     """Takes the refresh token of the last answer, once. A token that comes a second time was stolen: the session
-    ends."""
+    ends. Under an OpenID provider it is the provider's refresh token, and the provider's tokens come back."""
     tokens = await api.auth.refresh(body.refresh_token, _address(request))
     return _secret(request, tokens.document())
 
@@ -68,18 +102,22 @@ async def sign_out(request: Request, api: Parts, body: RefreshBody) -> Response:
     "/auth/methods",
     summary="How to sign in",
     response_model=None,
-    responses=answers(AuthMethods, {"method": "local", "issuer": None, "audience": None}),
+    responses=answers(AuthMethods, _METHODS),
 )
 async def methods(request: Request, api: Parts) -> Response:
     """Needs no token: the sign-in page asks it."""
     settings = api.settings.api
-    is_oidc = bool(settings.oidc_issuer)
+    if api.auth.client is None:
+        return respond(request, _METHODS)
     return respond(
         request,
         {
-            "method": "oidc" if is_oidc else "local",
-            "issuer": settings.oidc_issuer or None,
-            "audience": settings.oidc_audience if is_oidc else None,
+            "method": "oidc",
+            "issuer": settings.oidc_issuer,
+            "audience": settings.oidc_audience,
+            "authorization_endpoint": await api.auth.client.authorization_endpoint(),
+            "client_id": settings.oidc_client_id,
+            "scope": settings.oidc_scope,
         },
     )
 
