@@ -7,6 +7,7 @@ set -euo pipefail
 trixie=${ESP_INGEST_TRIXIE:-/var/cache/esp-ingest/trixie}
 
 has_trixie() { [ -x "$trixie/usr/lib/postgresql/17/bin/postgres" ] && compgen -G "$trixie/usr/lib/postgresql/17/lib/timescaledb-*.so" >/dev/null; }
+has_trixie_pgbackrest() { [ -x "$trixie/usr/bin/pgbackrest" ]; }
 has_postgresql() { [ -x /usr/lib/postgresql/15/bin/postgres ]; }
 
 # One Debian package a missing program.
@@ -45,7 +46,7 @@ install_trixie() {
   echo "   making $trixie (45 s, 700 MB)"
   local fresh
   fresh=$(mktemp -d "$trixie.XXXXXX")
-  if ! debootstrap --variant=minbase --include=postgresql-17,postgresql-17-timescaledb trixie "$fresh" \
+  if ! debootstrap --variant=minbase --include=postgresql-17,postgresql-17-timescaledb,pgbackrest trixie "$fresh" \
     ${ESP_INGEST_DEBIAN_MIRROR:+"$ESP_INGEST_DEBIAN_MIRROR"} >"$fresh.log" 2>&1; then
     tail -n 5 "$fresh.log"
     rm -rf "$fresh" "$fresh.log"
@@ -56,10 +57,17 @@ install_trixie() {
   mv "$fresh" "$trixie"
 }
 
+# A folder that an earlier version of this script made.
+add_trixie_pgbackrest() {
+  echo "   adding pgbackrest to $trixie"
+  DEBIAN_FRONTEND=noninteractive chroot "$trixie" sh -c 'apt-get update -qq && apt-get install -qq -y --no-install-recommends pgbackrest' \
+    >/dev/null 2>&1
+}
+
 command -v node >/dev/null || echo "   node is missing: tests on TimescaleDB community edition will be skipped, see docs/development.md"
 
 packages=$(missing_packages)
-if [ -z "$packages" ] && has_trixie; then
+if [ -z "$packages" ] && has_trixie && has_trixie_pgbackrest; then
   echo "   all there"
 elif [ "$(id -u)" != 0 ]; then
   echo "   without root these stay missing, and tests that need them are skipped: $(echo $packages) $(has_trixie || echo TimescaleDB)"
@@ -73,4 +81,5 @@ else
   # shellcheck disable=SC2086 # one word a package
   [ -z "$packages" ] || install_packages $packages
   has_trixie || install_trixie
+  has_trixie_pgbackrest || add_trixie_pgbackrest
 fi

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -17,10 +18,10 @@ from esp_ingest.lifecycle import drill as drills
 from esp_ingest.lifecycle import observe
 from esp_ingest.service.clock import SystemClock
 from esp_ingest.service.metrics import LifecycleMetrics
-from tests.support.backups import Backups, azurite_tls, backups, drill
+from tests.support.backups import Backups, TimescaleBackups, azurite_tls, backups, drill, timescale_backups
 from tests.support.lifecycle_data import contents, midnight, settings_for
 
-__all__ = ["azurite_tls", "backups"]  # fixtures of this file's own
+__all__ = ["azurite_tls", "backups", "timescale_backups"]  # fixtures of this file's own
 
 
 @pytest.fixture
@@ -241,3 +242,40 @@ def test_a_drill_that_is_stopped_or_killed_leaves_no_server_behind(backups: Back
     assert said == "esp-ingest: Stopped by a signal before the command was done.\n"
     assert not folder.exists()
     assert not processes(folder)
+
+
+def titles() -> set[str]:
+    """What processes of a copy call themselves: PostgreSQL puts cluster_name there."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            title = path.read_bytes().rstrip(b"\0").decode(errors="replace")
+            if title.startswith("postgres: esp-ingest drill"):
+                found.add(title.removeprefix("postgres: esp-ingest drill").strip(": "))
+    return found
+
+
+def test_a_drill_on_timescaledb_runs_no_job_and_needs_the_same_library(timescale_backups: TimescaleBackups) -> None:
+    folder = timescale_backups.folder / "drill"
+    timescale_backups.archive_wal()
+    environment = timescale_backups.environment(folder)
+    with subprocess.Popen(
+        timescale_backups.command(), env=environment, cwd="/", stdout=subprocess.PIPE, text=True
+    ) as running:
+        seen: set[str] = set()
+        while running.poll() is None:
+            seen |= titles()
+            time.sleep(0.01)
+        assert running.stdout is not None
+        said = running.stdout.read()
+    assert running.returncode == 0
+    assert "compared 5 archived days, 480 rows, " in said
+    assert any(title.startswith("startup") for title in seen), seen
+    assert not any("TimescaleDB" in title or "launcher" in title or "archiver" in title for title in seen), seen
+
+    version = timescale_backups.database.value("SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'")
+    (timescale_backups.folder / "lib").unlink()  # for the drill alone; the server has its own path
+    done = drill(timescale_backups, folder)
+    assert done.returncode == 1
+    assert f"The backup needs TimescaleDB {version}, which is not installed here: install exactly " in done.stderr
+    assert not folder.exists()

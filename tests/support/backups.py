@@ -9,37 +9,32 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
-from tests.support.databases import Database, Missing, Postgres15, unavailable
+from tests.support.databases import TRIXIE, Missing, NativeTimescale, Postgres15, Server, unavailable
 from tests.support.lifecycle_data import fill, fill_diagnostics, migrated, run, settings_for
 from tests.support.storages import ACCOUNT, KEY, Azurite
-
-_DROP = "setpriv --reuid={0.pw_uid} --regid={0.pw_gid} --clear-groups --inh-caps={1} --ambient-caps={1}"
-
-
-def as_postgres() -> list[str]:
-    """What makes a command run as the user postgres, who may read our virtual environment wherever it lies."""
-    return _DROP.format(pwd.getpwnam("postgres"), "+dac_override").split()
 
 
 class Backups:
     """``folder`` holds configuration, repository 1, archive and logs, and belongs to the user postgres."""
 
+    kind: ClassVar[type[Server]] = Postgres15
+    # The user postgres may read our virtual environment wherever it lies.
+    capabilities: ClassVar[str] = "+dac_override"
+
     def __init__(self, azurite: Azurite | None) -> None:
-        if shutil.which("pgbackrest") is None:
-            raise Missing("apt-get install pgbackrest")
-        Postgres15._require()
-        # In memory where there is such a place: each of the 1 300 files of a cluster is synced, and removed again.
-        memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-        self.folder = Path(tempfile.mkdtemp(prefix="esp-backup-", dir=memory))
+        self._require()
+        self.kind._require()
+        self.folder = self._new_folder()
         self.folder.chmod(0o755)
         for name in ("repo1", "log", "lock", "sockets", "archive", "place", "conf"):
             (self.folder / name).mkdir()
         self.own(self.folder)
         self.config = self.folder / "conf" / "pgbackrest.conf"
-        self.server = Postgres15.start(
+        self.server = self.kind.start(
             settings={
                 "archive_mode": "on",
                 "archive_command": f"pgbackrest --config={self.config} --stanza=esp archive-push %p",
@@ -50,11 +45,31 @@ class Backups:
         self.config.write_text(self._text(azurite))
         self.database = migrated(self.server.create_database("esp"))
 
+    def _require(self) -> None:
+        if shutil.which("pgbackrest") is None:
+            raise Missing("apt-get install pgbackrest")
+
+    def _new_folder(self) -> Path:
+        # In memory where there is such a place: each of the 1 300 files of a cluster is synced, and removed again.
+        memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+        return Path(tempfile.mkdtemp(prefix="esp-backup-", dir=memory))
+
+    def ids(self) -> tuple[int, int]:
+        """User and group of the database."""
+        user = pwd.getpwnam("postgres")
+        return user.pw_uid, user.pw_gid
+
+    def as_postgres(self) -> list[str]:
+        """What makes a command run as the user postgres."""
+        uid, gid = self.ids()
+        capabilities = [f"--{kind}-caps={self.capabilities}" for kind in ("inh", "ambient")]
+        return ["setpriv", f"--reuid={uid}", f"--regid={gid}", "--clear-groups", *capabilities]
+
     def _text(self, azurite: Azurite | None) -> str:
         """config/backup/pgbackrest.conf as it ships, with the places of this test."""
         shipped = (Path(__file__).parents[2] / "config/backup/pgbackrest.conf").read_text(encoding="utf-8")
         mine = {
-            "pg1-path": self.server.folder,
+            "pg1-path": self.kind._data(self.server.folder),
             "pg1-port": self.server.port,
             "pg1-socket-path": self.folder / "sockets",
             "repo1-path": self.folder / "repo1",
@@ -83,16 +98,25 @@ class Backups:
 
     def own(self, folder: Path) -> None:
         """Give the folder and all in it to the user postgres."""
-        user = pwd.getpwnam("postgres")
         for path in (folder, *folder.rglob("*")):
-            os.chown(path, user.pw_uid, user.pw_gid, follow_symlinks=False)
+            os.chown(path, *self.ids(), follow_symlinks=False)
 
     def pgbackrest(self, *arguments: str) -> str:
         """Run it as an operator would."""
-        command = [*as_postgres(), "pgbackrest", f"--config={self.config}", "--stanza=esp", *arguments]
+        command = [
+            *self.as_postgres(),
+            self.program("pgbackrest"),
+            f"--config={self.config}",
+            "--stanza=esp",
+            *arguments,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, cwd="/")
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
+
+    def program(self, name: str) -> str:
+        """The path of a program that runs beside the database."""
+        return name
 
     def archive_wal(self) -> None:
         """Wait until all that was committed lies in the repositories."""
@@ -110,11 +134,60 @@ class Backups:
         }
 
     def command(self, *arguments: str) -> list[str]:
-        return [*as_postgres(), sys.executable, "-m", "esp_ingest", "lifecycle", "drill", *arguments]
+        return [*self.as_postgres(), sys.executable, "-m", "esp_ingest", "lifecycle", "drill", *arguments]
 
     def stop(self) -> None:
         self.server.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class TimescaleBackups(Backups):
+    """As Backups, on native TimescaleDB in its Debian 13 folder: only the drill itself runs outside. The folder has
+    one path inside and outside, and what the drill starts goes through scripts that change the root."""
+
+    kind = NativeTimescale
+    capabilities = "+dac_override,+sys_chroot"
+    _SCRIPT = '#!/bin/sh\n[ ! -d {root} ] || exec chroot {root} {program} "$@"\nexec {program} "$@"\n'
+
+    def _require(self) -> None:
+        if not (TRIXIE / "usr/bin/pgbackrest").exists():
+            raise Missing(f"no pgbackrest in {TRIXIE}: run `make test-machine`")
+
+    def _new_folder(self) -> Path:
+        inside = Path(tempfile.mkdtemp(prefix="esp-backup-", dir=TRIXIE / "tmp"))
+        outside = Path("/tmp") / inside.name
+        outside.symlink_to(inside)
+        (outside / "bin").mkdir()
+        (outside / "lib").symlink_to(TRIXIE / "usr/lib/postgresql/17/lib")
+        for program in (
+            "/usr/lib/postgresql/17/bin/postgres",
+            "/usr/lib/postgresql/17/bin/pg_controldata",
+            "/usr/bin/pgbackrest",
+        ):
+            script = outside / "bin" / Path(program).name
+            script.write_text(self._SCRIPT.format(root=TRIXIE, program=program))
+            script.chmod(0o755)
+        return outside
+
+    def ids(self) -> tuple[int, int]:
+        return NativeTimescale._ids()
+
+    def program(self, name: str) -> str:
+        return str(self.folder / "bin" / name)
+
+    def environment(self, folder: Path, **more: str) -> dict[str, str]:
+        ours = {
+            "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
+            "TMPDIR": str(self.folder / "sockets"),
+            "ESP_INGEST_BACKUP__POSTGRES_BIN": str(self.folder / "bin"),
+        }
+        return super().environment(folder, **(ours | more))
+
+    def stop(self) -> None:
+        inside = self.folder.resolve()
+        self.folder.unlink()
+        self.folder = inside
+        super().stop()
 
 
 def fill_and_back_up(backups: Backups) -> None:
@@ -165,12 +238,24 @@ def backups(azurite_tls: Azurite) -> Iterator[Backups]:
         found.stop()
 
 
+@pytest.fixture(scope="module")
+def timescale_backups() -> Iterator[TimescaleBackups]:
+    """As ``backups``, on native TimescaleDB and with the local repository alone."""
+    try:
+        found = TimescaleBackups(None)
+    except Missing as missing:
+        unavailable(str(missing))
+        raise
+    try:
+        fill_and_back_up(found)
+        yield found
+    finally:
+        found.stop()
+
+
 def drill(backups: Backups, folder: Path, *arguments: str, **more: str) -> "subprocess.CompletedProcess[str]":
     """One drill to its end."""
     environment = backups.environment(folder, **more)
     return subprocess.run(
         backups.command(*arguments), env=environment, cwd="/", capture_output=True, text=True, timeout=120
     )
-
-
-__all__ = ["Backups", "Database", "azurite_tls", "backups", "drill"]
