@@ -164,7 +164,7 @@ def lose_a_segment(place: Path) -> str:
 
 @pytest.mark.parametrize("damage", [damage_a_file, lose_the_backups_wal, lose_a_segment])
 def test_a_damaged_repository_is_found(backups: Backups, folder: Path, damage: Callable[[Path], str]) -> None:
-    while len(segments(backups.folder / "repo1")) < 5:
+    while len(segments(backups.folder / "repo1")) < 4:  # two of them of the time after the backup
         backups.archive_wal()
     place, settings = copy_of(backups, damage.__name__)
     expected = damage(place)
@@ -265,7 +265,7 @@ def test_a_drill_on_timescaledb_runs_no_job_and_needs_the_same_library(timescale
         seen: set[str] = set()
         while running.poll() is None:
             seen |= titles()
-            time.sleep(0.01)
+            time.sleep(0.1)
         assert running.stdout is not None
         said = running.stdout.read()
     assert running.returncode == 0
