@@ -106,6 +106,7 @@ class Daemon:
         from esp_ingest.mqtt.source import MqttSource
         from esp_ingest.store.connection import conninfo
         from esp_ingest.store.presence import Presence
+        from esp_ingest.store.write.newest import WellNewest
         from esp_ingest.store.write.redelivery import RejectWriter
         from esp_ingest.store.write.writer import PostgresStore
         from esp_ingest.telemetry.decode import Decoder
@@ -126,6 +127,7 @@ class Daemon:
             beat=lambda: health.beat("writer"),
             rejects=RejectWriter(session, settings.mqtt.receive_maximum),
             presence=Presence(session, Topics(settings.mqtt).wanted, clock),
+            newest=WellNewest(clock),
         )
         state_folder = spool_settings.folder() if spool_settings.enabled else None
         self._source: MqttSource = MqttSource(settings.mqtt, clock, metrics, state_folder)

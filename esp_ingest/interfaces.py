@@ -127,6 +127,10 @@ class Store(Protocol):
         then. May be called in the middle of a write (``meanwhile``)."""
         ...
 
+    def idle(self) -> None:
+        """No batch waits: do what can wait. Raises nothing."""
+        ...
+
     def ping(self) -> None:
         """Is the database there and its schema the one this program writes? Raises StoreUnavailable where it is not."""
         ...

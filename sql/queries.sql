@@ -236,6 +236,66 @@ RETURNING messages;
 -- What follows in this transaction must not wait long for a lock.
 SET LOCAL lock_timeout = '1s';
 
+-- name: need_not_be_durable
+-- What follows in this transaction is made good after a crash.
+SET LOCAL synchronous_commit = off;
+
+-- name: may_keep_well_newest
+-- Whether this user may keep the newest reading of each well.
+SELECT coalesce(bool_and(has_table_privilege(to_regclass(relation), privilege)), false)
+FROM unnest('{well_newest,well_newest_stale}'::text[]) AS relation,
+     unnest('{SELECT,INSERT,UPDATE,DELETE}'::text[]) AS privilege;
+
+-- name: keeps_well_newest
+-- "on": this session keeps well_newest itself, so its statements leave no mark.
+SELECT set_config('esp_ingest.keeps_well_newest', %(keeps)s, false);
+
+-- name: stage_newest_of_wells
+-- The newest readings of these wells, beside those that were copied.
+INSERT INTO esp_ingest_staging ("timestamp", received_at, flow_rate, pip, motor_current, motor_temp, vibration,
+                                vsd_frequency, gor, discharge_pressure, wellhead_pressure, casing_pressure,
+                                intake_temp, leakage_current, drive_voltage, well_id, extra, quality)
+SELECT latest.*
+FROM unnest(%s::text[]) AS well (well_id)
+CROSS JOIN LATERAL (
+    SELECT "timestamp", received_at, flow_rate, pip, motor_current, motor_temp, vibration, vsd_frequency, gor,
+           discharge_pressure, wellhead_pressure, casing_pressure, intake_temp, leakage_current, drive_voltage, well_id,
+           extra, quality
+    FROM esp_telemetry t WHERE t.well_id = well.well_id ORDER BY t."timestamp" DESC LIMIT 1
+) AS latest;
+
+-- name: keep_well_newest
+-- What is staged, where it is newer. In the order of wells, so that two daemons wait for each other and never both.
+INSERT INTO well_newest AS n ("timestamp", received_at, flow_rate, pip, motor_current, motor_temp, vibration,
+                              vsd_frequency, gor, discharge_pressure, wellhead_pressure, casing_pressure,
+                              intake_temp, leakage_current, drive_voltage, well_id, extra, quality)
+SELECT DISTINCT ON (well_id) "timestamp", received_at, flow_rate, pip, motor_current, motor_temp, vibration,
+       vsd_frequency, gor, discharge_pressure, wellhead_pressure, casing_pressure, intake_temp, leakage_current,
+       drive_voltage, well_id, extra, quality
+FROM esp_ingest_staging
+ORDER BY well_id, "timestamp" DESC
+ON CONFLICT (well_id) DO UPDATE
+SET "timestamp" = excluded."timestamp", received_at = excluded.received_at, flow_rate = excluded.flow_rate,
+    pip = excluded.pip, motor_current = excluded.motor_current, motor_temp = excluded.motor_temp,
+    vibration = excluded.vibration, vsd_frequency = excluded.vsd_frequency, gor = excluded.gor,
+    discharge_pressure = excluded.discharge_pressure, wellhead_pressure = excluded.wellhead_pressure,
+    casing_pressure = excluded.casing_pressure, intake_temp = excluded.intake_temp,
+    leakage_current = excluded.leakage_current, drive_voltage = excluded.drive_voltage, extra = excluded.extra,
+    quality = excluded.quality
+WHERE excluded."timestamp" > n."timestamp";
+
+-- name: mark_well_newest_stale
+-- What was kept by a process that may have been killed.
+INSERT INTO well_newest_stale DEFAULT VALUES;
+
+-- name: well_newest_is_stale
+-- Is there a mark?
+SELECT EXISTS (SELECT FROM well_newest_stale);
+
+-- name: refresh_well_newest
+-- Where something has written readings that did not keep the newest ones.
+SELECT refresh_well_newest();
+
 -- name: renew_session
 -- A daemon with this session writes here now.
 INSERT INTO mqtt_sessions (session, topic_filter, seen_at) VALUES (%(session)s, %(topic_filter)s, now())

@@ -176,6 +176,7 @@ class Stage:
         if now >= self._next_ping and self._outage.due():
             self._next_ping = now + _PING_SECONDS
             self._ping()
+        self._store.idle()
         self.maintain()
         return min(max(self._next_ping - now, 0.05), 1.0)
 

@@ -22,6 +22,7 @@ from esp_ingest.model import at_us
 from esp_ingest.store import schema, sqlstate
 from esp_ingest.store.connection import Connection, Session, connect
 from esp_ingest.store.queries import query
+from esp_ingest.store.write import newest
 
 if TYPE_CHECKING:
     from esp_ingest.lifecycle.storage import Storage
@@ -140,6 +141,9 @@ class Run:
             self._days.columns(table)  # one that the archive cannot hold is found before anything is done
         # Before any drop, and a failure ends the run: what is dropped can no longer be gathered.
         aggregates.keep(self._connection, self._settings.lifecycle.aggregates_days, self._beat)
+        newest.refresh_where_stale(self._connection)
+        # What is dropped here stays the newest reading of a well that is silent: no mark.
+        self._connection.execute(query("keeps_well_newest"), {"keeps": "on"})
         if self._settings.archive.url:
             from esp_ingest.lifecycle.storage import open_storage
             from esp_ingest.lifecycle.verify import Origin

@@ -97,6 +97,9 @@ class FakeStore:
     def prepare(self, readings: Readings) -> None:
         self.prepared += 1
 
+    def idle(self) -> None:
+        """Nothing can wait here."""
+
     def ping(self) -> None:
         if self.away:
             raise StoreUnavailable("told to be away")

@@ -32,6 +32,7 @@ from esp_ingest.store.sqlstate import Verdict
 from esp_ingest.store.write.copy_format import Buffer, telemetry_stream
 from esp_ingest.store.write.findings import write_diagnostics
 from esp_ingest.store.write.high_water import Marks, first_of_each
+from esp_ingest.store.write.newest import WellNewest
 from esp_ingest.store.write.redelivery import RejectWriter
 from esp_ingest.store.write.rejects import conflicting_reading, refused_reading
 
@@ -83,7 +84,8 @@ class PostgresStore:
 
     ``topic_root`` is the first level of the topic that is put down for a reading which the database refused.
     ``publish``: changes of occurrences go to the outbox as well. ``beat`` is called between the steps of a write that
-    takes long. ``rejects``: of the daemon's session. ``presence`` tells others that this daemon is here."""
+    takes long. ``rejects``: of the daemon's session. ``presence`` tells others that this daemon is here.
+    ``newest`` keeps the newest reading of each well; without it the view well_latest looks for them."""
 
     def __init__(
         self,
@@ -94,8 +96,10 @@ class PostgresStore:
         beat: Callable[[], None] = lambda: None,
         rejects: RejectWriter | None = None,
         presence: Presence | None = None,
+        newest: WellNewest | None = None,
     ) -> None:
         self._beat = beat
+        self._newest = newest
         self._presence = presence
         self._rejects = rejects or RejectWriter()
         self._settings = settings
@@ -145,6 +149,7 @@ class PostgresStore:
             tally.refused += stubborn
         self._too_much = 0
         self._stubborn.clear()
+        self._keep_newest()
         return WriteResult(
             tally.written,
             tally.duplicates,
@@ -215,9 +220,34 @@ class PostgresStore:
                 self._too_much += 1
                 raise
             self._doubt = False
+            if self._newest is not None and len(readings):
+                self._newest.committed(readings, self._as_sent(readings) if rung is Rung.DIRECT else None)
             self._marks.committed(readings)
             self._rejects.committed(last.arrival, rejects)
             return tally
+
+    def _as_sent(self, readings: Readings) -> _Rows:
+        """Which of them went directly into the table. No other one is the newest of its well."""
+        prepared = self._underway
+        is_known = prepared is not None and prepared.readings is readings
+        first = prepared.first if is_known and prepared is not None else first_of_each(readings)
+        fresh = self._marks.fresh(readings)
+        return np.flatnonzero(fresh if first is None else first & fresh)
+
+    def _keep_newest(self, *, at_end: bool = False) -> None:
+        """The newest reading of each well, where it is time. If it fails, nothing depends on it."""
+        if self._newest is None or self._connection is None:
+            return
+        if self._newest.waiting if at_end else self._newest.is_due():
+            try:
+                self._newest.keep(self._connection)
+            except psycopg.Error as error:
+                self._give_back(error)
+                self._newest.failed(self._connection, error)
+
+    def idle(self) -> None:
+        """See seams.Store."""
+        self._keep_newest()
 
     def prepare(self, readings: Readings) -> None:
         """See seams.Store: the COPY stream, where all of them can be expected to go directly."""
@@ -266,6 +296,7 @@ class PostgresStore:
 
     def end(self) -> None:
         """Close for good, and tell the others."""
+        self._keep_newest(at_end=True)
         if self._presence is not None and self._connection is not None:
             self._presence.end(self._connection)
         self.close()
@@ -288,6 +319,8 @@ class PostgresStore:
                 if not self._settings.skip_init:
                     _refuse_unless_ok(connection, schema.check_version)
                 connection.rollback()
+                if self._newest is not None:
+                    self._newest.reconnected()
             except psycopg.Error as error:
                 connection.close()
                 raise sqlstate.unavailable(error) from None
