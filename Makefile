@@ -75,6 +75,10 @@ faults: setup test-machine  ## every fault case, and their table into docs/fault
 bench: setup test-machine  ## throughput and cost beside the peers, as a table
 	@$(BIN)/python -m tests.bench $(ARGS)
 
+.PHONY: lifecycle-bench
+lifecycle-bench: setup test-machine  ## times and sizes of a month of readings, as a table (ARGS="--wells 20 --paste")
+	@$(BIN)/python -m tests.bench.lifecycle $(ARGS)
+
 .PHONY: evaluate
 evaluate: setup  ## diagnostics on recorded wells (DATA=folder)
 	@$(BIN)/python -m tests.evaluate $(ARGS)

@@ -14,11 +14,10 @@ from pathlib import Path
 
 from tests.bench import startup
 from tests.bench.cases import CASES, Plan, run_case
+from tests.bench.paste import paste
 from tests.bench.report import Results
 from tests.bench.runs import Measured
 
-_DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "performance.md"
-_BEGIN, _END = "<!-- bench: begin -->\n", "<!-- bench: end -->\n"
 _KINDS = ("daemon", "mq-bridge", "baseline", "copy", "subscriber", "startup")
 
 
@@ -43,7 +42,7 @@ def main() -> int:
     results.save(options.output / "bench.json")
     (options.output / "bench.md").write_text(text, encoding="utf-8")
     if options.paste:
-        _paste(text)
+        paste(text, "bench")
     _say(f"{time.monotonic() - began:.0f} s; figures of every run in {options.output / 'bench.json'}")
     return 1 if any(run.failure and run.competitor.startswith("esp-ingest") for run in runs) else 0
 
@@ -62,14 +61,6 @@ def _options() -> argparse.Namespace:
 def _say(line: str) -> None:
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
-
-
-def _paste(text: str) -> None:
-    """Replace what stands between the markers of docs/performance.md."""
-    document = _DOCUMENT.read_text(encoding="utf-8")
-    head, _, rest = document.partition(_BEGIN)
-    _, _, tail = rest.partition(_END)
-    _DOCUMENT.write_text(f"{head}{_BEGIN}\n{text}\n{_END}{tail}", encoding="utf-8")
 
 
 if __name__ == "__main__":
