@@ -141,14 +141,14 @@ class WellNewest:
         if not self._keeps:
             return
         now = self._clock.monotonic()
-        rows = np.flatnonzero(self._changed)
+        slots = np.flatnonzero(self._changed)
         connection.execute(query("be_brief"))
         connection.execute(query("need_not_be_durable"))
         if self.waiting:
             self._next = now + _BEAT_SECONDS
             connection.execute(staging(connection, "create_staging"))
             with connection.cursor() as cursor, cursor.copy(query("copy_staging")) as copy:
-                for piece in telemetry_stream(self._remembered(), rows):
+                for piece in telemetry_stream(self._remembered(slots)):
                     copy.write(piece)
             if self._unsure:
                 connection.execute(query("stage_newest_of_wells"), (sorted(self._unsure),))
@@ -160,17 +160,20 @@ class WellNewest:
         self._changed[:] = False
         self._unsure.clear()
 
-    def _remembered(self) -> Readings:
-        """All wells that are known, one reading each."""
-        count = len(self._slot_of)
+    def _remembered(self, slots: npt.NDArray[np.intp]) -> Readings:
+        """The wells at ``slots``, one reading each."""
+        wells = list(self._slot_of)
+        extra, quality = (
+            {at: kept[slot] for at, slot in enumerate(slots.tolist()) if slot in kept} for kept in self._texts
+        )
         return Readings(
-            wells=list(self._slot_of),
-            well_index=np.arange(count, dtype=np.int32),
-            timestamp_us=self._timestamp_us[:count],
-            received_us=self._received_us[:count],
-            values=self._values[:, :count],
-            extra=self._texts[0],
-            quality=self._texts[1],
+            wells=[wells[slot] for slot in slots.tolist()],
+            well_index=np.arange(len(slots), dtype=np.int32),
+            timestamp_us=self._timestamp_us[slots],
+            received_us=self._received_us[slots],
+            values=np.ascontiguousarray(self._values[:, slots]),
+            extra=extra,
+            quality=quality,
         )
 
     def failed(self, connection: Connection | None, error: psycopg.Error) -> None:
