@@ -297,16 +297,8 @@ LANGUAGE sql STABLE ROWS 1000 SET search_path FROM CURRENT SET jit = off AS $$
            (array_agg(h.drive_voltage_first ORDER BY h.bucket) FILTER (WHERE h.drive_voltage_first IS NOT NULL))[1],
            (array_agg(h.drive_voltage_last ORDER BY h.bucket DESC) FILTER (WHERE h.drive_voltage_last IS NOT NULL))[1], sum(h.drive_voltage_count)::bigint,
            sum(h.running_seconds)
-    FROM (
-        SELECT kept.*
-        FROM aggregate_hours kept
-        WHERE kept.bucket >= since AND kept.bucket < until AND kept.bucket < (SELECT hours_to FROM aggregate_state)
-        UNION ALL
-        SELECT live.*
-        FROM aggregate_state s
-        CROSS JOIN LATERAL aggregated_hours(greatest(s.hours_to, since), until) AS live
-        WHERE s.hours_to < until  -- else no reading is looked at
-    ) AS h
+    FROM aggregate_hours_now h
+    WHERE h.bucket >= since AND h.bucket < until
     GROUP BY h.well_id, day
 $$;
 

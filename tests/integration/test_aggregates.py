@@ -1,5 +1,6 @@
 """Hours and days of each well against the same figures gathered from the readings by other means, on every edition."""
 
+import re
 from collections import defaultdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -122,6 +123,17 @@ def assert_right(database: Database) -> None:
                 assert found[key][name] == (pytest.approx(value) if isinstance(value, float) else value), (key, name)
 
 
+def assert_a_kept_day_is_gathered_without_readings(database: Database, day: datetime) -> None:
+    """It once gathered all later readings, to throw them away: minutes a day of a large fleet."""
+    body = database.value("SELECT prosrc FROM pg_proc WHERE proname = 'aggregated_days'")
+    for name, at in (("since", day), ("until", day + timedelta(days=1))):
+        body = re.sub(rf"\b{name}\b", f"TIMESTAMPTZ '{at.isoformat()}'", body)
+    plan = [row[0] for row in database.all(f"EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF) {body}")]
+    readings = [line for line in plan if re.search(r"Scan.* on (esp_telemetry|_hyper_\d+_\d+_chunk)", line)]
+    assert readings
+    assert all("never executed" in line for line in readings), plan
+
+
 def test_aggregates_are_what_a_loop_over_the_readings_says(database: Database, tmp_path: Path) -> None:
     add(database, 5)
     assert_right(database)  # nothing is kept yet: all of it gathered at once
@@ -130,6 +142,7 @@ def test_aggregates_are_what_a_loop_over_the_readings_says(database: Database, t
     assert database.value("SELECT count(*) FROM aggregate_hours") > 100
     assert database.value("SELECT count(*) FROM aggregate_days") == 9
     assert_right(database)
+    assert_a_kept_day_is_gathered_without_readings(database, midnight(4))
     late = midnight(4) + timedelta(minutes=59)  # into an hour that is kept; the pump runs into the next
     insert = "INSERT INTO esp_telemetry (timestamp, well_id, pip, motor_current, received_at)"
     database.run(f"{insert} VALUES ('{late.isoformat()}', 'bb', 9999, 40, '2026-01-01Z')")
