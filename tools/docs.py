@@ -25,6 +25,8 @@ _EXAMPLES = {
     "limits": "limits.motor_temp = { high = 450 }  # the lower bound keeps its default",
     "wells": 'wells."ESP-01".pip = { low = 50, high = 3_500 }',
     "extra_signals": 'extra_signals.tubing_temp = { unit = "°F", low = 32, high = 572 }',
+    "by_well": 'by_well."ESP-01" = { curve = [[0, 52], [1_500, 44], [3_000, 8]], stages = 120, '
+    "recommended_bpd = [1_100, 2_100] }",
     "oidc_roles": 'oidc_roles = { "esp-admins" = "admin", "esp-operators" = "operator", "esp-users" = "viewer" }',
 }
 _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}

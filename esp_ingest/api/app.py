@@ -20,7 +20,7 @@ from esp_ingest.api.live import Feed
 from esp_ingest.api.models import ProblemDocument
 from esp_ingest.api.monitor import Monitor
 from esp_ingest.api.readiness import Readiness
-from esp_ingest.api.routes import actions, alarms, operations, pages, rules, session, stream, telemetry, wells
+from esp_ingest.api.routes import actions, alarms, operations, pages, pump, rules, session, stream, telemetry, wells
 from esp_ingest.api.schema import PROBLEM_EXAMPLE
 from esp_ingest.config.settings import Settings
 from esp_ingest.interfaces import Clock
@@ -32,7 +32,7 @@ DESCRIPTION = """\
 What esp-ingest stores, for SCADA, notebooks, Grafana and the console. Every request needs a bearer token; errors are
 problem documents (RFC 9457); lists are `{items, next}`, `next` is the address of the next page; times are RFC
 3339 in UTC. Lists come as JSON, CSV (`Accept: text/csv`) or Arrow (`Accept: application/vnd.apache.arrow.stream`)."""
-ROUTERS = (session, wells, telemetry, alarms, actions, rules, operations, stream, pages)
+ROUTERS = (session, wells, pump, telemetry, alarms, actions, rules, operations, stream, pages)
 
 
 def create_app(settings: Settings, clock: Clock | None = None) -> FastAPI:

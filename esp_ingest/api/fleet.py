@@ -21,7 +21,7 @@ SEVERITIES = ("critical", "high", "medium", "low", "info")
 _SMALL_WELLS, _QUICK_SECONDS = 1_000, 0.03  # what is smaller or quicker is read for each request
 _SHARE = 10.0  # a fleet that takes t seconds to read is shown for 10 t
 _LONGEST_SHOWN_SECONDS = 15.0
-_MIN_FREQUENCY_HZ = 5.0  # as the rules have it
+MIN_FREQUENCY_HZ = 5.0  # as the rules have it
 _FREQUENCY, _CURRENT = SIGNAL_NAMES.index("vsd_frequency"), SIGNAL_NAMES.index("motor_current")
 _HELD_BACK = ("suppressed", "shelved", "out_of_service")
 
@@ -51,7 +51,7 @@ class Well:
 def running(values: tuple[float | None, ...]) -> State:
     """The state that a reading shows."""
     frequency, current = values[_FREQUENCY], values[_CURRENT]
-    if (frequency is not None and frequency <= _MIN_FREQUENCY_HZ) or (current is not None and current <= 0):
+    if (frequency is not None and frequency <= MIN_FREQUENCY_HZ) or (current is not None and current <= 0):
         return "stopped"
     return "unknown" if frequency is None and current is None else "running"
 

@@ -16,7 +16,7 @@ from pydantic import (
     create_model,
 )
 
-from esp_ingest.config.settings import WELL_ID_PATTERN
+from esp_ingest.config.section import WELL_ID_PATTERN
 from esp_ingest.model import SIGNALS
 
 WellId = Annotated[str, StringConstraints(pattern=f"^{WELL_ID_PATTERN}$")]
@@ -155,6 +155,26 @@ class WellDetail(Well):
     limits: dict[str, dict[str, float]] = Field(description="hard limits by signal: low and high")
     shelved: list[dict[str, Any]]
     rules_off: list[dict[str, Any]] = Field(description="rules that cannot run at this well, and why")
+    has_pump: bool = Field(description="whether a pump curve is configured: /api/v1/wells/{well_id}/pump")
+
+
+class PumpPoint(BaseModel):
+    """A pump's curve at a frequency, and where the newest reading lies beside it."""
+
+    well_id: str
+    timestamp: datetime = Field(description="of the newest reading")
+    vsd_frequency: float | None = Field(description="Hz, of the newest reading")
+    curve_hz: float = Field(
+        description="the frequency that the curve is for: the reading's, or the catalogue's if the pump stands still "
+        "or its frequency is not known"
+    )
+    curve: list[tuple[float, float]] = Field(description="[flow, head] of the whole pump, by rising flow")
+    recommended: tuple[float, float] | None = Field(description="recommended flows, from and to, if configured")
+    gradient_psi_per_ft: float = Field(description="of the fluid, by which head is made of the pressures")
+    flow_rate: float | None
+    head: float | None = Field(description="of discharge less intake pressure, null if one of them is missing")
+    curve_head: float | None = Field(description="what the curve gives at this flow, null beside its ends")
+    units: dict[str, str]
 
 
 class Telemetry(BaseModel):

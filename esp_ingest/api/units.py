@@ -25,8 +25,10 @@ CONVERSIONS: dict[str, Conversion] = {
     "°F": Conversion("°C", 5.0 / 9.0, -32.0 * 5.0 / 9.0),
     "in/s": Conversion("mm/s", 25.4),
     "scf/bbl": Conversion("m³/m³", _FOOT3_M3 / _BARREL_M3),
+    "ft": Conversion("m", 0.3048),
 }
-_UNIT = {signal.name: signal.unit for signal in SIGNALS}
+HEAD = "head"  # of a pump: no signal, but what two pressures say
+_UNIT = {signal.name: signal.unit for signal in SIGNALS} | {HEAD: "ft"}
 
 
 def unit(signal: str, system: System) -> str:

@@ -1,7 +1,7 @@
 """What pydantic finds wrong, in sentences for people; shared by the settings and by rules.toml."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -47,11 +47,11 @@ def fields_at(model: Any, location: list[str], otherwise: Iterable[str] = ()) ->
     """The names of the fields of the table at ``location`` below ``model``; ``otherwise`` if that is not a table with
     fixed names."""
     for part in location:
-        annotation = model.model_fields[part].annotation if part in getattr(model, "model_fields", {}) else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return list(otherwise)
-        model = annotation
-    return list(model.model_fields)
+        if get_origin(model) is dict:  # tables by names of the user's own, such as wells
+            model = get_args(model)[1]
+        else:
+            model = model.model_fields[part].annotation if part in getattr(model, "model_fields", {}) else None
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else list(otherwise)
 
 
 def what_is_wrong(error: ValidationError, model: type[BaseModel]) -> tuple[list[str], str]:

@@ -3,77 +3,24 @@
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import AfterValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from esp_ingest.config.hosts import checked_host, is_private_url
+from esp_ingest.config.pumps import PumpsSettings
+from esp_ingest.config.section import WELL_ID_PATTERN, PathText, Section
 from esp_ingest.config.sentences import nearest
 from esp_ingest.errors import UsageError
 from esp_ingest.model import SIGNAL_NAMES
 
 ENV_PREFIX = "ESP_INGEST_"
 PACKET_OVERHEAD_BYTES = 4_096  # around a payload: header, topic, properties
-WELL_ID_PATTERN = r"[A-Za-z0-9._-]{1,64}"
 
 
 class ConfigError(UsageError):
     """The configuration cannot be used. The message is one sentence that names the key and says what to do."""
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_truth_for_a_number(cls, given: Any) -> Any:
-        """pydantic takes true for 1.0."""
-        for name, field in cls.model_fields.items():
-            if field.annotation in (int, float) and isinstance(given, dict) and isinstance(given.get(name), bool):
-                raise ValueError(f"{name} must be a number")
-        return given
-
-    @model_validator(mode="after")
-    def _read_secret_files(self) -> Self:
-        for name in type(self).model_fields:
-            path = getattr(self, name) if name.endswith("_file") else None
-            secret = name.removesuffix("_file")
-            if path and isinstance(getattr(self, secret, None), SecretStr):
-                object.__setattr__(self, secret, SecretStr(_secret_of(name, path)))
-        return self
-
-
-def _secret_of(name: str, path: str) -> str:
-    """What the secret file ``path`` of the setting ``name`` holds, without line ends and byte order mark. The path is
-    named where it looks like one: somebody may have put the secret itself in its place."""
-    where = f"{path}: " if path.startswith(("/", "./", "../")) else ""
-    try:
-        text = Path(path).read_bytes().decode("utf-8-sig").rstrip("\r\n")
-    except OSError as error:
-        raise ValueError(f"{name} cannot be read: {where}{error.strerror}") from None
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" in text:  # UTF-16 without its mark is UTF-8 with a NUL beside each letter
-        raise ValueError(f"{name} cannot be read: {where}it is not UTF-8 text, save it as UTF-8")
-    if "\n" in text and not name.startswith("dsn"):  # a connection string may go over several lines
-        raise ValueError(f"{name} cannot be read: {where}it has more than one line, leave the secret alone in it")
-    return text
-
-
-def _expanded(text: str) -> str:
-    """A path of the settings: ``~`` is the home folder, as in a shell, and not a folder of that name."""
-    if "\0" in text or text != text.strip():
-        raise ValueError("must be a path without white space around it")
-    if re.match(r"\w+://", text):
-        raise ValueError("must be a path, not a URL")
-    try:
-        return str(Path(text).expanduser()) if text.startswith("~") else text
-    except RuntimeError:
-        raise ValueError('begins with "~", but there is no home folder of that user: give the path in full') from None
-
-
-PathText = Annotated[str, AfterValidator(_expanded)]
 
 
 def _in_state(name: str, key: str) -> Path:
@@ -101,7 +48,7 @@ TopicLevel = Annotated[str, AfterValidator(_is_topic_level)]
 Host = Annotated[str, AfterValidator(checked_host)]
 
 
-class MqttSettings(_Section):
+class MqttSettings(Section):
     """The broker and the session on it."""
 
     host: Host = Field("127.0.0.1", min_length=1, description="host name or address of the broker")
@@ -165,7 +112,7 @@ class MqttSettings(_Section):
         return self
 
 
-class DatabaseSettings(_Section):
+class DatabaseSettings(Section):
     """PostgreSQL or TimescaleDB."""
 
     dsn: SecretStr = Field(
@@ -217,7 +164,7 @@ def _refuse_bare_password(dsn: str) -> None:
         )
 
 
-class BatchSettings(_Section):
+class BatchSettings(Section):
     """When a batch is cut: whichever bound is reached first."""
 
     max_rows: int = Field(5_000, ge=1, le=1_000_000, description="readings in a batch")
@@ -225,7 +172,7 @@ class BatchSettings(_Section):
     max_age_seconds: float = Field(0.25, gt=0, le=60, description="age of the oldest message in a batch")
 
 
-class Limits(_Section):
+class Limits(Section):
     """Hard limits of a signal; a bound left out keeps the default."""
 
     low: float | None = None
@@ -238,7 +185,7 @@ class Limits(_Section):
         return self
 
 
-class ExtraSignal(_Section):
+class ExtraSignal(Section):
     """A further numeric signal: kept in ``extra``, checked against its limits like the built-in ones."""
 
     unit: str = ""
@@ -252,7 +199,7 @@ class ExtraSignal(_Section):
         return self
 
 
-class TelemetrySettings(_Section):
+class TelemetrySettings(Section):
     """What counts as a reading."""
 
     max_ahead_seconds: float = Field(
@@ -283,7 +230,7 @@ class TelemetrySettings(_Section):
         return self
 
 
-class SpoolSettings(_Section):
+class SpoolSettings(Section):
     """The on-disk spool that takes over while the database is away."""
 
     enabled: bool = Field(True, description="spool to disk in an outage; without it the broker's queue has to hold it")
@@ -306,21 +253,21 @@ class SpoolSettings(_Section):
             raise
 
 
-class HttpSettings(_Section):
+class HttpSettings(Section):
     """Health and metrics."""
 
     host: Host = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8080, ge=0, le=65535, description="port to listen on, 0 for any free one")
 
 
-class LogSettings(_Section):
+class LogSettings(Section):
     """Logs on stdout."""
 
     level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is written")
     format: Literal["json", "console"] = Field("json", description="json lines, or console for a terminal")
 
 
-class DiagnosticsSettings(_Section):
+class DiagnosticsSettings(Section):
     """The rules that run on each batch."""
 
     enabled: bool = Field(True, description="run the diagnostic rules")
@@ -334,7 +281,7 @@ class DiagnosticsSettings(_Section):
     publish: bool = Field(True, description="publish occurrences to {topic_root}/{well_id}/diagnostics")
 
 
-class ServiceSettings(_Section):
+class ServiceSettings(Section):
     """The process itself."""
 
     drain_seconds: float = Field(20.0, gt=0, le=600, description="time to write what is held after SIGTERM")
@@ -347,7 +294,7 @@ class ServiceSettings(_Section):
     reject_alarm_consecutive: int = Field(1_000, ge=1, description="rejects in a row that raise the alarm metric")
 
 
-class ApiSettings(_Section):
+class ApiSettings(Section):
     """The HTTP API and console (`esp-ingest api`)."""
 
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
@@ -420,7 +367,7 @@ class ApiSettings(_Section):
         return self
 
 
-class ArchiveSettings(_Section):
+class ArchiveSettings(Section):
     """Where finished days are kept for ever, as Parquet files."""
 
     url: str = Field(
@@ -437,7 +384,7 @@ class ArchiveSettings(_Section):
     timeout_seconds: float = Field(60.0, ge=1, le=3600, description="longest time for one request to an object store")
 
 
-class LifecycleSettings(_Section):
+class LifecycleSettings(Section):
     """How long rows stay in the database, and how `esp-ingest lifecycle run` works."""
 
     telemetry_days: int = Field(30, ge=0, le=36_500, description="days that readings stay, 0 for ever")
@@ -462,7 +409,7 @@ class LifecycleSettings(_Section):
     )
 
 
-class BackupSettings(_Section):
+class BackupSettings(Section):
     """The backup of the whole database by pgBackRest, and `esp-ingest lifecycle drill`, which restores it for a try."""
 
     stanza: str = Field("esp", pattern=r"^[\w.-]{1,64}$", description="pgBackRest's name of the database")
@@ -502,6 +449,7 @@ class Settings(BaseSettings):
     diagnostics: DiagnosticsSettings = DiagnosticsSettings()
     service: ServiceSettings = ServiceSettings()
     api: ApiSettings = ApiSettings()
+    pumps: PumpsSettings = PumpsSettings()
     archive: ArchiveSettings = ArchiveSettings()
     lifecycle: LifecycleSettings = LifecycleSettings()
     backup: BackupSettings = BackupSettings()

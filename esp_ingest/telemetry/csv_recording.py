@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from esp_ingest.config.settings import WELL_ID_PATTERN
+from esp_ingest.config.section import WELL_ID_PATTERN
 from esp_ingest.errors import UsageError
 from esp_ingest.service.text import rfc3339
 from esp_ingest.telemetry.timestamps import NO_TIME, parse_rfc3339

@@ -24,7 +24,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from esp_ingest.config.settings import WELL_ID_PATTERN, TelemetrySettings
+from esp_ingest.config.section import WELL_ID_PATTERN
+from esp_ingest.config.settings import TelemetrySettings
 from esp_ingest.model import (
     SIGNAL_NAMES,
     Decoded,

@@ -71,8 +71,10 @@ def test_the_examples_in_the_file_are_valid(tmp_path: Path) -> None:
     examples = [line.removeprefix("# ") for line in lines if line.removeprefix("# ") in docs._EXAMPLES.values()]
     assert len(examples) == len(docs._EXAMPLES)
     of_api = [line for line in examples if line.startswith("oidc_")]
-    of_telemetry = [line for line in examples if line not in of_api]
-    read = load(toml(tmp_path, "\n".join(["[telemetry]", *of_telemetry, "[api]", *of_api])))
+    of_pumps = [line for line in examples if line.startswith("by_well")]
+    of_telemetry = [line for line in examples if line not in (*of_api, *of_pumps)]
+    read = load(toml(tmp_path, "\n".join(["[telemetry]", *of_telemetry, "[api]", *of_api, "[pumps]", *of_pumps])))
+    assert read.pumps.by_well["ESP-01"].curve[1] == (1_500, 44)
     assert read.telemetry.wells["ESP-01"]["pip"].low == 50
     assert read.api.oidc_roles["esp-admins"] == "admin"
 

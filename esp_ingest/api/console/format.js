@@ -29,7 +29,7 @@ export const HELD_BACK = new Set(["suppressed", "shelved", "out_of_service"]);
 
 const DECIMALS = {
   "bbl/d": 0, psi: 0, A: 1, "°F": 0, "in/s": 2, Hz: 1, "scf/bbl": 0, mA: 2, V: 0,
-  "m³/d": 1, bar: 1, "°C": 0, "mm/s": 1, "m³/m³": 1,
+  "m³/d": 1, ft: 0, m: 0, bar: 1, "°C": 0, "mm/s": 1, "m³/m³": 1,
 };
 const STORED_UNITS = {
   flow_rate: "bbl/d", pip: "psi", motor_current: "A", motor_temp: "°F", vibration: "in/s", vsd_frequency: "Hz", gor: "scf/bbl",

@@ -30,6 +30,9 @@ export function open(root, context) {
   const meter = ammeter(wellId, newest);
   let trends = null;
   let hasBands = false;
+  const pumpPlace = h("div");
+  let pump = null;
+  const loadPump = throttled(() => pump?.load(), 5_000);
 
   const list = new AlarmList(context, {
     isOfWell: true,
@@ -40,7 +43,7 @@ export function open(root, context) {
   replace(root,
     h("div", { class: "head" }, h("h1", null, wellId), state, seen, h("a", { href: "#/fleet" }, "All wells")),
     trouble, notes, trendPlace,
-    h("div", { class: "columns well-columns" }, h("section", { class: "panel" }, h("h2", null, "Alarms of this well"), list.element), h("div", null, meter.element, history, extra)));
+    h("div", { class: "columns well-columns" }, h("section", { class: "panel" }, h("h2", null, "Alarms of this well"), list.element), h("div", null, pumpPlace, meter.element, history, extra)));
 
   async function loadWell() {
     try {
@@ -53,12 +56,20 @@ export function open(root, context) {
     if (isClosed) return;
     replace(trouble);
     showWell();
+    if (well.has_pump) showPump();
     if (!trends) {
       const signals = Object.keys(SIGNALS).filter((signal) => well.reading[signal] !== null || ["motor_current", "vsd_frequency", "pip"].includes(signal));
       trends = new Trends(trendPlace, { wellId, signals, newest, onView: (now) => context.setQuery(now, false) });
       trends.start(query).then(drawAlarms, (error) => replace(trouble, error.message)).finally(() => trendPlace.removeAttribute("aria-busy"));
     }
     trends.showReading(well.reading);
+  }
+
+  async function showPump() {
+    const { pumpPanel } = await import("./pump.js"); // most wells have none
+    pump ??= pumpPanel(wellId);
+    if (!pump.element.isConnected) replace(pumpPlace, pump.element);
+    pump.load();
   }
 
   function showWell() {
@@ -139,6 +150,7 @@ export function open(root, context) {
       showAge();
       trends?.push(Date.parse(reading.timestamp) / 1000, reading);
       trends?.showReading(reading);
+      loadPump();
     }),
     live.on("alarms", ({ items }) => items.some((item) => item.well_id === wellId) && reload()),
     live.on("reset", () => {
@@ -163,6 +175,7 @@ export function open(root, context) {
       isClosed = true;
       clearInterval(ages);
       reload.cancel();
+      loadPump.cancel();
       trends?.close();
       meter.close();
       list.close();

@@ -16,7 +16,7 @@ from esp_ingest.api.routes.operations import without_nul
 from esp_ingest.api.routes.telemetry import FromQuery, ToQuery
 from esp_ingest.api.routes.wells import CursorQuery, LimitQuery
 from esp_ingest.api.schema import OCCURRENCE_EXAMPLE, answers
-from esp_ingest.config.settings import WELL_ID_PATTERN
+from esp_ingest.config.section import WELL_ID_PATTERN
 
 router = APIRouter(prefix="/api/v1/alarms", tags=["alarms"])
 

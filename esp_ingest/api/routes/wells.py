@@ -15,7 +15,7 @@ from esp_ingest.api.principal import Principal
 from esp_ingest.api.problems import Problem
 from esp_ingest.api.schema import WELL_EXAMPLE, answers
 from esp_ingest.api.units import System, convert, unit, units
-from esp_ingest.config.settings import WELL_ID_PATTERN
+from esp_ingest.config.section import WELL_ID_PATTERN
 from esp_ingest.model import SIGNAL_NAMES, SIGNALS
 
 router = APIRouter(prefix="/api/v1", tags=["wells"])
@@ -178,6 +178,7 @@ def _table(items: list[dict[str, Any]], system: System) -> Table:
         | {
             "units": _UNITS, "received_at": "2026-11-25T12:00:00.250Z", "extra": None, "quality": None,
             "limits": {"pip": {"low": 0.0, "high": 6000.0}}, "shelved": [], "rules_off": [],
+            "has_pump": False,
         },
         problems=(404,),
     ),
@@ -205,6 +206,7 @@ async def well(
         "limits": _limits(api, well_id, units),
         "shelved": [{"diagnosis": d, "shelved_to": to, "by_whom": by, "why": why} for d, to, by, why in shelved],
         "rules_off": [{"diagnosis": diagnosis, "reason": reason} for diagnosis, reason in off],
+        "has_pump": well_id in api.settings.pumps.by_well,
     }
     return respond(request, document)
 
