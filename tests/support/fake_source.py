@@ -23,12 +23,26 @@ class Message:
     payload: bytes
     qos: int = 1
     packet_id: int = 0  # the packet id that it was sent under before; 0: never sent
+    number: int = 0  # of this session, so that two of the same content are two
+
+
+class Arrivals:
+    """Tells each message a time of its own, also over a restart: none is so quick that two have the same time."""
+
+    def __init__(self) -> None:
+        self._last_us = 0
+
+    def next_us(self, now_us: int) -> int:
+        """``now_us``, or later."""
+        self._last_us = max(now_us, self._last_us + 1)
+        return self._last_us
 
 
 class BrokerSession:
     """What a broker keeps of one client: a queue, and what is under way and not acknowledged, by packet id."""
 
-    def __init__(self, window: int = WINDOW, packet_id_count: int = 0xFFFF) -> None:
+    def __init__(self, window: int = WINDOW, packet_id_count: int = 0xFFFF, arrivals: Arrivals | None = None) -> None:
+        """``arrivals``: shared by sessions whose messages have no time in common, since the clock of a test stands."""
         self.window = window
         self.packet_id_count = packet_id_count
         self.record = SessionRecord(MqttSettings(), None)  # the daemon's, on its disk
@@ -38,11 +52,14 @@ class BrokerSession:
         self.inflight: OrderedDict[int, Message] = OrderedDict()
         self.acked: list[bytes] = []  # payloads, in the order of their acknowledgements
         self.connections = 0  # ever
-        self.last_us = 0  # when a message was received last: no restart is so quick that two have the same time
+        self.arrivals = arrivals or Arrivals()
         self._last_packet_id = 0
+        self._published = 0
 
     def publish(self, topic: bytes | str, payload: bytes, qos: int = 1) -> None:
-        self.queue.append(Message(topic.encode() if isinstance(topic, str) else topic, payload, qos))
+        self._published += 1
+        name = topic.encode() if isinstance(topic, str) else topic
+        self.queue.append(Message(name, payload, qos, number=self._published))
 
     def next_out(self) -> tuple[int, Message] | None:
         """(packet id, message) to send now, None when the queue is empty or the window closed. Packet ids go up and are
@@ -85,23 +102,25 @@ class BrokerSession:
     def killed(self) -> tuple[list[bytes], list[bytes]]:
         """The broker is as its last snapshot says. Returns payloads: what is lost to it, and what it sends again though
         it may not be marked DUP."""
-        held = self.holds()
+        held = self._held()
         queue, inflight, self._last_packet_id = self._snapshot
         self.queue, self.inflight = deque(queue), OrderedDict(inflight)
-        for payload in self.holds():
-            if payload in held:
-                held.remove(payload)
-        return held, self.holds()
+        again = {message.number for message in self._held()}
+        return [message.payload for message in held if message.number not in again], self.holds()
 
     def holds(self) -> list[bytes]:
         """Payloads that the broker still answers for."""
-        return [message.payload for message in (*self.inflight.values(), *self.queue) if message.qos]
+        return [message.payload for message in self._held()]
+
+    def _held(self) -> list[Message]:
+        return [message for message in (*self.inflight.values(), *self.queue) if message.qos]
 
 
 class FakeSource:
     """seams.Source without a socket; what is published to the session arrives at the next ``take``. For one thread."""
 
-    def __init__(self, clock: Clock, session: BrokerSession | None = None) -> None:
+    def __init__(self, clock: Clock, session: BrokerSession | None = None, record: SessionRecord | None = None) -> None:
+        """``record``: what this daemon knows of the session; None: the one kept with the session."""
         self._clock = clock
         self.session = session if session is not None else BrokerSession()
         self.connected = self.subscribed = False
@@ -109,7 +128,7 @@ class FakeSource:
         self._buffer: deque[Delivery] = deque()
         self._unsettled: deque[float] = deque()
         self._is_receiving = True
-        self._packet_ids = PacketIds(self.session.record, self.session.window, self.session.packet_id_count)
+        self._packet_ids = PacketIds(record or self.session.record, self.session.window, self.session.packet_id_count)
         self.connect()
 
     # -- The seam.
@@ -192,7 +211,7 @@ class FakeSource:
     def _receive(self) -> None:
         while self.connected and self._is_receiving and (out := self.session.next_out()):
             packet_id, message = out
-            now_us = self.session.last_us = max(self._clock.now_us(), self.session.last_us + 1)
+            now_us = self.session.arrivals.next_us(self._clock.now_us())
             came = [
                 Delivery(
                     message.topic,

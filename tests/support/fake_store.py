@@ -2,13 +2,19 @@
 fail the way a database does."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any
 
 import numpy as np
 
 from esp_ingest.interfaces import Findings, Refusal, StoreUnavailable, WriteResult
 from esp_ingest.model import NOTHING_ARRIVED, Arrival, Checkpoint, DiagnosticRow, Readings, Reject
+from esp_ingest.store.outbox import Change
+from esp_ingest.store.queries import query
 from esp_ingest.store.write.copy_format import digest_of
 from esp_ingest.store.write.redelivery import remembered_messages
 from esp_ingest.store.write.rejects import conflicting_reading, refused_reading
@@ -19,7 +25,10 @@ class FakeStore:
 
     ``failures`` is a script, an entry a write: None is success; "before" fails and stores nothing; "after" stores
     everything and then fails, as when the connection breaks during the commit. ``poison_texts`` are what the database
-    would refuse in ``extra`` and ``quality``. ``refuses_diagnostics``: the tables of the diagnostics alone refuse."""
+    would refuse in ``extra`` and ``quality``. ``refuses_diagnostics``: the tables of the diagnostics alone refuse to be
+    written, ``refuses_reading_diagnostics``: to be read (tests/support/fake_diagnostics.py).
+    Changes of occurrences go to ``outbox``. ``locks`` are advisory locks, by key, that somebody holds beyond a
+    statement: what needs one of them waits in vain, as behind lock_timeout."""
 
     def __init__(self, receive_maximum: int = 20_000) -> None:
         self.receive_maximum = receive_maximum
@@ -30,10 +39,16 @@ class FakeStore:
         self.diagnostics: dict[tuple[str, str, int], DiagnosticRow] = {}
         self.cursor_us = 0
         self.states: dict[str, Checkpoint] = {}
+        self.outbox: list[Change] = []
+        self.set_aside: dict[int, tuple[str, bool]] = {}  # revision → reason, whether for good
+        self.revisions: list[Change] = []  # all that ever went to the outbox
+        self.publishing_turn: list[Any] = []  # holder, until when (monotonic)
+        self.locks: dict[int, str] = {}
+        self.waits_for_locks = 0
         self.failures: list[str | None] = []
         self.away = False
         self.poison_texts: set[str] = set()
-        self.refuses_diagnostics = False
+        self.refuses_diagnostics = self.refuses_reading_diagnostics = False
         self.writes = 0
         self.prepared = 0
         self.closed = False
@@ -52,6 +67,9 @@ class FakeStore:
         if cursor_us is not None and cursor_us[0] != self.cursor_us:
             raise StoreUnavailable("another daemon follows the table")
         failure = self.failures.pop(0) if self.failures else None
+        if rejects and any(key in self.locks for key in _keys_of_rejects()):
+            self.waits_for_locks += 1
+            raise StoreUnavailable("the database is busy", "canceling statement due to lock timeout")
         if failure == "before":
             raise StoreUnavailable("told to fail", "before the commit")
         self.writes += 1
@@ -86,13 +104,25 @@ class FakeStore:
                 raise error
             refusal = Refusal(error, tuple(diagnostics), frozenset(each.well_id for each in checkpoints))
             diagnostics = checkpoints = ()
-        self.diagnostics |= {(row.well_id, row.diagnosis, row.raised_us): row for row in diagnostics}
+        for found in diagnostics:
+            self._store_diagnosis(found)
         self.cursor_us = self.cursor_us if cursor_us is None else cursor_us[1]
         self.states |= {each.well_id: each for each in checkpoints}
         if failure == "after":
             raise StoreUnavailable("told to fail", "after the commit")
         path = "bisect" if len(refused) > conflicts else "staging" if duplicates or conflicts else "direct"
         return WriteResult(written, duplicates, reasons.total(), tuple(refused), reasons, path, refusal)
+
+    def _store_diagnosis(self, row: DiagnosticRow) -> None:
+        """As the statement upsert_diagnostic does: a change of severity, state or end goes to the outbox."""
+        key = (row.well_id, row.diagnosis, row.raised_us)
+        old = self.diagnostics.get(key)
+        if old is not None and row.peak is None:
+            row = replace(row, peak=old.peak)
+        if old is None or (old.severity, old.state, old.cleared_us) != (row.severity, row.state, row.cleared_us):
+            self.revisions.append(Change(len(self.revisions) + 1, row.well_id, row.message))
+            self.outbox.append(self.revisions[-1])
+        self.diagnostics[key] = row
 
     def prepare(self, readings: Readings) -> None:
         self.prepared += 1
@@ -126,6 +156,13 @@ class FakeStore:
         if not known:
             self.rejects[(reject.received_us, digest)] = reject
         return not known
+
+
+@cache
+def _keys_of_rejects() -> frozenset[int]:
+    """Of the advisory locks that the transaction of a reject takes."""
+    names = ("count_messages", "forget_origins", "insert_staged_rejects", "keep_origins")
+    return frozenset(int(key) for name in names for key in re.findall(rb"advisory\w*_lock\((\d+)\)", query(name)))
 
 
 def _content(values: tuple[float, ...], extra: str | None, quality: str | None) -> tuple[bytes, object, object]:

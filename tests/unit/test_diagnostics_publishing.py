@@ -1,128 +1,16 @@
 """The publisher between an outbox and a broker that are told what to do."""
 
-from dataclasses import dataclass
-
 import pytest
 
 from esp_ingest.diagnostics.publisher import Publisher
-from esp_ingest.interfaces import StoreUnavailable
-from esp_ingest.mqtt.publishing_connection import Answer, Ending
+from esp_ingest.mqtt.publishing_connection import Answer
 from esp_ingest.service.metrics import Metrics
 from esp_ingest.store.outbox import Change
 from tests.support.fake_clock import FakeClock
+from tests.support.fake_publishing import FakeConnection, FakeOutbox, Sent
 
 DENIED = Answer("the broker refused it: Not authorized")
 TOO_LARGE = Answer("a packet of 9 bytes is more than the broker's maximum packet size of 8", is_of_message=True)
-
-
-class FakeOutbox:
-    def __init__(self, *changes: tuple[int, str]) -> None:
-        self.rows = [Change(revision, well, f'{{"n": {revision}}}') for revision, well in changes]
-        self.refused: dict[int, tuple[str, bool]] = {}
-        self.away = False
-        self.turn = True
-        self.turns_taken = 0
-
-    def waiting(self) -> tuple[int, int]:
-        if self.away:
-            raise StoreUnavailable("told to be away")
-        for_good = sum(each[1] for each in self.refused.values())
-        return len(self.rows) - for_good, len(self.refused)
-
-    def take_turn(self, seconds: float) -> bool:
-        self.turns_taken += 1
-        return self.turn
-
-    def end_turn(self) -> None:
-        self.turn = False
-
-    def read(self, limit: int) -> list[Change]:
-        held = {row.well_id for row in self.rows if row.revision in self.refused and not self.refused[row.revision][1]}
-        return [row for row in self.rows if row.revision not in self.refused and row.well_id not in held][:limit]
-
-    def remove(self, revisions: list[int]) -> None:
-        self.rows = [row for row in self.rows if row.revision not in revisions]
-
-    def set_aside(self, revision: int, reason: str, *, for_good: bool) -> None:
-        self.refused[revision] = (reason, for_good)
-        self.rows = [row._replace(refusals=row.refusals + (row.revision == revision)) for row in self.rows]
-
-    def retry(self) -> None:
-        """The time of what was set aside for a while has come."""
-        self.refused = {revision: each for revision, each in self.refused.items() if each[1]}
-
-    def close(self) -> None:
-        pass
-
-
-@dataclass
-class Sent:
-    topic: str
-    payload: bytes
-
-
-class FakeConnection:
-    """Answers each publication as ``answers_to`` says, by revision: an Answer, or "open" for none, or "drop": it hangs
-    up. The default is to confirm."""
-
-    def __init__(self, clock: FakeClock) -> None:
-        self.clock = clock
-        self.up = True
-        self.last_error = ""
-        self.sent: list[Sent] = []
-        self.together: list[set[int]] = []  # what was under way at each publication
-        self.answers_to: dict[int, Answer | str] = {}
-        self.open: dict[int, None] = {}
-        self.connections = 0
-        self._ready: dict[int, Answer] = {}
-        self._ended: Ending | None = None
-        self._is_there = False
-
-    def connect(self) -> bool:
-        if self.up and not self._is_there:
-            self._is_there = True
-            self.connections += 1
-        self.last_error = "" if self.up else "the broker is away"
-        return self._is_there
-
-    def has_room(self) -> bool:
-        return self._is_there and len(self.open) < 20
-
-    def under_way(self) -> int:
-        return len(self.open)
-
-    def publish(self, key: int, topic: str, payload: bytes) -> None:
-        self.sent.append(Sent(topic, payload))
-        self.open[key] = None
-        self.together.append(set(self.open))
-
-    def turn(self, seconds: float) -> None:
-        self.clock.advance(min(seconds, 0.25))
-        for key in list(self.open):
-            answer = self.answers_to.get(key, Answer())
-            if answer == "drop":
-                self.hang_up()
-                return
-            if isinstance(answer, Answer):
-                del self.open[key]
-                self._ready[key] = answer
-
-    def hang_up(self, *, blame: Answer | None = None, is_innocent: bool = False) -> None:
-        self._ended = Ending("the connection was lost", frozenset(self.open), blame, is_innocent)
-        self.open.clear()
-        self._is_there = False
-
-    def answers(self) -> dict[int, Answer]:
-        ready, self._ready = self._ready, {}
-        return ready
-
-    def ending(self) -> Ending | None:
-        ended, self._ended = self._ended, None
-        return ended
-
-    def close(self) -> None:
-        self.open.clear()
-        self._is_there = False
 
 
 class Rig:
