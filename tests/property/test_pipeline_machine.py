@@ -180,7 +180,7 @@ class PipelineMachine(RuleBasedStateMachine):
         self.w.diagnostics_refuse(write=refuses[0], read=refuses[1])
         self.w.publish(count * len(self.w.sessions), "reading")
         self.w.publish(count * len(self.w.sessions), "same")
-        for _ in range(4):
+        for _ in range(8):  # the first ones may still end an earlier outage
             daemon.turn(0.6)
         assert not daemon.stage.spooling, "readings are spooled though the database takes them"
         assert not daemon.session.holds(), "the diagnostics delayed an acknowledgement"
