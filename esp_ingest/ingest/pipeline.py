@@ -162,7 +162,7 @@ class _OpenBatch:
         return max(int(rows / self._rows_a_message), 1), self._bounds.max_bytes - self.bytes
 
     def due(self, now: float) -> bool:
-        return bool(self.deliveries) and (self.full or now - self._since >= self._bounds.max_age_seconds)
+        return bool(self.deliveries) and (self.full or now >= self._since + self._bounds.max_age_seconds)
 
     def patience(self, now: float, timeout_seconds: float) -> float:
         """How long to wait for more: not past the batch's age."""
