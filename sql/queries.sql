@@ -243,6 +243,7 @@ SET LOCAL synchronous_commit = off;
 -- name: may_keep_well_newest
 -- Whether this user may keep the newest reading of each well.
 SELECT coalesce(bool_and(has_table_privilege(to_regclass(relation), privilege)), false)
+       AND coalesce(has_table_privilege(to_regclass('well_newest_now'), 'SELECT'), false)
 FROM unnest('{well_newest,well_newest_stale}'::text[]) AS relation,
      unnest('{SELECT,INSERT,UPDATE,DELETE}'::text[]) AS privilege;
 

@@ -27,6 +27,8 @@ def keep(connection: Connection, keep_days: int, beat: Callable[[], None]) -> in
     assignments = _assignments(connection)
     for first, last in found:
         beat()
+        if isinstance(first, str) or isinstance(last, str):
+            continue  # before the year 1 or after 9999: Python's calendar has no such hour, and no pump ran in it
         # The hour after it too: a pump that runs on counts there.
         _gather(connection, first, min(last + 2 * _HOUR, end), assignments)
     with connection.transaction():

@@ -1,6 +1,7 @@
 """Who may do what over the HTTP API: role × operation × foreign well group, a test a cell; users as the command line
 makes them; and that every well that is not one's own is not there."""
 
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -24,6 +25,7 @@ OPERATIONS: dict[str, tuple[str, str, dict[str, Any] | None, str, bool]] = {
     "wells": ("GET", "/api/v1/wells", None, "viewer", False),
     "well": ("GET", f"/api/v1/wells/{OWN}", None, "viewer", True),
     "telemetry": ("GET", f"/api/v1/wells/{OWN}/telemetry", None, "viewer", True),
+    "pump": ("GET", f"/api/v1/wells/{OWN}/pump", None, "viewer", True),
     "signals": ("GET", "/api/v1/signals", None, "viewer", False),
     "alarms": ("GET", "/api/v1/alarms", None, "viewer", False),
     "kpis": ("GET", "/api/v1/alarms/kpis", None, "viewer", False),
@@ -44,7 +46,7 @@ OPERATIONS: dict[str, tuple[str, str, dict[str, Any] | None, str, bool]] = {
 }
 PUBLIC = {
     "/health/live", "/health/ready", "/metrics", "/openapi.json", "/docs", "/api/v1/auth/token", "/api/v1/auth/refresh",
-    "/api/v1/auth/logout", "/api/v1/auth/methods",
+    "/api/v1/auth/logout", "/api/v1/auth/methods", "/api/v1/auth/oidc",
 }  # fmt: skip
 
 
@@ -81,7 +83,9 @@ def database(timescaledb_apache_server: Server) -> Iterator[Database]:
 
 @pytest.fixture(scope="module")
 def api(database: Database, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiProcess]:
-    process = ApiProcess(tmp_path_factory.mktemp("api"), database.dsn, {"API__SIGN_IN_PER_MINUTE": "1000"})
+    pumps = {OWN: {"curve": [[0, 9_000], [2_000, 7_000], [3_500, 3_000]]}}
+    settings = {"API__SIGN_IN_PER_MINUTE": "1000", "PUMPS__BY_WELL": json.dumps(pumps)}
+    process = ApiProcess(tmp_path_factory.mktemp("api"), database.dsn, settings)
     for role in ROLES[1:]:
         process.add_user(f"{role}-all", role)
         process.add_user(f"{role}-own", role, "A-*")

@@ -59,7 +59,8 @@ class WellNewest:
     def reconnected(self) -> None:
         """The connection is a new one."""
         self._keeps = False
-        self._begin_at = 0.0
+        if self._begin_at == math.inf:  # a pause after a failure goes on
+            self._begin_at = 0.0
 
     def _begin(self, connection: Connection) -> None:
         """Nothing is kept over a pooled connection, whose settings are not ours alone, or where this user lacks the
