@@ -4,7 +4,7 @@ import time
 
 
 class SystemClock:
-    """seams.Clock on this machine's clocks."""
+    """interfaces.Clock on this machine's clocks."""
 
     def monotonic(self) -> float:
         """Seconds from an arbitrary start; never steps back, whatever is done to the wall clock."""

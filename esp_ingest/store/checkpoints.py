@@ -17,7 +17,7 @@ _LOCK_SECONDS = 2.0
 
 
 class PostgresDiagnosticsStore:
-    """seams.DiagnosticsStore. The connection is opened when it is needed and again after it was lost. ``publish``:
+    """interfaces.DiagnosticsStore. The connection is opened when it is needed and again after it was lost. ``publish``:
     changes that are made here go to the outbox. ``may_connect`` as in OnDemand."""
 
     def __init__(

@@ -37,9 +37,9 @@ def batch(*rows: tuple[str, int, float]) -> Readings:
 class Daemon:
     """A store as the daemon has it, on a clock that stands still."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, **bounds: int) -> None:
         self.clock = FakeClock()
-        self.store = PostgresStore(database.settings, newest=WellNewest(self.clock))
+        self.store = PostgresStore(database.settings, newest=WellNewest(self.clock, **bounds))
         self.store.idle()
         self.store.ping()
         self.store.idle()
@@ -83,6 +83,16 @@ def test_it_follows_the_batches_and_older_readings_change_nothing(database: Data
     daemon.wait()
     daemon.write(("a", 4, 12), ("a", 3, 99))  # the second is refused: another reading has its place
     assert_kept(database, {"a": 12, "b": 20, "c": 30})
+
+
+def test_wells_that_had_to_be_forgotten_before_the_beat_are_written_all_the_same(database: Database) -> None:
+    daemon = Daemon(database, max_wells=1)
+    daemon.write(("a", 1, 10))
+    daemon.write(("a", 2, 11), ("b", 2, 20))
+    daemon.write(("c", 3, 30))
+    daemon.wait()
+    assert_kept(database, {"a": 11, "b": 20, "c": 30})
+    daemon.store.close()
 
 
 def test_what_came_meanwhile_waits_for_the_next_beat_and_for_the_end(database: Database, daemon: Daemon) -> None:

@@ -117,7 +117,8 @@ class BrokerSession:
 
 
 class FakeSource:
-    """seams.Source without a socket; what is published to the session arrives at the next ``take``. For one thread."""
+    """interfaces.Source without a socket; what is published to the session arrives at the next ``take``. For one
+    thread."""
 
     def __init__(self, clock: Clock, session: BrokerSession | None = None, record: SessionRecord | None = None) -> None:
         """``record``: what this daemon knows of the session; None: the one kept with the session."""

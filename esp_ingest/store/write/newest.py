@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 _BEAT_SECONDS = 1.0  # between two writes, at least
 _ROWS_PER_SECOND = 700  # on average, at most: a row costs the database about 10 µs, so 0.7 % of a core
 _REFRESH_SECONDS = 600.0  # marks are looked for so often, since making all right again may take seconds
-_MAX_WELLS = 200_000  # topics come from outside, so this map is bounded
 _NEVER = np.iinfo(np.int64).min
 
 
@@ -35,10 +34,12 @@ def refresh_where_stale(connection: Connection) -> None:
 
 
 class WellNewest:
-    """What is to be written. For one thread."""
+    """What is to be written. For one thread. Topics come from outside, so no more than about ``max_wells`` are
+    remembered."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, *, max_wells: int = 200_000) -> None:
         self._clock = clock
+        self._max_wells = max_wells
         self._keeps = False  # in this connection
         self._has_begun = False
         self._begin_at = 0.0
@@ -105,10 +106,10 @@ class WellNewest:
     def _slots(self, wells: list[str]) -> npt.NDArray[np.intp]:
         """The place of each well; room is made for new ones."""
         slot_of = self._slot_of
-        if len(slot_of) > _MAX_WELLS:
+        if len(slot_of) > self._max_wells:
+            unsure = self._unsure | {well for well, slot in slot_of.items() if self._changed[slot]}
             self._forget()
-            slot_of = self._slot_of
-            self._refresh_at = 0.0
+            slot_of, self._unsure = self._slot_of, unsure
         slots = np.array([slot_of.setdefault(well, len(slot_of)) for well in wells], np.intp)
         more = len(slot_of) - len(self._timestamp_us)
         if more > 0:

@@ -80,7 +80,7 @@ class _Tally:
 
 
 class PostgresStore:
-    """seams.Store on one connection of its own, opened when it is needed and opened again after it was lost.
+    """interfaces.Store on one connection of its own, opened when it is needed and opened again after it was lost.
 
     ``topic_root`` is the first level of the topic that is put down for a reading which the database refused.
     ``publish``: changes of occurrences go to the outbox as well. ``beat`` is called between the steps of a write that
@@ -126,7 +126,7 @@ class PostgresStore:
         meanwhile: Callable[[], Findings] | None = None,
         arrival: Arrival = NOTHING_ARRIVED,
     ) -> WriteResult:
-        """Store all of it in one transaction, or nothing; where that is too much, in parts. See seams.Store."""
+        """Store all of it in one transaction, or nothing; where that is too much, in parts. See interfaces.Store."""
         if not (len(readings) or rejects or diagnostics or checkpoints or cursor_us or meanwhile):
             return WriteResult(0, 0, 0)
         if self._prepared is not None and self._prepared.readings is readings:
@@ -246,17 +246,18 @@ class PostgresStore:
                 self._newest.failed(self._connection, error)
 
     def idle(self) -> None:
-        """See seams.Store."""
+        """See interfaces.Store."""
         self._keep_newest()
 
     def prepare(self, readings: Readings) -> None:
-        """See seams.Store: the COPY stream, where all of them can be expected to go directly."""
+        """See interfaces.Store: the COPY stream, where all of them can be expected to go directly."""
         if len(readings) and (self._prepared is None or self._prepared.readings is not readings):
             self._prepared = _Prepared.of(readings, self._marks)
 
     def ping(self) -> None:
-        """See seams.Store. Unless ``database.skip_init`` says not to, what would keep this connection from storing is
-        looked for once; whether the schema is of a version that this program works with, every new connection asks."""
+        """See interfaces.Store. Unless ``database.skip_init`` says not to, what would keep this connection from storing
+        is looked for once; whether the schema is of a version that this program works with, every new connection
+        asks."""
         connection = self._connected()
         try:
             if self._schema_ok or self._settings.skip_init:
