@@ -11,8 +11,9 @@ from tests.support.browser import chromium, chromium_or_skip, fill
 from tests.support.databases import Database, Server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """One browser a file: while it is open its thread runs an event loop, and tests of other files need one of their own."""
     chromium_or_skip()
     with chromium() as found:
         yield found
