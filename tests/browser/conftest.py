@@ -13,7 +13,7 @@ from tests.support.databases import Database, Server
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One browser a file: while it is open its thread runs an event loop, and tests of other files need one of their own."""
+    """One browser a file: while it is open, its thread runs an event loop, which tests of other files cannot have."""
     chromium_or_skip()
     with chromium() as found:
         yield found
