@@ -15,6 +15,7 @@ missing_packages() {
   [ -x /usr/sbin/mosquitto ] || command -v mosquitto >/dev/null || echo mosquitto
   command -v mosquitto_sub >/dev/null || echo mosquitto-clients
   command -v promtool >/dev/null || echo prometheus
+  command -v amtool >/dev/null || echo prometheus-alertmanager
   command -v valgrind >/dev/null || echo valgrind
   has_postgresql || echo postgresql-15
   [ -x /usr/bin/chromium ] || command -v chromium >/dev/null || echo chromium

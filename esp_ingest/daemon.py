@@ -164,6 +164,7 @@ class Daemon:
 
         settings = self._settings.spool
         if settings.enabled:
+            self._metrics.spool_limit_bytes.set(settings.max_bytes)
             try:
                 return Spool(settings.folder(), settings.max_bytes, settings.segment_bytes, self._note_set_aside)
             except SpoolUnusable as error:

@@ -4,6 +4,7 @@ Writes config/esp_ingest.toml, docs/configuration.md and docs/metrics.md of a ch
 exits 1 when one of them differs; tests/unit/test_config.py does the same.
 """
 
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -66,9 +67,8 @@ A sum that always holds, but for what moves while it is read, and that the daemo
     readings_received_total = readings_written_total + readings_duplicate_total + readings_rejected_total
                               + readings_spooled_total + readings_held
 
-| metric | type | labels | meaning |
-|---|---|---|---|
 """
+_HEAD = ("| metric | type | labels | meaning | a problem when |", "|---|---|---|---|---|")
 
 
 def sections() -> Iterator[tuple[str, type[BaseModel]]]:
@@ -113,7 +113,7 @@ def configuration() -> str:
 
 def metrics() -> str:
     """docs/metrics.md."""
-    lines = [*_METRICS.splitlines(), *_rows(Metrics().catalogue)]
+    lines = [*_METRICS.splitlines(), *_HEAD, *_rows(Metrics().catalogue)]
     lines += ["", "Buckets of the histograms:", ""]
     lines += [
         f"- `{info.name}`: {', '.join(map(_number, info.buckets))}" for info in Metrics().catalogue if info.buckets
@@ -122,8 +122,7 @@ def metrics() -> str:
         "",
         "## Of `esp-ingest api`, on its own port",
         "",
-        "| metric | type | labels | meaning |",
-        "|---|---|---|---|",
+        *_HEAD,
     ]
     lines += _rows(ApiMetrics().catalogue)
     lines += [
@@ -132,8 +131,7 @@ def metrics() -> str:
         "",
         "On `lifecycle.http_port` with `--every`, and in `lifecycle.metrics_file` after each run.",
         "",
-        "| metric | type | labels | meaning |",
-        "|---|---|---|---|",
+        *_HEAD,
     ]
     return "\n".join([*lines, *_rows(LifecycleMetrics().catalogue)]) + "\n"
 
@@ -141,7 +139,8 @@ def metrics() -> str:
 def _rows(catalogue: Iterable[MetricInfo]) -> Iterator[str]:
     for info in catalogue:
         labels = ", ".join(f"`{label}`" for label in info.labels)
-        yield f"| `{info.name}` | {info.kind} | {labels} | {_cell(info.help)} |"
+        problem = re.sub(r"(EspIngest\w+)", r"[\1](runbooks/\1.md)", _cell(info.problem))
+        yield f"| `{info.name}` | {info.kind} | {labels} | {_cell(info.help)} | {problem} |"
 
 
 FILES: dict[str, Callable[[], str]] = {

@@ -20,6 +20,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from esp_ingest.config.settings import ConfigError, MqttSettings
 from esp_ingest.interfaces import Clock
 from esp_ingest.mqtt import sentences
+from esp_ingest.mqtt.broker_watch import BrokerWatch
 from esp_ingest.mqtt.client import BulkClient
 from esp_ingest.mqtt.client_setup import new_client
 from esp_ingest.service.backoff import Backoff
@@ -91,6 +92,7 @@ class PublishingConnection:
         own_id = publisher_client_id(settings.client_id)
         self._settings = settings.model_copy(update={"client_id": own_id, "share_group": ""})
         self._clock, self._metrics, self._protocol = clock, metrics, protocol
+        self._watch = BrokerWatch(settings, metrics)
         self._backoff = Backoff(settings.reconnect_min_seconds, settings.reconnect_max_seconds)
         self._next_attempt = 0.0
         self._link: _Link | None = None
@@ -188,7 +190,7 @@ class PublishingConnection:
         """Connect and wait for CONNACK. Raises OSError and ConfigError."""
         now = self._clock.monotonic()
         protocol = MQTTProtocolVersion.MQTTv5 if self._protocol() == "5" else MQTTProtocolVersion.MQTTv311
-        client = new_client(self._settings, protocol, self._clock, lambda *_: None, 1, keep_session=False)
+        client = new_client(self._settings, protocol, self._clock, self._watch.came, 1, keep_session=False)
         link = _Link(client, now)
         client.on_connect = lambda _, __, ___, reason, properties: self._on_connect(link, reason, properties)
         client.on_disconnect = lambda _, __, flags, reason, ___: self._on_disconnect(link, flags, reason)
@@ -213,7 +215,8 @@ class PublishingConnection:
             is_contested, has_progressed = link.is_contested, link.has_progressed
             if link.is_accepted:
                 lasted = now - link.opened_at
-                self._ending = Ending(reason, frozenset(link.sent_at), link.blame, link.is_innocent)
+                is_innocent = link.is_innocent or self._watch.is_asking
+                self._ending = Ending(reason, frozenset(link.sent_at), link.blame, is_innocent)
             self._forget()
         self.last_error = reason
         if has_progressed:  # a broker that hangs up on each refusal must not make the others wait longer and longer
@@ -224,6 +227,7 @@ class PublishingConnection:
         if self._link is not None:
             self._link.client.abort()
             self._link = None
+            self._watch.ended()
         self._metrics.mqtt_publisher_connected.set(0)
 
     # -- What the broker says.
@@ -240,6 +244,7 @@ class PublishingConnection:
         self.last_error = ""
         self._metrics.mqtt_publisher_connected.set(1)
         self._tell_of_limits(link)
+        self._watch.begin(link.client)
 
     def _tell_of_limits(self, link: _Link) -> None:
         """Consumers notice: at QoS 0 a message may be lost, and without retained messages a newcomer hears nothing."""
@@ -258,7 +263,7 @@ class PublishingConnection:
         link.is_contested = reason.value == sentences.SESSION_TAKEN_OVER
         self._refuses_retain |= reason.value == _RETAIN_NOT_SUPPORTED
         self._refuses_qos1 |= reason.value == _QOS_NOT_SUPPORTED
-        if reason.value in _BLAMES_PUBLICATION:
+        if reason.value in _BLAMES_PUBLICATION and not self._watch.is_asking:
             link.blame = _refused(reason)
         else:
             link.is_innocent = True

@@ -28,6 +28,7 @@ from prometheus_client.registry import Collector
 
 from esp_ingest import __version__
 from esp_ingest.model import SIGNAL_NAMES, RejectReason, Unusable
+from esp_ingest.service.metric_problems import PROBLEMS
 
 PREFIX = "esp_ingest"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -60,6 +61,7 @@ class MetricInfo(NamedTuple):
     kind: str
     labels: tuple[str, ...]
     help: str
+    problem: str
     buckets: tuple[float, ...] = ()
 
 
@@ -82,23 +84,26 @@ class _MetricSet:
     def _add_process(self) -> None:
         self.build_info = Info(f"{PREFIX}_build", "version of esp-ingest and of Python", registry=self.registry)
         self.build_info.info({"version": __version__, "python": platform.python_version()})
-        self.catalogue.append(MetricInfo(f"{PREFIX}_build_info", "info", ("version", "python"), "versions; always 1"))
+        problem = PROBLEMS["build_info"]
+        info = MetricInfo(f"{PREFIX}_build_info", "info", ("version", "python"), "versions; always 1", problem)
+        self.catalogue.append(info)
         self._process = _ProcessSnapshot()
         self.registry.register(self._process)
 
     def _counter(self, name: str, help_text: str, **labels: Sequence[str]) -> Counter:
-        made = Counter(f"{PREFIX}_{name}", help_text, tuple(labels), registry=self.registry)
-        self._list(made, MetricInfo(f"{PREFIX}_{name}_total", "counter", tuple(labels), help_text), labels)
+        made = Counter(f"{PREFIX}_{name}", _help(name, help_text), tuple(labels), registry=self.registry)
+        info = MetricInfo(f"{PREFIX}_{name}_total", "counter", tuple(labels), help_text, PROBLEMS[name])
+        self._list(made, info, labels)
         return made
 
     def _gauge(self, name: str, help_text: str, **labels: Sequence[str]) -> Gauge:
-        made = Gauge(f"{PREFIX}_{name}", help_text, tuple(labels), registry=self.registry)
-        self._list(made, MetricInfo(f"{PREFIX}_{name}", "gauge", tuple(labels), help_text), labels)
+        made = Gauge(f"{PREFIX}_{name}", _help(name, help_text), tuple(labels), registry=self.registry)
+        self._list(made, MetricInfo(f"{PREFIX}_{name}", "gauge", tuple(labels), help_text, PROBLEMS[name]), labels)
         return made
 
     def _histogram(self, name: str, help_text: str, buckets: tuple[float, ...]) -> Histogram:
-        made = Histogram(f"{PREFIX}_{name}", help_text, buckets=buckets, registry=self.registry)
-        self._list(made, MetricInfo(f"{PREFIX}_{name}", "histogram", (), help_text, buckets), {})
+        made = Histogram(f"{PREFIX}_{name}", _help(name, help_text), buckets=buckets, registry=self.registry)
+        self._list(made, MetricInfo(f"{PREFIX}_{name}", "histogram", (), help_text, PROBLEMS[name], buckets), {})
         return made
 
     def _list(self, metric: MetricWrapperBase, info: MetricInfo, labels: Mapping[str, Sequence[str]]) -> None:
@@ -107,6 +112,11 @@ class _MetricSet:
         if labels:
             for values in itertools.product(*labels.values()):
                 metric.labels(*values)
+
+
+def _help(name: str, meaning: str) -> str:
+    """What Prometheus shows: what it is, and when it is a problem."""
+    return f"{meaning}. {PROBLEMS[name]}"
 
 
 class Metrics(_MetricSet):
@@ -128,6 +138,12 @@ class Metrics(_MetricSet):
         )
         self.messages_dropped = counter(
             "messages_dropped", "messages that a full buffer had to drop: QoS 0 only, which has no redelivery", qos=QOS
+        )
+
+        self.broker_messages_dropped = gauge(
+            "broker_messages_dropped",
+            "messages that the broker says it has dropped since its start ($SYS), there while this daemon publishes",
+            broker=(),
         )
 
         # -- Readings: received = written + duplicate + rejected + spooled + held. A difference is a bug, and counted.
@@ -197,6 +213,7 @@ class Metrics(_MetricSet):
         # -- The spool on disk.
         self.spool_messages = gauge("spool_messages", "messages in the spool")
         self.spool_bytes = gauge("spool_bytes", "bytes of the spool on disk")
+        self.spool_limit_bytes = gauge("spool_limit_bytes", "bytes that the spool may take (spool.max_bytes)")
         self.spool_oldest_seconds = gauge("spool_oldest_seconds", "time since the oldest of them was received")
         self.spool_full = gauge("spool_full", "1 while the spool takes no more: messages stay unacknowledged")
         self.spool_written = counter("spool_written", "messages made safe in the spool")

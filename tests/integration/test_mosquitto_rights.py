@@ -11,6 +11,7 @@ from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from esp_ingest.model import Delivery
+from esp_ingest.mqtt.publishing_connection import PublishingConnection
 from esp_ingest.mqtt.source import MqttSource
 from esp_ingest.service.clock import SystemClock
 from esp_ingest.service.metrics import Metrics
@@ -158,3 +159,32 @@ def test_with_two_listeners_the_queue_of_an_absent_daemon_outlives_the_broker(tw
     assert daemon._link.session_present
     assert payloads_of(daemon, 2) == [PAYLOAD, PAYLOAD]
     daemon.close()
+
+
+def test_what_the_broker_dropped_is_a_metric_by_the_shipped_acl(tmp_path: Path) -> None:
+    """A viewer that never comes back for its queue: Mosquitto drops what does not fit, and says so under $SYS."""
+    metrics = Metrics()
+
+    def dropped() -> float:
+        labels = {"broker": f"{broker.host}:{broker.port}"}
+        return metrics.registry.get_sample_value("esp_ingest_broker_messages_dropped", labels) or 0
+
+    with Mosquitto(tmp_path / "mosquitto", extra="sys_interval 1\nmax_queued_messages 1\n") as broker:
+        viewer = paho.Client(
+            CallbackAPIVersion.VERSION2, "idle", clean_session=False, protocol=MQTTProtocolVersion.MQTTv311
+        )
+        viewer.username_pw_set("viewer", broker.password_of("viewer"))
+        subscribed: list[object] = []
+        viewer.on_subscribe = lambda *arguments: subscribed.append(arguments)
+        viewer.on_connect = lambda *_: viewer.subscribe("esp/+/telemetry", qos=1)
+        viewer.connect(broker.host, broker.port)
+        viewer.loop_start()
+        until(lambda: subscribed)
+        viewer.disconnect()
+        viewer.loop_stop()
+        connection = PublishingConnection(broker.settings(), SystemClock(), metrics, lambda: "5")
+        assert connection.connect()
+        with broker.publisher() as well:
+            well.publish_many("esp/W1/telemetry", [PAYLOAD] * 5)
+        until(lambda: connection.turn(0.1) or dropped() >= 4)
+        connection.close()

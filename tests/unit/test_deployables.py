@@ -5,9 +5,7 @@ on the machines that build this, so the Dockerfile and the compose file are chec
 """
 
 import json
-import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -18,149 +16,12 @@ import yaml
 from esp_ingest import __version__, cli
 from esp_ingest.config.load import load
 from esp_ingest.service.http import PATHS
-from esp_ingest.service.metrics import LifecycleMetrics, Metrics
+from tests.support.shipped import CONFIG, ROOT, RUNBOOKS, existing_names, linter, metric_names, passes, text_of
 
-ROOT = Path(__file__).resolve().parents[2]
-CONFIG = ROOT / "config"
-RUNBOOKS = ROOT / "docs/runbooks"
 USER_ID = 10_001
 
 
-def text_of(name: str) -> str:
-    return (ROOT / name).read_text(encoding="utf-8")
-
-
-def linter(name: str, package: str) -> str:
-    found = shutil.which(name)
-    if found is None and os.environ.get("CI") == "true":
-        pytest.fail(f"no {name}: apt-get install {package}")
-    if found is None:
-        pytest.skip(f"no {name}: apt-get install {package}")
-    return found
-
-
-def passes(*command: str, cwd: Path = ROOT) -> str:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
-# -- Prometheus.
-
-RULES: list[dict[str, Any]] = yaml.safe_load(text_of("config/prometheus/alerts.yml"))["groups"][0]["rules"]
-ALERTS = [rule["alert"] for rule in RULES]
-
-# What makes each alert fire: series in promtool's notation, a value every minute.
-FIRES: dict[str, dict[str, str]] = {
-    "EspIngestDown": {'up{job="esp-ingest"}': "0x60"},
-    "EspIngestRestarting": {'process_start_time_seconds{job="esp-ingest"}': "1x40 100x2 200x2 300x20"},
-    "EspIngestNotReady": {"esp_ingest_ready": "0x60"},
-    "EspIngestMqttDisconnected": {"esp_ingest_mqtt_connected": "1x60", "esp_ingest_mqtt_subscribed": "0x60"},
-    "EspIngestReconnecting": {"esp_ingest_mqtt_reconnects_total": "0+2x60"},
-    "EspIngestSessionLost": {"esp_ingest_mqtt_sessions_lost_total": "0x50 1x10"},
-    "EspIngestMessagesDropped": {'esp_ingest_messages_dropped_total{qos="0"}': "0x50 9x10"},
-    "EspIngestDatabaseDown": {"esp_ingest_database_up": "0x60"},
-    "EspIngestSpoolNotDraining": {"esp_ingest_spool_messages": "7x60", "esp_ingest_database_up": "1x60"},
-    "EspIngestSpoolFull": {"esp_ingest_spool_full": "1x60"},
-    "EspIngestSpoolFailing": {"esp_ingest_spool_failures_total": "0+1x60"},
-    "EspIngestSpoolDamaged": {"esp_ingest_spool_set_aside_total": "0x50 1x10"},
-    "EspIngestMessagesStuck": {"esp_ingest_oldest_unacked_seconds": "500x60"},
-    "EspIngestWindowFull": {"esp_ingest_unacked_messages": "19500x60", "esp_ingest_window_messages": "20000x60"},
-    "EspIngestLagging": {
-        'esp_ingest_ingest_latency_seconds_bucket{le="10.0"}': "0+5x60",
-        'esp_ingest_ingest_latency_seconds_bucket{le="30.0"}': "0+10x60",
-        'esp_ingest_ingest_latency_seconds_bucket{le="+Inf"}': "0+10x60",
-    },
-    "EspIngestNoReadings": {"esp_ingest_readings_received_total": "5x60", "esp_ingest_ready": "1x60"},
-    "EspIngestRejecting": {"esp_ingest_reject_alarm": "1x60"},
-    "EspIngestReconciliation": {"esp_ingest_reconciliation_failures_total": "0x50 1x10"},
-    "EspIngestRuleDisabled": {"esp_ingest_diagnostics_rules_disabled": "1x60"},
-    "EspIngestRulesNotReloaded": {'esp_ingest_diagnostics_reloads_total{outcome="failed"}': "0x50 1x10"},
-    "EspIngestDiagnosticsRefused": {"esp_ingest_diagnostics_refused": "1x60"},
-    "EspIngestPublishBacklog": {"esp_ingest_diagnostics_publish_backlog": "3x60"},
-    "EspIngestRulesBehind": {"esp_ingest_diagnostics_behind_seconds": "900x60"},
-    "EspIngestArchiveUnset": {"esp_ingest_archive_configured": "0x60"},
-    "EspIngestArchiveFailing": {'esp_ingest_archive_problem{reason="storage"}': "1x60"},
-    "EspIngestArchiveBehind": {'esp_ingest_archive_lag_seconds{table="esp_telemetry"}': "200000x60"},
-    "EspIngestLifecycleNotRunning": {"esp_ingest_lifecycle_last_success_timestamp_seconds": "-200000x60"},
-    "EspIngestNotDropped": {'esp_ingest_lifecycle_overdue_days{table="esp_telemetry"}': "3x60"},
-    "EspIngestRetentionPolicy": {"esp_ingest_retention_policies": "1x60"},
-    "EspIngestDiskFilling": {"esp_ingest_database_disk_full_days": "9x60"},
-    "EspIngestDatabaseJobFailing": {"esp_ingest_database_jobs_failing": "1x60"},
-    "EspIngestBackupDrillFailed": {"esp_ingest_backup_drill_failed": "1x60"},
-    "EspIngestBackupDrillOld": {"esp_ingest_backup_drill_last_success_timestamp_seconds": "-800000x60"},
-    "EspIngestWalNotArchived": {"esp_ingest_backup_wal_failing": "1x60"},
-}
-# A daemon at work, on which none of them may fire.
-WELL = {
-    'up{job="esp-ingest"}': "1x60",
-    'process_start_time_seconds{job="esp-ingest"}': "1x60",
-    "esp_ingest_ready": "1x60",
-    "esp_ingest_mqtt_connected": "1x60",
-    "esp_ingest_mqtt_subscribed": "1x60",
-    "esp_ingest_mqtt_reconnects_total": "1x60",
-    "esp_ingest_mqtt_sessions_lost_total": "0x60",
-    'esp_ingest_messages_dropped_total{qos="0"}': "0x60",
-    "esp_ingest_database_up": "1x60",
-    "esp_ingest_spool_messages": "0x60",
-    "esp_ingest_spool_full": "0x60",
-    "esp_ingest_spool_failures_total": "0x60",
-    "esp_ingest_spool_set_aside_total": "0x60",
-    "esp_ingest_oldest_unacked_seconds": "0.3x60",
-    "esp_ingest_unacked_messages": "5000x60",
-    "esp_ingest_window_messages": "20000x60",
-    'esp_ingest_ingest_latency_seconds_bucket{le="10.0"}': "0+100x60",
-    'esp_ingest_ingest_latency_seconds_bucket{le="+Inf"}': "0+100x60",
-    "esp_ingest_readings_received_total": "0+100x60",
-    "esp_ingest_reject_alarm": "0x60",
-    "esp_ingest_reconciliation_failures_total": "0x60",
-    "esp_ingest_diagnostics_rules_disabled": "0x60",
-    'esp_ingest_diagnostics_reloads_total{outcome="failed"}': "0x60",
-    "esp_ingest_diagnostics_publish_backlog": "0x60",
-    "esp_ingest_diagnostics_behind_seconds": "6x60",
-    "esp_ingest_archive_configured": "1x60",
-    'esp_ingest_archive_problem{reason="storage"}': "0x60",
-    'esp_ingest_archive_problem{reason="unset"}': "0x60",
-    'esp_ingest_archive_lag_seconds{table="esp_telemetry"}': "80000x60",
-    "esp_ingest_lifecycle_last_success_timestamp_seconds": "0x60",
-    'esp_ingest_lifecycle_overdue_days{table="esp_telemetry"}': "0x60",
-    "esp_ingest_retention_policies": "0x60",
-    "esp_ingest_database_disk_full_days": "90x60",
-    "esp_ingest_database_jobs_failing": "0x60",
-    "esp_ingest_backup_drill_failed": "0x60",
-    "esp_ingest_backup_drill_last_success_timestamp_seconds": "0x60",
-    "esp_ingest_backup_wal_failing": "0x60",
-}
-
-
-def metric_names(expression: str) -> set[str]:
-    return set(re.findall(r"\b(?:esp_ingest|process)_[a-z_]+", expression))
-
-
-def existing_names() -> set[str]:
-    """Every series name that /metrics can show, buckets, sums and counts included."""
-    names = {info.name for info in [*Metrics().catalogue, *LifecycleMetrics().catalogue]}
-    for info in Metrics().catalogue:
-        if info.kind == "histogram":
-            names |= {info.name + end for end in ("_bucket", "_sum", "_count")}
-    return names | set(re.findall(r"^(process_\w+)", Metrics().render().decode(), re.MULTILINE))
-
-
-def test_every_alert_is_made_of_metrics_that_exist() -> None:
-    for rule in RULES:
-        assert metric_names(rule["expr"]) <= existing_names(), rule["alert"]
-
-
-def test_every_alert_has_one_runbook_and_every_runbook_an_alert() -> None:
-    for rule in RULES:
-        assert rule["annotations"]["runbook"] == f"docs/runbooks/{rule['alert']}.md"
-        assert rule["labels"]["severity"] in ("critical", "warning")
-        runbook = text_of(rule["annotations"]["runbook"])
-        headings = re.findall(r"^## (.+)$", runbook, re.MULTILINE)
-        assert headings == ["Meaning", "Impact", "Diagnosis", "Mitigation"]
-        assert f"`{rule['expr']}`" in runbook, "the runbook quotes another expression"
-        assert rule["alert"] in text_of("docs/runbooks/README.md")
-    assert {path.stem for path in RUNBOOKS.glob("Esp*.md")} == set(ALERTS)
+# -- Documents.
 
 
 def test_links_between_the_documents_lead_somewhere() -> None:
@@ -168,57 +29,6 @@ def test_links_between_the_documents_lead_somewhere() -> None:
     for page in pages:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
-
-
-def test_promtool_accepts_rules_and_configuration() -> None:
-    promtool = linter("promtool", "prometheus")
-    passes(promtool, "check", "config", "prometheus.yml", cwd=CONFIG / "prometheus")
-    passes(promtool, "check", "rules", "alerts.yml", cwd=CONFIG / "prometheus")
-
-
-def _case(series: dict[str, str], fires: set[str]) -> dict[str, Any]:
-    """A promtool case in which, after an hour of ``series``, these alerts fire and no other."""
-    labelled = {_with_instance(name): values for name, values in series.items()}
-    return {
-        "interval": "1m",
-        "input_series": [{"series": name, "values": values} for name, values in labelled.items()],
-        "alert_rule_test": [
-            {
-                "eval_time": "55m",
-                "alertname": rule["alert"],
-                "exp_alerts": _expected(rule, series, rule["alert"] in fires),
-            }
-            for rule in RULES
-            if not fires or rule["alert"] in fires
-        ],
-    }
-
-
-def _with_instance(name: str) -> str:
-    return f'{name[:-1]},instance="a"}}' if name.endswith("}") else f'{name}{{instance="a"}}'
-
-
-def _expected(rule: dict[str, Any], series: dict[str, str], fires: bool) -> list[dict[str, Any]]:
-    if not fires:
-        return []
-    # The labels of the left-hand series stay; of a histogram only the instance does.
-    firing = next(name for name in series if not name.endswith("connected"))
-    labels = dict(re.findall(r'(\w+)="([^"]*)"', firing))
-    labels = {key: value for key, value in labels.items() if key != "le"}
-    return [{"exp_labels": {**labels, "instance": "a", **rule["labels"]}, "exp_annotations": rule["annotations"]}]
-
-
-def test_every_alert_fires_when_it_should_and_none_on_a_healthy_daemon(tmp_path: Path) -> None:
-    promtool = linter("promtool", "prometheus")
-    assert set(FIRES) == set(ALERTS)
-    cases = [_case(WELL, set()), *(_case(series, {alert}) for alert, series in FIRES.items())]
-    tests = tmp_path / "alerts_test.yml"
-    tests.write_text(
-        yaml.safe_dump(
-            {"rule_files": [str(CONFIG / "prometheus/alerts.yml")], "evaluation_interval": "1m", "tests": cases}
-        )
-    )
-    passes(promtool, "test", "rules", str(tests))
 
 
 # -- Grafana.

@@ -99,7 +99,7 @@ def connack(properties: bytes) -> Callable[[Connection, Packet], bytes]:
     return lambda _, __: packet(CONNACK, b"\0\0" + bytes([len(properties)]) + properties)
 
 
-def test_a_clean_session_under_an_id_of_its_own_and_no_subscription(
+def test_a_clean_session_under_an_id_of_its_own_that_subscribes_to_no_readings(
     broker: FakeBroker, new: New, metrics: Metrics
 ) -> None:
     connection = new(client_id="north", share_group="g")
@@ -113,7 +113,8 @@ def test_a_clean_session_under_an_id_of_its_own_and_no_subscription(
     assert answered(connection) == {7: Answer()}
     (sent,) = broker.connection().of(PUBLISH)
     assert (sent.flags, sent.body[2:20]) == (0x03, TOPIC.encode()), "QoS 1, retained"
-    assert broker.connection().of(SUBSCRIBE) == []
+    (asked,) = broker.connection().of(SUBSCRIBE)
+    assert asked.body.endswith(b"$SYS/broker/publish/messages/dropped\0"), "at QoS 0"
     assert metrics.registry.get_sample_value("esp_ingest_mqtt_publisher_connected") == 1
     assert metrics.registry.get_sample_value("esp_ingest_mqtt_connected") == 0, "that is the connection for readings"
 
@@ -301,3 +302,48 @@ def test_a_broker_that_disconnects_on_deny_never_touches_the_connection_for_read
     assert (source.subscribed, source.last_error, readings.is_open) == (True, "", True)
     assert sent > 5
     source.close()
+
+
+DROPPED = b"$SYS/broker/publish/messages/dropped"
+
+
+def test_what_the_broker_says_it_has_dropped_is_a_metric_while_the_connection_stands(
+    broker: FakeBroker, new: New, metrics: Metrics
+) -> None:
+    def dropped() -> float | None:
+        labels = {"broker": f"{broker.host}:{broker.port}"}
+        return metrics.registry.get_sample_value("esp_ingest_broker_messages_dropped", labels)
+
+    connection = new()
+    connection.connect()
+    assert dropped() is None, "the broker has not said anything yet"
+    for payload in (b"rubbish", b"41", b"42"):
+        broker.connection().send(publish(DROPPED, payload, qos=0))
+    turn_until(connection, lambda: dropped() == 42)
+    connection.close()
+    assert dropped() is None
+
+
+def test_a_broker_that_hangs_up_on_the_question_what_it_dropped_is_asked_twice_and_then_left_alone(
+    broker: FakeBroker, new: New
+) -> None:
+    def punish(connection: Connection, received: Packet) -> None:
+        if received.kind == SUBSCRIBE:
+            connection.send(packet(DISCONNECT, b"\x87\0"))
+            connection.close()
+        else:
+            acknowledging()(connection, received)
+
+    broker.on_packet = punish
+    broker.suback = lambda _, __: None
+    connection = new()
+    for _ in range(2):
+        turn_until(connection, connection.connect)
+        connection.publish(1, TOPIC, b"{}")
+        turn_until(connection, lambda: connection.under_way() == 0)
+        ending = connection.ending()
+        assert ending is not None
+        assert (ending.blame, ending.is_innocent) == (None, True), "the publication was not what it refused"
+    turn_until(connection, connection.connect)
+    connection.publish(1, TOPIC, b"{}")
+    assert answered(connection) == {1: Answer()}
