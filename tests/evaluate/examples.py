@@ -71,6 +71,10 @@ def stops(values: FloatArray, t: FloatArray) -> FloatArray:
 EXAMPLES: dict[str, Example] = {
     "gas_lock": Example(("motor_current", "flow_rate", "pip"), FaultName.GAS_LOCK),
     "underload": Example(("motor_current", "vsd_frequency"), changes={"motor_current": scaled(0.76, 0.5, 3)}),
+    "no_flow": Example(
+        ("motor_current", "flow_rate", "intake_temp"),
+        changes={"motor_current": scaled(0.82, 0.4), "flow_rate": scaled(0.1, 0.4), "intake_temp": shifted(24, 0.5)},
+    ),
     "gas_interference": Example(("motor_current", "vsd_frequency"), changes={"motor_current": hunting}),
     "pump_off": Example(("motor_current", "pip", "flow_rate"), FaultName.PUMP_OFF),
     "low_flow": Example(("flow_rate",), changes={"flow_rate": scaled(0.7, 1)}),

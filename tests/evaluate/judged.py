@@ -20,7 +20,7 @@ from tests.evaluate.recorded import (
     shipped_with,
 )
 
-PROTECTIVE = ("underload", "gas_lock", "pump_off")
+PROTECTIVE = ("underload", "gas_lock", "no_flow", "pump_off")
 # Standing pieces of rules.toml that variants replace.
 _UNDERLOAD = 'parameters = { load = "80 %" }\non_delay = "10 min"\noff_delay = "60 min"\ndeadband = "5 %"\n'
 _PUMP_OFF = 'parameters = { load = "85 %" }\non_delay = "15 min"\n'
@@ -111,7 +111,9 @@ def trade_off(settings: Sequence[tuple[str, str, str, str]]) -> Iterator[Setting
     for load, on_delay, off_delay, deadband in settings:
         delays = f'on_delay = "{on_delay}"\noff_delay = "{off_delay}"\ndeadband = "{deadband}"\n'
         rule = f'parameters = {{ load = "{load}" }}\n{delays}'
-        held = 'suppressed_by = ["gas_lock", "pump_off", "broken_shaft", "dead_head"]\nseen = "the motor load'
+        held = (
+            'suppressed_by = ["gas_lock", "no_flow", "pump_off", "broken_shaft", "dead_head"]\nseen = "the motor load'
+        )
         each = played(ESP01, shipped_with((_UNDERLOAD, rule), (held, 'seen = "the motor load')))
         rows = each.of("underload")
         stops = [at for event, at, _ in derived_events() if event == "STOP_AFTER_UNDERLOAD"]

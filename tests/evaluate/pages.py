@@ -15,7 +15,10 @@ from tests.evaluate.recorded import shipped
 DOCUMENT = Path(__file__).parents[2] / "docs" / "diagnostics.md"
 FOLDER = DOCUMENT.with_suffix("")
 _GROUPS = (
-    ("Load, inflow and gas", ("underload", "gas_lock", "gas_interference", "pump_off", "low_flow", "high_gor")),
+    (
+        "Load, inflow and gas",
+        ("underload", "no_flow", "gas_lock", "gas_interference", "pump_off", "low_flow", "high_gor"),
+    ),
     ("Pump, shaft and tubing", ("dead_head", "broken_shaft", "tubing_leak", "blocked_intake", "solids")),
     (
         "Motor, drive and vibration",
@@ -32,6 +35,7 @@ _APPLIES = {
 _PROSE = tomllib.loads((Path(__file__).parent / "notes.toml").read_text(encoding="utf-8"))
 _SYMBOLS: dict[str, str] = _PROSE["symbols"]
 _NOTES: dict[str, str] = _PROSE["notes"]
+EXERCISED: frozenset[str] = frozenset(_PROSE["exercised"]["rules"])
 
 
 def write_all() -> Iterator[str]:
@@ -70,6 +74,9 @@ def _page(rule_set: RuleSet, rule: Rule) -> Iterator[str]:
     if rule.name in _NOTES:
         yield "## What data taught"
         yield _NOTES[rule.name]
+        yield ""
+    if rule.name not in EXERCISED:
+        yield "No recorded real well has raised this rule yet: it is known from simulated wells alone."
         yield ""
     yield f"Source: {rule.source}. Figures without another source are defaults of ours."
 

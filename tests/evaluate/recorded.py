@@ -20,6 +20,7 @@ from esp_ingest.telemetry.decode import Decoder
 
 FOLDER = Path(os.environ.get("DATA") or Path(__file__).parents[3] / "shared" / "data" / "esp")
 ESP01 = "slb_esp01_raw.csv.gz"
+ESP02 = "slb_esp02_first40d_raw.csv.gz"
 EVENTS = "slb_esp01_events_derived.csv"
 GAUGE_FAILURE = "sample_esp01_gauge_failure.csv"
 CYCLING = "sample_esp01_start_stop_cycling.csv"

@@ -8,9 +8,9 @@ from esp_ingest.demo.fleet import FaultName
 from esp_ingest.diagnostics.language import rules_file
 from esp_ingest.diagnostics.language.rules import RuleSet
 from esp_ingest.resources import config_file
-from tests.evaluate import judged, simulated
+from tests.evaluate import judged, pages, simulated, wells
 from tests.evaluate.musts import Must, musts
-from tests.evaluate.recorded import ESP01, FOLDER, STEADY, played, shipped_with
+from tests.evaluate.recorded import ESP01, ESP02, FOLDER, SAMPLES, STEADY, played, shipped_with
 from tests.evaluate.simulated import EXPECTED, INTERVALS, LIMITS, SEEDS
 
 recorded_wells = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"no recordings of real wells in {FOLDER}")
@@ -39,6 +39,27 @@ def test_the_judges_can_say_no() -> None:
     warned, stops = judged.announced(asleep)
     assert stops == 58
     assert warned < 0.8 * stops
+
+
+@recorded_wells
+def test_pages_say_which_rules_no_real_well_has_raised() -> None:
+    found = {row.diagnosis for name in (ESP01, ESP02, *SAMPLES) for row in played(name).dry_run.seen()}
+    assert found == pages.EXERCISED
+
+
+@recorded_wells
+def test_each_well_is_judged_by_itself() -> None:
+    """A well that is left in peace and one that is not are not averaged, and no part is left out."""
+    whole = {name: played(name) for name in (ESP01, ESP02)}
+    found = {part.name: wells.figures(whole[part.recording], part) for part in wells.PARTS}
+    assert {each.part.well for each in found.values()} == {"A", "B"}
+    assert {each.part.tuned for each in found.values()} == {True, False}
+    a, halves = found["A, whole"], [found["A, day 0 to day 227"], found["A, day 227 to the end"]]
+    assert sum(half.stops for half in halves) == a.stops == 154
+    assert sum(half.alarms_per_day * half.days for half in halves) == pytest.approx(a.alarms_per_day * a.days)
+    assert a.alarms_per_day <= 1.05
+    underload = next(rule for rule in found["A, day 227 to the end"].rules if rule.diagnosis == "underload")
+    assert underload.lift > 5
 
 
 @recorded_wells

@@ -143,7 +143,7 @@ def fill(database: Database, now: datetime, wells: int = 8, days: int = 2) -> No
             connection.execute(
                 _ALARM,
                 (at, well, diagnosis, severity, state, now - timedelta(hours=cleared) if cleared else None, 0.71, 0.8,
-                 0.66, 1, message, '["check inflow, valves and gas", "lower the frequency"]',
+                 0.66, 1, message, '["check flow at surface: if there is none, stop", "check inflow"]',
                  '{"motor_current": 32.4, "pip": 530.0, "median_24h": {"motor_current": 41.2}, "well": "running"}'),
             )  # fmt: skip
         for number in range(4):

@@ -86,7 +86,11 @@ def test_underload_is_raised_after_its_delay_and_cleared_after_its_own(well: Wel
     assert row.threshold == pytest.approx(0.8)
     assert "since 2023-11-15 09:00 UTC" in row.message
     assert json.loads(row.snapshot_json)["motor_current"] == 32.0
-    assert json.loads(row.actions_json) == ["check inflow, valves and gas", "lower the frequency"]
+    assert json.loads(row.actions_json) == [
+        "check flow at surface: if there is none, stop",
+        "check inflow, valves and gas",
+        "lower the frequency only while the well flows",
+    ]
     back = well.t
     well.send(13)
     (row,) = well.rows("underload")
@@ -342,6 +346,75 @@ def test_a_latched_alarm_holds_back_what_it_causes(well: Well) -> None:
     assert shaft.state == "latched"
     assert [row.state for row in well.rows("gas_lock")] == ["suppressed"]
     assert [row.state for row in well.rows("underload")] == ["suppressed"]
+
+
+def losing_flow(well: Well, minutes_of_rise: int = 30, **changes: float) -> None:
+    """Load at 85 % while the intake warms by 24 °F, then two hours of it."""
+    steps = minutes_of_rise // 5
+    for step in range(1, steps + 1):
+        well.send(1, motor_current=45 * 0.85, intake_temp=180 + 24 * step / steps, **changes)
+    well.send(24, motor_current=45 * 0.85, intake_temp=204, **changes)
+
+
+def test_a_load_that_falls_while_the_intake_warms_is_a_loss_of_flow(well: Well) -> None:
+    onset = well.t
+    losing_flow(well, flow_rate=100.0)
+    (row,) = well.rows("no_flow")
+    assert row.severity is Severity.CRITICAL
+    assert row.raised_us - onset <= 35 * MINUTE
+    first, *rest = json.loads(row.actions_json)
+    assert first == "check flow at surface: if there is none, stop"
+    assert any(action.startswith("do not lower the frequency") for action in rest)
+    well.send(2, **STOPPED)
+    assert well.rows("trip")[-1].severity is Severity.HIGH
+
+
+def test_a_loss_of_flow_is_told_without_a_flow_meter_and_not_without_an_intake_thermometer() -> None:
+    blind = Well()
+    blind.send(12 * 9, flow_rate=float("nan"))
+    losing_flow(blind, flow_rate=float("nan"))
+    assert len(blind.rows("no_flow")) == 1
+    deaf = Well()
+    deaf.send(12 * 9, intake_temp=float("nan"))
+    deaf.send(24, motor_current=45 * 0.85, intake_temp=float("nan"), flow_rate=100.0)
+    assert deaf.rows("no_flow") == []
+
+
+@pytest.mark.parametrize(
+    ("what", "changes"),
+    [
+        ("it still flows", {}),
+        ("the load is as ever", {"motor_current": 45.0, "flow_rate": 100.0}),
+        ("the intake is as cool as ever", {"intake_temp": 180.0, "flow_rate": 100.0}),
+    ],
+)
+def test_what_is_not_a_loss_of_flow(well: Well, what: str, changes: dict[str, float]) -> None:
+    for step in range(1, 31):
+        warm = {"motor_current": 45 * 0.85, "intake_temp": 180 + min(24.0, 4.0 * step)}
+        well.send(1, **{**warm, **changes})
+    assert well.rows("no_flow") == [], what
+
+
+def test_a_step_of_speed_is_not_a_loss_of_flow(well: Well) -> None:
+    """Slowing down warms the intake a little, and the load moves for a while: the frequency was not steady."""
+    for step in range(1, 31):
+        speed = max(40.0, 50 - step)
+        well.send(
+            1, vsd_frequency=speed, motor_current=45 * 0.8 * (speed / 50) ** 2, intake_temp=180 + min(12.0, 2.0 * step)
+        )
+    assert well.rows("no_flow") == []
+
+
+def test_no_advice_lowers_the_frequency_of_a_well_that_may_not_flow() -> None:
+    for rule in rules_file.parse(RULES_TEXT).rules:
+        for action in rule.actions:
+            if "frequency" in action and "shift" not in action:
+                assert "only while the well flows" in action or action.startswith("do not"), (rule.name, action)
+            if "meg " in action:
+                for word in ("not turning", "isolated", "locked out", "drive and gauge disconnected"):
+                    assert word in action, (rule.name, action)
+            if action.startswith("restart"):
+                assert "backwards" in action, (rule.name, action)
 
 
 def test_a_median_that_becomes_known_within_a_batch_decides_who_runs() -> None:

@@ -24,7 +24,7 @@ _RULE = {
     "diagnosis": "underload", "title": "Underload", "severity": "high", "signals": ["motor_current", "vsd_frequency"],
     "cause": "less fluid reaches the pump: poor inflow, gas, a closed valve or a broken shaft",
     "consequence": "the drive may trip, and the motor may overheat for want of flow",
-    "actions": ["check inflow, valves and gas", "lower the frequency"],
+    "actions": ["check flow at surface: if there is none, stop", "lower the frequency only while the well flows"],
 }  # fmt: skip
 
 
