@@ -59,6 +59,7 @@ class World:
         self.topic_of: dict[bytes, bytes] = {}
         self.lost_with_session: set[bytes] = set()
         self.same = 0  # times that SAME was published
+        self.unlike = 0  # malformed messages that are like no other
         self.may_miss: Counter[bytes] = Counter()  # what a broker lost, by payload: so many may be in no table
         self.sent_again: Counter[str] = Counter()  # readings more, by well
         self.may_repeat: Counter[bytes] = Counter()  # what a snapshot sends again without DUP or long after: or twice
@@ -66,15 +67,17 @@ class World:
     # -- What the world does.
 
     def publish(self, count: int, kind: str) -> None:
-        """Messages arrive at the broker: ``kind`` is same, reading, poison, malformed or array."""
+        """Messages arrive at the broker: ``kind`` is same, reading, poison, malformed or array. At least
+        half of the malformed ones are the same."""
         for _ in range(count):
             self.number += 1
             session = self.sessions[self.number % len(self.sessions)]
-            if kind == "same":
+            if kind == "same" or (kind == "malformed" and self.same <= self.unlike):
                 self.same += 1
                 self.topic_of[SAME] = SAME_TOPIC
                 session.publish(SAME_TOPIC, SAME)
                 continue
+            self.unlike += kind == "malformed"
             topic = b"esp/W%d/telemetry" % self.number  # a well a message: every item has a key of its own
             payload = self._payload(kind)
             self.published.append((topic, payload))
