@@ -122,14 +122,14 @@ def check(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
     from esp_ingest.commands import check as checks
 
-    wrong = []
+    lines = []
     for line in checks.run(settings):
-        print(line, flush=True)
-        if not line.ok:
-            wrong.append(line.subject)
-    if not wrong:
-        return EXIT_OK
-    return EXIT_USAGE if "configuration" in wrong else EXIT_FAILURE
+        lines.append(line)
+        if not arguments.json:
+            print(line, flush=True)
+    if arguments.json:
+        print(checks.as_json(lines))
+    return checks.exit_code(lines)
 
 
 def simulate(arguments: argparse.Namespace) -> int:
@@ -240,7 +240,8 @@ def _parser() -> argparse.ArgumentParser:
     migration.add_argument(
         "--adopt", action="store_true", help="apply what was left out before TimescaleDB was there; locks the tables"
     )
-    add("check", check, "configuration, broker, database and schema, a line each")
+    checking = add("check", check, "configuration, broker, database and schema, a line each")
+    checking.add_argument("--json", action="store_true", help="one JSON object: ok, and what was looked at")
     _add_simulate(add("simulate", simulate, "be a fleet of ESP controllers, or replay a recording"))
     _add_demo(add("demo", demo, "all of it on this machine: embedded broker and database, a fleet with faults"))
     _add_rejects(add("rejects", rejects, "list, show and replay what was rejected"), again)

@@ -70,12 +70,14 @@ DO $$ BEGIN
 END $$;
 
 -- name: ledger_place
--- The schema that this session works in, whether it is there, whether this user may use it, whether the ledger is in it,
--- and which others have one.
+-- The schema that this session works in, whether it is there, whether this user may use it, whether the ledger is in it and
+-- this user may read it, which other schemas have one, and who this user is.
 SELECT current_setting('search_path'), s.found IS NOT NULL, coalesce(has_schema_privilege(s.found, 'USAGE'), false),
        to_regclass('esp_ingest_migrations') IS NOT NULL,
+       coalesce(has_table_privilege(to_regclass('esp_ingest_migrations'), 'SELECT'), true),
        ARRAY(SELECT quote_ident(n.nspname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-             WHERE c.relname = 'esp_ingest_migrations' AND c.relkind = 'r' ORDER BY 1)
+             WHERE c.relname = 'esp_ingest_migrations' AND c.relkind = 'r' ORDER BY 1),
+       quote_ident(current_user)
 FROM (SELECT to_regnamespace(current_setting('search_path'))::oid) AS s (found);
 
 -- name: reach_extension
@@ -93,7 +95,8 @@ SELECT number, feature, checksum, (to_jsonb(m) ->> 'works_with')::integer FROM e
 -- daemon needs and this user lacks, as the GRANT that gives it. Then what the diagnostics lack, without which readings are
 -- stored: rights, and tables that are gone. docs/operations.md has the same list.
 WITH needed (relation, privileges, is_for_readings) AS (
-    VALUES ('esp_telemetry', '{SELECT,INSERT}'::text[], true),
+    VALUES ('esp_ingest_migrations', '{SELECT}'::text[], true),
+           ('esp_telemetry', '{SELECT,INSERT}', true),
            ('ingest_rejects', '{SELECT,INSERT}', true),
            ('mqtt_sessions', '{SELECT,INSERT,UPDATE}', true),
            ('reject_origins', '{SELECT,INSERT,UPDATE,DELETE}', true),
@@ -1041,6 +1044,12 @@ SELECT job.proc_name || ' ' || job.hypertable_name,
 FROM timescaledb_information.jobs AS job
 LEFT JOIN timescaledb_information.job_stats AS stats USING (job_id)
 WHERE job.hypertable_name IN ('esp_telemetry', 'diagnostic_results', 'ingest_rejects');
+
+-- name: lifecycle_rights
+-- What this user may not read of what `check` looks at, as the GRANT that lets it.
+SELECT format('GRANT SELECT ON %s TO %I', string_agg(relation, ', ' ORDER BY relation), current_user)
+FROM unnest('{esp_telemetry,diagnostic_results,ingest_rejects,archive_days,archive_sizes,backup_drills}'::text[]) AS needed (relation)
+WHERE NOT has_table_privilege(to_regclass(relation), 'SELECT');
 
 -- name: lifecycle_note_size
 -- How large the database is today.

@@ -1,30 +1,30 @@
 """`esp-ingest check`: configuration, broker, database, schema and what this database can do, a line each."""
 
+import contextlib
+import errno
+import json
 import logging
-import secrets
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, Sequence
+from ipaddress import ip_address
 from pathlib import Path
-from typing import NamedTuple
 
+from esp_ingest.commands import check_broker
+from esp_ingest.commands.check_line import Line
 from esp_ingest.config.settings import ConfigError, Settings
-from esp_ingest.interfaces import Clock
 from esp_ingest.service.clock import SystemClock
-from esp_ingest.service.metrics import Metrics
-
-_POLL_SECONDS = 0.05
 
 
-class Line(NamedTuple):
-    """What was looked at, whether it is well, and why."""
+def as_json(lines: Sequence[Line]) -> str:
+    """One object: whether all is well, and each thing that was looked at."""
+    checks = [{"subject": each.subject, "state": each.state.lower(), "detail": each.detail} for each in lines]
+    return json.dumps({"ok": all(each.ok for each in lines), "checks": checks})
 
-    subject: str
-    ok: bool
-    detail: str
-    is_note: bool = False  # neither well nor wrong: what this database is able to do
 
-    def __str__(self) -> str:
-        state = "FAIL" if not self.ok else "note" if self.is_note else "ok  "
-        return f"{self.subject:<14} {state}  {self.detail}"
+def exit_code(lines: Sequence[Line]) -> int:
+    """0 if all is well, 2 for a configuration that cannot be used, else 1."""
+    wrong = {line.subject for line in lines if not line.ok}
+    return 2 if "configuration" in wrong else 1 if wrong else 0
 
 
 def run(settings: Settings) -> Iterator[Line]:
@@ -34,7 +34,8 @@ def run(settings: Settings) -> Iterator[Line]:
     yield _rules(settings)
     yield _spool(settings)
     yield _memory(settings)
-    yield _broker(settings, SystemClock())
+    yield _http(settings)
+    yield from check_broker.look(settings.mqtt, SystemClock())
     yield from _database(settings)
 
 
@@ -100,29 +101,43 @@ def _spool(settings: Settings) -> Line:
     return Line("spool", True, str(folder))
 
 
-def _broker(settings: Settings, clock: Clock) -> Line:
-    """Connect and subscribe as the daemon would, under a client id of its own, so that the daemon's session is left
-    alone. The broker forgets the probe's session with its connection, even if this process is killed."""
-    from esp_ingest.mqtt.source import MqttSource
+def _http(settings: Settings) -> Line:
+    """Whether the daemon could listen. Its own port is in use while it runs, and then it answers there."""
+    http = settings.http
+    address = f"{http.host}:{http.port}"
+    if not http.port:
+        return Line("http", True, "any free port")
+    try:
+        for family, kind, proto, _, where in socket.getaddrinfo(
+            http.host, http.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            with socket.socket(family, kind, proto) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(where[:2])
+                probe.listen(1)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE and _is_a_daemon(http.host, http.port):
+            return Line("http", True, f"{address}, in use by a daemon that runs")
+        why = "in use by another program" if error.errno == errno.EADDRINUSE else str(error.strerror).lower()
+        return Line("http", False, f"{address}: {why}: set http.host and http.port to what is free here.")
+    return Line("http", True, f"{address} is free")
 
-    mqtt = settings.mqtt
-    address = f"{mqtt.host}:{mqtt.port}"
-    own_id = f"{mqtt.client_id}-check-{secrets.token_hex(4)}"  # two at once must not end each other's connection
-    probe = mqtt.model_copy(update={"client_id": own_id, "share_group": ""})
-    try:
-        source = MqttSource(probe, clock, Metrics(), keep_session=False)
-    except ConfigError as error:
-        return Line("broker", False, str(error))
-    source.start()
-    try:
-        deadline = clock.monotonic() + mqtt.connect_timeout_seconds
-        while not source.subscribed and clock.monotonic() < deadline:
-            clock.sleep(_POLL_SECONDS)
-        if source.subscribed:
-            return Line("broker", True, f"{address}, subscription granted")
-        return Line("broker", False, f"{address}: {source.last_error or 'no answer: check mqtt.host and mqtt.port'}")
-    finally:
-        source.close()
+
+def _is_a_daemon(host: str, port: int) -> bool:
+    """Whether what listens there is esp-ingest."""
+    with contextlib.suppress(OSError), socket.create_connection((_reachable(host), port), timeout=1) as client:
+        client.sendall(b"GET /health/live HTTP/1.0\r\n\r\n")
+        return b'"checks"' in client.recv(4096)
+    return False
+
+
+def _reachable(host: str) -> str:
+    """Where a program that listens on ``host`` can be reached from this machine."""
+    with contextlib.suppress(ValueError):
+        address = ip_address(host)
+        if address.is_unspecified:
+            return "127.0.0.1" if address.version == 4 else "::1"
+    return host
 
 
 def _database(settings: Settings) -> Iterator[Line]:
@@ -171,6 +186,7 @@ def _lifecycle(settings: Settings) -> Iterator[Line]:
     from esp_ingest.model import at_us
     from esp_ingest.store import sqlstate
     from esp_ingest.store.connection import connect
+    from esp_ingest.store.queries import query
 
     archive, lifecycle = settings.archive.url, settings.lifecycle
     if archive:
@@ -183,7 +199,9 @@ def _lifecycle(settings: Settings) -> Iterator[Line]:
         with connect(settings.database, autocommit=True) as connection:
             state = observe.look(connection, lifecycle, at_us(SystemClock().now_us()))
     except psycopg.errors.InsufficientPrivilege:
-        yield Line("lifecycle", True, "not looked at: this user may not read its tables", True)
+        with connect(settings.database, autocommit=True) as connection:
+            (grant,) = connection.execute(query("lifecycle_rights")).fetchone() or ("",)
+        yield Line("lifecycle", True, f"not looked at: let the owner of the tables run {grant}", True)
         return
     except (StoreUnavailable, psycopg.Error) as error:
         yield Line("lifecycle", False, sqlstate.sentence(error))

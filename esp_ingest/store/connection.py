@@ -5,6 +5,8 @@ another server connection, and what one client sets there stays for the next cli
 settings in each transaction and leaves nothing behind. See :class:`Session`.
 """
 
+import getpass
+import os
 from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -273,3 +275,11 @@ def _unreachable(settings: DatabaseSettings, error: psycopg.Error) -> StoreUnava
     if settings.dsn.get_secret_value():
         return said
     return StoreUnavailable(said.reason, f"{said.detail}; database.dsn is empty")
+
+
+def grant_connect(settings: DatabaseSettings) -> str:
+    """What to do where the user may not connect: without this right there is no session to ask for the rest."""
+    said = conninfo_to_dict(conninfo(settings))
+    user = said.get("user") or os.environ.get("PGUSER") or getpass.getuser()
+    name = said.get("dbname") or os.environ.get("PGDATABASE") or user
+    return f'This user may not connect: let the database\'s owner run GRANT CONNECT ON DATABASE "{name}" TO "{user}".'

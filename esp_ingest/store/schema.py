@@ -15,7 +15,7 @@ from esp_ingest.config.settings import DatabaseSettings
 from esp_ingest.interfaces import StoreUnavailable
 from esp_ingest.resources import sql_folder
 from esp_ingest.store import sqlstate
-from esp_ingest.store.connection import Connection, connect, is_pooled
+from esp_ingest.store.connection import Connection, connect, grant_connect, is_pooled
 from esp_ingest.store.queries import query
 
 OLDEST_POSTGRESQL = 15_00_00
@@ -378,7 +378,9 @@ class _Place(NamedTuple):
     schema_exists: bool
     may_use: bool
     ledger_exists: bool
+    may_read: bool
     elsewhere: list[str]
+    user: str
 
 
 def _place(connection: Connection) -> _Place:
@@ -419,15 +421,13 @@ def check_schema(connection: Connection) -> SchemaCheck:
 
 def check_version(connection: Connection) -> SchemaCheck:
     """Whether this program works with the schema: two small queries. Raises psycopg.Error where the connection fails,
-    SchemaError where PostgreSQL is too old; an open transaction is left as it is found, except that a missing right
-    aborts it."""
+    SchemaError where PostgreSQL is too old; an open transaction is left as it is found."""
     place = _place(connection)
     if not place.ledger_exists:
         return _no_ledger(place)
-    try:
-        ledger = _read_ledger(connection)
-    except psycopg.errors.InsufficientPrivilege:
-        return SchemaCheck("unusable", "The database user may not read the tables of esp-ingest: grant it its rights.")
+    if not place.may_read:
+        return _with_obstacles(connection, SchemaCheck("unusable", ""))
+    ledger = _read_ledger(connection)
     try:
         _refuse_strangers(migrations(), ledger)
     except SchemaError as error:
@@ -448,7 +448,8 @@ def _no_ledger(place: _Place) -> SchemaCheck:
     if not place.schema_exists:
         return SchemaCheck("unusable", f"There is no schema {place.schema}: create it, or set database.schema_name.")
     if not place.may_use:
-        return SchemaCheck("unusable", f"The database user may not use the schema {place.schema}: grant it USAGE.")
+        grant = f"let its owner run GRANT USAGE ON SCHEMA {place.schema} TO {place.user}"
+        return SchemaCheck("unusable", f"The database user may not use the schema: {grant}.")
     if place.elsewhere:
         return SchemaCheck(
             "needs migrate",
@@ -491,7 +492,8 @@ def check_database(settings: DatabaseSettings) -> tuple[SchemaCheck, Capabilitie
         with connect(settings, autocommit=True) as connection:
             return check_schema(connection), capabilities(connection)
     except StoreUnavailable as error:
-        return SchemaCheck("unreachable", sqlstate.sentence(error)), None
+        denied = error.reason == sqlstate.MISSING_RIGHT
+        return SchemaCheck("unreachable", grant_connect(settings) if denied else sqlstate.sentence(error)), None
     except psycopg.Error as error:
         return SchemaCheck("unreachable", sqlstate.sentence(error)), None
     except SchemaError as error:

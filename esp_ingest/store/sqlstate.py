@@ -81,6 +81,7 @@ RULES: dict[str, Decision] = {
     "P0": Decision(_O, "a trigger or function of the database raised an error"),
     "XX": Decision(_O, "the database reports damage or an internal error"),
 }
+MISSING_RIGHT = RULES["42501"].reason
 # The state of a transaction or a session, and not the server, stands in the way: of these the class is enough.
 _OF_THE_SESSION = "25"
 # protocol_violation: what PgBouncer says under this code is told apart by its text.

@@ -1,22 +1,33 @@
 """`esp-ingest check` against a broker: it leaves nothing behind, whenever it is killed, and disturbs no daemon."""
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 
 import pytest
+from pydantic import SecretStr
 
+from esp_ingest import cli
+from esp_ingest.commands import check, check_broker
+from esp_ingest.commands.check_line import Line
+from esp_ingest.config.settings import MqttSettings, Settings
 from esp_ingest.mqtt.source import MqttSource
 from esp_ingest.service.clock import SystemClock
+from esp_ingest.service.health import Health
+from esp_ingest.service.http import HttpServer
 from esp_ingest.service.metrics import Metrics
 from tests.support.brokers import DAEMON, ROOT, Mosquitto
+from tests.support.databases import free_port
 from tests.support.proxy import Direction, TcpProxy
 
 
-def check(mosquitto: Mosquitto, port: int) -> "subprocess.Popen[str]":
+def check_process(mosquitto: Mosquitto, port: int) -> "subprocess.Popen[str]":
     kept = {key: value for key, value in os.environ.items() if not key.startswith("ESP_INGEST_")}
     chosen = {
         "MQTT__PORT": str(port),
@@ -26,7 +37,11 @@ def check(mosquitto: Mosquitto, port: int) -> "subprocess.Popen[str]":
     }
     environment = kept | {f"ESP_INGEST_{key}": value for key, value in chosen.items()}
     return subprocess.Popen(
-        [sys.executable, "-m", "esp_ingest", "check"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "esp_ingest", "check"],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -50,7 +65,7 @@ def kept_by(mosquitto: Mosquitto) -> bytes:
 )
 def test_killed_at_any_packet_it_leaves_no_session(mosquitto: Mosquitto, pattern: bytes, direction: Direction) -> None:
     with TcpProxy(mosquitto.host, mosquitto.port) as proxy:
-        process = check(mosquitto, proxy.port)
+        process = check_process(mosquitto, proxy.port)
         proxy.watch(pattern, direction, lambda: process.send_signal(signal.SIGKILL))
         process.communicate(timeout=30)
         assert process.returncode == -signal.SIGKILL, "the packet did not come by"
@@ -62,7 +77,7 @@ def test_it_sees_the_broker_and_leaves_the_daemons_session_alone(mosquitto: Mosq
     daemon = MqttSource(mosquitto.settings(), SystemClock(), Metrics())
     daemon.start()
     until(lambda: daemon.subscribed)
-    checks = [check(mosquitto, mosquitto.port) for _ in range(2)]
+    checks = [check_process(mosquitto, mosquitto.port) for _ in range(2)]
     for each in checks:
         said, _ = each.communicate(timeout=30)
         assert "subscription granted" in said, "two at once do not end each other's connection"
@@ -73,3 +88,92 @@ def test_it_sees_the_broker_and_leaves_the_daemons_session_alone(mosquitto: Mosq
     assert DAEMON.encode() in kept
     assert b"-check" not in kept
     daemon.close()
+
+
+def lines(settings: MqttSettings) -> dict[str, Line]:
+    return {line.subject: line for line in check_broker.look(settings, SystemClock())}
+
+
+def test_a_message_to_itself_shows_that_messages_come(mosquitto: Mosquitto) -> None:
+    found = lines(mosquitto.settings())["delivery"]
+    assert (found.state, found.detail.partition(";")[0]) == (
+        "ok",
+        "a message to itself on esp/esp-ingest/check came back",
+    )
+
+
+def test_a_reading_that_comes_shows_the_rights_on_readings(mosquitto: Mosquitto) -> None:
+    with mosquitto.publisher() as well:
+        ending = threading.Event()
+
+        def keep_publishing() -> None:
+            while not ending.wait(0.02):
+                well.publish("esp/W1/telemetry", b"{}")
+
+        thread = threading.Thread(target=keep_publishing)
+        thread.start()
+        deadline = time.monotonic() + 15  # the message to itself may be faster than the reading
+        while (found := lines(mosquitto.settings())["delivery"]).detail != "readings come (esp/W1/telemetry)":
+            assert time.monotonic() < deadline, found
+        ending.set()
+        thread.join()
+
+
+def test_where_neither_comes_delivery_is_said_to_be_untested(mosquitto: Mosquitto) -> None:
+    """Mosquitto grants any subscription and filters at delivery: W2 would get nothing."""
+    user = {"username": "W2", "password": SecretStr(mosquitto.password_of("W2"))}
+    found = lines(mosquitto.settings(**user))
+    assert found["broker"].ok
+    assert (found["delivery"].state, found["delivery"].detail[:9]) == ("note", "untested:")
+    assert "user W2 may not write and read it" in found["delivery"].detail
+
+
+def test_a_broker_that_takes_connections_and_says_nothing_costs_less_than_six_seconds() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        settings = MqttSettings(host="127.0.0.1", port=silent.getsockname()[1], connect_timeout_seconds=60)
+        started = time.monotonic()
+        found = lines(settings)
+        assert time.monotonic() - started < 6
+    assert not found["broker"].ok
+    assert "did not answer CONNECT in time" in found["broker"].detail
+    assert "delivery" not in found
+
+
+def test_a_closed_port_is_told_at_once() -> None:
+    started = time.monotonic()
+    assert "cannot be reached" in lines(MqttSettings(host="127.0.0.1", port=free_port()))["broker"].detail
+    assert time.monotonic() - started < 3
+
+
+def http_line(port: int) -> Line:
+    return check._http(Settings(http={"host": "127.0.0.1", "port": port}))
+
+
+def test_a_port_in_use_by_something_else_is_found() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        threading.Thread(target=lambda: other.accept()[0].close(), daemon=True).start()
+        found = http_line(port)
+    assert (found.ok, "in use by another program" in found.detail) == (False, True)
+    assert http_line(port).ok
+
+
+def test_a_port_in_use_by_a_daemon_that_runs_is_well() -> None:
+    health = Health(SystemClock(), Settings().service)
+    server = HttpServer(Settings(http={"port": 0}).http, health, Metrics())
+    server.start()
+    try:
+        assert http_line(server.port) == Line("http", True, f"127.0.0.1:{server.port}, in use by a daemon that runs")
+    finally:
+        server.stop()
+
+
+def test_json_is_one_object_and_the_exit_code_stays(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ESP_INGEST_MQTT__PORT", str(free_port()))
+    monkeypatch.setenv("ESP_INGEST_DATABASE__DSN", f"host=127.0.0.1 port={free_port()}")
+    assert cli.main(["check", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    states = {each["subject"]: each["state"] for each in found["checks"]}
+    assert (found["ok"], states["configuration"], states["broker"], states["database"]) == (False, "ok", "fail", "fail")

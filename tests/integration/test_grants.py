@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from esp_ingest.commands import check
+from esp_ingest.commands.check_line import Line
+from esp_ingest.config.settings import Settings
 from esp_ingest.interfaces import StoreUnavailable
 from esp_ingest.model import Checkpoint, Readings
 from esp_ingest.store.checkpoints import PostgresDiagnosticsStore
@@ -109,6 +112,7 @@ def lacking(owner: Database, daemon: Database, revoke: str) -> str:
         (f"REVOKE INSERT ON esp_telemetry FROM {ROLE}", f"GRANT INSERT ON esp_telemetry TO {ROLE}"),
         (f"REVOKE UPDATE ON mqtt_sessions FROM {ROLE}", f"GRANT UPDATE ON mqtt_sessions TO {ROLE}"),
         (f"REVOKE DELETE ON reject_origins FROM {ROLE}", f"GRANT DELETE ON reject_origins TO {ROLE}"),
+        (f"REVOKE SELECT ON esp_ingest_migrations FROM {ROLE}", f"GRANT SELECT ON esp_ingest_migrations TO {ROLE}"),
         (f'REVOKE TEMPORARY ON DATABASE "{{}}" FROM {ROLE}', f"GRANT TEMPORARY ON DATABASE {{}} TO {ROLE}"),
     ],
 )
@@ -120,6 +124,31 @@ def test_a_missing_right_is_named_as_its_grant_which_mends_it(
     assert grant.format(name) in detail
     owner.run(detail.partition(" run ")[2].rstrip("."))
     assert check_database(daemon.settings)[0].ok
+
+
+def test_without_the_schema_or_the_database_it_is_a_grant_too(owner: Database, daemon: Database) -> None:
+    name = owner.value("SELECT current_database()")
+    owner.run("REVOKE USAGE ON SCHEMA public FROM PUBLIC")
+    found, _ = check_database(daemon.settings)
+    assert found.detail.endswith(f"GRANT USAGE ON SCHEMA public TO {ROLE}.")
+    owner.run("GRANT USAGE ON SCHEMA public TO PUBLIC")
+    owner.run(f'REVOKE CONNECT ON DATABASE "{name}" FROM PUBLIC')
+    found, _ = check_database(daemon.settings)
+    assert found.detail.endswith(f'GRANT CONNECT ON DATABASE "{name}" TO "{ROLE}".')
+    owner.run(found.detail.partition(" run ")[2].rstrip("."))
+    assert check_database(daemon.settings)[0].ok
+
+
+def test_what_check_may_not_read_of_the_lifecycle_is_a_grant(owner: Database, daemon: Database) -> None:
+    def lifecycle() -> list[Line]:
+        found = check._lifecycle(Settings(database=daemon.settings.model_dump()))
+        return [line for line in found if line.subject == "lifecycle"]
+
+    (line,) = lifecycle()
+    grant = f"GRANT SELECT ON archive_days, archive_sizes, backup_drills TO {ROLE}"
+    assert line.detail == f"not looked at: let the owner of the tables run {grant}"
+    owner.run(grant)
+    assert not any("not looked at" in line.detail for line in lifecycle())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,123 @@
+"""What `esp-ingest check` asks the broker: login, subscription, and whether messages really come."""
+
+import secrets
+import select
+from collections.abc import Callable, Iterator, Sequence
+
+from paho.mqtt.enums import MQTTProtocolVersion
+
+from esp_ingest.commands.check_line import Line
+from esp_ingest.config.settings import ConfigError, MqttSettings
+from esp_ingest.interfaces import Clock
+from esp_ingest.model import Delivery
+from esp_ingest.mqtt.client import BulkClient
+from esp_ingest.mqtt.client_setup import Topics, new_client
+from esp_ingest.mqtt.source import MqttSource
+from esp_ingest.service.metrics import Metrics
+
+MOST_SECONDS = 5.0  # for the login and the subscription, whatever mqtt.connect_timeout_seconds allows the daemon
+_SECOND_THOUGHTS_SECONDS = 1.5  # after a failure: MQTT 3.1.1 where the broker knows no 5
+_DELIVERY_SECONDS = 2.0
+_POLL_SECONDS = 0.05
+
+
+def look(settings: MqttSettings, clock: Clock) -> Iterator[Line]:
+    """Connect and subscribe as the daemon would, under a client id of its own, so that the daemon's session is left
+    alone. The broker forgets the probe's session with its connection, even if this process is killed. Blocks for some
+    five seconds at a broker that says nothing."""
+    address = f"{settings.host}:{settings.port}"
+    own_id = f"{settings.client_id}-check-{secrets.token_hex(4)}"  # two at once must not end each other's connection
+    limit = min(settings.connect_timeout_seconds, MOST_SECONDS)
+    probe = settings.model_copy(update={"client_id": own_id, "share_group": "", "connect_timeout_seconds": limit})
+    try:
+        source = MqttSource(probe, clock, Metrics(), keep_session=False)
+    except ConfigError as error:
+        yield Line("broker", False, str(error))
+        return
+    source.start()
+    try:
+        _wait(source, clock)
+        is_granted, protocol = source.subscribed, source.protocol
+        failure = source.last_error or "no answer: check mqtt.host and mqtt.port"
+    finally:
+        source.close()
+    if not is_granted:
+        yield Line("broker", False, f"{address}: {failure}")
+        return
+    yield Line("broker", True, f"{address}, subscription granted")
+    yield _delivery(probe, clock, protocol)
+
+
+def _wait(source: MqttSource, clock: Clock) -> None:
+    """Until the subscription is granted, or the broker has had its time."""
+    deadline = clock.monotonic() + MOST_SECONDS + 2 * _POLL_SECONDS
+    has_failed = False
+    while not source.subscribed and clock.monotonic() < deadline:
+        if source.last_error and not has_failed:
+            has_failed = True
+            deadline = min(deadline, clock.monotonic() + _SECOND_THOUGHTS_SECONDS)
+        clock.sleep(_POLL_SECONDS)
+
+
+def _delivery(probe: MqttSettings, clock: Clock, protocol: str) -> Line:
+    """Whether messages come: a broker's access list may grant a subscription and hand over nothing. A reading of some
+    well proves it, a message to itself on a topic of its own proves the way; without either it is untested."""
+    own_topic = f"{probe.topic_root}/{probe.client_id.rpartition('-check-')[0]}/check"
+    wanted = Topics(probe).wanted
+    nonce = secrets.token_bytes(8)
+    readings: list[Delivery] = []
+    came_back: list[Delivery] = []
+
+    def came(deliveries: Sequence[Delivery], *_: object) -> None:
+        for each in deliveries:
+            is_own = each.topic == own_topic.encode()
+            if not is_own:
+                readings.append(each)
+            elif each.payload == nonce:
+                came_back.append(each)
+
+    version = MQTTProtocolVersion.MQTTv5 if protocol == "5" else MQTTProtocolVersion.MQTTv311
+    client = new_client(probe, version, clock, came, 1, keep_session=False)
+
+    def connected(*_: object) -> None:
+        client.subscribe([(wanted, 1), (own_topic, 1)])
+
+    def subscribed(*_: object) -> None:
+        client.publish(own_topic, nonce, qos=1)
+
+    client.on_connect, client.on_subscribe = connected, subscribed
+    try:
+        client.reconnect()
+        _turn(client, clock, lambda: bool(readings or came_back))
+        client.depart()
+    except OSError:
+        pass  # the line says that it is untested
+    finally:
+        client.abort()
+    if readings:
+        return Line("delivery", True, f"readings come ({readings[0].topic.decode(errors='replace')})")
+    if came_back:
+        text = (
+            f"a message to itself on {own_topic} came back; no reading came meanwhile, so rights on {wanted} are unseen"
+        )
+        return Line("delivery", True, text)
+    user = probe.username or "(none)"
+    text = f"untested: no reading came, and no message to itself on {own_topic} (user {user} may not write and read it)"
+    return Line("delivery", True, text, is_note=True)
+
+
+def _turn(client: BulkClient, clock: Clock, is_done: Callable[[], bool]) -> None:
+    """Let the network move until it is done, the connection ends or the time is over."""
+    deadline = clock.monotonic() + _DELIVERY_SECONDS
+    while not is_done() and (left := deadline - clock.monotonic()) > 0:
+        opened = client.socket()
+        if opened is None:
+            return
+        poll = select.poll()
+        poll.register(opened.fileno(), select.POLLIN | (select.POLLOUT if client.want_write() else 0))
+        events = dict(poll.poll(0 if client.pending() else 1_000 * min(left, _POLL_SECONDS)))
+        if client.pending() or any(event & ~select.POLLOUT for event in events.values()):
+            client.loop_read()
+        if client.want_write():
+            client.loop_write()
+        client.loop_misc()
