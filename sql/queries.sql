@@ -93,7 +93,7 @@ SELECT number, feature, checksum, (to_jsonb(m) ->> 'works_with')::integer FROM e
 -- name: obstacles
 -- What keeps this session from storing readings and rejects: a standby, a database that only reads, and each right that the
 -- daemon needs and this user lacks, as the GRANT that gives it. Then what the diagnostics lack, without which readings are
--- stored: rights, and tables that are gone. docs/operations.md has the same list.
+-- stored: rights, and tables that are gone. sql/roles/writer.sql has the same list.
 WITH needed (relation, privileges, is_for_readings) AS (
     VALUES ('esp_ingest_migrations', '{SELECT}'::text[], true),
            ('esp_telemetry', '{SELECT,INSERT}', true),

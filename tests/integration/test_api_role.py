@@ -1,6 +1,5 @@
-"""The API with no more rights in the database than docs/api.md gives it."""
+"""The API with no more rights in the database than sql/roles/api.sql gives it."""
 
-import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,6 +8,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from esp_ingest.resources import sql_folder
 from esp_ingest.store.schema import migrate
 from tests.support.api import PASSWORD, ApiProcess, insert_alarm, insert_reading
 from tests.support.databases import Database
@@ -17,9 +17,7 @@ ROLE = "esp_ingest_api"
 
 
 def documented_grants() -> str:
-    text = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```sql\n(CREATE ROLE .*?)```", text, flags=re.DOTALL)
-    return str(block)
+    return (sql_folder() / "roles/api.sql").read_text(encoding="utf-8")
 
 
 @pytest.fixture

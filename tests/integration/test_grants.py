@@ -1,9 +1,7 @@
-"""A daemon with no more rights than docs/operations.md gives it, and what `check` says where one is missing."""
+"""A daemon with no more rights than sql/roles/writer.sql gives it, and what `check` says where one is missing."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -13,6 +11,7 @@ from esp_ingest.commands.check_line import Line
 from esp_ingest.config.settings import Settings
 from esp_ingest.interfaces import StoreUnavailable
 from esp_ingest.model import Checkpoint, Readings
+from esp_ingest.resources import sql_folder
 from esp_ingest.store.checkpoints import PostgresDiagnosticsStore
 from esp_ingest.store.leader import PostgresFeed
 from esp_ingest.store.outbox import PostgresOutbox
@@ -21,14 +20,11 @@ from esp_ingest.store.write.writer import PostgresStore
 from tests.support.databases import Database, Missing, NativeTimescale, unavailable
 from tests.support.store_data import DIAGNOSIS, START_US, cleared, readings, reject
 
-ROOT = Path(__file__).parents[2]
 ROLE = "esp_ingest"
 
 
 def documented_grants() -> str:
-    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```sql\n(CREATE ROLE .*?)```", text, flags=re.DOTALL)
-    return str(block)
+    return (sql_folder() / "roles/writer.sql").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -132,7 +128,7 @@ def test_without_the_schema_or_the_database_it_is_a_grant_too(owner: Database, d
     found, _ = check_database(daemon.settings)
     assert found.detail.endswith(f"GRANT USAGE ON SCHEMA public TO {ROLE}.")
     owner.run("GRANT USAGE ON SCHEMA public TO PUBLIC")
-    owner.run(f'REVOKE CONNECT ON DATABASE "{name}" FROM PUBLIC')
+    owner.run(f'REVOKE CONNECT ON DATABASE "{name}" FROM PUBLIC, {ROLE}')
     found, _ = check_database(daemon.settings)
     assert found.detail.endswith(f'GRANT CONNECT ON DATABASE "{name}" TO "{ROLE}".')
     owner.run(found.detail.partition(" run ")[2].rstrip("."))

@@ -198,7 +198,7 @@ class TestTrouble:
             migrate(timescaledb_apache.settings)
             check, _ = check_database(DatabaseSettings(dsn=SecretStr(dsn)))
             assert check.status == "unusable"
-            assert "grant" in check.detail
+            assert "GRANT SELECT ON esp_ingest_migrations TO poor" in check.detail
         finally:
             timescaledb_apache.run("DROP ROLE poor")
 

@@ -1,0 +1,141 @@
+"""The roles of sql/roles: what each may do, and what it may not."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from esp_ingest import cli
+from esp_ingest.resources import sql_folder
+from esp_ingest.store.schema import check_database, migrate
+from tests.support.databases import Database, Postgres15
+from tests.support.store_data import readings, reject
+
+WRITER, READER, OPERATOR, OWNER = "esp_ingest", "esp_ingest_reader", "esp_ingest_operator", "esp_ingest_owner"
+# Nobody but the owner may do any of it.
+NEVER = (
+    "CREATE TABLE mine (a int)",
+    "DROP TABLE esp_telemetry",
+    "TRUNCATE esp_telemetry",
+    "ALTER TABLE esp_telemetry ADD COLUMN mine int",
+    "UPDATE esp_telemetry SET pip = 1",
+    "DELETE FROM esp_telemetry",
+    "DELETE FROM ingest_rejects",
+    "DELETE FROM diagnostic_results",
+    "DELETE FROM alarm_actions",
+    "UPDATE esp_ingest_migrations SET checksum = ''",
+    "SELECT * FROM api_users",
+    "SELECT * FROM api_tokens",
+    "UPDATE api_users SET role = 'admin'",
+    "INSERT INTO archive_days DEFAULT VALUES",
+    "CREATE ROLE mine",
+    "SELECT pg_read_file('/etc/passwd')",
+    "COPY esp_telemetry TO PROGRAM 'cat'",
+)
+MAY_NOT = {
+    WRITER: (*NEVER, "UPDATE ingest_rejects SET reason = 'x'", "INSERT INTO alarm_actions DEFAULT VALUES"),
+    OPERATOR: NEVER,
+    READER: (
+        *NEVER,
+        "SELECT * FROM ingest_rejects",
+        "INSERT INTO esp_telemetry (timestamp, well_id, received_at) VALUES (now(), 'w', now())",
+        "CREATE TEMP TABLE mine (a int)",
+        "SELECT * FROM diagnostics_outbox",
+    ),
+}
+
+
+def run(database: Database, role: str) -> None:
+    """The role's file, as a superuser's psql would."""
+    database.run((sql_folder() / f"roles/{role}.sql").read_text(encoding="utf-8"))
+
+
+def of(database: Database, role: str) -> Database:
+    return replace(database, dsn=make_conninfo("", **(conninfo_to_dict(database.dsn) | {"user": role})))
+
+
+@pytest.fixture(scope="module")
+def owned() -> Iterator[Database]:
+    """A server of its own, since roles are of the whole server; migrated by the owner's role, each role made twice."""
+    with Postgres15.start() as server:
+        database = server.create_database()
+        run(database, "owner")
+        migrate(of(database, OWNER).settings)
+        for name in ("writer", "api", "operator", "reader") * 2:
+            run(database, name)
+        run(of(database, OWNER), "writer")  # as the owner, where the role is there
+        with database.connect() as connection:
+            connection.execute(
+                "INSERT INTO esp_telemetry (timestamp, well_id, pip, received_at) VALUES (now(), 'w1', 5, now())"
+            )
+        yield database
+
+
+@pytest.mark.parametrize("role", MAY_NOT)
+def test_what_a_role_may_not_do(owned: Database, role: str) -> None:
+    with of(owned, role).connect() as connection:
+        for statement in MAY_NOT[role]:
+            with pytest.raises((psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction)):
+                connection.execute(statement.encode())
+
+
+def test_the_reader_sees_readings_diagnoses_and_sums(owned: Database) -> None:
+    reader = of(owned, READER)
+    for relation in (
+        "esp_telemetry", "diagnostic_results", "well_latest", "active_diagnostics", "esp_telemetry_hourly",
+        "esp_telemetry_daily", "alarm_actions",
+    ):  # fmt: skip
+        reader.all(f"SELECT * FROM {relation} LIMIT 1")
+    assert reader.value("SELECT count(*) FROM well_latest") == 1
+    assert reader.value("SHOW statement_timeout") == "1min"
+
+
+def test_the_owner_is_no_superuser_and_names_resolve_to_its_schema_first(owned: Database) -> None:
+    owner = of(owned, OWNER)
+    assert (
+        owner.value("SELECT rolsuper OR rolcreaterole OR rolcreatedb FROM pg_roles WHERE rolname = current_user")
+        is False
+    )
+    assert owner.value("SELECT tableowner FROM pg_tables WHERE tablename = 'esp_telemetry'") == OWNER
+    for role in (OWNER, WRITER, READER, OPERATOR):
+        assert of(owned, role).value("SHOW search_path") == "public, pg_temp"
+    with owner.connect() as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        connection.execute("SELECT * FROM pg_authid")
+
+
+def test_the_operator_replays_rejects_and_deals_with_alarms(
+    owned: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from esp_ingest.store.write.writer import PostgresStore
+
+    store = PostgresStore(of(owned, WRITER).settings)
+    store.write(readings([("w2", 0)]), [reject(1)], [])
+    store.close()
+    operator = of(owned, OPERATOR)
+    assert check_database(operator.settings)[0].ok
+    monkeypatch.setenv("ESP_INGEST_DATABASE__DSN", operator.dsn)
+    for command in (["rejects", "list"], ["rejects", "replay"], ["alarms", "list"]):
+        assert cli.main(command) == 0, capsys.readouterr()
+    with operator.connect() as connection:
+        connection.execute("INSERT INTO alarm_shelves VALUES ('w1', 'gas_lock', now() + interval '1 hour', 'ada', 'x')")
+        connection.execute("DELETE FROM alarm_shelves")
+
+
+def test_a_temporary_table_does_not_stand_in_for_a_table_of_the_owners(owned: Database) -> None:
+    """The trigger on esp_telemetry runs as the owner. A writer's temporary table in the place of the one that it fills
+    would have had the owner run the writer's code."""
+    owned.run("DELETE FROM well_newest_stale")
+    with of(owned, WRITER).connect() as connection:
+        connection.execute("CREATE TEMP TABLE found (who text)")
+        connection.execute("GRANT ALL ON found TO PUBLIC")
+        connection.execute(
+            "CREATE FUNCTION pg_temp.who() RETURNS timestamptz LANGUAGE plpgsql AS "
+            "$$ BEGIN INSERT INTO pg_temp.found VALUES (current_user); RETURN now(); END $$"
+        )
+        connection.execute("CREATE TEMP TABLE well_newest_stale (since timestamptz DEFAULT pg_temp.who())")
+        connection.execute("GRANT ALL ON pg_temp.well_newest_stale TO PUBLIC")
+        connection.execute("INSERT INTO esp_telemetry (timestamp, well_id, received_at) VALUES (now(), 'w3', now())")
+        assert connection.execute("SELECT who FROM found").fetchall() == []
+    assert owned.value("SELECT count(*) FROM public.well_newest_stale") == 1
