@@ -87,6 +87,10 @@ evaluate: setup  ## diagnostics on recorded wells (DATA=folder)
 floor: setup  ## unit tests with the oldest dependencies that pyproject.toml allows
 	@.ci/floor.sh $(ARGS)
 
+.PHONY: audit
+audit: setup  ## secrets in the history, known faults of dependencies, licences
+	@$(BIN)/python -m tools.audit $(ARGS)
+
 .PHONY: lock
 LOCK = $(BIN)/uv pip compile --universal --generate-hashes --no-header --no-annotate --quiet
 lock: setup  ## pin the newest versions that pyproject.toml allows (ARGS=--upgrade)

@@ -7,7 +7,7 @@ set -euo pipefail
 trixie=${ESP_INGEST_TRIXIE:-/var/cache/esp-ingest/trixie}
 
 has_trixie() { [ -x "$trixie/usr/lib/postgresql/17/bin/postgres" ] && compgen -G "$trixie/usr/lib/postgresql/17/lib/timescaledb-*.so" >/dev/null; }
-has_trixie_pgbackrest() { [ -x "$trixie/usr/bin/pgbackrest" ]; }
+has_trixie_tools() { [ -x "$trixie/usr/bin/pgbackrest" ] && [ -x "$trixie/usr/bin/gitleaks" ]; }
 has_postgresql() { [ -x /usr/lib/postgresql/15/bin/postgres ]; }
 
 # One Debian package a missing program.
@@ -47,7 +47,7 @@ install_trixie() {
   echo "   making $trixie (45 s, 700 MB)"
   local fresh
   fresh=$(mktemp -d "$trixie.XXXXXX")
-  if ! debootstrap --variant=minbase --include=postgresql-17,postgresql-17-timescaledb,pgbackrest trixie "$fresh" \
+  if ! debootstrap --variant=minbase --include=postgresql-17,postgresql-17-timescaledb,pgbackrest,gitleaks trixie "$fresh" \
     ${ESP_INGEST_DEBIAN_MIRROR:+"$ESP_INGEST_DEBIAN_MIRROR"} >"$fresh.log" 2>&1; then
     tail -n 5 "$fresh.log"
     rm -rf "$fresh" "$fresh.log"
@@ -59,16 +59,16 @@ install_trixie() {
 }
 
 # A folder that an earlier version of this script made.
-add_trixie_pgbackrest() {
-  echo "   adding pgbackrest to $trixie"
-  DEBIAN_FRONTEND=noninteractive chroot "$trixie" sh -c 'apt-get update -qq && apt-get install -qq -y --no-install-recommends pgbackrest' \
+add_trixie_tools() {
+  echo "   adding pgbackrest and gitleaks to $trixie"
+  DEBIAN_FRONTEND=noninteractive chroot "$trixie" sh -c 'apt-get update -qq && apt-get install -qq -y --no-install-recommends pgbackrest gitleaks' \
     >/dev/null 2>&1
 }
 
 command -v node >/dev/null || echo "   node is missing: tests on TimescaleDB community edition will be skipped, see docs/development.md"
 
 packages=$(missing_packages)
-if [ -z "$packages" ] && has_trixie && has_trixie_pgbackrest; then
+if [ -z "$packages" ] && has_trixie && has_trixie_tools; then
   echo "   all there"
 elif [ "$(id -u)" != 0 ]; then
   echo "   without root these stay missing, and tests that need them are skipped: $(echo $packages) $(has_trixie || echo TimescaleDB)"
@@ -82,5 +82,5 @@ else
   # shellcheck disable=SC2086 # one word a package
   [ -z "$packages" ] || install_packages $packages
   has_trixie || install_trixie
-  has_trixie_pgbackrest || add_trixie_pgbackrest
+  has_trixie_tools || add_trixie_tools
 fi

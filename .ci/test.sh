@@ -18,6 +18,7 @@ step "virtual environment" make --no-print-directory setup
 step "brokers, databases, linters" .ci/parts.sh
 step "lint" make --no-print-directory lint
 step "types" make --no-print-directory types
+step "secrets, dependencies, licences" make --no-print-directory audit
 
 echo "== tests: unit, property, integration, browser, fault ($((SECONDS - started)) s so far)"
 status=0

@@ -104,6 +104,7 @@ class Daemon:
         from esp_ingest.ingest.writer_stage import Stage, ThreadedStage
         from esp_ingest.mqtt.client_setup import Topics, session_name
         from esp_ingest.mqtt.source import MqttSource
+        from esp_ingest.service.certificates import CertificateWatch
         from esp_ingest.store.connection import conninfo
         from esp_ingest.store.presence import Presence
         from esp_ingest.store.write.newest import WellNewest
@@ -154,6 +155,7 @@ class Daemon:
             beat=self._beat,
         )
         self._publisher = self._build_publisher()
+        self._certificates = CertificateWatch(_certificate_files(settings), metrics)
         self._next_observation = 0.0
         self._has_started_others = False  # publisher and follower, whose connections must not take the writer's place
         self._notify = systemd.Notifier()
@@ -331,6 +333,7 @@ class Daemon:
         metrics.buffer_bytes.set(size)
         metrics.unacked_messages.set(source.unacked())
         metrics.oldest_unacked_seconds.set(oldest)
+        self._certificates.look(self._clock.monotonic())
         stuck_after = self._settings.service.stuck_after_seconds
         subscribed = "subscribed" if source.subscribed else source.last_error or "connecting"
         health.set(conditions.MQTT, source.subscribed, subscribed)
@@ -376,6 +379,20 @@ class Daemon:
     def _note_set_aside(self, report: "SetAside") -> None:
         self._metrics.spool_set_aside.inc(max(report.lost, 1))
         log.error("spool damage set aside", extra=asdict(report))
+
+
+def _certificate_files(settings: Settings) -> dict[str, Path]:
+    """Each file of certificates by the name that its series has; of the database those of the DSN or of libpq's
+    environment."""
+    from psycopg.conninfo import conninfo_to_dict
+
+    from esp_ingest.store.connection import conninfo
+
+    mqtt, database = settings.mqtt, conninfo_to_dict(conninfo(settings.database))
+    named: dict[str, object] = {"mqtt.ca_file": mqtt.ca_file, "mqtt.cert_file": mqtt.cert_file} if mqtt.tls else {}
+    for key in ("sslrootcert", "sslcert"):
+        named[f"database {key}"] = database.get(key) or os.environ.get(f"PG{key.upper()}")
+    return {name: Path(str(path)) for name, path in named.items() if path and path != "system"}
 
 
 def _judge_memory(settings: Settings) -> None:

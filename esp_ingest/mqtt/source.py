@@ -34,6 +34,7 @@ from esp_ingest.mqtt.packet_ids import PacketIds
 from esp_ingest.mqtt.subscription import Subscription
 from esp_ingest.mqtt.waker import Waker
 from esp_ingest.service.backoff import Backoff
+from esp_ingest.service.certificates import note_broker
 from esp_ingest.service.log import Repeated
 from esp_ingest.service.metrics import Metrics
 
@@ -375,6 +376,7 @@ class MqttSource:
         if self._connections > 1:
             self._metrics.mqtt_reconnects.inc()
         self._set_connected(True)
+        note_broker(self._client.socket(), self._metrics)
         self._tell_of_session(link, properties)
         if not self._outage.active:
             self._log_connected(link)

@@ -78,6 +78,7 @@ PROBLEMS = {
     "diagnostics_published": NEVER,
     "diagnostics_publications_refused": "Any growth: the broker's rights or limits, EspIngestPublishBacklog.",
     # -- Every process.
+    "certificate_expires_timestamp_seconds": "Less than two weeks ahead: EspIngestCertificateExpiring.",
     "ready": "0 for five minutes: EspIngestNotReady.",
     "loop_idle_seconds": "Above service.stuck_after_seconds: the supervisor restarts the daemon.",
     "build_info": "Two versions for longer than an upgrade takes.",

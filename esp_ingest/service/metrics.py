@@ -280,6 +280,11 @@ class Metrics(_MetricSet):
         )
 
         # -- The process.
+        self.certificate_expires = gauge(
+            "certificate_expires_timestamp_seconds",
+            "Unix time at which a certificate ends: files that the settings name, and what the broker shows",
+            certificate=(),
+        )
         self.ready = gauge("ready", "1 while /health/ready answers 200")
         self.loop_idle_seconds = gauge("loop_idle_seconds", "time since a loop last moved", loop=())
         self._add_process()

@@ -13,17 +13,19 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from esp_ingest.config.settings import ConfigError, MqttSettings
+from esp_ingest.config.settings import ConfigError, MqttSettings, Settings
+from esp_ingest.daemon import _certificate_files
 from esp_ingest.demo.simulator import Publisher as Simulated
 from esp_ingest.mqtt.publishing_connection import PublishingConnection
 from esp_ingest.mqtt.source import MqttSource
+from esp_ingest.service.certificates import LOOK_SECONDS, CertificateWatch, expires
 from esp_ingest.service.clock import SystemClock
 from esp_ingest.service.metrics import Metrics
 from tests.support.brokers import ROOT, Mosquitto
-from tests.support.databases import free_port, unavailable
+from tests.support.certificates import PASSWORD, Authority
+from tests.support.databases import free_port
 
 TOPIC = "esp/W1/telemetry"
-PASSWORD = "of the key"
 
 
 def until(condition: Callable[[], object], timeout_seconds: float = 15.0) -> None:
@@ -31,36 +33,6 @@ def until(condition: Callable[[], object], timeout_seconds: float = 15.0) -> Non
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.01)
-
-
-class Authority:
-    """A CA in a folder, which makes certificates there: NAME.crt and NAME.key."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir()
-        self._run("req -x509 -newkey rsa:2048 -nodes -days 2 -keyout ca.key -out ca.crt -subj /CN=test-ca")
-
-    def issue(self, name: str, *, days: int = 2, names: str = "DNS:localhost,IP:127.0.0.1") -> None:
-        """Anew, if it is there. Negative days: expired."""
-        (self.folder / "san").write_text(f"subjectAltName={names}\n")
-        self._run(f"req -newkey rsa:2048 -nodes -keyout {name}.key -out {name}.csr -subj /CN={name}")
-        signed = f"-CA ca.crt -CAkey ca.key -CAcreateserial -days {days} -extfile san"
-        self._run(f"x509 -req -in {name}.csr {signed} -out {name}.crt")
-
-    def encrypt(self, name: str) -> None:
-        """A copy of NAME.key under a password, encrypted.key."""
-        self._run(f"rsa -in {name}.key -aes256 -out encrypted.key -passout", f"pass:{PASSWORD}")
-
-    def path(self, name: str) -> str:
-        return str(self.folder / name)
-
-    def _run(self, command: str, *more: str) -> None:
-        openssl = shutil.which("openssl")
-        if openssl is None:
-            unavailable("no openssl: apt-get install openssl")
-            raise AssertionError("unreachable")
-        subprocess.run([openssl, *command.split(), *more], cwd=self.folder, check=True, capture_output=True)
 
 
 @pytest.fixture
@@ -252,3 +224,39 @@ def test_the_simulator_does_not_ask_either_and_opens_the_key(strict: TlsBroker, 
         Simulated(strict.tls_settings(**files), SystemClock()).__enter__()
     with Simulated(strict.tls_settings(**files, key_password=SecretStr(PASSWORD)), SystemClock()):
         pass
+
+
+def test_when_certificates_end_is_a_metric(strict: TlsBroker, authority: Authority) -> None:
+    authority.issue("client", days=30)
+    files = {"cert_file": authority.path("client.crt"), "key_file": authority.path("client.key")}
+    settings = strict.tls_settings(**files)
+    metrics = Metrics()
+    watch = CertificateWatch(_certificate_files(Settings(mqtt=settings)), metrics)
+
+    def days_left(name: str) -> float:
+        labels = {"certificate": name}
+        ends = metrics.registry.get_sample_value("esp_ingest_certificate_expires_timestamp_seconds", labels)
+        return round((ends or 0) / 86_400 - time.time() / 86_400, 2)
+
+    watch.look(0.0)
+    assert (days_left("mqtt.ca_file"), days_left("mqtt.cert_file")) == (2, 30)
+    source = MqttSource(settings, SystemClock(), metrics)
+    source.start()
+    until(lambda: source.subscribed)
+    source.close()
+    assert days_left("mqtt broker") == 2
+    authority.issue("client", days=60)
+    watch.look(LOOK_SECONDS - 1)
+    assert days_left("mqtt.cert_file") == 30, "once a minute"
+    watch.look(LOOK_SECONDS)
+    assert days_left("mqtt.cert_file") == 60
+    Path(settings.cert_file).write_text("half of")
+    watch.look(2 * LOOK_SECONDS)
+    assert days_left("mqtt.cert_file") < 0, "no series"
+
+
+def test_an_end_beyond_2050_is_read(tmp_path: Path) -> None:
+    """RFC 5280 has another form of time for it."""
+    authority = Authority(tmp_path / "far", days=20_000)
+    ends = expires(Path(authority.path("ca.crt")), is_trusted=True)
+    assert round(ends / 86_400 - time.time() / 86_400) == 20_000
