@@ -101,7 +101,8 @@ class Daemon:
     def __init__(self, settings: Settings, clock: Clock, metrics: Metrics, health: Health, signals: Signals) -> None:
         # Loaded here, after the health port answers: together they take a third of a second.
         from esp_ingest.ingest.pipeline import Pipeline
-        from esp_ingest.ingest.writer_stage import Stage, ThreadedStage
+        from esp_ingest.ingest.writer_stage import Stage
+        from esp_ingest.ingest.writer_thread import ThreadedStage
         from esp_ingest.mqtt.client_setup import Topics, session_name
         from esp_ingest.mqtt.source import MqttSource
         from esp_ingest.service.certificates import CertificateWatch

@@ -7,22 +7,19 @@ where another decoded, the two fought for the interpreter lock, and the database
 A batch comes back when it is safe: committed, or fsynced in the spool. While the spool holds anything, batches go
 through it (first in, first out), and the stage drains it between them.
 
-`Stage` is the logic and needs no thread; `InlineStage` and `ThreadedStage` are two ways to run it.
+`Stage` is the logic and needs no thread; `ThreadedStage` (writer_thread.py) runs it.
 """
 
-import gc
 import logging
-import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-import numpy as np
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
 from esp_ingest.config.settings import Settings
 from esp_ingest.diagnostics.service import Diagnosis
+from esp_ingest.ingest.batch import Batch, Outcome, needs_slices, slices
+from esp_ingest.ingest.outage import Outage
 from esp_ingest.interfaces import Clock, Findings, Refusal, Store, StoreUnavailable, WriteResult
 from esp_ingest.model import Arrival, Decoded, Delivery, Readings, Reject, RejectReason
 from esp_ingest.service.log import Repeated
@@ -32,47 +29,8 @@ from esp_ingest.store.spool.spool import Spool, SpoolError, SpoolFull
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_DRAIN_STEPS = 2  # pieces of the spool drained for each batch that arrives: the backlog shrinks even at full load
 _PING_SECONDS = 5.0  # an idle stage asks this often whether the database is still there
-_MOST_WAITING = 2  # batches behind the one that is worked on
 _FINISH_SECONDS = 5.0  # for the last checkpoints; what is missing is replayed from the table at the next start
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What became of a batch. ``committed`` are the readings of each transaction; a spooled batch has none yet."""
-
-    written: int = 0
-    duplicates: int = 0
-    rejected: int = 0
-    spooled: int = 0
-    committed: list[Readings] = field(default_factory=list)
-
-    @property
-    def stored(self) -> int:
-        """Items that are in the tables."""
-        return self.written + self.duplicates + self.rejected
-
-    def __iadd__(self, other: "Outcome") -> "Outcome":
-        self.written += other.written
-        self.duplicates += other.duplicates
-        self.rejected += other.rejected
-        self.spooled += other.spooled
-        self.committed += other.committed
-        return self
-
-
-@dataclass(slots=True)
-class Batch:
-    """Deliveries on their way to safety, ``bytes`` of them. ``decoded`` is None until the stage has decoded it, and
-    stays so where it goes to the spool or ``decode_failed``. ``done`` is what is stored of it already where it takes
-    several transactions."""
-
-    deliveries: list[Delivery]
-    bytes: int = 0
-    decoded: Decoded | None = None
-    decode_failed: bool = False
-    done: Outcome = field(default_factory=Outcome)
 
 
 class Diagnostics(Protocol):
@@ -124,7 +82,7 @@ class Stage:
             min=settings.database.retry_min_seconds / 2,
             max=settings.database.retry_max_seconds,
         )
-        self._outage = _Outage(self._wait, clock, metrics)
+        self._outage = Outage(self._wait, clock, metrics)
         self._spool_log = Repeated(log, "spool takes nothing, acknowledgements stop", "spool takes messages again")
         self._rules_log = Repeated(log, "diagnostics fail between batches", "diagnostics work between batches again")
         self.spool_detail: str | None = None  # why the spool takes nothing just now
@@ -254,7 +212,7 @@ class Stage:
         if self._underway_bytes + batch.bytes > self._settings.batch.max_bytes:
             return  # what decoding takes is many times the payload: two large batches at once are too much
         self._decode_batch(batch)
-        if batch.decoded is not None and not _needs_slices(batch.decoded, self._settings.batch.max_rows):
+        if batch.decoded is not None and not needs_slices(batch.decoded, self._settings.batch.max_rows):
             try:
                 self._store.prepare(batch.decoded.readings)
             except Exception:  # it comes again when it is written, and is isolated there
@@ -329,7 +287,7 @@ class Stage:
         try:
             result = decoded if decoded is not None else self._decode(list(deliveries))
             arrival = Arrival(deliveries[-1].connection, 0 if done.stored else len(deliveries))
-            for piece in _slices(result, self._settings.batch.max_rows, done.stored):
+            for piece in slices(result, self._settings.batch.max_rows, done.stored):
                 self._beat()
                 done += self._store_once(piece, arrival)
                 arrival = arrival._replace(messages=0)
@@ -456,73 +414,6 @@ class Stage:
         self._metrics.spool_oldest_seconds.set(max(age_us, 0) / 1e6)
 
 
-class _Outage:
-    """When the database went away, why, and when to try again. Logs the start, growing intervals and the end."""
-
-    def __init__(self, wait: wait_random_exponential, clock: Clock, metrics: Metrics) -> None:
-        self._wait = wait
-        self._clock = clock
-        self._metrics = metrics
-        self._log = Repeated(log, "database unavailable", "database available")
-        self._since: float | None = None
-        self._next = 0.0
-        self._state = RetryCallState(Retrying(), None, (), {})
-        self.reason: str | None = "not reached yet"
-
-    def failed(self, error: StoreUnavailable) -> None:
-        now = self._clock.monotonic()
-        if self._since is None:
-            self._since = now
-            self._state.attempt_number = 0
-        self._state.attempt_number += 1
-        self._next = now + self._wait(self._state)
-        self.reason = str(error)
-        # Errors of psycopg's connect are cycles with their frames, and these hold the ones below, which are ours: one
-        # batch a try, which the collector, counting containers and not bytes, would leave for hours. It takes a few
-        # milliseconds where the daemon has frozen what it loaded, and half a second where nobody has.
-        if gc.get_freeze_count():
-            gc.collect()
-        self._metrics.database_up.set(0)
-        self._metrics.database_retries.inc()
-        self._log.failed(now, error.reason, detail=error.detail)
-
-    def ended(self) -> None:
-        self.reason = None
-        self._since = None
-        self._next = 0.0
-        self._metrics.database_up.set(1)
-        self._log.ended(self._clock.monotonic())
-
-    def lasting(self, seconds: float) -> bool:
-        """The database has been away for at least ``seconds``."""
-        return self._since is not None and self._clock.monotonic() - self._since >= seconds
-
-    def due(self) -> bool:
-        return self._clock.monotonic() >= self._next
-
-    def seconds_to_next(self) -> float:
-        return max(self._next - self._clock.monotonic(), 0.01)
-
-
-def _needs_slices(decoded: Decoded, most: int) -> bool:
-    return decoded.items > 2 * most
-
-
-def _slices(decoded: Decoded, most: int, start: int) -> Iterator[Decoded]:
-    """All items from ``start`` on, readings first: in one piece, or, where they are more than twice ``most``, in pieces
-    of so many. Arrays make of few messages a batch as large as its bytes allow; a transaction stays bounded."""
-    if not _needs_slices(decoded, most):
-        yield decoded
-        return
-    count = len(decoded.readings)
-    for at in range(start, count, most):
-        rows = np.arange(at, min(at + most, count))
-        counts = (decoded.out_of_range, decoded.unusable) if at == 0 else ({}, {})
-        yield Decoded(decoded.readings.select(rows), [], *counts)
-    for at in range(max(start - count, 0), len(decoded.rejects), most):
-        yield Decoded(Readings.empty(), decoded.rejects[at : at + most])
-
-
 def _internal_error(delivery: Delivery, error: Exception) -> Reject:
     return Reject(
         received_us=delivery.received_us,
@@ -534,164 +425,3 @@ def _internal_error(delivery: Delivery, error: Exception) -> Reject:
         connection=delivery.connection,
         packet_id=delivery.packet_id,
     )
-
-
-class InlineStage:
-    """The stage without a thread, for tests and for run_once(): a batch is processed when another waits behind it, as
-    with the thread, or when none has come between two polls."""
-
-    def __init__(self, stage: Stage) -> None:
-        self._stage = stage
-        stage.next_batch = lambda: self._queue[0] if self._queue else None
-        self._queue: deque[Batch] = deque()
-        self._polled = False
-
-    @property
-    def busy(self) -> bool:
-        return bool(self._queue)
-
-    @property
-    def has_room(self) -> bool:
-        return len(self._queue) <= _MOST_WAITING
-
-    def submit(self, batch: Batch) -> None:
-        assert self.has_room, "two batches wait at most"
-        self._queue.append(batch)
-        self._polled = False
-
-    def poll(self, timeout_seconds: float) -> tuple[Batch, Outcome] | None:
-        del timeout_seconds
-        if not self._queue or (len(self._queue) == 1 and not self._polled and not self._stage.hurrying):
-            self._polled = True
-            return None
-        batch = self._queue.popleft()
-        return batch, self._stage.process(batch)
-
-    def hurry(self) -> None:
-        self._stage.hurrying = True
-
-
-class ThreadedStage:
-    """The stage in a thread of its own. An error in it is raised again in the caller of `poll`.
-
-    What is safe is given back while the database is busy with the next batch, or at once where none waits: settling is
-    Python's work, and would hold up the next batch on its way to the database."""
-
-    def __init__(self, stage: Stage) -> None:
-        self._stage = stage
-        stage.pause = self._pause
-        stage.next_batch = self._give_back_and_look
-        self._changed = threading.Condition()
-        self._waiting: deque[Batch] = deque()
-        self._safe: list[tuple[Batch, Outcome]] = []  # not given back yet
-        self._finished: deque[tuple[Batch, Outcome]] = deque()
-        self._error: BaseException | None = None
-        self._held = 0  # submitted and not given back
-        self._closing = False
-        self._thread = threading.Thread(target=self._loop, name="writer", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    @property
-    def alive(self) -> bool:
-        return self._thread.is_alive()
-
-    @property
-    def busy(self) -> bool:
-        """Batches were submitted that have not come back."""
-        return self._held > 0
-
-    @property
-    def has_room(self) -> bool:
-        """A batch may be submitted."""
-        return len(self._waiting) < _MOST_WAITING
-
-    def submit(self, batch: Batch) -> None:
-        with self._changed:
-            assert self.has_room, "two batches wait at most"
-            self._held += 1
-            self._waiting.append(batch)
-            self._changed.notify_all()
-
-    def poll(self, timeout_seconds: float) -> tuple[Batch, Outcome] | None:
-        """The batch that is safe now, or None after ``timeout_seconds``. Raises what ended the thread."""
-        with self._changed:
-            if not self._finished and self._error is None and timeout_seconds > 0:
-                self._changed.wait(timeout_seconds)
-                if not self._finished:  # the next batch keeps the thread busy in other ways: wait no longer for it
-                    self._hand_over()
-            if self._error is not None:
-                raise self._error
-            if not self._finished:
-                return None
-            self._held -= 1
-            return self._finished.popleft()
-
-    def hurry(self) -> None:
-        with self._changed:
-            self._stage.hurrying = True
-            self._changed.notify_all()
-
-    def close(self, timeout_seconds: float) -> bool:
-        """End the thread after its batch. False when it did not end in time."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify_all()
-        self._thread.join(timeout_seconds)
-        return not self._thread.is_alive()
-
-    def _loop(self) -> None:
-        try:
-            while True:
-                batch = self._next_batch()
-                if batch is None:
-                    self._stage.finish()
-                    return
-                outcome = self._stage.process(batch)
-                with self._changed:
-                    self._safe.append((batch, outcome))
-                if not self._waiting or self._stage.spooling:
-                    self._give_back()
-                for _ in range(_DRAIN_STEPS):
-                    if self._stage.spooling:
-                        self._stage.drain_step()
-                self._stage.maintain()
-        except BaseException as error:
-            with self._changed:
-                self._error = error
-                self._changed.notify_all()
-
-    def _next_batch(self) -> Batch | None:
-        wait_seconds = 0.0
-        while True:
-            with self._changed:
-                if not self._waiting and not self._closing and wait_seconds > 0:
-                    self._changed.wait(wait_seconds)
-                if self._waiting:
-                    return self._waiting.popleft()  # its owner learns of the room when a batch is given back
-                if self._closing:
-                    return None
-            wait_seconds = self._stage.idle()
-
-    def _give_back(self) -> None:
-        with self._changed:
-            self._hand_over()
-            self._changed.notify_all()
-
-    def _hand_over(self) -> None:
-        self._finished.extend(self._safe)
-        self._safe.clear()
-
-    def _give_back_and_look(self) -> Batch | None:
-        self._give_back()
-        return self._waiting[0] if self._waiting else None
-
-    def _pause(self, seconds: float) -> None:
-        """Wait for another try; cut short when the process wants to end."""
-        self._give_back()
-        with self._changed:
-            if not self._stage.hurrying:
-                self._changed.wait_for(lambda: self._stage.hurrying or self._closing, seconds)
-            else:
-                self._changed.wait(min(seconds, 0.2))

@@ -10,7 +10,7 @@ from esp_ingest.config.settings import Settings
 from esp_ingest.diagnostics.publisher import Publisher
 from esp_ingest.diagnostics.service import DiagnosticsService
 from esp_ingest.ingest.pipeline import Pipeline
-from esp_ingest.ingest.writer_stage import InlineStage, Stage
+from esp_ingest.ingest.writer_stage import Stage
 from esp_ingest.mqtt.client_setup import SessionRecord
 from esp_ingest.mqtt.publishing_connection import publisher_client_id
 from esp_ingest.service.metrics import Metrics
@@ -21,6 +21,7 @@ from tests.support.fake_diagnostics import FakeDiagnosticsStore, one_rule
 from tests.support.fake_publishing import FakeConnection, StoreOutbox
 from tests.support.fake_source import BrokerSession, FakeSource
 from tests.support.fake_store import FakeStore
+from tests.support.inline_stage import InlineStage
 
 MOST_WAITS = 30
 READINGS_FIRST = True

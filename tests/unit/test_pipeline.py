@@ -7,8 +7,9 @@ import pytest
 
 from esp_ingest.config.load import load
 from esp_ingest.config.settings import BatchSettings
-from esp_ingest.ingest.pipeline import Pipeline, RejectAlarm, _OpenBatch
-from esp_ingest.ingest.writer_stage import Batch, Outcome
+from esp_ingest.ingest.batch import Batch, Outcome
+from esp_ingest.ingest.pipeline import Pipeline, _OpenBatch
+from esp_ingest.ingest.reject_alarm import RejectAlarm
 from esp_ingest.model import Delivery
 from esp_ingest.service.metrics import Metrics
 from tests.support.fake_clock import FakeClock

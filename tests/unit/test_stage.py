@@ -12,7 +12,9 @@ import pytest
 
 from esp_ingest.config.load import load
 from esp_ingest.config.settings import Settings
-from esp_ingest.ingest.writer_stage import Batch, InlineStage, Outcome, Stage, ThreadedStage
+from esp_ingest.ingest.batch import Batch, Outcome
+from esp_ingest.ingest.writer_stage import Stage
+from esp_ingest.ingest.writer_thread import ThreadedStage
 from esp_ingest.interfaces import Findings, WriteResult
 from esp_ingest.model import Arrival, Decoded, Delivery, RejectReason
 from esp_ingest.service.health import Health
@@ -22,6 +24,7 @@ from esp_ingest.store.write.writer import PostgresStore
 from esp_ingest.telemetry.decode import Decoder
 from tests.support.fake_clock import FakeClock
 from tests.support.fake_store import FakeStore
+from tests.support.inline_stage import InlineStage
 
 
 class Rig:
