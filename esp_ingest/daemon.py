@@ -100,9 +100,10 @@ class Daemon:
 
     def __init__(self, settings: Settings, clock: Clock, metrics: Metrics, health: Health, signals: Signals) -> None:
         # Loaded here, after the health port answers: together they take a third of a second.
+        from esp_ingest.ingest.batch_queue import BatchQueue
         from esp_ingest.ingest.pipeline import Pipeline
         from esp_ingest.ingest.writer_stage import Stage
-        from esp_ingest.ingest.writer_thread import ThreadedStage
+        from esp_ingest.ingest.writer_thread import WriterThread
         from esp_ingest.mqtt.client_setup import Topics, session_name
         from esp_ingest.mqtt.source import MqttSource
         from esp_ingest.service.certificates import CertificateWatch
@@ -135,6 +136,7 @@ class Daemon:
         self._source: MqttSource = MqttSource(settings.mqtt, clock, metrics, state_folder)
         self._follower: Follower | None = None
         self._diagnostics = self._build_diagnostics()
+        self._queue: BatchQueue = BatchQueue()
         self._stage: Stage = Stage(
             settings,
             self._store,
@@ -143,12 +145,13 @@ class Daemon:
             _decode_with(Decoder(settings.telemetry, settings.mqtt.topic_root)),
             clock,
             metrics,
+            self._queue,
             beat=lambda: health.beat("writer"),
         )
-        self._writer: ThreadedStage = ThreadedStage(self._stage)
+        self._writer: WriterThread = WriterThread(self._stage, self._queue)
         self._pipeline = Pipeline(
             self._source,
-            self._writer,
+            self._queue,
             clock,
             metrics,
             settings.batch,

@@ -2,8 +2,9 @@
 contract suite (tests/…/contract_*.py): Clock (service/clock.py), Source (mqtt/source.py), Store
 (store/write/writer.py) and Metrics (service/metrics.py, whose fake is the same class on a private registry)."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Protocol
 
 from esp_ingest.errors import Error
@@ -88,12 +89,41 @@ class WriteResult:
     refusal: Refusal | None = None
 
 
-# What the rules make of a batch: rows of occurrences, and checkpoints of their state.
-Findings = tuple[Sequence[DiagnosticRow], Sequence[Checkpoint]]
+class PendingWrite(Protocol):
+    """A write between :meth:`Store.begin` and its end, in a with-statement. If the block is left without
+    :meth:`finish`, by an error or not, nothing of the write is stored, and the next one finds no trace of it."""
+
+    def __enter__(self) -> "PendingWrite": ...
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Undo what was not finished. Raises nothing, and suppresses nothing."""
+        ...
+
+    def finish(self, diagnostics: Sequence[DiagnosticRow], checkpoints: Sequence[Checkpoint]) -> WriteResult:
+        """Store all of it, with what the rules made of the readings: rows of occurrences, and checkpoints of their
+        state. Once at most. Blocks while the database works. Raises StoreUnavailable if it makes sense to try again
+        from :meth:`Store.begin`; never raises for bad data."""
+        ...
 
 
 class Store(Protocol):
     """The database. Called from one thread at a time."""
+
+    def begin(self, readings: Readings, rejects: Sequence[Reject], arrival: Arrival = NOTHING_ARRIVED) -> PendingWrite:
+        """Begin to store a batch: send its readings, and return while the database reads them. What the caller does
+        until :meth:`PendingWrite.finish` goes on beside that, so the rules run and the next batch is decoded there.
+        One write is pending at a time; until it ends, only :meth:`prepare` may be called. Blocks while connecting and
+        until the readings are sent. Raises StoreUnavailable with nothing pending.
+
+        ``arrival``: the messages that all of it came from. A reject that the broker delivers again is recognized by
+        the rule in store/write/redelivery.py, for which the messages of a session are counted.
+
+        All of it is stored in one transaction, or nothing; what is too much for one, in parts: the readings, then the
+        rejects, and diagnostics and checkpoints in the last of them. Storing the same again stores nothing twice.
+        Readings come first: if only the tables of the diagnostics refuse, the rest is committed without them, and the
+        result says so in ``refusal``."""
+        ...
 
     def write(
         self,
@@ -102,29 +132,17 @@ class Store(Protocol):
         diagnostics: Sequence[DiagnosticRow],
         checkpoints: Sequence[Checkpoint] = (),
         cursor_us: tuple[int, int] | None = None,
-        meanwhile: Callable[[], Findings] | None = None,
         arrival: Arrival = NOTHING_ARRIVED,
     ) -> WriteResult:
-        """Store all of it in one transaction, or nothing; what is too much for one, in parts: the readings, then the
-        rejects, and diagnostics and checkpoints in the last of them. Writing the same again stores nothing twice.
-        Readings come first: if only the tables of the diagnostics refuse, the rest is committed without them, and the
-        result says so in ``refusal``; with ``cursor_us`` that is StoreUnavailable instead.
+        """:meth:`begin` and :meth:`PendingWrite.finish` in one.
 
-        ``arrival``: the messages that all of it came from. A reject that the broker delivers again is recognized by
-        the rule in store/write/redelivery.py, for which the messages of a session are counted.
-
-        ``cursor_us``: where the rules that follow the table stood and now stand; StoreUnavailable where they do not
-        stand there, because another daemon has moved them.
-
-        ``meanwhile`` is called once at most, when the readings are on their way, so that the rules run while the
-        database reads; what it finds is stored too. It must not raise. An error may come before it was called.
-
-        Raises StoreUnavailable where it makes sense to try again; never raises for bad data."""
+        ``cursor_us``: where the rules that follow the table stood and now stand; StoreUnavailable if they do not stand
+        there, because another daemon has moved them, and if the tables of the diagnostics refuse."""
         ...
 
     def prepare(self, readings: Readings) -> None:
         """These will be written next, most likely: what needs no database is done now, so that it need not be done
-        then. May be called in the middle of a write (``meanwhile``)."""
+        then. May be called while a write is pending."""
         ...
 
     def idle(self) -> None:

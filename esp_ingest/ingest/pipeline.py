@@ -6,12 +6,12 @@ the stage, so the loop keeps moving in every outage.
 """
 
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 
 from esp_ingest.config.settings import BatchSettings, ServiceSettings
 from esp_ingest.ingest.batch import Batch, Outcome
+from esp_ingest.ingest.batch_queue import BatchQueue
 from esp_ingest.ingest.reject_alarm import RejectAlarm
 from esp_ingest.interfaces import Clock, Source
 from esp_ingest.model import LONG_TOPIC_BYTES, Delivery
@@ -22,27 +22,13 @@ _SPACE = b" \t\n\r"  # JSON's white space
 _IDLE_SECONDS = 0.1  # longest wait of one turn: bounds the reaction to signals and the pulse of the health check
 
 
-class WriterStage(Protocol):
-    """Takes batches and gives them back, in order, when they are safe. stage.py: in a thread, or inline for tests."""
-
-    @property
-    def busy(self) -> bool: ...
-    @property
-    def has_room(self) -> bool: ...
-    def submit(self, batch: Batch) -> None: ...
-    def poll(self, timeout_seconds: float) -> tuple[Batch, Outcome] | None: ...
-    def hurry(self) -> None:
-        """Draining: wait for nothing that a spool can hold."""
-        ...
-
-
 class Pipeline:
     """Owns control flow and nothing else: every part is handed in."""
 
     def __init__(
         self,
         source: Source,
-        stage: WriterStage,
+        stage: BatchQueue,
         clock: Clock,
         metrics: Metrics,
         batch: BatchSettings,

@@ -1,58 +1,40 @@
 """The writer stage: decode, diagnose and write one batch, retry what is transient, spool what has to wait too long.
 
-One batch is worked on at a time, and two may wait behind it. While the database reads the rows of a batch, its rules
-are run and the next one is decoded; the other is there so that the next is there in time. That is one thread's work:
-where another decoded, the two fought for the interpreter lock, and the database waited for both (decision 0001).
+One batch is worked on at a time, and a few may wait behind it (batch_queue.py). While the database reads the rows of a
+batch, its rules are run and the next one is decoded. That is one thread's work: if another decoded, the two would fight
+for the interpreter lock, and the database would wait for both (decision 0001).
 
 A batch comes back when it is safe: committed, or fsynced in the spool. While the spool holds anything, batches go
 through it (first in, first out), and the stage drains it between them.
 
-`Stage` is the logic and needs no thread; `ThreadedStage` (writer_thread.py) runs it.
+`Stage` is the logic and needs no thread; writer_thread.py runs it.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Sequence
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
 from esp_ingest.config.settings import Settings
 from esp_ingest.diagnostics.service import Diagnosis
+from esp_ingest.ingest.backlog import Backlog
 from esp_ingest.ingest.batch import Batch, Outcome, needs_slices, slices
+from esp_ingest.ingest.batch_queue import BatchQueue
+from esp_ingest.ingest.diagnosing import Diagnosing, Diagnostics, findings_of
 from esp_ingest.ingest.outage import Outage
-from esp_ingest.interfaces import Clock, Findings, Refusal, Store, StoreUnavailable, WriteResult
+from esp_ingest.interfaces import Clock, Store, StoreUnavailable, WriteResult
 from esp_ingest.model import Arrival, Decoded, Delivery, Readings, Reject, RejectReason
-from esp_ingest.service.log import Repeated
 from esp_ingest.service.metrics import Metrics
-from esp_ingest.store.spool.spool import Spool, SpoolError, SpoolFull
+from esp_ingest.store.spool.spool import Spool
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 _PING_SECONDS = 5.0  # an idle stage asks this often whether the database is still there
-_FINISH_SECONDS = 5.0  # for the last checkpoints; what is missing is replayed from the table at the next start
-
-
-class Diagnostics(Protocol):
-    """diagnostics/service.py as the stage drives it. An error of any method costs no reading."""
-
-    def prepare(self, wells: Sequence[str] = ()) -> None: ...
-    def evaluate(self, readings: Readings) -> Diagnosis: ...
-    def accept(self, diagnosis: Diagnosis, refusal: Refusal | None = None) -> None: ...
-    def discard(self, diagnosis: Diagnosis) -> None: ...
-    def maintain(self) -> Diagnosis | None:
-        """Between batches, while nothing is in the spool: what there is to write, every few seconds."""
-        ...
-
-    def try_again(self) -> None: ...
-    def finish(self) -> Iterator[Diagnosis]:
-        """What is left to write at the end of the process, in pieces."""
-        ...
 
 
 class Stage:
-    """All waiting for the database is in here; ``pause`` is how it waits (it returns early when a batch arrives).
-    ``next_batch`` is asked while the database is busy: the one that waits, if one does."""
+    """Makes batches safe. All waiting for the database is in here; ``queue`` is how it waits, where what is safe goes
+    back, and where the next batch is looked for."""
 
     def __init__(
         self,
@@ -63,19 +45,18 @@ class Stage:
         decode: Callable[[list[Delivery]], Decoded],
         clock: Clock,
         metrics: Metrics,
+        queue: BatchQueue,
         beat: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._store = store
-        self._spool = spool
-        self._diagnostics = diagnostics
         self._decode = decode
         self._clock = clock
         self._metrics = metrics
+        self._queue = queue
         self._beat = beat
-        self.pause: Callable[[float], None] = clock.sleep
-        self.next_batch: Callable[[], Batch | None] = lambda: None
-        self.hurrying = False
+        self._backlog = Backlog(spool, clock, metrics)
+        self._rules = Diagnosing(diagnostics, store, clock, metrics, beat)
         self._underway_bytes = 0
         self._wait = wait_random_exponential(
             multiplier=settings.database.retry_min_seconds,
@@ -83,30 +64,31 @@ class Stage:
             max=settings.database.retry_max_seconds,
         )
         self._outage = Outage(self._wait, clock, metrics)
-        self._spool_log = Repeated(log, "spool takes nothing, acknowledgements stop", "spool takes messages again")
-        self._rules_log = Repeated(log, "diagnostics fail between batches", "diagnostics work between batches again")
-        self.spool_detail: str | None = None  # why the spool takes nothing just now
         self._next_ping = 0.0
-        self._meanwhile_seconds = 0.0  # of this write, for the rules and the next batch while the database read
-        if spool is not None and spool.messages:
-            log.info("spool holds messages of an earlier run", extra={"messages": spool.messages, "bytes": spool.bytes})
 
     @property
     def spooling(self) -> bool:
         """The spool holds something: first in, first out, so everything goes through it."""
-        return self._spool is not None and self._spool.messages > 0
+        return self._backlog.waits
+
+    @property
+    def spool_detail(self) -> str | None:
+        """Why the spool takes nothing just now; None if it does, or was not asked."""
+        return self._backlog.detail
 
     @property
     def database_detail(self) -> str | None:
-        """Why the database cannot be used just now; None where it can."""
+        """Why the database cannot be used just now; None if it can."""
         return self._outage.reason
+
+    # -- A batch.
 
     def process(self, batch: Batch) -> Outcome:
         """Make the batch safe. Returns when it is, however long that takes."""
         self._underway_bytes = batch.bytes
         if not self.spooling:
             self._decode_batch(batch)
-        spool_takes_it = self._spool is not None
+        spool_takes_it = self._backlog.exists
         while True:
             self._beat()
             is_patient = not self._outage.lasting(self._patience_seconds())
@@ -114,81 +96,51 @@ class Stage:
                 try:
                     return self._write_patiently(batch)
                 except StoreUnavailable:
-                    pass  # the patience is over: to the spool
-            spooled = self._append(batch.deliveries)
-            if spooled is not None:
+                    pass  # waited long enough: spool it
+            if self._backlog.append(batch.deliveries, self._outage.reason):
                 if batch.decoded is not None:
                     self._metrics.readings_spooled.inc(batch.decoded.items - batch.done.stored)
-                return spooled
+                return Outcome(spooled=len(batch.deliveries))
             spool_takes_it = False
             self._drain_and_pause()
 
-    def idle(self) -> float:
-        """Between batches: drain a piece of the spool, or see whether the database is there. Returns how long the next
-        call may wait, in seconds."""
-        self._beat()
-        if self.spooling:
-            self.drain_step()
-            return 0.0 if self.spooling and self._outage.reason is None else self._outage.seconds_to_next()
-        now = self._clock.monotonic()
-        if now >= self._next_ping and self._outage.due():
-            self._next_ping = now + _PING_SECONDS
-            self._ping()
-        self._store.idle()
-        self.maintain()
-        return min(max(self._next_ping - now, 0.05), 1.0)
-
-    def maintain(self) -> None:
-        """What the diagnostics do between batches. Silence means nothing while readings wait in the spool."""
-        if self._diagnostics is None or self.spooling or self._outage.reason is not None:
-            return
+    def _store_once(self, decoded: Decoded, arrival: Arrival) -> Outcome:
+        """The middle of the walk: readings, rejects and what the rules made of the readings, in one transaction. What
+        stands between ``begin`` and ``finish`` goes on while the database reads the rows."""
+        readings = decoded.readings
+        started = self._clock.monotonic()
+        self._rules.prepare(readings, is_after_outage=self._outage.reason is not None)
+        made: Diagnosis | None = None
         try:
-            diagnosis = self._diagnostics.maintain()
-            if diagnosis is not None:
-                self._write_diagnosis(self._diagnostics, diagnosis)
-        except StoreUnavailable as error:
-            self._outage.failed(error)
-        except Exception as error:  # they advise; they never stop the writer
-            self._metrics.diagnostics_rule_failures.labels(diagnosis="engine").inc()
-            self._rules_log.failed(self._clock.monotonic(), type(error).__name__, detail=str(error))
-        else:
-            self._rules_log.ended(self._clock.monotonic())
+            with self._store.begin(readings, decoded.rejects, arrival) as write:
+                sent = self._clock.monotonic()
+                made = self._rules.evaluate(readings)
+                self._queue.give_back()  # the batch before this one: the pipeline acknowledges it
+                self._decode_next()
+                resumed = self._clock.monotonic()
+                result = write.finish(*findings_of(made))
+        except BaseException:
+            self._rules.discard(made)
+            raise
+        self._rules.accept(made, result.refusal)
+        self._outage.ended()
+        self._count(decoded, result, self._clock.monotonic() - resumed + sent - started)
+        return Outcome(result.written, result.duplicates, result.rejected, 0, [readings])
 
-    def finish(self) -> None:
-        """The last checkpoints of the diagnostics. Not having them costs the next start a replay, and nothing else."""
-        if self._diagnostics is None or self._outage.reason is not None:
+    def _decode_next(self) -> None:
+        """Make the batch that waits ready for the database. A fault of it is not the fault of the one that is being
+        written: it shows again when its own turn comes, and is isolated there."""
+        batch = self._queue.next_batch
+        if batch is None or self.spooling:
             return
-        deadline = self._clock.monotonic() + _FINISH_SECONDS
-        try:
-            for diagnosis in self._diagnostics.finish():
-                self._write_diagnosis(self._diagnostics, diagnosis)
-                self._beat()
-                if self._clock.monotonic() >= deadline:
-                    break
-        except StoreUnavailable as error:
-            log.warning("last checkpoints not written", extra={"reason": str(error)})
-        except Exception:
-            log.exception("last checkpoints not written")
-
-    def drain_step(self) -> None:
-        """Write the oldest piece of the spool, if the database is due for another try."""
-        if self._spool is None or not self._outage.due():
-            return
-        bounds = self._settings.batch
-        try:
-            piece = self._spool.peek(bounds.max_rows, bounds.max_bytes)
-            if piece.deliveries:
-                self._store_isolating(piece.deliveries, None, Outcome())
-            self._spool.discard(piece)
-            self._metrics.spool_drained.inc(len(piece))
-        except StoreUnavailable as error:
-            self._outage.failed(error)
-        except SpoolError as error:
-            self._metrics.spool_failures.inc()
-            self._outage.failed(StoreUnavailable("the spool cannot be read", str(error)))
-        self._note_spool()
-        if not self.spooling:
-            log.info("spool drained")
+        if self._underway_bytes + batch.bytes > self._settings.batch.max_bytes:
+            return  # what decoding takes is many times the payload: two large batches at once are too much
+        self._decode_batch(batch)
+        if batch.decoded is not None and not needs_slices(batch.decoded, self._settings.batch.max_rows):
+            try:
+                self._store.prepare(batch.decoded.readings)
+            except Exception:
+                log.exception("batch not prepared")
 
     def _decode_batch(self, batch: Batch) -> None:
         """Once a batch, unless our own code fails on it: then the message at fault is looked for when it is stored."""
@@ -204,28 +156,16 @@ class Stage:
         self._metrics.readings_held.inc(decoded.items)
         batch.decoded = decoded
 
-    def _look_ahead(self) -> None:
-        """The database is busy with a batch: time to make the next one ready for it. Does not raise."""
-        batch = self.next_batch()
-        if batch is None or self.spooling:
-            return
-        if self._underway_bytes + batch.bytes > self._settings.batch.max_bytes:
-            return  # what decoding takes is many times the payload: two large batches at once are too much
-        self._decode_batch(batch)
-        if batch.decoded is not None and not needs_slices(batch.decoded, self._settings.batch.max_rows):
-            try:
-                self._store.prepare(batch.decoded.readings)
-            except Exception:  # it comes again when it is written, and is isolated there
-                log.exception("batch not prepared")
+    # -- A batch that the database does not take, or on which our own code fails.
 
     def _patience_seconds(self) -> float:
         """How long a batch may wait for the database before it is spooled."""
-        if self._spool is None:
+        if not self._backlog.exists:
             return float("inf")
-        return 0.0 if self.hurrying else self._settings.spool.after_seconds
+        return 0.0 if self._queue.is_hurrying else self._settings.spool.after_seconds
 
     def _write_patiently(self, batch: Batch) -> Outcome:
-        """Write, again and again while the database is away. Raises StoreUnavailable when the patience is over."""
+        """Write, again and again while the database is away. Raises StoreUnavailable when it has waited long enough."""
 
         def give_up(_state: RetryCallState) -> bool:
             return self._outage.lasting(self._patience_seconds())
@@ -247,36 +187,7 @@ class Stage:
 
     def _pause_alive(self, seconds: float) -> None:
         self._beat()
-        self.pause(seconds)
-
-    def _append(self, deliveries: list[Delivery]) -> Outcome | None:
-        """Spool the messages; None where the spool cannot take them now."""
-        assert self._spool is not None
-        was_empty = not self.spooling
-        try:
-            self._spool.append(deliveries)
-        except SpoolError as error:
-            self._metrics.spool_full.set(1)
-            if not isinstance(error, SpoolFull):
-                self._metrics.spool_failures.inc()
-            self.spool_detail = str(error)
-            self._spool_log.failed(self._clock.monotonic(), "spool takes nothing", detail=str(error))
-            return None
-        self._metrics.spool_full.set(0)
-        self._metrics.spool_written.inc(len(deliveries))
-        self.spool_detail = None
-        self._spool_log.ended(self._clock.monotonic())
-        self._note_spool()
-        if was_empty:
-            log.warning("database away, spooling to disk", extra={"reason": self._outage.reason})
-        return Outcome(spooled=len(deliveries))
-
-    def _drain_and_pause(self) -> None:
-        """The spool takes nothing more: only the database can make room."""
-        if self.spooling:
-            self.drain_step()
-        if self._outage.reason is not None:
-            self._pause_alive(min(self._outage.seconds_to_next(), 1.0))
+        self._queue.pause(seconds)
 
     def _store_isolating(self, deliveries: Sequence[Delivery], decoded: Decoded | None, done: Outcome) -> Outcome:
         """Store; where our own code fails on a batch, halve it until the one message at fault is a reject.
@@ -315,76 +226,72 @@ class Stage:
         outcome += self._store_isolating(deliveries[half:], None, Outcome())
         return outcome
 
-    def _store_once(self, decoded: Decoded, arrival: Arrival) -> Outcome:
-        """One transaction: readings, rejects and what the rules made of the readings."""
-        started = self._clock.monotonic()
-        self._meanwhile_seconds = 0.0
-        result = self._write_batch(decoded, arrival)
-        self._outage.ended()
-        settled = result.written + result.duplicates + result.rejected
-        if settled != decoded.items:
-            self._metrics.reconciliation_failures.inc()
-            log.error("items do not add up", extra={"items": decoded.items, "accounted": settled})
-        self._count(decoded, result, self._clock.monotonic() - started - self._meanwhile_seconds)
-        return Outcome(result.written, result.duplicates, result.rejected, 0, [decoded.readings])
+    # -- Between batches.
 
-    def _write_batch(self, decoded: Decoded, arrival: Arrival) -> WriteResult:
-        """The transaction of a batch. The rules run in the middle of it, while the database reads; their state advances
-        with it or stays where it was."""
-        diagnostics, readings = self._diagnostics, decoded.readings
-        made: Diagnosis | None = None
-        if diagnostics is not None and self._outage.reason is not None:
-            self._store.ping()  # if the database is away, the diagnostics need not find out
-            diagnostics.try_again()
-        ready = diagnostics is not None and self._advised(lambda: self._prepare(diagnostics, readings))
+    def idle(self) -> float:
+        """Drain a piece of the spool, or see whether the database is there. Returns how long the next call may wait, in
+        seconds."""
+        self._beat()
+        if self.spooling:
+            self.drain_step()
+            return 0.0 if self.spooling and self._outage.reason is None else self._outage.seconds_to_next()
+        now = self._clock.monotonic()
+        if now >= self._next_ping and self._outage.due():
+            self._next_ping = now + _PING_SECONDS
+            self._ping()
+        self._store.idle()
+        self.maintain()
+        return min(max(self._next_ping - now, 0.05), 1.0)
 
-        def meanwhile() -> Findings:
-            nonlocal made
-            begun = self._clock.monotonic()
-            if diagnostics is not None and ready:
-                made = self._advised(lambda: diagnostics.evaluate(readings))
-            self._look_ahead()
-            self._meanwhile_seconds = self._clock.monotonic() - begun
-            return ((), ()) if made is None else (made.rows, made.checkpoints)
-
+    def maintain(self) -> None:
+        """What the diagnostics do between batches. Silence means nothing while readings wait in the spool."""
+        if self.spooling or self._outage.reason is not None:
+            return
         try:
-            result = self._store.write(readings, decoded.rejects, (), meanwhile=meanwhile, arrival=arrival)
-        except BaseException:
-            if diagnostics is not None and made is not None:
-                diagnostics.discard(made)
-            raise
-        if diagnostics is not None and made is not None:
-            diagnostics.accept(made, result.refusal)
-        return result
+            self._rules.maintain()
+        except StoreUnavailable as error:
+            self._outage.failed(error)
 
-    @staticmethod
-    def _prepare(diagnostics: Diagnostics, readings: Readings) -> bool:
-        diagnostics.prepare(readings.wells)
-        return True
+    def finish(self) -> None:
+        """The last checkpoints of the diagnostics, unless the database is away."""
+        if self._outage.reason is None:
+            self._rules.finish()
 
-    def _write_diagnosis(self, diagnostics: Diagnostics, diagnosis: Diagnosis) -> None:
-        """A transaction without readings."""
+    def drain_step(self) -> None:
+        """Write the oldest piece of the spool, if the database is due for another try."""
+        if not (self._backlog.exists and self._outage.due()):
+            return
+        bounds = self._settings.batch
         try:
-            result = self._store.write(Readings.empty(), (), diagnosis.rows, diagnosis.checkpoints)
-        except BaseException:
-            diagnostics.discard(diagnosis)
-            raise
-        diagnostics.accept(diagnosis, result.refusal)
+            piece = self._backlog.oldest(bounds.max_rows, bounds.max_bytes)
+            if piece.deliveries:
+                self._store_isolating(piece.deliveries, None, Outcome())
+            self._backlog.discard(piece)
+        except StoreUnavailable as error:
+            self._outage.failed(error)
+        self._backlog.after_drain()
 
-    def _advised(self, ask: Callable[[], T]) -> T | None:
-        """Diagnostics advise; they never hold back a reading: None where they fail. StoreUnavailable passes: it may be
-        an outage of the database."""
+    def _drain_and_pause(self) -> None:
+        """The spool takes nothing more: only the database can make room."""
+        if self.spooling:
+            self.drain_step()
+        if self._outage.reason is not None:
+            self._pause_alive(min(self._outage.seconds_to_next(), 1.0))
+
+    def _ping(self) -> None:
         try:
-            return ask()
-        except StoreUnavailable:
-            raise
-        except Exception:
-            log.exception("diagnostics failed on a batch, its readings are stored without")
-            self._metrics.diagnostics_rule_failures.labels(diagnosis="engine").inc()
-            return None
+            self._store.ping()
+        except StoreUnavailable as error:
+            self._outage.failed(error)
+        else:
+            self._outage.ended()
 
     def _count(self, decoded: Decoded, result: WriteResult, seconds: float) -> None:
         metrics = self._metrics
+        settled = result.written + result.duplicates + result.rejected
+        if settled != decoded.items:
+            metrics.reconciliation_failures.inc()
+            log.error("items do not add up", extra={"items": decoded.items, "accounted": settled})
         metrics.readings_written.inc(result.written)
         metrics.readings_duplicate.inc(result.duplicates)
         for reason, count in result.reasons.items():
@@ -396,22 +303,6 @@ class Stage:
             metrics.values_unusable.labels(signal=signal, kind=kind.value).inc(count)
         metrics.batch_rows.observe(decoded.items)
         metrics.batch_write_seconds.observe(seconds)
-
-    def _ping(self) -> None:
-        try:
-            self._store.ping()
-        except StoreUnavailable as error:
-            self._outage.failed(error)
-        else:
-            self._outage.ended()
-
-    def _note_spool(self) -> None:
-        assert self._spool is not None
-        self._metrics.spool_messages.set(self._spool.messages)
-        self._metrics.spool_bytes.set(self._spool.bytes)
-        oldest_us = self._spool.oldest_us
-        age_us = 0 if oldest_us is None else self._clock.now_us() - oldest_us
-        self._metrics.spool_oldest_seconds.set(max(age_us, 0) / 1e6)
 
 
 def _internal_error(delivery: Delivery, error: Exception) -> Reject:

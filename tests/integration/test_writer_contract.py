@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from esp_ingest.interfaces import Findings, Store
+from esp_ingest.interfaces import Store
 from esp_ingest.store.schema import migrate
 from esp_ingest.store.write.writer import PostgresStore
 from tests.support.databases import Database
@@ -37,11 +37,7 @@ class TestPostgresStore(StoreContract):
         return '{"text": "\\u0000"}'
 
     def test_the_rules_run_while_the_database_reads(self, store: Store) -> None:
-        seen: list[tuple[object, ...]] = []
-
-        def diagnose() -> Findings:
-            seen.extend(self.database.all("SELECT query, wait_event FROM pg_stat_activity WHERE query LIKE 'COPY%'"))
-            return [], []
-
-        store.write(readings([("w1", 0)]), [], (), meanwhile=diagnose)
+        with store.begin(readings([("w1", 0)]), []) as write:
+            seen = self.database.all("SELECT query, wait_event FROM pg_stat_activity WHERE query LIKE 'COPY%'")
+            write.finish([], [])
         assert len(seen) == 1, "the COPY is under way: begun and not ended"

@@ -411,6 +411,33 @@ class TestConnectionTrouble:
         assert store.write(readings([("w1", 1)]), [], []).written == 1
         store.ping()
 
+    @pytest.mark.parametrize("known", [False, True], ids=["direct", "staging"])
+    def test_a_backend_that_ends_while_a_write_is_pending_costs_one_try(
+        self, plain: Database, make: Make, known: bool
+    ) -> None:
+        store, batch = make(plain), readings([("w1", 0), ("w1", 1)])
+        if known:
+            store.write(batch, [], [])
+        with store.begin(batch, [reject()]) as write:
+            plain.run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'esp-ingest'")
+            with pytest.raises(StoreUnavailable):
+                write.finish([DIAGNOSIS], [])
+        assert count(plain, "ingest_rejects") == count(plain, "diagnostic_results") == 0
+        result = store.write(batch, [reject()], [DIAGNOSIS])
+        assert (result.written, result.duplicates, result.rejected) == ((0, 2, 1) if known else (2, 0, 1))
+
+    def test_a_write_that_is_given_up_keeps_the_connection(self, plain: Database, make: Make) -> None:
+        store = make(plain)
+        store.write(readings([("w1", 0)]), [], [])
+        backend = "SELECT pid FROM pg_stat_activity WHERE application_name = 'esp-ingest'"
+        before = plain.all(backend)
+        for keys in ([("w1", 0)], [("w1", 1)], []):
+            with store.begin(readings(keys), [reject()]):
+                pass
+            assert plain.value("SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'") == 0
+        store.ping()
+        assert plain.all(backend) == before
+
     def test_nobody_at_the_address(self, plain: Database, make: Make) -> None:
         store = make(plain, settings=DatabaseSettings(dsn=SecretStr("postgresql://x@127.0.0.1:1/x")))
         for call in (store.ping, lambda: store.write(readings([("w1", 0)]), [], [])):

@@ -19,7 +19,7 @@ from esp_ingest.store.write.copy_format import digest_of
 from tests.property.test_pipeline_machine import DEFAULT, PipelineMachine
 from tests.support import fake_daemon, fake_publishing, fake_store
 from tests.support.fake_daemon import FakeDaemon
-from tests.support.fake_store import FakeStore
+from tests.support.fake_store import FakePendingWrite, FakeStore
 
 pytestmark = pytest.mark.soak  # 27 s
 
@@ -97,14 +97,14 @@ def readings_wait_for_the_diagnostics(patch: pytest.MonkeyPatch) -> None:
 
 def one_transaction_or_nothing(patch: pytest.MonkeyPatch) -> None:
     """Fault 7: a refusal by the tables of the diagnostics undoes the transaction of the batch."""
-    write = FakeStore.write
+    commit = FakeStore.commit
 
-    def write_all(self: FakeStore, *args, **options):  # type: ignore[no-untyped-def]
-        if self.refuses_diagnostics and options.get("meanwhile") is not None and len(args[0]):
+    def commit_all(self: FakeStore, pending: FakePendingWrite, *args, **options):  # type: ignore[no-untyped-def]
+        if self.refuses_diagnostics and len(pending.readings):
             raise StoreUnavailable("a trigger refused a row", "and the batch with it")
-        return write(self, *args, **options)
+        return commit(self, pending, *args, **options)
 
-    patch.setattr(FakeStore, "write", write_all)
+    patch.setattr(FakeStore, "commit", commit_all)
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ class PipelineMachine(RuleBasedStateMachine):
     def tick(self, seconds: float) -> None:
         self.w.clock.sleep(seconds)
 
-    @rule(when=st.sampled_from(["before", "after"]), which=WHICH)
+    @rule(when=st.sampled_from(["before", "midway", "after"]), which=WHICH)
     def process_will_die(self, when: str, which: int) -> None:
         self.daemon(which).store.crash = when
 

@@ -21,7 +21,7 @@ from tests.support.fake_diagnostics import FakeDiagnosticsStore, one_rule
 from tests.support.fake_publishing import FakeConnection, StoreOutbox
 from tests.support.fake_source import BrokerSession, FakeSource
 from tests.support.fake_store import FakeStore
-from tests.support.inline_stage import InlineStage
+from tests.support.inline_stage import InlineQueue
 
 MOST_WAITS = 30
 READINGS_FIRST = True
@@ -45,11 +45,17 @@ class CrashingStore(FakeStore):
 
     crash = "none"
 
-    def write(self, *args, **options):  # type: ignore[no-untyped-def]
-        crash, self.crash = self.crash, "none"
-        if crash == "before":
+    def begin(self, *args, **options):  # type: ignore[no-untyped-def]
+        if self.crash == "before":
+            self.crash = "none"
             raise Crash
-        result = super().write(*args, **options)
+        return super().begin(*args, **options)
+
+    def commit(self, *args, **options):  # type: ignore[no-untyped-def]
+        crash, self.crash = self.crash, "none"
+        if crash == "midway":  # the readings are on their way, the rules have run
+            raise Crash
+        result = super().commit(*args, **options)
         if crash == "after":
             raise Crash
         return result
@@ -121,6 +127,7 @@ class FakeDaemon:
             self.diagnostics = DiagnosticsService(
                 one_rule, reader, clock, self.metrics, lambda: self.source.subscribed, readings_first=READINGS_FIRST
             )
+        queue = InlineQueue(self._wait_for_database)
         self.stage = Stage(
             settings,
             self.store,
@@ -129,16 +136,15 @@ class FakeDaemon:
             Decoder(settings.telemetry, "esp").decode,
             clock,
             self.metrics,
+            queue,
         )
-        self.stage.pause = self._wait_for_database
+        queue.stage = self.stage
         self.link = _Link(clock, self._clients, settings.mqtt.client_id)
         self.outbox = StoreOutbox(self.store, settings.mqtt.client_id, clock)
         self.publisher = Publisher(self.outbox, self.link, "esp", clock, self.metrics)
         self._waits = 0
         self._connect_source()
-        self.pipeline = Pipeline(
-            self.source, InlineStage(self.stage), clock, self.metrics, settings.batch, settings.service
-        )
+        self.pipeline = Pipeline(self.source, queue, clock, self.metrics, settings.batch, settings.service)
 
     def _connect_source(self) -> None:
         self._clients.connect(self._settings.mqtt.client_id, lambda: None)  # ends whoever had it

@@ -4,14 +4,14 @@ fail the way a database does."""
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 
-from esp_ingest.interfaces import Findings, Refusal, StoreUnavailable, WriteResult
+from esp_ingest.interfaces import Refusal, StoreUnavailable, WriteResult
 from esp_ingest.model import NOTHING_ARRIVED, Arrival, Checkpoint, DiagnosticRow, Readings, Reject
 from esp_ingest.store.outbox import Change
 from esp_ingest.store.queries import query
@@ -53,19 +53,10 @@ class FakeStore:
         self.prepared = 0
         self.closed = False
 
-    def write(
-        self,
-        readings: Readings,
-        rejects: Sequence[Reject],
-        diagnostics: Sequence[DiagnosticRow],
-        checkpoints: Sequence[Checkpoint] = (),
-        cursor_us: tuple[int, int] | None = None,
-        meanwhile: Callable[[], Findings] | None = None,
-        arrival: Arrival = NOTHING_ARRIVED,
-    ) -> WriteResult:
+    def begin(
+        self, readings: Readings, rejects: Sequence[Reject], arrival: Arrival = NOTHING_ARRIVED
+    ) -> "FakePendingWrite":
         self.ping()
-        if cursor_us is not None and cursor_us[0] != self.cursor_us:
-            raise StoreUnavailable("another daemon follows the table")
         failure = self.failures.pop(0) if self.failures else None
         if rejects and any(key in self.locks for key in _keys_of_rejects()):
             self.waits_for_locks += 1
@@ -73,6 +64,31 @@ class FakeStore:
         if failure == "before":
             raise StoreUnavailable("told to fail", "before the commit")
         self.writes += 1
+        return FakePendingWrite(self, readings, rejects, arrival, failure)
+
+    def write(
+        self,
+        readings: Readings,
+        rejects: Sequence[Reject],
+        diagnostics: Sequence[DiagnosticRow],
+        checkpoints: Sequence[Checkpoint] = (),
+        cursor_us: tuple[int, int] | None = None,
+        arrival: Arrival = NOTHING_ARRIVED,
+    ) -> WriteResult:
+        if cursor_us is not None and cursor_us[0] != self.cursor_us:
+            raise StoreUnavailable("another daemon follows the table")
+        with self.begin(readings, rejects, arrival) as pending:
+            return pending.finish(diagnostics, checkpoints, cursor_us)
+
+    def commit(
+        self,
+        pending: "FakePendingWrite",
+        diagnostics: Sequence[DiagnosticRow],
+        checkpoints: Sequence[Checkpoint],
+        cursor_us: tuple[int, int] | None,
+    ) -> WriteResult:
+        """Store all of it."""
+        readings, rejects = pending.readings, pending.rejects
         written = duplicates = conflicts = 0
         refused: list[Reject] = []
         for row in range(len(readings)):
@@ -90,13 +106,11 @@ class FakeStore:
             else:
                 refused.append(conflicting_reading(readings, row, "esp"))
                 conflicts += 1
-        self.messages += arrival.messages
+        self.messages += pending.arrival.messages
         oldest = self.messages - remembered_messages(self.receive_maximum)
         self.origins = {packet: origin for packet, origin in self.origins.items() if origin[2] >= oldest}
         reasons = Counter(reject.reason.value for reject in (*rejects, *refused) if self._store_reject(reject))
         duplicates += len(rejects) + len(refused) - reasons.total()
-        if meanwhile is not None:
-            diagnostics, checkpoints = meanwhile()
         refusal = None
         if self.refuses_diagnostics and (diagnostics or checkpoints):
             error = StoreUnavailable("told to refuse diagnostics")
@@ -108,7 +122,7 @@ class FakeStore:
             self._store_diagnosis(found)
         self.cursor_us = self.cursor_us if cursor_us is None else cursor_us[1]
         self.states |= {each.well_id: each for each in checkpoints}
-        if failure == "after":
+        if pending.failure == "after":
             raise StoreUnavailable("told to fail", "after the commit")
         path = "bisect" if len(refused) > conflicts else "staging" if duplicates or conflicts else "direct"
         return WriteResult(written, duplicates, reasons.total(), tuple(refused), reasons, path, refusal)
@@ -156,6 +170,31 @@ class FakeStore:
         if not known:
             self.rejects[(reject.received_us, digest)] = reject
         return not known
+
+
+@dataclass
+class FakePendingWrite:
+    """interfaces.PendingWrite: nothing is stored before :meth:`finish`."""
+
+    store: FakeStore
+    readings: Readings
+    rejects: Sequence[Reject]
+    arrival: Arrival
+    failure: str | None
+
+    def __enter__(self) -> "FakePendingWrite":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """There is nothing to undo."""
+
+    def finish(
+        self,
+        diagnostics: Sequence[DiagnosticRow],
+        checkpoints: Sequence[Checkpoint],
+        cursor_us: tuple[int, int] | None = None,
+    ) -> WriteResult:
+        return self.store.commit(self, diagnostics, checkpoints, cursor_us)
 
 
 @cache

@@ -1,42 +1,37 @@
 """The writer stage without its thread."""
 
-from collections import deque
+from collections.abc import Callable
 
 from esp_ingest.ingest.batch import Batch, Outcome
+from esp_ingest.ingest.batch_queue import BatchQueue
 from esp_ingest.ingest.writer_stage import Stage
-from esp_ingest.ingest.writer_thread import MOST_WAITING
 
 
-class InlineStage:
-    """The stage without a thread, for tests and for run_once(): a batch is processed when another waits behind it, as
-    with the thread, or when none has come between two polls."""
+class InlineQueue(BatchQueue):
+    """The stage works when the pipeline polls: on a batch when another waits behind it, as with the thread, or when
+    none has come between two polls. ``pause`` is how the stage waits. ``stage`` is set once it is made."""
 
-    def __init__(self, stage: Stage) -> None:
-        self._stage = stage
-        stage.next_batch = lambda: self._queue[0] if self._queue else None
-        self._queue: deque[Batch] = deque()
+    stage: Stage
+
+    def __init__(self, pause: Callable[[float], None]) -> None:
+        super().__init__(most_waiting=3)  # two behind the one that the thread would work on
+        self._pause = pause
         self._polled = False
 
-    @property
-    def busy(self) -> bool:
-        return bool(self._queue)
-
-    @property
-    def has_room(self) -> bool:
-        return len(self._queue) <= MOST_WAITING
-
     def submit(self, batch: Batch) -> None:
-        assert self.has_room, "two batches wait at most"
-        self._queue.append(batch)
+        super().submit(batch)
         self._polled = False
 
     def poll(self, timeout_seconds: float) -> tuple[Batch, Outcome] | None:
         del timeout_seconds
-        if not self._queue or (len(self._queue) == 1 and not self._polled and not self._stage.hurrying):
+        if not self._waiting or (len(self._waiting) == 1 and not self._polled and not self.is_hurrying):
             self._polled = True
             return None
-        batch = self._queue.popleft()
-        return batch, self._stage.process(batch)
+        batch = self.take(0.0)
+        assert batch is not None
+        self.put_safe(batch, self.stage.process(batch))
+        self.give_back()
+        return super().poll(0.0)
 
-    def hurry(self) -> None:
-        self._stage.hurrying = True
+    def pause(self, seconds: float) -> None:
+        self._pause(seconds)

@@ -2,12 +2,13 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from esp_ingest.interfaces import Findings, Store
+from esp_ingest.interfaces import Store, StoreUnavailable
 from esp_ingest.model import Arrival, Readings
 from tests.support.store_data import DIAGNOSIS, START_US, cleared, readings, reject
 
@@ -254,21 +255,49 @@ class StoreContract:
         store.write(Readings.empty(), [], [DIAGNOSIS, cleared(DIAGNOSIS, 5)])
         assert self.diagnosis_states(store) == [("gas_lock", "cleared")]
 
-    def test_the_rules_are_asked_once_and_what_they_find_is_stored(self, store: Store) -> None:
-        asked: list[int] = []
-
-        def diagnose() -> Findings:
-            asked.append(1)
-            return [DIAGNOSIS], []
-
+    def test_what_the_rules_find_is_stored_on_whichever_rung(self, store: Store) -> None:
         # A refused row sends the batch through every rung of the ladder.
         batch = readings([("w1", at) for at in range(3)], extra={1: self.poison(store)})
-        result = store.write(batch, [], (), meanwhile=diagnose)
+        with store.begin(batch, []) as write:
+            result = write.finish([DIAGNOSIS], [])
         assert (result.written, result.rejected) == (2, 1)
-        assert len(asked) == 1
         assert self.diagnosis_states(store) == [("gas_lock", "active")]
-        store.write(Readings.empty(), [], (), meanwhile=lambda: ([cleared(DIAGNOSIS, 1)], []))
+        with store.begin(Readings.empty(), []) as write:
+            write.finish([cleared(DIAGNOSIS, 1)], [])
         assert self.diagnosis_states(store) == [("gas_lock", "cleared")]
+
+    @pytest.mark.parametrize("error", [None, ZeroDivisionError, StoreUnavailable, KeyboardInterrupt, SystemExit])
+    @pytest.mark.parametrize("way", ["direct", "staging", "both", "rejects"])
+    def test_a_write_that_is_not_finished_stores_nothing_and_leaves_no_trace(
+        self, store: Store, way: str, error: type[BaseException] | None
+    ) -> None:
+        old, new = ("w1", 0), ("w1", 1)
+        store.write(readings([old]), [], [])
+        keys = {"direct": [new], "staging": [old], "both": [old, new], "rejects": []}[way]
+        expected = nullcontext() if error is None else pytest.raises(error)
+        with expected, store.begin(readings(keys), [reject()], Arrival(1, 1)):
+            if error is not None:
+                raise error("told to")
+        assert len(self.flow_rates(store)) == 1
+        assert self.reject_payloads(store) == []
+        store.ping()
+        store.idle()
+        result = store.write(readings([old, new]), [reject()], [DIAGNOSIS])
+        assert (result.written, result.duplicates, result.rejected) == (1, 1, 1)
+
+    def test_a_pending_write_that_is_dropped_is_undone_by_the_next_call(self, store: Store) -> None:
+        """As by an interrupt just before the with-statement."""
+        for keys in ([("w1", 0)], [("w1", 0), ("w1", 0)], []):
+            kept = store.begin(readings(keys), [reject()])
+            store.ping()
+            with store.begin(readings(keys), [reject()]):
+                store.prepare(readings(keys))
+            kept = store.begin(readings(keys), [reject()])
+            store.idle()
+            del kept
+        assert not self.flow_rates(store)
+        assert store.write(readings([("w1", 0)]), [reject()], []).written == 1
+        assert len(self.reject_payloads(store)) == 1
 
     def test_what_was_prepared_is_written_like_anything_else(self, store: Store) -> None:
         first, second, third = (readings([("w1", at), ("w2", at)]) for at in range(3))
@@ -279,13 +308,11 @@ class StoreContract:
         assert store.write(third, [], ()).written == 2, "another one came first"
         assert store.write(second, [], ()).written == 2
 
-        def look_ahead() -> Findings:
-            store.prepare(fifth)
-            return [], []
-
         fourth = readings([("w1", 3), ("w1", 4)], [1.5, 1.5])
         fifth = readings([("w1", 4), ("w1", 5), ("w1", 5)], [1.5] * 3)
-        assert store.write(fourth, [], (), meanwhile=look_ahead).written == 2
+        with store.begin(fourth, []) as write:
+            store.prepare(fifth)
+            assert write.finish([], []).written == 2
         result = store.write(fifth, [], ())
         assert (result.written, result.duplicates) == (1, 2), "stored meanwhile, and twice in it"
         assert len(self.flow_rates(store)) == 9

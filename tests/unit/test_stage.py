@@ -13,9 +13,10 @@ import pytest
 from esp_ingest.config.load import load
 from esp_ingest.config.settings import Settings
 from esp_ingest.ingest.batch import Batch, Outcome
+from esp_ingest.ingest.batch_queue import BatchQueue
 from esp_ingest.ingest.writer_stage import Stage
-from esp_ingest.ingest.writer_thread import ThreadedStage
-from esp_ingest.interfaces import Findings, WriteResult
+from esp_ingest.ingest.writer_thread import WriterThread
+from esp_ingest.interfaces import WriteResult
 from esp_ingest.model import Arrival, Decoded, Delivery, RejectReason
 from esp_ingest.service.health import Health
 from esp_ingest.service.metrics import Metrics
@@ -23,8 +24,8 @@ from esp_ingest.store.spool.spool import Spool, SpoolFull
 from esp_ingest.store.write.writer import PostgresStore
 from esp_ingest.telemetry.decode import Decoder
 from tests.support.fake_clock import FakeClock
-from tests.support.fake_store import FakeStore
-from tests.support.inline_stage import InlineStage
+from tests.support.fake_store import FakePendingWrite, FakeStore
+from tests.support.inline_stage import InlineQueue
 
 
 class Rig:
@@ -37,9 +38,18 @@ class Rig:
         self.metrics = Metrics()
         self.spool = Spool(folder / "spool", 10_000_000, 1_000_000) if spool else None
         self.decoder = Decoder(self.settings.telemetry, "esp")
+        self.queue = InlineQueue(lambda seconds: self.pause(seconds))
+        self.pause: Callable[[float], None] = self.clock.sleep
         self.stage = Stage(
-            self.settings, self.store, self.spool, None, self.decoder.decode, self.clock, self.metrics, lambda: None
+            self.settings, self.store, self.spool, None, self.decoder.decode, self.clock, self.metrics, self.queue
         )
+        self.queue.stage = self.stage
+
+    def threaded(self) -> tuple[BatchQueue, WriterThread]:
+        """The same stage in a thread that has not started yet, and its queue."""
+        queue = BatchQueue()
+        self.stage._queue = queue
+        return queue, WriterThread(self.stage, queue)
 
     def batch(self, first: int, count: int) -> Batch:
         now_us = self.clock.now_us()
@@ -190,7 +200,7 @@ def test_a_full_spool_stops_acknowledging_and_loses_nothing(tmp_path: Path) -> N
         rig.clock.sleep(seconds)
         rig.store.away = len(rig.clock.slept) < 3
 
-    rig.stage.pause = heal_after_three_waits
+    rig.pause = heal_after_three_waits
     outcome = rig.stage.process(rig.batch(0, 3))
     assert outcome.written == 3, "it waited for the database instead"
     assert rig.value("spool_written_total") == 0
@@ -213,30 +223,30 @@ def test_our_own_failure_on_one_message_costs_only_that_message(rig: Rig) -> Non
 
 def test_hurrying_spools_at_once(rig: Rig) -> None:
     rig.store.away = True
-    InlineStage(rig.stage).hurry()
+    rig.queue.hurry()
     before = rig.clock.monotonic()
     assert rig.stage.process(rig.batch(0, 3)).spooled == 3
     assert rig.clock.monotonic() - before < 1
 
 
-def wait_for(threaded: ThreadedStage) -> tuple[Batch, Outcome]:
+def wait_for(queue: BatchQueue) -> tuple[Batch, Outcome]:
     while True:
-        finished = threaded.poll(5.0)
+        finished = queue.poll(5.0)
         if finished is not None:
             return finished
 
 
 def test_the_threads_error_is_raised_in_its_owner(rig: Rig) -> None:
-    threaded = ThreadedStage(rig.stage)
+    queue, thread = rig.threaded()
 
     def die(_batch: Batch) -> None:
         raise MemoryError
 
     rig.stage.process = die  # type: ignore[method-assign, assignment]
-    threaded.start()
-    threaded.submit(rig.batch(0, 1))
+    thread.start()
+    queue.submit(rig.batch(0, 1))
     with pytest.raises(MemoryError):
-        wait_for(threaded)
+        wait_for(queue)
 
 
 def test_a_store_that_never_comes_back_turns_readiness_then_liveness_red(rig: Rig) -> None:
@@ -251,10 +261,10 @@ def test_a_store_that_never_comes_back_turns_readiness_then_liveness_red(rig: Ri
         return store_once(decoded, arrival)
 
     rig.stage._store_once = hangs  # type: ignore[method-assign]  # the store does not answer
-    threaded = ThreadedStage(rig.stage)
-    threaded.start()
-    threaded.submit(rig.batch(0, 1))
-    assert threaded.poll(0.2) is None
+    queue, thread = rig.threaded()
+    thread.start()
+    queue.submit(rig.batch(0, 1))
+    assert queue.poll(0.2) is None
     stuck = rig.settings.service.stuck_after_seconds
     rig.clock.advance(stuck)
     assert health.ready()[1]["writer_loop"] == {"ok": False, "detail": f"has not moved for {stuck:.0f} s"}
@@ -262,42 +272,41 @@ def test_a_store_that_never_comes_back_turns_readiness_then_liveness_red(rig: Ri
     rig.clock.advance(stuck / 2)
     assert health.live()[1]["writer_loop"] == {"ok": False, "detail": f"has not moved for {1.5 * stuck:.0f} s"}
     released.set()
-    assert wait_for(threaded)[1].written == 1
-    assert threaded.close(10.0)
+    assert wait_for(queue)[1].written == 1
+    assert thread.close(10.0)
     assert health.live()[0]
 
 
 def test_a_thread_writes_what_is_submitted_and_ends_when_closed(rig: Rig) -> None:
-    threaded = ThreadedStage(rig.stage)
-    threaded.start()
+    queue, thread = rig.threaded()
+    thread.start()
     batch = rig.batch(0, 4)
-    threaded.submit(batch)
-    finished = wait_for(threaded)
+    queue.submit(batch)
+    finished = wait_for(queue)
     assert finished[0] is batch
     assert finished[1].written == 4
-    assert not threaded.busy
-    assert threaded.close(10.0)
+    assert not queue.busy
+    assert thread.close(10.0)
 
 
 def test_the_next_batch_is_decoded_while_the_database_reads_this_one(rig: Rig) -> None:
     first, second = rig.batch(0, 3), rig.batch(3, 2)
-    inline = InlineStage(rig.stage)
+    inline = rig.queue
     inline.submit(first)
     inline.submit(second)
-    write = rig.store.write
+    begin, commit = rig.store.begin, rig.store.commit
 
-    def looks_before_the_commit(*args: Any, meanwhile: Callable[[], Findings], **options: Any) -> WriteResult:
-        def look() -> Findings:
-            assert second.decoded is None
-            found = meanwhile()
-            assert second.decoded is not None
-            return found
+    def looks_before(*args: Any) -> FakePendingWrite:
+        assert second.decoded is None
+        return begin(*args)
 
-        return write(*args, meanwhile=look, **options)
+    def looks_before_the_commit(*args: Any) -> WriteResult:
+        assert second.decoded is not None
+        return commit(*args)
 
-    rig.store.write = looks_before_the_commit  # type: ignore[method-assign]
+    rig.store.begin, rig.store.commit = looks_before, looks_before_the_commit  # type: ignore[method-assign]
     assert inline.poll(0.0) == (first, Outcome(written=3, committed=[first.decoded.readings]))  # type: ignore[union-attr]
-    rig.store.write = write  # type: ignore[method-assign]
+    rig.store.begin, rig.store.commit = begin, commit  # type: ignore[method-assign]
     assert rig.store.prepared == 1
     rig.stage._decode = lambda _: pytest.fail("it is decoded already")
     assert inline.poll(0.0) is None, "it might not be the last one"
@@ -313,7 +322,7 @@ def test_what_goes_to_the_spool_is_not_decoded_in_vain(rig: Rig) -> None:
     batch = rig.batch(3, 3)
     assert rig.stage.process(batch).spooled == 3
     assert batch.decoded is None
-    rig.stage.next_batch = lambda: batch
+    rig.queue.submit(batch)
     rig.store.away = False
     rig.clock.sleep(60)
     rig.stage.drain_step()
@@ -323,7 +332,7 @@ def test_what_goes_to_the_spool_is_not_decoded_in_vain(rig: Rig) -> None:
 
 def test_a_mistake_in_looking_ahead_costs_nothing(rig: Rig) -> None:
     second = rig.batch(3, 2)
-    rig.stage.next_batch = lambda: second
+    rig.queue.submit(second)
     rig.store.prepare = lambda _: 1 / 0  # type: ignore[method-assign, assignment, return-value]
     assert rig.stage.process(rig.batch(0, 3)).written == 3
     assert rig.stage.process(second).written == 2
@@ -331,37 +340,32 @@ def test_a_mistake_in_looking_ahead_costs_nothing(rig: Rig) -> None:
 
 def test_what_is_safe_is_given_back_while_the_next_batch_is_written(rig: Rig) -> None:
     """Or its acknowledgements would wait for as long as the database takes for the next one."""
-    threaded = ThreadedStage(rig.stage)
+    queue, thread = rig.threaded()
     begun, released = [threading.Event(), threading.Event()], [threading.Event(), threading.Event()]
-    write = rig.store.write
+    commit = rig.store.commit
 
-    def slow(*args: Any, meanwhile: Callable[[], Findings], **options: Any) -> WriteResult:
-        number = rig.store.writes
+    def slow(*args: Any) -> WriteResult:
+        number = rig.store.writes - 1
+        begun[number].set()
+        assert released[number].wait(20.0)
+        return commit(*args)
 
-        def look() -> Findings:
-            found = meanwhile()
-            begun[number].set()
-            assert released[number].wait(20.0)
-            return found
-
-        return write(*args, meanwhile=look, **options)
-
-    rig.store.write = slow  # type: ignore[method-assign]
+    rig.store.commit = slow  # type: ignore[method-assign]
     first, second = rig.batch(0, 3), rig.batch(3, 2)
-    threaded.start()
-    threaded.submit(first)
+    thread.start()
+    queue.submit(first)
     assert begun[0].wait(20.0)
-    threaded.submit(second)
+    queue.submit(second)
     released[0].set()
     assert begun[1].wait(20.0)
-    assert threaded.poll(0.0) == (first, Outcome(written=3, committed=[first.decoded.readings]))  # type: ignore[union-attr]
+    assert queue.poll(0.0) == (first, Outcome(written=3, committed=[first.decoded.readings]))  # type: ignore[union-attr]
     released[1].set()
-    assert wait_for(threaded)[0] is second
-    assert threaded.close(10.0)
+    assert wait_for(queue)[0] is second
+    assert thread.close(10.0)
 
 
 def test_what_is_safe_waits_no_longer_than_a_poll_for_a_next_batch_that_hangs(rig: Rig) -> None:
-    threaded = ThreadedStage(rig.stage)
+    queue, thread = rig.threaded()
     second_waits, begun, released = threading.Event(), threading.Event(), threading.Event()
     process = rig.stage.process
 
@@ -374,28 +378,28 @@ def test_what_is_safe_waits_no_longer_than_a_poll_for_a_next_batch_that_hangs(ri
 
     rig.stage.process = hangs  # type: ignore[method-assign]
     first, second = rig.batch(0, 3), rig.batch(3, 2)
-    threaded.start()
-    threaded.submit(first)
-    while threaded._waiting:
+    thread.start()
+    queue.submit(first)
+    while queue.next_batch:
         pass
-    threaded.submit(second)
+    queue.submit(second)
     second_waits.set()
     assert begun.wait(20.0)
-    finished = threaded.poll(0.01)
+    finished = queue.poll(0.01)
     assert finished is not None
     assert finished[0] is first
     released.set()
-    assert wait_for(threaded)[0] is second
-    assert threaded.close(10.0)
+    assert wait_for(queue)[0] is second
+    assert thread.close(10.0)
 
 
 def test_a_database_that_answers_and_stores_nothing_beside_a_full_spool_is_tried_in_peace(
     rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One disk for both, and full: 19 000 tries and as many lines in a second."""
-    rig.stage.hurrying = True
+    rig.queue.hurry()
     rig.store.failures = ["before"] * 40
-    rig.stage._spool = FullSpool()  # type: ignore[assignment]
+    rig.stage._backlog._spool = FullSpool()  # type: ignore[assignment]
     began = rig.clock.monotonic()
     assert rig.stage.process(rig.batch(0, 3)).written == 3
     assert rig.clock.monotonic() - began > 10
@@ -411,7 +415,7 @@ class FullSpool:
 
 
 def test_what_is_safe_is_given_back_when_the_database_goes_away_behind_it(rig: Rig) -> None:
-    threaded = ThreadedStage(rig.stage)
+    queue, thread = rig.threaded()
     released = threading.Event()
     process = rig.stage.process
 
@@ -423,17 +427,17 @@ def test_what_is_safe_is_given_back_when_the_database_goes_away_behind_it(rig: R
 
     rig.stage.process = waits  # type: ignore[method-assign]
     first, second = rig.batch(0, 3), rig.batch(3, 2)
-    threaded.start()
-    threaded.submit(first)
-    while threaded._waiting:
+    thread.start()
+    queue.submit(first)
+    while queue.next_batch:
         pass
-    threaded.submit(second)
+    queue.submit(second)
     released.set()
-    assert wait_for(threaded) == (first, Outcome(written=3, committed=[first.decoded.readings]))  # type: ignore[union-attr]
-    assert threaded.busy, "the second one waits for the database"
+    assert wait_for(queue) == (first, Outcome(written=3, committed=[first.decoded.readings]))  # type: ignore[union-attr]
+    assert queue.busy, "the second one waits for the database"
     rig.clock.advance(60)
-    assert wait_for(threaded)[1].spooled == 2
-    assert threaded.close(10.0)
+    assert wait_for(queue)[1].spooled == 2
+    assert thread.close(10.0)
 
 
 def _backlog(rig: Rig, messages: int) -> Batch:
@@ -498,12 +502,12 @@ def test_two_large_batches_are_not_decoded_at_once(rig: Rig) -> None:
     rig.stage._decode = noted
     most = rig.stage._settings.batch.max_bytes
     first, second = rig.batch(0, 1), rig.batch(1, 2)
-    rig.stage.next_batch = lambda: second
+    rig.queue.submit(second)
     for size, expected in ((most // 2 + 1, [1]), (most // 2, [1, 2])):
         decoded.clear()
         first.bytes = second.bytes = size
         first.decoded = second.decoded = None
         rig.stage._underway_bytes = first.bytes
         rig.stage._decode_batch(first)
-        rig.stage._look_ahead()
+        rig.stage._decode_next()
         assert decoded == expected

@@ -61,8 +61,16 @@ class DiagnosingRig(Rig):
         super().__init__(folder)
         self.diagnostics = FakeDiagnostics()
         self.stage = Stage(
-            self.settings, self.store, self.spool, self.diagnostics, self.decoder.decode, self.clock, self.metrics
+            self.settings,
+            self.store,
+            self.spool,
+            self.diagnostics,
+            self.decoder.decode,
+            self.clock,
+            self.metrics,
+            self.queue,
         )
+        self.queue.stage = self.stage
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -10,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import psycopg
 
-from esp_ingest.interfaces import Findings, Refusal, StoreUnavailable
+from esp_ingest.interfaces import Refusal, StoreUnavailable
 from esp_ingest.model import NOTHING_ARRIVED, Arrival, Checkpoint, DiagnosticRow, Readings, Reject, at_us
 from esp_ingest.store import sqlstate
-from esp_ingest.store.connection import staging
+from esp_ingest.store.connection import Connection, staging
 from esp_ingest.store.queries import query
 from esp_ingest.store.sqlstate import Verdict
 from esp_ingest.store.write.copy_format import Buffer, telemetry_stream
@@ -59,30 +60,13 @@ class Tally:
         self.path = max(self.path, other.path, key=("direct", "staging", "bisect").index)
 
 
-class Found:
-    """What the rules found. They are asked once, however often the transaction is tried."""
-
-    def __init__(
-        self,
-        rows: Sequence[DiagnosticRow],
-        checkpoints: Sequence[Checkpoint],
-        look: Callable[[], Findings] | None,
-    ) -> None:
-        self.rows = rows
-        self.checkpoints = checkpoints
-        self._look = look
-
-    def look(self) -> None:
-        if self._look is not None:
-            look, self._look = self._look, None
-            self.rows, self.checkpoints = look()
-
-
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Last:
-    """What goes with the last transaction of a write, or with its only one."""
+    """What goes with the last transaction of a write, or with its only one: what the rules found, the place of whoever
+    follows the table (from, to; see interfaces.Store), and the messages that all of it came from."""
 
-    found: Found = field(default_factory=lambda: Found((), (), None))
+    diagnostics: Sequence[DiagnosticRow] = ()
+    checkpoints: Sequence[Checkpoint] = ()
     cursor_us: tuple[int, int] | None = None
     arrival: Arrival = NOTHING_ARRIVED
 
@@ -137,86 +121,129 @@ class Prepared:
         return Prepared(readings, first, telemetry_stream(readings) if direct else None)
 
 
-class Attempt:
-    """The statements of one transaction on one rung; the caller commits."""
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What every transaction of a store works with. ``publish``: changes of occurrences go to the outbox as well.
+    ``topic_root`` is the first level of the topic that is put down for a reading which the database refused. ``beat``
+    is called between the steps of what takes long."""
 
-    def __init__(
-        self,
-        cursor: Cursor,
-        rung: Rung,
-        marks: Marks,
-        topic_root: str,
-        publish: bool,
-        last: Last,
-        beat: Callable[[], None],
-        prepared: "Prepared | None",
-        reject_writer: RejectWriter,
-    ) -> None:
-        self._beat = beat
-        self._prepared = prepared
-        self._found = last.found
-        self._has_cursor = last.cursor_us is not None
-        self._arrival = last.arrival
-        self._reject_writer = reject_writer
-        self._publish = publish
-        self._cursor = cursor
-        self._rung = rung
-        self._marks = marks
-        self._topic_root = topic_root
+    marks: Marks
+    rejects: RejectWriter
+    topic_root: str
+    publish: bool
+    beat: Callable[[], None]
+
+
+class Transaction:
+    """The statements of one transaction on one rung: :meth:`send`, then :meth:`store`; the caller commits. After an
+    error of either, and in place of :meth:`store`, comes :meth:`cancel`, and the caller rolls back. All three block
+    while the database works."""
+
+    def __init__(self, connection: Connection, rung: Rung, readings: Readings, means: Means) -> None:
+        self.connection = connection
+        self.rung = rung
+        self.readings = readings
+        self.direct: Rows | None = None  # went straight into the table; None: the database tells which
+        self.is_committing = False
+        self._means = means
+        self._cursor = connection.cursor()
         self._tally = Tally()
+        self._copy = ExitStack()  # the COPY that is open
+        self._copied_rows = 0  # sent to it
+        self._staged: Rows | None = None  # go through the staging table
 
-    def run(self, readings: Readings, rejects: Sequence[Reject]) -> Tally:
-        if len(readings):
-            if self._rung is Rung.DIRECT:
-                self._direct(readings)
-            elif self._rung is Rung.STAGED:
-                self._staged(readings, np.arange(len(readings)))
-            else:
-                self._row_by_row(readings)
-        self._found.look()
+    def send(self, prepared: "Prepared | None" = None) -> None:
+        """Send the rows of the first COPY and leave it open: the database reads them until :meth:`store`. ``prepared``
+        saves work if it is of these readings."""
+        if self.rung is Rung.DIRECT and len(self.readings):
+            self._send_direct(prepared)
+        elif self.rung is Rung.STAGED and len(self.readings):
+            self._send_to_staging(np.arange(len(self.readings)))
+
+    def store(self, rejects: Sequence[Reject], last: Last) -> Tally:
+        """End the COPY, and write all else. Raises psycopg.Error, UnicodeError and StoreUnavailable."""
+        readings, cursor = self.readings, self._cursor
+        items = len(readings) + len(rejects)
+        if self.rung is Rung.ROW_BY_ROW and len(readings):
+            self._row_by_row(readings)
+        elif len(readings):
+            self._end_readings()
         rejects = [*rejects, *self._tally.refused]
-        stored = self._reject_writer.store(self._cursor, rejects, self._arrival)
+        stored = self._means.rejects.store(cursor, rejects, last.arrival)
         self._tally.reasons += stored
         self._tally.duplicates += len(rejects) - stored.total()
-        if self._found.rows or self._found.checkpoints:
-            written = write_diagnostics(
-                self._cursor,
-                self._found.rows,
-                self._found.checkpoints,
-                publish=self._publish,
-                topic_root=self._topic_root,
-                must=self._has_cursor,
-            )
-            self._tally.refusal = written.refusal
-            if written.rejects:  # beside the items that are counted
-                self._reject_writer.store(self._cursor, written.rejects, NOTHING_ARRIVED)
+        if last.diagnostics or last.checkpoints:
+            self._store_findings(last)
+        if last.cursor_us is not None:
+            move_cursor(cursor, *last.cursor_us)
+        if self.rung is Rung.STAGED and len(readings):
+            self._learn()
+        reconcile(self._tally, items)
+        cursor.close()
         return self._tally
+
+    def cancel(self, error: BaseException) -> None:
+        """End an open COPY with ``error``, so that nothing of it counts. Raises nothing of the database."""
+        with suppress(psycopg.Error):
+            self._copy.__exit__(type(error), error, error.__traceback__)
+        self._cursor.close()
+
+    def _store_findings(self, last: Last) -> None:
+        written = write_diagnostics(
+            self._cursor,
+            last.diagnostics,
+            last.checkpoints,
+            publish=self._means.publish,
+            topic_root=self._means.topic_root,
+            must=last.cursor_us is not None,
+        )
+        self._tally.refusal = written.refusal
+        if written.rejects:  # beside the items that are counted
+            self._means.rejects.store(self._cursor, written.rejects, NOTHING_ARRIVED)
+
+    def _learn(self) -> None:
+        """On the staging rung rows are known to be stored that we had no mark of: ask how far, once, so that the
+        batches to come do not each find out by a failed COPY."""
+        wells = [self.readings.wells[at] for at in np.unique(self.readings.well_index).tolist()]
+        self._means.marks.raise_to(self._cursor.execute(query("newest_of_wells"), (wells,)).fetchall())
 
     # -------------------------------------------------------------------------------------------------- readings
 
-    def _direct(self, readings: Readings) -> None:
-        """What no mark speaks against goes straight into the table; an error ends the transaction."""
-        prepared = self._prepared
+    def _send_direct(self, prepared: "Prepared | None") -> None:
+        """What no mark speaks against goes straight into the table, the rest through the staging table after it."""
+        readings = self.readings
         if prepared is None or prepared.readings is not readings:
-            prepared = Prepared.of(readings, self._marks)
-        first, fresh = prepared.first, self._marks.fresh(readings)
-        if first is None and fresh.all():
-            stream = prepared.stream or telemetry_stream(readings)
-            self._tally.written += self._copied("copy_telemetry", stream, len(readings))
-            return
+            prepared = Prepared.of(readings, self._means.marks)
+        first, fresh = prepared.first, self._means.marks.fresh(readings)
         direct = fresh if first is None else first & fresh
-        rows, suspect = np.flatnonzero(direct), np.flatnonzero(~direct)
-        if len(rows):
-            self._tally.written += self._copied("copy_telemetry", telemetry_stream(readings, rows), len(rows))
-        self._staged(readings, suspect)
+        self.direct = np.flatnonzero(direct)
+        if len(self.direct) == len(readings):
+            self._open_copy("copy_telemetry", prepared.stream or telemetry_stream(readings), len(readings))
+            return
+        suspect = np.flatnonzero(~direct)
+        if len(self.direct):
+            self._open_copy("copy_telemetry", telemetry_stream(readings, self.direct), len(self.direct))
+            self._staged = suspect
+        else:
+            self._send_to_staging(suspect)
 
-    def _staged(self, readings: Readings, rows: Rows) -> None:
-        """Through the staging table, in order."""
+    def _send_to_staging(self, rows: Rows) -> None:
+        """These, in that order."""
         self._tally.path = "staging"
+        self._staged = rows
         self._cursor.execute(staging(self._cursor.connection, "create_staging"))
-        self._copied("copy_staging", telemetry_stream(readings, rows), len(rows))
-        self._cursor.execute(query("insert_staged"))
-        self._count_staged(readings, rows.tolist(), self._cursor.rowcount)
+        self._open_copy("copy_staging", telemetry_stream(self.readings, rows), len(rows))
+
+    def _end_readings(self) -> None:
+        """The database has read what it was sent; what goes through the staging table goes on from there."""
+        if self.direct is not None and len(self.direct):
+            self._tally.written += self._end_copy()
+            if self._staged is not None:
+                self._send_to_staging(self._staged)
+        if self._staged is not None:
+            self._end_copy()
+            self._cursor.execute(query("insert_staged"))
+            self._count_staged(self.readings, self._staged.tolist(), self._cursor.rowcount)
 
     def _row_by_row(self, readings: Readings) -> None:
         """Halve until the rows at fault stand alone; those become rejects. The order received is kept, so the first
@@ -254,7 +281,7 @@ class Attempt:
         done: list[int] = []
         total = 0
         while todo:
-            self._beat()
+            self._means.beat()
             start, end = todo.pop()
             try:
                 with self._cursor.connection.transaction():
@@ -273,7 +300,7 @@ class Attempt:
         return done, total
 
     def _refuse(self, readings: Readings, row: int, error: BaseException) -> None:
-        self._tally.refused.append(refused_reading(readings, row, error, self._topic_root))
+        self._tally.refused.append(refused_reading(readings, row, error, self._means.topic_root))
 
     def _count_staged(self, readings: Readings, rows: list[int], new: int) -> None:
         """``rows`` stand in the staging table, in that order, and ``new`` of them went on from there. What did not is a
@@ -288,14 +315,29 @@ class Attempt:
                 conflicts = [row_of[place] for (place,) in found]
         self._tally.written += new
         self._tally.duplicates += len(rows) - new - len(conflicts)
-        self._tally.refused += [conflicting_reading(readings, row, self._topic_root) for row in conflicts]
+        self._tally.refused += [conflicting_reading(readings, row, self._means.topic_root) for row in conflicts]
 
     def _copied(self, name: str, stream: Iterable[Buffer], count: int) -> int:
-        """Run a COPY. Returns how many rows the database took, which has to be ``count``."""
+        """Run a whole COPY of ``count`` rows; see :meth:`_taken`."""
         with self._cursor.copy(query(name)) as copy:
             for piece in stream:
                 copy.write(piece)
-            self._found.look()  # the database has its work and we have ours: 1 of 6 µs a reading
+        return self._taken(count)
+
+    def _open_copy(self, name: str, stream: Iterable[Buffer], count: int) -> None:
+        """Begin a COPY and send ``stream``, of ``count`` rows."""
+        copy = self._copy.enter_context(self._cursor.copy(query(name)))
+        self._copied_rows = count
+        for piece in stream:
+            copy.write(piece)
+
+    def _end_copy(self) -> int:
+        """Wait until the database has taken what :meth:`_open_copy` sent; see :meth:`_taken`. Raises psycopg.Error."""
+        self._copy.close()
+        return self._taken(self._copied_rows)
+
+    def _taken(self, count: int) -> int:
+        """How many rows the database took of a COPY. Raises StoreUnavailable if they are not ``count``."""
         taken = self._cursor.rowcount
         if taken != count:
             raise StoreUnavailable(
