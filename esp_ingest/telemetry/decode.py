@@ -14,7 +14,6 @@ silence. Why msgspec and not pydantic: docs/decisions/0005-dependencies.md.
 """
 
 import re
-import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import repeat
@@ -22,7 +21,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from esp_ingest.config.section import WELL_ID_PATTERN
 from esp_ingest.config.settings import TelemetrySettings
@@ -30,7 +28,6 @@ from esp_ingest.model import (
     SIGNAL_NAMES,
     Decoded,
     Delivery,
-    FloatArray,
     IntArray,
     Readings,
     Reject,
@@ -38,6 +35,7 @@ from esp_ingest.model import (
     Unusable,
 )
 from esp_ingest.telemetry import slices
+from esp_ingest.telemetry.decode_batch import ROWS_TOGETHER, Bools, DecodeBatch, Places, floats, values_of
 from esp_ingest.telemetry.exact import (
     KNOWN_KEYS,
     LONGEST_NUMBER,
@@ -71,16 +69,12 @@ _MAX_CACHED_TOPICS = 100_000
 _LONGEST_CACHED_TOPIC = 256  # no well has a longer one, and a topic may have 64 KiB
 _SMALL_BYTES = 1024  # what is smaller cannot hold enough items to matter
 _TOGETHER_BYTES = 2_097_152  # what is read in bulk at once: its objects take up to 25 times that
-_ROWS_TOGETHER = 8_192  # rows that one call turns into columns, in 2 ms
 _LARGE_EXPONENT = re.compile(rb"[eE][+-]?\d{4}")
 # Only from where a number begins: tried at each of its characters, 4 MB of numbers just short enough took 2.7 s.
 _LONG_NUMBER = re.compile(rb"(?<![0-9.eE+-])[0-9.eE+-]{%d}" % (LONGEST_NUMBER + 1))
 
 DECODE_BYTES_PER_PAYLOAD_BYTE = 20
 """Memory that decoding takes at most, its outcome included, for each byte of the payloads that are decoded together."""
-
-Bools = npt.NDArray[np.bool_]
-Places = npt.NDArray[np.intp]
 
 
 class Decoder:
@@ -113,7 +107,7 @@ class Decoder:
         replay changes no verdict."""
         if not deliveries:
             return Decoded(Readings.empty(), [])
-        batch = _Batch(deliveries)
+        batch = DecodeBatch(deliveries)
         if batch.longest * len(deliveries) <= _TOGETHER_BYTES and batch.longest <= slices.SLICE_BYTES:
             return self._decode_together(batch)
         return joined([self._decode_run(run) for run in slices.runs(deliveries, _TOGETHER_BYTES)])
@@ -123,7 +117,7 @@ class Decoder:
         first = run[0]
         if len(first.payload) > slices.SLICE_BYTES and self._well_of(first.topic) is not None:
             return self._decode_large(first)
-        return self._decode_together(_Batch(run))
+        return self._decode_together(DecodeBatch(run))
 
     def _decode_large(self, delivery: Delivery) -> Decoded:
         """As any other message, but its items in pieces: see slices.py."""
@@ -133,7 +127,7 @@ class Decoder:
             if outline is not None and body[:1] == b"[":
                 return self._decode_array(delivery, body, outline)
             slices.refuse_large_reading(body, outline, self._max_reading_bytes, self._max_depth)
-            decoded = self._decode_together(_Batch([delivery._replace(payload=body)]))
+            decoded = self._decode_together(DecodeBatch([delivery._replace(payload=body)]))
             decoded.rejects = [replace(reject, payload=delivery.payload) for reject in decoded.rejects]
             return decoded
         except Refused as refused:
@@ -155,14 +149,14 @@ class Decoder:
             except Refused as refused:
                 bad.add(piece.first, refused, item)
                 continue
-            batch = _Batch([delivery._replace(payload=piece.payload)])
+            batch = DecodeBatch([delivery._replace(payload=piece.payload)])
             batch.piece = piece.first, bad
             parts.append(self._decode_together(batch))
         settled = bad.settled(items, delivery.payload)
         rejects = [_reject(delivery, why, payload, place) for place, why, payload in settled]
         return joined([*parts, Decoded(Readings.empty(), rejects)])
 
-    def _decode_together(self, batch: "_Batch") -> Decoded:
+    def _decode_together(self, batch: DecodeBatch) -> Decoded:
         self._name_wells(batch)
         try:
             self._read_structs(batch)
@@ -173,7 +167,7 @@ class Decoder:
             batch.doubt_everything()
         return self._settle(batch)
 
-    def _name_wells(self, batch: "_Batch") -> None:
+    def _name_wells(self, batch: DecodeBatch) -> None:
         topics = list(dict.fromkeys(batch.topics))
         wells = [self._well_of(topic) for topic in topics]
         if None in wells:
@@ -198,7 +192,7 @@ class Decoder:
                 self._wells[topic] = well
             return well
 
-    def _read_structs(self, batch: "_Batch") -> None:
+    def _read_structs(self, batch: DecodeBatch) -> None:
         """Fills ``rows`` with a struct an item and ``source`` with each row's delivery; doubts what msgspec refuses."""
         payloads: Iterable[bytes] = batch.payloads
         if batch.longest > min(self._max_payload_bytes, _SMALL_BYTES):
@@ -224,7 +218,7 @@ class Decoder:
         return size > self._max_payload_bytes or (size > _SMALL_BYTES and is_crowded(payload.count(b"{"), size))
 
     @staticmethod
-    def _flatten(batch: "_Batch", messages: list[Any]) -> None:
+    def _flatten(batch: DecodeBatch, messages: list[Any]) -> None:
         rows: list[Any] = []
         counts: list[int] = []
         for at, message in enumerate(messages):
@@ -239,7 +233,7 @@ class Decoder:
         batch.rows = rows
         batch.source = np.repeat(np.arange(len(messages)), counts)
 
-    def _tabulate(self, batch: "_Batch") -> None:
+    def _tabulate(self, batch: DecodeBatch) -> None:
         """Structs → columns. A row that fails a check is wrong here; what it really is, exact.py finds out."""
         n = len(batch.rows)
         batch.well_index = batch.delivery_well[batch.source]
@@ -249,15 +243,15 @@ class Decoder:
         batch.timestamp_us = np.empty(n, np.int64)
         batch.quotes_read = np.empty(n, np.int64)
         named, other_well = np.empty(n, np.bool_), np.empty(n, np.bool_)
-        for start in range(0, n, _ROWS_TOGETHER):
-            part = slice(start, min(start + _ROWS_TOGETHER, n))
+        for start in range(0, n, ROWS_TOGETHER):
+            part = slice(start, min(start + ROWS_TOGETHER, n))
             timestamps, sent_wells, *signals = zip(*map(msgspec.structs.astuple, batch.rows[part]), strict=True)
             for row, column in enumerate(signals):
                 # By identity: half of the signals are never sent.
                 if column[0] is _ABSENT and column.count(_ABSENT) == len(column):
                     batch.values[row, part] = np.nan
                 else:
-                    batch.values[row, part] = _floats(column)
+                    batch.values[row, part] = floats(column)
             batch.timestamp_us[part] = parse_column(timestamps)
             batch.quotes_read[part] = _quotes_of(timestamps)
             named[part], other_well[part] = self._compare_wells(batch, sent_wells, part)
@@ -273,7 +267,7 @@ class Decoder:
         batch.quotes_read += 2 * present.sum(axis=0) + 4 * named
 
     @staticmethod
-    def _compare_wells(batch: "_Batch", sent: tuple[str, ...], part: slice) -> tuple[Bools | bool, Bools | bool]:
+    def _compare_wells(batch: DecodeBatch, sent: tuple[str, ...], part: slice) -> tuple[Bools | bool, Bools | bool]:
         """Which rows of ``part`` name a well, and which name another than the topic's."""
         if sent[0] == _NO_WELL and sent.count(_NO_WELL) == len(sent):
             return False, False
@@ -284,7 +278,7 @@ class Decoder:
         named = np.fromiter((well != _NO_WELL for well in sent), np.bool_, len(sent))
         return named, named & np.fromiter(map(str.__ne__, sent, expected), np.bool_, len(sent))
 
-    def _account_for_strings(self, batch: "_Batch") -> None:
+    def _account_for_strings(self, batch: DecodeBatch) -> None:
         """Deliveries with more quotes than were read hold something else: nulls, keys for ``extra``, or a doubt."""
         n = len(batch.payloads)
         sent = np.fromiter(map(bytes.count, batch.payloads, repeat(b'"')), np.int64, n)
@@ -303,7 +297,7 @@ class Decoder:
             if not self._read_extras(batch, batch.payloads[at], start, end, quotes):
                 batch.doubt[at] = True
 
-    def _read_extras(self, batch: "_Batch", payload: bytes, start: int, end: int, quotes: int) -> bool:
+    def _read_extras(self, batch: DecodeBatch, payload: bytes, start: int, end: int, quotes: int) -> bool:
         """Keeps the unknown keys of rows ``start`` … ``end`` as text. False where exact.py has to look: the ``quotes``
         not accounted for are not all theirs, or their text needs a closer look."""
         for row in range(start, end):
@@ -347,7 +341,7 @@ class Decoder:
                     return False
         return True
 
-    def _settle(self, batch: "_Batch") -> Decoded:
+    def _settle(self, batch: DecodeBatch) -> Decoded:
         clean = ~(batch.wrong | batch.doubt[batch.source])
         to_judge = batch.doubt.copy()
         to_judge[batch.source[~clean]] = True
@@ -357,7 +351,7 @@ class Decoder:
             return Decoded(readings, [])
         return self._settle_doubts(batch, deliveries, readings, np.flatnonzero(clean))
 
-    def _settle_doubts(self, batch: "_Batch", deliveries: list[int], rows: Readings, clean: Places) -> Decoded:
+    def _settle_doubts(self, batch: DecodeBatch, deliveries: list[int], rows: Readings, clean: Places) -> Decoded:
         """Reads the doubtful items exactly and merges them with the clean rows, in the order received."""
         found: list[ExactReading] = []
         source: list[int] = []
@@ -384,14 +378,14 @@ class Decoder:
                 well_index=batch.delivery_well[at_delivery],
                 timestamp_us=np.array([reading.timestamp_us for reading in found], np.int64),
                 received_us=batch.received_us[at_delivery],
-                values=_values_of(found),
+                values=values_of(found),
                 extra={row: reading.extra for row, reading in enumerate(found) if reading.extra is not None},
                 quality={row: reading.quality for row, reading in enumerate(found) if reading.quality is not None},
             )
             decoded.readings = merged(decoded.readings, clean, exact, np.array(order, np.intp))
         return decoded
 
-    def _judge(self, batch: "_Batch", at: int, start: int) -> Iterator[tuple[int, ExactReading | Reject]]:
+    def _judge(self, batch: DecodeBatch, at: int, start: int) -> Iterator[tuple[int, ExactReading | Reject]]:
         """Outcomes of a delivery's items, or, if it is in order as a whole, only of those that are wrong."""
         delivery = batch.deliveries[at]
         well = batch.wells[batch.delivery_well[at]]
@@ -415,71 +409,6 @@ class Decoder:
         yield from judged.readings
         for place, why, payload in judged.rejects:
             yield place, _reject(delivery, why, payload, place)
-
-
-class _Batch:
-    """What is known of a batch while it is decoded: m deliveries, n rows (items)."""
-
-    def __init__(self, deliveries: Sequence[Delivery]) -> None:
-        self.deliveries = deliveries
-        topics, payloads, _, _, _, received, _ = zip(*deliveries, strict=True)
-        self.topics: tuple[bytes, ...] = topics
-        self.payloads: tuple[bytes, ...] = payloads
-        self.longest = max(map(len, payloads))  # bytes
-        self.piece: tuple[int, BadItems] | None = None  # of a large array: its first item, and the message's bad ones
-        self.received_us: IntArray = np.array(received, np.int64)  # (m,)
-        self.doubt: Bools = np.zeros(len(deliveries), np.bool_)  # (m,) deliveries to be read exactly, as a whole
-        self.wells: list[str] = []  # "" stands for an impossible topic
-        self.delivery_well: npt.NDArray[np.int32] = np.empty(0, np.int32)  # (m,)
-        self.valid_wells = 0  # impossible topics come last in wells
-        self.rows: list[Any] = []  # (n,) structs
-        self.one_each = True  # no arrays: row k is delivery k
-        self.source: Places = np.empty(0, np.intp)  # (n,) the delivery of each row, ascending
-        self.well_index: npt.NDArray[np.int32] = np.empty(0, np.int32)  # (n,)
-        self.timestamp_us: IntArray = np.empty(0, np.int64)  # (n,)
-        self.values = np.empty((len(SIGNAL_NAMES), 0), np.float64)  # (signals, n)
-        self.wrong: Bools = np.empty(0, np.bool_)  # (n,) rows to be read exactly
-        self.quotes_read: IntArray = np.empty(0, np.int64)  # (n,)
-        self.extra: dict[int, str] = {}  # by row
-
-    def doubt_everything(self) -> None:
-        """As if nothing had been read in bulk: no rows, and every delivery in doubt."""
-        self.doubt[:] = True
-        self.rows, self.one_each, self.extra = [], False, {}
-        self.source, self.wrong = np.empty(0, np.intp), np.empty(0, np.bool_)
-        self.well_index, self.timestamp_us = np.empty(0, np.int32), np.empty(0, np.int64)
-        self.values = np.empty((len(SIGNAL_NAMES), 0), np.float64)
-
-    def row_received_us(self) -> IntArray:
-        """When each row's delivery was received (n,)."""
-        return self.received_us if self.one_each else self.received_us[self.source]
-
-    def readings(self) -> Readings:
-        return Readings(
-            wells=self.wells[: self.valid_wells],
-            well_index=self.well_index,
-            timestamp_us=self.timestamp_us,
-            received_us=self.row_received_us(),
-            values=self.values,
-            extra=self.extra,
-        )
-
-
-def _values_of(found: list[ExactReading]) -> FloatArray:
-    """(signals, n), in blocks: numpy takes 1 µs a reading, and holds the interpreter for all of a block."""
-    blocks = [
-        np.array([reading.values for reading in found[at : at + _ROWS_TOGETHER // 4]], np.float64).T
-        for at in range(0, len(found), _ROWS_TOGETHER // 4)
-    ]
-    return np.concatenate(blocks, axis=1)
-
-
-def _floats(column: tuple[float | None, ...]) -> FloatArray:
-    """(n,); None becomes NaN. By way of struct, which takes a third of numpy's time."""
-    try:
-        return np.frombuffer(struct.pack(f"{len(column)}d", *column), np.float64)
-    except struct.error:
-        return np.array(column, np.float64)
 
 
 def _quotes_of(timestamps: Sequence[Any]) -> IntArray:
