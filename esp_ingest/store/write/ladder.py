@@ -11,14 +11,15 @@ Nothing here relies on memory for correctness: whatever was committed without ou
 """
 
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import TracebackType
 
 import numpy as np
 import psycopg
 
-from esp_ingest.interfaces import StoreUnavailable
-from esp_ingest.model import Readings, Reject
+from esp_ingest.interfaces import StoreUnavailable, WriteResult
+from esp_ingest.model import Arrival, Checkpoint, DiagnosticRow, Readings, Reject
 from esp_ingest.store import sqlstate
 from esp_ingest.store.write.newest import WellNewest
 from esp_ingest.store.write.rejects import refused_reading
@@ -189,3 +190,70 @@ def by_days(readings: Readings) -> list[Rows]:
 def halves(rows: Rows) -> list[Rows]:
     half = len(rows) // 2
     return [rows[:half], rows[half:]]
+
+
+class PendingWrite:
+    """interfaces.PendingWrite: what :meth:`PostgresStore.begin` began. ``begun``: its readings are on their way; None
+    where they are written in ``parts``, later."""
+
+    def __init__(
+        self,
+        ladder: Ladder,
+        readings: Readings,
+        rejects: Sequence[Reject],
+        arrival: Arrival,
+        begun: Transaction | None,
+        parts: list[Rows],
+        stored: Callable[[], None],
+    ) -> None:
+        self._ladder = ladder
+        self._readings = readings
+        self._rejects = rejects
+        self._arrival = arrival
+        self._begun = begun
+        self._parts = parts
+        self._stored = stored
+
+    def __enter__(self) -> "PendingWrite":
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            self._ladder.cancel(begun, error)
+
+    def finish(
+        self,
+        diagnostics: Sequence[DiagnosticRow],
+        checkpoints: Sequence[Checkpoint],
+        cursor_us: tuple[int, int] | None = None,
+    ) -> WriteResult:
+        """See interfaces.PendingWrite."""
+        last = Last(diagnostics, checkpoints, cursor_us, self._arrival)
+        readings, rejects, ladder = self._readings, self._rejects, self._ladder
+        begun, self._begun = self._begun, None
+        tally: Tally | None = None
+        if not self._parts:
+            try:
+                tally = ladder.write(readings, rejects, last, begun)
+            except TooMuch:
+                if not ladder.is_to_be_halved(readings, rejects):
+                    raise
+                self._parts = halves(np.arange(len(readings)))
+        if tally is None:
+            tally, stubborn = ladder.in_parts(readings, self._parts)
+            tally.add(ladder.rejects_in_parts([*rejects, *stubborn], last))
+            tally.refused += stubborn
+        ladder.succeeded()
+        self._stored()
+        return WriteResult(
+            tally.written,
+            tally.duplicates,
+            tally.rejected,
+            tuple(tally.refused),
+            tally.reasons,
+            tally.path,
+            tally.refusal,
+        )

@@ -6,7 +6,6 @@ in transaction.py; what happens when the database refuses something, in ladder.p
 
 import logging
 from collections.abc import Callable, Sequence
-from types import TracebackType
 
 import numpy as np
 import psycopg
@@ -19,11 +18,11 @@ from esp_ingest.store.connection import Connection, connect
 from esp_ingest.store.presence import Presence
 from esp_ingest.store.queries import query
 from esp_ingest.store.write.high_water import Marks
-from esp_ingest.store.write.ladder import Ladder, by_days, halves
+from esp_ingest.store.write.ladder import Ladder, PendingWrite, by_days, halves
 from esp_ingest.store.write.newest import WellNewest
 from esp_ingest.store.write.redelivery import RejectWriter
 from esp_ingest.store.write.session import WriterSession, refuse_unless_ok
-from esp_ingest.store.write.transaction import Last, Means, Prepared, Rows, Tally, TooMuch, Transaction
+from esp_ingest.store.write.transaction import Means, Prepared, TooMuch, Transaction
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +55,7 @@ class PostgresStore:
         self._prepared: Prepared | None = None  # of the readings that come next
         self.without_diagnostics = ""  # why diagnoses would not be stored, a sentence
 
-    def begin(
-        self, readings: Readings, rejects: Sequence[Reject], arrival: Arrival = NOTHING_ARRIVED
-    ) -> "PendingWrite":
+    def begin(self, readings: Readings, rejects: Sequence[Reject], arrival: Arrival = NOTHING_ARRIVED) -> PendingWrite:
         """See interfaces.Store."""
         prepared = None
         if self._prepared is not None and self._prepared.readings is readings:
@@ -169,70 +166,3 @@ class PostgresStore:
     def _reconnected(self) -> None:
         if self._newest is not None:
             self._newest.reconnected()
-
-
-class PendingWrite:
-    """interfaces.PendingWrite: what :meth:`PostgresStore.begin` began. ``begun``: its readings are on their way; None
-    where they are written in ``parts``, later."""
-
-    def __init__(
-        self,
-        ladder: Ladder,
-        readings: Readings,
-        rejects: Sequence[Reject],
-        arrival: Arrival,
-        begun: Transaction | None,
-        parts: list[Rows],
-        stored: Callable[[], None],
-    ) -> None:
-        self._ladder = ladder
-        self._readings = readings
-        self._rejects = rejects
-        self._arrival = arrival
-        self._begun = begun
-        self._parts = parts
-        self._stored = stored
-
-    def __enter__(self) -> "PendingWrite":
-        return self
-
-    def __exit__(
-        self, _type: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
-    ) -> None:
-        begun, self._begun = self._begun, None
-        if begun is not None:
-            self._ladder.cancel(begun, error)
-
-    def finish(
-        self,
-        diagnostics: Sequence[DiagnosticRow],
-        checkpoints: Sequence[Checkpoint],
-        cursor_us: tuple[int, int] | None = None,
-    ) -> WriteResult:
-        """See interfaces.PendingWrite."""
-        last = Last(diagnostics, checkpoints, cursor_us, self._arrival)
-        readings, rejects, ladder = self._readings, self._rejects, self._ladder
-        begun, self._begun = self._begun, None
-        tally: Tally | None = None
-        if not self._parts:
-            try:
-                tally = ladder.write(readings, rejects, last, begun)
-            except TooMuch:
-                if not ladder.is_to_be_halved(readings, rejects):
-                    raise
-                self._parts = halves(np.arange(len(readings)))
-        if tally is None:
-            tally, stubborn = ladder.in_parts(readings, self._parts)
-            tally.add(ladder.rejects_in_parts([*rejects, *stubborn], last))
-            tally.refused += stubborn
-        ladder.succeeded()
-        self._stored()
-        return WriteResult(
-            tally.written,
-            tally.duplicates,
-            tally.rejected,
-            tuple(tally.refused),
-            tally.reasons,
-            tally.path,
-            tally.refusal,
-        )
