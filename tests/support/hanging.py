@@ -35,7 +35,7 @@ def _end_network_thread(source: MqttSource, *arguments: Any) -> None:
 
 
 if __name__ == "__main__":
-    _hang(PostgresStore, "write", "writer")
+    _hang(PostgresStore, "begin", "writer")
     _hang(Pipeline, "run_once", "pipeline")
     _do_what_is_due = MqttSource._do_what_is_due
     setattr(MqttSource, "_do_what_is_due", _end_network_thread)  # noqa: B010 - mypy: a method, in this process alone
