@@ -1,7 +1,7 @@
 """What is written down is made from the code, so that it cannot drift: ``python -m tools.docs [--check]``.
 
-Writes config/esp_ingest.toml, docs/configuration.md and docs/metrics.md of a checkout. ``--check`` writes nothing and
-exits 1 when one of them differs; tests/unit/test_config.py does the same.
+Writes config/esp_ingest.toml, docs/configuration.md, docs/metrics.md and the alerts as a PrometheusRule. ``--check``
+writes nothing and exits 1 when one of them differs; tests/unit/test_config.py does the same.
 """
 
 import re
@@ -143,10 +143,26 @@ def _rows(catalogue: Iterable[MetricInfo]) -> Iterator[str]:
         yield f"| `{info.name}` | {info.kind} | {labels} | {_cell(info.help)} | {problem} |"
 
 
+def prometheus_rule() -> str:
+    """config/kubernetes/monitoring/alerts.yaml: the alerts as the Prometheus operator takes them."""
+    alerts = _read(CHECKOUT / "config/prometheus/alerts.yml")
+    groups = "groups:" + alerts.partition("\ngroups:")[2].rstrip("\n")
+    head = (
+        f"# Made by `{COMMAND}` from config/prometheus/alerts.yml: change it there.",
+        "apiVersion: monitoring.coreos.com/v1",
+        "kind: PrometheusRule",
+        "metadata:",
+        "  name: esp-ingest",
+        "spec:",
+    )
+    return "\n".join([*head, *(f"  {line}" for line in groups.split("\n"))]) + "\n"
+
+
 FILES: dict[str, Callable[[], str]] = {
     "config/esp_ingest.toml": toml,
     "docs/configuration.md": configuration,
     "docs/metrics.md": metrics,
+    "config/kubernetes/monitoring/alerts.yaml": prometheus_rule,
 }
 
 
@@ -156,6 +172,7 @@ def main(arguments: Sequence[str]) -> int:
     for name in differing:
         sys.stdout.write(f"{name} differs from the code\n" if arguments else f"{name} written\n")
         if not arguments:
+            (CHECKOUT / name).parent.mkdir(parents=True, exist_ok=True)
             (CHECKOUT / name).write_text(FILES[name](), encoding="utf-8")
     return 1 if arguments and differing else 0
 

@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from esp_ingest import __version__, cli
+from esp_ingest import cli
 from esp_ingest.config.load import load
-from esp_ingest.service.http import PATHS
 from tests.support.shipped import CONFIG, ROOT, RUNBOOKS, existing_names, linter, metric_names, passes, text_of
 
 USER_ID = 10_001
@@ -300,99 +299,3 @@ def test_compose_opens_the_shipped_brokers_listener_to_the_containers_and_change
     for volume in service["volumes"]:
         if volume.startswith("./"):
             assert (ROOT / volume.split(":")[0]).exists()
-
-
-# -- Kubernetes.
-
-MANIFESTS: list[dict[str, Any]] = list(yaml.safe_load_all(text_of("config/kubernetes/esp-ingest.yaml")))
-
-
-def manifest(kind: str) -> dict[str, Any]:
-    (found,) = [each for each in MANIFESTS if each["kind"] == kind]
-    return found
-
-
-def test_the_pod_probes_paths_that_exist() -> None:
-    (container,) = manifest("StatefulSet")["spec"]["template"]["spec"]["containers"]
-    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-        assert container[probe]["httpGet"]["path"] in PATHS
-        assert container[probe]["httpGet"]["port"] == "http"
-    assert container["readinessProbe"]["httpGet"]["path"] == "/health/ready"
-
-
-def test_the_pod_is_locked_down_and_drains() -> None:
-    pod = manifest("StatefulSet")["spec"]["template"]["spec"]
-    assert pod["securityContext"]["runAsNonRoot"] is True
-    assert pod["securityContext"]["runAsUser"] == USER_ID
-    assert pod["enableServiceLinks"] is False
-    assert pod["terminationGracePeriodSeconds"] > load().service.drain_seconds
-    for container in [*pod["initContainers"], *pod["containers"]]:
-        context = container["securityContext"]
-        assert context["readOnlyRootFilesystem"] is True
-        assert context["allowPrivilegeEscalation"] is False
-        assert context["capabilities"] == {"drop": ["ALL"]}
-        assert container["image"] == f"esp-ingest:{__version__}"
-        assert container["resources"]["limits"]["memory"]
-
-
-def test_the_pods_settings_are_valid_and_its_mounts_exist(tmp_path: Path) -> None:
-    text = manifest("ConfigMap")["data"]["esp_ingest.toml"]
-    for name in ("mqtt_password", "database_password"):
-        (tmp_path / name).write_text("x")
-    file = tmp_path / "esp_ingest.toml"
-    file.write_text(text.replace("/run/secrets/esp-ingest", str(tmp_path)))
-    settings = load(file)
-    stateful = manifest("StatefulSet")["spec"]
-    volumes = {volume["name"] for volume in stateful["template"]["spec"]["volumes"]}
-    volumes |= {claim["metadata"]["name"] for claim in stateful["volumeClaimTemplates"]}
-    (container,) = stateful["template"]["spec"]["containers"]
-    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
-    assert set(mounts) == volumes
-    assert settings.spool.path.startswith(mounts["state"])
-    (claim,) = stateful["volumeClaimTemplates"]
-    assert settings.spool.max_bytes < int(claim["spec"]["resources"]["requests"]["storage"].removesuffix("Gi")) * 2**30
-    assert settings.http.host == "0.0.0.0"
-
-
-JOBS: dict[str, dict[str, Any]] = {
-    each["metadata"]["name"]: each
-    for name in ("lifecycle", "backup")
-    for each in yaml.safe_load_all(text_of(f"config/kubernetes/{name}.yaml"))
-    if each["kind"] == "CronJob"
-}
-
-
-def test_the_cron_jobs_run_commands_that_exist_at_the_times_that_are_documented() -> None:
-    commands = {}
-    for name, job in JOBS.items():
-        (container,) = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
-        commands[name] = (job["spec"]["schedule"], *container["args"])
-        assert job["spec"]["timeZone"] == "Etc/UTC"
-        if container.get("command", ["esp-ingest"]) == ["esp-ingest"]:
-            cli._parser().parse_args(container["args"])  # exits where it does not know one
-    assert commands["esp-ingest-backup-full"] == ("17 1 * * 0", "full")
-    assert commands["esp-ingest-backup-diff"] == ("17 1 * * 1-6", "diff")
-    assert commands["esp-ingest-drill"][:3] == ("17 5 * * 0", "lifecycle", "drill")
-    assert commands["esp-ingest-lifecycle"][:4] == ("5 * * * *", "lifecycle", "run", "--once")
-
-
-def test_the_cron_jobs_pods_are_locked_down_and_their_mounts_exist() -> None:
-    for name, job in JOBS.items():
-        assert job["spec"]["concurrencyPolicy"] == "Forbid"
-        pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
-        assert pod["securityContext"]["runAsNonRoot"] is True
-        assert pod["enableServiceLinks"] is False
-        (container,) = pod["containers"]
-        assert container["image"].endswith(f":{__version__}")
-        assert container["securityContext"]["readOnlyRootFilesystem"] is True
-        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
-        assert container["resources"]["limits"]["memory"]
-        assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
-        assert (name == "esp-ingest-lifecycle") == (pod["securityContext"]["runAsUser"] == USER_ID)
-
-
-def test_selectors_and_labels_agree() -> None:
-    labels = manifest("StatefulSet")["spec"]["template"]["metadata"]["labels"]
-    assert manifest("StatefulSet")["spec"]["selector"]["matchLabels"] == labels
-    assert manifest("Service")["spec"]["selector"] == labels
-    assert manifest("NetworkPolicy")["spec"]["podSelector"]["matchLabels"] == labels

@@ -56,7 +56,7 @@ def test_a_system_without_cgroups(tmp_path: Path) -> None:
 def test_what_ships_fits_into_the_limits_that_ship() -> None:
     unit = (ROOT / "config/systemd/esp-ingest.service").read_text()
     compose = (ROOT / "docker-compose.yml").read_text()
-    manifest = (ROOT / "config/kubernetes/esp-ingest.yaml").read_text()
+    manifest = (ROOT / "config/kubernetes/base/esp-ingest.yaml").read_text()
     assert "MemoryMax=512M" in unit
     assert "mem_limit: 512m" in compose
     assert re.search(r"limits: \{ memory: 512Mi \}", manifest)
