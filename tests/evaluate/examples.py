@@ -63,6 +63,17 @@ def hunting(values: FloatArray, t: FloatArray) -> FloatArray:
     return np.where(t >= 0, values * (1 + 0.16 * np.sin(t * 2 * np.pi / 0.37)), values)
 
 
+def slugs(values: FloatArray, t: FloatArray) -> FloatArray:
+    """The load drops to 70 % for half an hour, eight times a day."""
+    return np.where((t >= 0) & (t % 3 < 0.5), values * 0.7, values)
+
+
+def more_slugs(values: FloatArray, t: FloatArray) -> FloatArray:
+    """Four times a day, and from the ninth day on twelve times."""
+    every = np.where(t < 9 * 24, 6.0, 2.0)
+    return np.where((t >= 0) & (t % every < 0.5), values * 0.7, values)
+
+
 def stops(values: FloatArray, t: FloatArray) -> FloatArray:
     """Stopped for 20 minutes of every 80."""
     return np.where((t >= 0) & (t % (4 / 3) < 1 / 3), 0.0, values)
@@ -76,6 +87,8 @@ EXAMPLES: dict[str, Example] = {
         changes={"motor_current": scaled(0.82, 0.4), "flow_rate": scaled(0.1, 0.4), "intake_temp": shifted(24, 0.5)},
     ),
     "gas_interference": Example(("motor_current", "vsd_frequency"), changes={"motor_current": hunting}),
+    "slugging": Example(("motor_current",), changes={"motor_current": slugs}, hours=5 * 24.0),
+    "slugging_worse": Example(("motor_current",), changes={"motor_current": more_slugs}, hours=21 * 24.0),
     "pump_off": Example(("motor_current", "pip", "flow_rate"), FaultName.PUMP_OFF),
     "low_flow": Example(("flow_rate",), changes={"flow_rate": scaled(0.7, 1)}),
     "high_gor": Example(("gor",), changes={"gor": scaled(2.4, 1)}),

@@ -22,9 +22,11 @@ from tests.evaluate.recorded import (
 
 PROTECTIVE = ("underload", "gas_lock", "no_flow", "pump_off")
 # Standing pieces of rules.toml that variants replace.
-_UNDERLOAD = 'parameters = { load = "80 %" }\non_delay = "10 min"\noff_delay = "60 min"\ndeadband = "5 %"\n'
-_PUMP_OFF = 'parameters = { load = "85 %" }\non_delay = "15 min"\n'
-_HUNTING = 'parameters = { hunting = "8 %" }\noff_delay = "60 min"\n'
+_BEYOND = 'deeper = "95 %", longer = "150 %"'
+_UNDERLOAD = (
+    f'parameters = {{ load = "80 %", {_BEYOND} }}\non_delay = "10 min"\noff_delay = "60 min"\ndeadband = "5 %"\n'
+)
+_HUNTING = 'parameters = { hunting = "8 %", more = "125 %" }\noff_delay = "60 min"\n'
 _LOCK = 'load_without_flow = "65 %"'
 
 
@@ -110,7 +112,7 @@ def trade_off(settings: Sequence[tuple[str, str, str, str]]) -> Iterator[Setting
     """Underload alone: neither held back by others nor helped by them."""
     for load, on_delay, off_delay, deadband in settings:
         delays = f'on_delay = "{on_delay}"\noff_delay = "{off_delay}"\ndeadband = "{deadband}"\n'
-        rule = f'parameters = {{ load = "{load}" }}\n{delays}'
+        rule = f'parameters = {{ load = "{load}", {_BEYOND} }}\n{delays}'
         held = (
             'suppressed_by = ["gas_lock", "no_flow", "pump_off", "broken_shaft", "dead_head"]\nseen = "the motor load'
         )
@@ -209,6 +211,7 @@ def agreements() -> Iterator[Agreement]:
         PROTECTIVE,
         plain,
         [
+            ("no more than this well did by habit on its days", _fixed_underload("10 min")),
             ("shorter than the on-delay of 10 minutes", _quick_underload("settled")),
             ("in the hour after a start", _quick_underload("running")),
         ],
@@ -226,8 +229,13 @@ def agreements() -> Iterator[Agreement]:
 
 
 def _quick_underload(applies: str) -> RuleSet:
-    rule = f'{_UNDERLOAD}applies = "{applies}"\n'.replace('"10 min"', '"0 s"')
-    return shipped_with((_UNDERLOAD, rule))
+    return _fixed_underload("0 s", applies)
+
+
+def _fixed_underload(on_delay: str, applies: str = "settled") -> RuleSet:
+    """Underload by its fixed limit alone: any load is far below 99 times what is usual."""
+    rule = f'{_UNDERLOAD}applies = "{applies}"\n'.replace('"10 min"', f'"{on_delay}"')
+    return shipped_with((_UNDERLOAD, rule.replace('deeper = "95 %"', 'deeper = "9900 %"')))
 
 
 def _hunting(applies: str, share: str) -> RuleSet:

@@ -17,7 +17,17 @@ FOLDER = DOCUMENT.with_suffix("")
 _GROUPS = (
     (
         "Load, inflow and gas",
-        ("underload", "no_flow", "gas_lock", "gas_interference", "pump_off", "low_flow", "high_gor"),
+        (
+            "underload",
+            "no_flow",
+            "gas_lock",
+            "gas_interference",
+            "slugging",
+            "slugging_worse",
+            "pump_off",
+            "low_flow",
+            "high_gor",
+        ),
     ),
     ("Pump, shaft and tubing", ("dead_head", "broken_shaft", "tubing_leak", "blocked_intake", "solids")),
     (

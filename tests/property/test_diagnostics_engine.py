@@ -74,8 +74,12 @@ def _fault(rng: np.random.Generator, values: np.ndarray, count: int) -> None:
     kind = int(rng.integers(0, 16))
     if kind == 0:  # stop
         values[[row["motor_current"], row["vsd_frequency"], row["flow_rate"]], part] = 0
-    elif kind == 1:  # underload
+    elif kind == 1:  # underload, or a loss of flow
         values[row["motor_current"], part] *= rng.uniform(0.5, 0.85)
+        if rng.random() < 0.5:
+            values[row["flow_rate"], part] *= 0.3
+            warmer = values[row["intake_temp"], part]
+            warmer += np.minimum(np.arange(warmer.shape[0]) * 4.0, 60)
     elif kind == 2:  # gas lock
         values[row["motor_current"], part] *= 0.6
         values[row["flow_rate"], part] *= 0.2
@@ -239,8 +243,8 @@ def test_the_stories_raise_most_rules() -> None:
                 key[1] for key in whole(merged([story(seed * 7 + at, count, step) for at in range(4)], None), LIMITED)
             }
     missing = {rule.name for rule in LIMITED.rules} - seen
-    # These need a signal that no story sends, a clock that is off, or days of data.
-    assert missing <= {"current_imbalance", "clock_skew", "blocked_intake"}
+    # These need a signal that no story sends, a clock that is off, or days of data (test_diagnostics_habit.py).
+    assert missing <= {"current_imbalance", "clock_skew", "blocked_intake", "slugging", "slugging_worse"}
 
 
 @pytest.mark.parametrize("step", [1.0, 300.0])

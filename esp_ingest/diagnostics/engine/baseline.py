@@ -32,6 +32,7 @@ from esp_ingest.diagnostics.engine.buckets import (
     median,
     windowed,
 )
+from esp_ingest.diagnostics.engine.own_days import OwnDays, OwnPlan, is_own, mean_share, sources_of
 from esp_ingest.diagnostics.engine.well_state import NEVER, Array, Journal, WellArrays
 from esp_ingest.diagnostics.language.functions import Need, needs_of
 from esp_ingest.model import FloatArray, IntArray
@@ -64,13 +65,15 @@ class Plan:
     half_sum: FloatArray | None = None  # (medians, wells with closings), and so half_n
     half_n: IntArray | None = None
     pushes: "_Pushes | None" = None
+    own: OwnPlan | None = None
 
 
 @dataclass(slots=True)
 class _Pushes:
-    """Half-hours that are over, each pushed into the running medians. By push: its well, the run before which it
-    happens, its number among the well's pushes so far, its means (medians, pushes)."""
+    """Half-hours that are over, each pushed into the running medians. By push: the closing ``at`` which it happens, its
+    well, the run before which it happens, its number among the well's pushes so far, its means (medians, pushes)."""
 
+    at: Slots
     well: Slots
     run: Slots
     number: IntArray
@@ -83,10 +86,12 @@ class Baselines:
 
     def __init__(self, state: WellArrays, columns: Iterable[Key]) -> None:
         columns = set(columns) | {("median", "motor_current")}
-        windowed = [key for key in columns if Need.MEANS in needs_of(key)]
+        columns |= {source for key in columns for source in sources_of(key)}
+        own = sorted((key for key in columns if is_own(key)), key=str)
+        windowed = [key for key in columns if Need.MEANS in needs_of(key) and not is_own(key)]
         self._habits = _names(columns, Need.HABIT)
         self._medians = _names(columns, Need.MEDIAN)
-        self.signals: list[str] = sorted({*self._medians, *(str(key[1]) for key in windowed)})
+        self.signals: list[str] = sorted({*self._medians, *(str(key[1]) for key in [*windowed, *own])})
         self._squares = _names(columns, Need.SQUARES)
         self._windowed = sorted(windowed, key=str)
         self.features: list[Key] = [
@@ -95,6 +100,7 @@ class Baselines:
             *[("median", name) for name in self._medians],
             *[("habit", name) for name in self._habits],
             *self._windowed,
+            *own,
         ]
         self.row = {key: at for at, key in enumerate(self.features)}
         self._place = {name: at for at, name in enumerate(self.signals)}
@@ -105,6 +111,7 @@ class Baselines:
         self._habit_of = [self._medians.index(name) for name in self._habits]
         self._state = state
         self._allocate(state)
+        self._own = OwnDays(state, own, self.row)
 
     def _allocate(self, state: WellArrays) -> None:
         state.add("bucket", np.int64, NEVER)
@@ -146,7 +153,24 @@ class Baselines:
         )
         self._fold(runs, plan, settled)
         self._refresh(runs, plan)
+        if self._own.is_used:
+            means = {name: plan.means[at] for name, at in self._place.items()}
+            plan.own = self._own.plan(runs, plan.features, means, settled, *self._days_of(runs, plan))
         return plan
+
+    def _days_of(self, runs: Runs, plan: Plan) -> tuple[IntArray, BoolArray]:
+        """By closing: the number of the well's day of running that it belongs to, and whether it ends it."""
+        before = self._state["long_count"][runs.closing_slot]
+        ended = np.zeros(before.shape[0], np.bool_)
+        if plan.pushes is None:
+            return before // _LONG, ended
+        pushed = np.zeros(before.shape[0], np.int64)
+        pushed[plan.pushes.at] = 1
+        earlier = np.cumsum(pushed) - pushed
+        first = np.flatnonzero(runs.new)
+        earlier -= earlier[first][np.cumsum(runs.new) - 1]
+        ended[plan.pushes.at] = (plan.pushes.number + 1) % _LONG == 0
+        return (before + earlier) // _LONG, ended
 
     def _add_up(self, runs: Runs, run: Slots, values: FloatArray, dt_us: IntArray) -> Plan:
         """Add the readings to their buckets, in order, from what the state left open."""
@@ -212,7 +236,7 @@ class Baselines:
         which = np.cumsum(new) - 1
         ordinal = np.arange(at.shape[0]) - first[which]
         number = state["long_count"][runs.slots[well]] + ordinal
-        plan.pushes = _Pushes(well, run, number, means)
+        plan.pushes = _Pushes(at, well, run, number, means)
         medians = self._long_medians(runs.slots[well[first]], which, ordinal, means)
         hours = np.minimum(number + 1, _LONG) / 2
         habits = self._end_days(runs, plan.pushes, medians)
@@ -295,6 +319,13 @@ class Baselines:
                 if function in ("trend", "rate"):
                     values = values / seconds
             plan.features[self.row[key], opening] = values
+        for name in self._own.lows():
+            if name not in made:
+                made[name] = past.window(
+                    self._state["ring_mean"][self._place[name]], plan.means[self._place[name]], BACK
+                )
+            usual = plan.features[self.row[("median", name)], opening]
+            plan.features[self.row[("low", name)], opening] = mean_share(made[name], usual)
 
     def _cv(self, past: "Past", plan: Plan, place: int, k: int) -> FloatArray:
         """Sample standard deviation ÷ mean, where at least half of the buckets have something and 6 readings do."""
@@ -326,6 +357,8 @@ class Baselines:
         self._commit_ring(journal, runs, plan)
         if plan.pushes is not None:
             self._commit_pushes(journal, runs, plan.pushes)
+        if plan.own is not None:
+            self._own.commit(journal, runs, plan.own)
 
     def _commit_ring(self, journal: Journal, runs: Runs, plan: Plan) -> None:
         """The last 16 buckets; what is older in this batch would be overwritten at once."""

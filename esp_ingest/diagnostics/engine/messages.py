@@ -46,11 +46,19 @@ def as_json(data: Any) -> str:
     return msgspec.json.encode(data).decode()
 
 
-def sentence(step: RuleStep, value: float | None, threshold: float | None, since: int, signals: str, well: str) -> str:
+def sentence(
+    step: RuleStep,
+    value: float | None,
+    threshold: float | None,
+    since: int,
+    signals: str,
+    well: str,
+    trend: str = "",
+) -> str:
     """The message of an occurrence: ``value`` and ``threshold`` in base units, ``since`` in µs."""
     unit = step.condition.headline.unit if step.condition.headline else NONE
     told, limit = amount(value, unit), amount(threshold, unit)
-    seen = step.rule.seen.format(value=told, threshold=limit, signals=signals, well=well, duration=told)
+    seen = step.rule.seen.format(value=told, threshold=limit, signals=signals, well=well, duration=told, trend=trend)
     return compose(well, seen, since, step.rule)
 
 

@@ -64,13 +64,30 @@ class OpenOccurrences:
             severity=severity,
             value=value,
             threshold=threshold,
-            message=sentence(step, value, threshold, since, self._signals_at(batch, rule, row), well),
+            message=sentence(
+                step, value, threshold, since, self._signals_at(batch, rule, row), well, self._trend_at(batch, row)
+            ),
             actions_json=as_json(list(rule.actions)),
             snapshot_json=self._snapshot(batch, row),
             confidence=self._confidence(batch, rule, row),
             held_by=held_by_of(held),
         )
         self.store(step.index, int(rows.slot[row]), occurrence, new=True)
+
+    def again(self, batch: BatchContext, step: RuleStep, row: int) -> None:
+        """The condition came back at ``row`` before the open occurrence was over: it counts once more, and a message
+        that tells a trend tells the present one."""
+        slot = int(batch.rows.slot[row])
+        occurrence = self.open.get((step.index, slot))
+        if occurrence is None:
+            return
+        occurrence = occurrence.again()
+        if "{trend}" in step.rule.seen:
+            value, threshold = told_of(step, batch, row)
+            signals, trend = self._signals_at(batch, step.rule, row), self._trend_at(batch, row)
+            message = sentence(step, value, threshold, occurrence.raised_us, signals, occurrence.well_id, trend)
+            occurrence = replace(occurrence, value=value, threshold=threshold, message=message)
+        self.store(step.index, slot, occurrence)
 
     def escalate(self, batch: BatchContext, step: RuleStep, row: int, since: int) -> None:
         """Make the open occurrence as severe as the escalation of its rule, if it is not."""
@@ -139,6 +156,14 @@ class OpenOccurrences:
             names = [name for name, mask in batch.measured.failed.items() if mask[row]]
             return ", ".join("pip or discharge_pressure" if name == "pressure_order" else name for name in names)
         return ""
+
+    def _trend_at(self, batch: BatchContext, row: int) -> str:
+        """How the drops of this week stand to those of the week before, for people."""
+        at = self._baselines.row.get(("drops_trend", "current_load"))
+        trend = number_of(batch.running.features[at, batch.running.run[row]]) if at is not None else None
+        if trend is None:
+            return "too early to compare with the week before"
+        return f"{100 * trend:.0f} % of those of the week before"
 
     def _confidence(self, batch: BatchContext, rule: Rule, row: int) -> float:
         """The rule's own confidence, less where the baseline is younger than a day of running."""

@@ -75,7 +75,7 @@ class Silence:
             raise AssertionError("a rule on silence has a stale table")
         grave = gap > delay * stale.escalate_after / stale.after
         well = self._occurrences.well(slot)
-        seen = rule.seen.format(value="", threshold=span(delay / 1e6), signals="", well=well, duration="")
+        seen = rule.seen.format(value="", threshold=span(delay / 1e6), signals="", well=well, duration="", trend="")
         return Occurrence(
             well_id=well,
             diagnosis=rule.name,

@@ -103,10 +103,11 @@ class Transitions:
             if at < end:
                 self._raise(at, False, held)
         elif self._phase in (RETURNING, LATCHED):
-            latched = self._phase == LATCHED
+            self._catch_up(begin)
+            if self._phase == LATCHED:
+                self._active_from = begin
             self._phase = ACTIVE
-            self._active_from = begin if latched else self._active_from
-            self._again(latched)
+            self._again(begin)
 
     def _turned_off(self, begin: int, end: int) -> None:
         if self._phase == PENDING:
@@ -132,10 +133,10 @@ class Transitions:
                 self._since = int(self._t[begin])
             self._raise(begin, True, held)
             return
+        self._catch_up(begin)
         if self._phase == RETURNING:
             self._phase = ACTIVE
-            self._again(False)
-        self._catch_up(begin)
+            self._again(begin)
         self._occurrences.escalate(self._batch, self._step, begin, int(self._t[begin]))
 
     # -- transitions
@@ -155,14 +156,9 @@ class Transitions:
             told = number_of(self._values[at]), number_of(self._thresholds[at])
         occurrences.raise_(self._batch, step, at, self._since, forced, held, told)
 
-    def _again(self, latched: bool) -> None:
+    def _again(self, at: int) -> None:
         if not self._step.is_escalation:
-            occurrences, key = self._occurrences, (self._step.index, self._slot)
-            occurrence = occurrences.open.get(key)
-            if occurrence is not None:
-                occurrences.journal.put_key(occurrences.open, key, occurrence.again())
-                if latched:
-                    occurrences.store(*key, occurrence.again())
+            self._occurrences.again(self._batch, self._step, at)
 
     def _hold(self, begin: int, held: int, condition_holds: bool) -> None:
         """Held back, or let go: what is over already when its cause goes is never let go."""

@@ -12,7 +12,7 @@ from enum import Enum
 import numpy as np
 
 from esp_ingest.diagnostics.language.evaluation import Columns
-from esp_ingest.diagnostics.language.units import NONE, SECOND, Unit
+from esp_ingest.diagnostics.language.units import NAMED, NONE, SECOND, Unit
 from esp_ingest.model import FloatArray
 
 WINDOWS_SECONDS = tuple(300 * k for k in range(1, 13))  # the windows that a function may take: 5, 10, 15 … 60 minutes
@@ -59,6 +59,10 @@ class Function:
 
 def _no_unit(_: Unit) -> Unit:
     return NONE
+
+
+def _a_time(_: Unit) -> Unit:
+    return SECOND
 
 
 def _per_time(unit: Unit) -> Unit:
@@ -113,6 +117,48 @@ FUNCTIONS: dict[str, Function] = {
         needs=_HABIT,
         evaluate=_over("habit"),
     ),
+    "low": Function(
+        Form.SIGNAL,
+        "mean of the last 30 minutes ÷ median(value)",
+        "{0} over 30 min ÷ its 24-hour median",
+        unit=_no_unit,
+        needs=_MEANS | _MEDIAN,
+    ),
+    "low_time": Function(
+        Form.SIGNAL,
+        "time since the 5-minute mean was last at 90 % of median(value) or above",
+        "the time since {0} was at 90 % of its 24-hour median",
+        unit=_a_time,
+        needs=_MEANS | _MEDIAN,
+    ),
+    "usual_low": Function(
+        Form.SIGNAL,
+        "the lowest low(value) of a day, median of the last 5 days; known where the value drops at least 3 times a day",
+        "how low {0} drops by habit",
+        unit=_no_unit,
+        needs=_MEANS | _MEDIAN,
+    ),
+    "usual_low_time": Function(
+        Form.SIGNAL,
+        "the longest low_time(value) of a day, median of the last 5 days; known where usual_low(value) is",
+        "how long {0} drops by habit",
+        unit=_a_time,
+        needs=_MEANS | _MEDIAN,
+    ),
+    "drops": Function(
+        Form.SIGNAL,
+        "falls of the 5-minute mean from 90 % to below 80 % of median(value) a day, median of the last 5 days",
+        "the number of drops of {0} a day",
+        unit=lambda _: NAMED["drops"],
+        needs=_MEANS | _MEDIAN,
+    ),
+    "drops_trend": Function(
+        Form.SIGNAL,
+        "median drops a day of the last 7 days of running ÷ that of the 7 before; known where that was at least 3",
+        "the drops of {0} this week ÷ those of the week before",
+        unit=_no_unit,
+        needs=_MEANS | _MEDIAN,
+    ),
     "previous": Function(
         Form.SIGNAL,
         "value one sample before",
@@ -160,6 +206,20 @@ FUNCTIONS: dict[str, Function] = {
         "the change of {0} over {1} in time",
         unit=_per_time,
         needs=_MEANS,
+    ),
+    "usual_cv": Function(
+        Form.WINDOW,
+        "the greatest cv over the window of a day of running, median of the last 5 days",
+        "how much {0} varies over {1} by habit",
+        unit=_no_unit,
+        needs=_MEANS | {Need.SQUARES},
+    ),
+    "usual_fall": Function(
+        Form.WINDOW,
+        "the steepest fall in trend over the window of a day of running, median of the last 5 days",
+        "how fast {0} falls over {1} by habit",
+        unit=lambda _: _per_time(NONE),
+        needs=_MEANS | _MEDIAN,
     ),
     "within": Function(
         Form.WITHIN, "true if the condition was true at any row of that time", "{0} at some time in the last {1}"

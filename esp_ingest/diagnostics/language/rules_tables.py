@@ -73,9 +73,11 @@ def _deadband(value: Any) -> str:
 
 def _template(text: str) -> str:
     try:
-        text.format(value="", threshold="", signals="", well="", duration="")
+        text.format(value="", threshold="", signals="", well="", duration="", trend="")
     except (KeyError, IndexError, ValueError) as error:
-        raise ValueError(f"{error} is not a placeholder (known: value, threshold, signals, well, duration)") from None
+        raise ValueError(
+            f"{error} is not a placeholder (known: value, threshold, signals, well, duration, trend)"
+        ) from None
     return text
 
 

@@ -72,6 +72,7 @@ NAMED: dict[str, Unit] = {
     "scf/bbl": Unit((("scf/bbl", 1),)),
     "A/Hz2": Unit((("A", 1), ("Hz", -2))),
     "samples": NONE,
+    "drops": Unit((("drops", 1),)),  # a day, of a signal that falls by habit
 }
 _REFUSED = {
     "°C": "temperatures are in °F here, because a difference and a reading in °C convert differently",

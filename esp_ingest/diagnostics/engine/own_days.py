@@ -1,0 +1,250 @@
+"""What a well does by habit: how low and how long its load drops, how much it varies, on each of its last days.
+
+A well that slugs or hunts drops its load several times a day and clears itself. Fixed limits call each of these; here
+the well's own days are the measure. Each closed 5-minute bucket of settled running gives a few quantities. Of each day
+of running (48 settled half-hours, as the habits of baseline.py) the extreme is kept, for 14 days. What is usual is the
+median over the last 5 days, so that a day or two of trouble do not become a habit.
+
+A drop is a fall of the 5-minute mean from at least 90 % of its running median to below 80 %. How low and how long drops
+usually are is known only where there are at least 3 of them on the median day: else nothing is a habit, and limits hold
+as they stand.
+
+All of it is a function of the sequence of closed buckets, however the readings are cut into batches: extremes and
+counts are associative, sums are made strictly in order.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from esp_ingest.diagnostics.engine.buckets import BUCKET_US, Key, Runs, Slots, in_order, median
+from esp_ingest.diagnostics.engine.well_state import NEVER, Array, Journal, WellArrays
+from esp_ingest.diagnostics.language.evaluation import BoolArray
+from esp_ingest.model import FloatArray, IntArray
+
+_HEALTHY, _LOW = 0.9, 0.8  # of the running median
+_MEAN_BUCKETS = 6  # 30 minutes
+_LEAST_BUCKETS = 3
+_KEPT_DAYS = 14
+_USUAL_DAYS = 5
+_LEAST_DAYS = 2  # before drops are a habit
+_WEEK = 7
+_HABITUAL_DROPS = 3.0  # on the median day
+# What is usual: its function → the function whose daily extreme it is made of, and which extreme.
+_USUAL: dict[str, tuple[str, Any]] = {
+    "usual_low": ("low", np.fmin),
+    "usual_low_time": ("low_time", np.fmax),
+    "usual_cv": ("cv", np.fmax),
+    "usual_fall": ("trend", np.fmin),
+}
+_OF_DROPS = ("drops", "drops_trend", "usual_low", "usual_low_time", "low_time")
+
+
+@dataclass(slots=True)
+class OwnPlan:
+    """What a batch makes of the days. By well of the batch with closings: ``healthy_us``, ``excursion`` and ``drops``
+    (signals, wells), ``extreme`` (quantities, wells); ``days`` and ``drop_days`` (…, 14, wells of the batch), if a day
+    ended."""
+
+    healthy_us: IntArray
+    excursion: Array
+    drops: FloatArray
+    extreme: FloatArray
+    days: FloatArray | None = None
+    drop_days: FloatArray | None = None
+
+
+class OwnDays:
+    """The days of all wells, kept in ``state``. ``keys``: the features that are made here, see :func:`sources_of`."""
+
+    def __init__(self, state: WellArrays, keys: Iterable[Key], row: dict[Key, int]) -> None:
+        keys = sorted(keys, key=str)
+        self._state, self._row = state, row
+        self._usual = [key for key in keys if key[0] in _USUAL]
+        self._extremes = [_USUAL[str(key[0])][1] for key in self._usual]
+        self._sources = np.array([row[_source(key)] for key in self._usual], np.intp)
+        self._dropping = sorted({str(key[1]) for key in keys if key[0] in _OF_DROPS})
+        self._lows = sorted({str(key[1]) for key in keys if key[0] == "low"})
+        self.is_used = bool(keys)
+        names = ["|".join(map(str, key)) for key in self._usual]
+        state.add("healthy_us", np.int64, NEVER, self._dropping)
+        state.add("excursion", np.int8, 1, self._dropping)
+        state.add("day_drops", np.float64, 0.0, self._dropping)
+        state.add("day_extreme", np.float64, np.nan, names)
+        state.add("own_days", np.float64, np.nan, names, (_KEPT_DAYS,))
+        state.add("own_drops", np.float64, np.nan, self._dropping, (_KEPT_DAYS,))
+
+    def lows(self) -> list[str]:
+        """The signals whose 30-minute mean is read."""
+        return self._lows
+
+    def plan(
+        self,
+        runs: Runs,
+        features: FloatArray,
+        means: dict[str, FloatArray],
+        settled: BoolArray,
+        day: IntArray,
+        ended: BoolArray,
+    ) -> OwnPlan:
+        """``features`` (features, runs) is filled in; ``means`` by signal (closings,): of what closes. By closing:
+        ``settled``, ``day`` (which of its well's days of running it belongs to), ``ended`` (it ends that day)."""
+        state, slots = self._state, runs.closing_slot
+        first = np.flatnonzero(runs.new)
+        last = np.append(first[1:], runs.new.shape[0]) - 1
+        which = np.cumsum(runs.new) - 1
+        groups = runs.new.copy()
+        groups[1:] |= day[1:] != day[:-1]
+        starts = np.flatnonzero(groups)
+        healthy, excursion, drops = [], [], []
+        for at, name in enumerate(self._dropping):
+            share = means[name] / features[self._row[("median", name)], runs.opening]
+            code = np.where(~settled | ~(share < _HEALTHY), 1, np.where(share < _LOW, -1, 0)).astype(np.int8)
+            end_us = (runs.closed + 1) * BUCKET_US
+            since = _carried(code == 1, end_us, state["healthy_us"][at][slots[first]], first, which)
+            if ("low_time", name) in self._row:
+                seconds = np.where(since == NEVER, 0.0, (end_us - since) / 1e6)
+                features[self._row["low_time", name], runs.opening] = np.where(settled, seconds, np.nan)
+            before = state["excursion"][at][slots[first]]
+            now = _carried(code != 0, code, before, first, which)
+            previous = np.empty_like(now)
+            previous[1:] = now[:-1]
+            previous[first] = before
+            onset = ((now == -1) & (previous == 1)).astype(np.float64)
+            healthy.append(since[last])
+            excursion.append(now[last])
+            drops.append(np.add.reduceat(onset, starts))  # whole numbers: exact in any order
+        return self._days(
+            runs,
+            features,
+            settled,
+            groups,
+            starts,
+            last,
+            ended,
+            OwnPlan(np.array(healthy, np.int64), np.array(excursion, np.int8), np.array(drops), np.empty(0)),
+        )
+
+    def _days(
+        self,
+        runs: Runs,
+        features: FloatArray,
+        settled: BoolArray,
+        groups: BoolArray,
+        starts: Slots,
+        last: Slots,
+        ended: BoolArray,
+        plan: OwnPlan,
+    ) -> OwnPlan:
+        """The extremes of each day that the batch touches; days that ended go into what is usual."""
+        state = self._state
+        opens = runs.new[starts]  # the day was open before the batch
+        slots = runs.closing_slot[starts[opens]]
+        values = np.where(settled, features[self._sources[:, None], runs.opening], np.nan)
+        extreme = np.empty((len(self._usual), starts.shape[0]))
+        for at, ufunc in enumerate(self._extremes):
+            extreme[at] = ufunc.reduceat(values[at], starts)
+            extreme[at, opens] = ufunc(extreme[at, opens], state["day_extreme"][at][slots])
+        drops = plan.drops.reshape(len(self._dropping), starts.shape[0])
+        drops[:, opens] += state["day_drops"][:, slots]
+        ends = np.append(starts[1:], groups.shape[0]) - 1
+        over = ended[ends]
+        newest = (np.cumsum(groups) - 1)[last]  # the last group of each well
+        plan.extreme = np.where(over[newest], np.nan, extreme[:, newest])
+        plan.drops = np.where(over[newest], 0.0, drops[:, newest])
+        if over.any():
+            self._end(runs, features, plan, ends[over], extreme[:, over], drops[:, over])
+        return plan
+
+    def _end(
+        self, runs: Runs, features: FloatArray, plan: OwnPlan, at: Slots, extreme: FloatArray, drops: FloatArray
+    ) -> None:
+        """Days that end at the closings ``at``: one day of each well at a time. Newest first in the rings."""
+        state = self._state
+        plan.days = state["own_days"][:, :, runs.slots]
+        plan.drop_days = state["own_drops"][:, :, runs.slots]
+        well, run = runs.closing_well[at], runs.opening[at]
+        after = np.searchsorted(runs.well, well, side="right")
+        rest = np.arange(at.shape[0])
+        while rest.size:
+            wells, where = np.unique(well[rest], return_index=True)
+            now = rest[where]
+            for ring, values in ((plan.days, extreme), (plan.drop_days, drops)):
+                ring[:, 1:, wells] = ring[:, :-1, wells]
+                ring[:, 0, wells] = values[:, now]
+            made = self._made(plan.days[:, :, wells], plan.drop_days[:, :, wells])
+            for place, (begin, end) in enumerate(zip(run[now].tolist(), after[now].tolist(), strict=True)):
+                for row, values in made.items():
+                    features[row, begin:end] = values[place]
+            rest = np.delete(rest, where)
+
+    def _made(self, days: FloatArray, drop_days: FloatArray) -> dict[int, FloatArray]:
+        """Features by row, (wells,), from the days of these wells, newest first."""
+        made: dict[int, FloatArray] = {}
+        habitual = {}
+        for at, name in enumerate(self._dropping):
+            recent = _median_of(drop_days[at, :_USUAL_DAYS])
+            habitual[name] = recent >= _HABITUAL_DROPS
+            made[self._row.get(("drops", name), -1)] = recent
+            week, before = (_median_of(part, _WEEK) for part in (drop_days[at, :_WEEK], drop_days[at, _WEEK:]))
+            trend = np.where(before >= _HABITUAL_DROPS, week / before, np.nan)
+            made[self._row.get(("drops_trend", name), -1)] = trend
+        for at, key in enumerate(self._usual):
+            usual = _median_of(days[at, :_USUAL_DAYS], 1)
+            if key[0] in _OF_DROPS:
+                usual = np.where(habitual[str(key[1])], usual, np.nan)
+            made[self._row[key]] = usual
+        made.pop(-1, None)
+        return made
+
+    def commit(self, journal: Journal, runs: Runs, plan: OwnPlan) -> None:
+        """Write the plan of a batch into the state."""
+        state, slots = self._state, runs.closing_slot[runs.new]
+        if self._dropping:
+            journal.put(state["healthy_us"], (slice(None), slots), plan.healthy_us)
+            journal.put(state["excursion"], (slice(None), slots), plan.excursion)
+            journal.put(state["day_drops"], (slice(None), slots), plan.drops)
+        if self._usual:
+            journal.put(state["day_extreme"], (slice(None), slots), plan.extreme)
+        if plan.days is not None and plan.drop_days is not None:
+            journal.put(state["own_days"], (slice(None), slice(None), runs.slots), plan.days)
+            journal.put(state["own_drops"], (slice(None), slice(None), runs.slots), plan.drop_days)
+
+
+def is_own(key: Key) -> bool:
+    """Whether the column ``key`` is a feature that is made here."""
+    return key[0] in _USUAL or key[0] in ("low", "low_time", "drops", "drops_trend")
+
+
+def sources_of(key: Key) -> list[Key]:
+    """The other columns that the column ``key`` is made of."""
+    if key[0] in _USUAL:
+        found = [_source(key)]
+        return found if key[0] not in _OF_DROPS else [*found, ("median", key[1])]
+    return [("median", key[1])] if is_own(key) else []
+
+
+def mean_share(window: FloatArray, usual: FloatArray) -> FloatArray:
+    """The mean of the newest 30 minutes over ``usual`` (closings,), from means ``window`` (buckets, closings), the
+    newest first; NaN where fewer than half of them are there."""
+    part = window[:_MEAN_BUCKETS]
+    there = ~np.isnan(part)
+    count = there.sum(axis=0)
+    return np.where(count >= _LEAST_BUCKETS, in_order(np.where(there, part, 0.0)) / count / usual, np.nan)
+
+
+def _source(key: Key) -> Key:
+    return (_USUAL[str(key[0])][0], *key[1:])
+
+
+def _carried(flag: BoolArray, values: Array, before: Array, first: Slots, which: Slots) -> Array:
+    """``values`` (closings,) at the newest flagged closing so far of the same well, else ``before`` (wells,)."""
+    newest = np.maximum.accumulate(np.where(flag, np.arange(flag.shape[0]), -1))
+    return np.where(newest >= first[which], values[newest], before[which])
+
+
+def _median_of(days: FloatArray, least: int = _LEAST_DAYS) -> FloatArray:
+    """Median over the first axis, NaN with fewer than ``least`` days."""
+    return median(np.ascontiguousarray(days.T), least)
