@@ -32,10 +32,12 @@ def test_every_demand_on_recorded_wells_is_met() -> None:
 @recorded_wells
 def test_the_judges_can_say_no() -> None:
     """Rules that cry wolf, and rules that sleep, are told apart from those that ship."""
-    old = 'parameters = { load = "80 %", deeper'
-    nervous = played(STEADY, shipped_with((old, 'parameters = { load = "99 %", deeper')))
+    old = 'parameters = { load = "80 %", deeper = "95 %", longer = "150 %" }\non_delay = "10 min"\n'
+    hasty = old.replace("80 %", "99 %").replace("10 min", "0 s")
+    nervous = played(STEADY, shipped_with((old, hasty)))
     assert len(nervous.of("underload")) > 2
-    asleep = played(ESP01, shipped_with((old, 'parameters = { load = "40 %", deeper'), ('rise = "10 °F"', 'rise = "99 °F"')))
+    deaf = ('rise = "10 °F"', 'rise = "99 °F"')
+    asleep = played(ESP01, shipped_with((old, old.replace("80 %", "40 %")), deaf))
     warned, stops = judged.announced(asleep)
     assert stops == 58
     assert warned < 0.8 * stops
