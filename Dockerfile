@@ -1,6 +1,8 @@
 # syntax=docker/dockerfile:1
 # Built and run: docker compose up --build. Python 3.12 of Debian 13, slim: psycopg's and numpy's wheels need glibc, so no
-# Alpine. Pinned to the minor version: security fixes of the patch releases come with a rebuild.
+# Alpine. Pinned to the minor version: security fixes of the patch releases come with a rebuild. Not by digest: no registry could
+# be asked where this was written; --build-arg PYTHON=python:3.12-slim-trixie@sha256:… pins it. One thread of OpenBLAS: it starts one
+# for each CPU of the host at the import of numpy, which counts against the limit on processes, and none is of use here.
 ARG PYTHON=python:3.12-slim-trixie
 
 FROM ${PYTHON} AS build
@@ -33,6 +35,7 @@ COPY --from=build /opt/esp-ingest /opt/esp-ingest
 ENV PATH=/opt/esp-ingest/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
+    OPENBLAS_NUM_THREADS=1 \
     STATE_DIRECTORY=/var/lib/esp-ingest \
     ESP_INGEST_HTTP__HOST=0.0.0.0
 USER 10001:10001

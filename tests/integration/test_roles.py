@@ -1,7 +1,10 @@
 """The roles of sql/roles: what each may do, and what it may not."""
 
+import os
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -139,3 +142,25 @@ def test_a_temporary_table_does_not_stand_in_for_a_table_of_the_owners(owned: Da
         connection.execute("INSERT INTO esp_telemetry (timestamp, well_id, received_at) VALUES (now(), 'w3', now())")
         assert connection.execute("SELECT who FROM found").fetchall() == []
     assert owned.value("SELECT count(*) FROM public.well_newest_stale") == 1
+
+
+def test_composes_script_makes_the_roles_and_sets_their_passwords(owned: Database, tmp_path: Path) -> None:
+    names = ("superuser", "owner", "writer", "api", "reader")
+    for name in names:
+        (tmp_path / f"{name}_password").write_text(f"it's {name}\n")
+    said = conninfo_to_dict(owned.dsn)
+    environment = {
+        "PATH": f"/usr/lib/postgresql/15/bin:{os.environ['PATH']}",
+        "PGHOST": str(said["host"]),
+        "PGPORT": str(said["port"]),
+        "PGDATABASE": str(said["dbname"]),
+        "SECRETS": str(tmp_path),
+        "ROLES": str(sql_folder() / "roles"),
+    }
+    script = Path(__file__).parents[2] / "config/compose/roles.sh"
+    for step in ("owner", "others"):
+        done = subprocess.run([script, step], env=environment, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+    with_password = owned.all("SELECT rolname FROM pg_authid WHERE rolpassword LIKE 'SCRAM-SHA-256%' ORDER BY 1")
+    assert with_password == [(WRITER,), ("esp_ingest_api",), (OWNER,), (READER,)]
+    assert subprocess.run([script], env=environment, capture_output=True, check=False).returncode == 2

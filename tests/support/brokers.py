@@ -62,7 +62,11 @@ class Mosquitto:
         self.config.write_text(self._shipped() + extra, encoding="utf-8")
 
     def _shipped(self) -> str:
-        text = (ROOT / "mosquitto.conf").read_text(encoding="utf-8")
+        """The shipped file, with one listener in place of two: most tests have controllers and daemons on one port."""
+        head, _, rest = (ROOT / "mosquitto.conf").read_text(encoding="utf-8").partition("# --- Who may connect")
+        _, found, rest = rest.partition("# --- Nothing lost when the broker stops")
+        assert found, "the sections of mosquitto.conf have other names"
+        text = head + (ROOT / "config/mosquitto/one-listener.conf").read_text(encoding="utf-8") + found + rest
         for old, new in [
             (r"^listener 1883 127\.0\.0\.1$", f"listener {self.port} 127.0.0.1"),
             (r"^password_file /mosquitto/config/", f"password_file {self.folder}/"),

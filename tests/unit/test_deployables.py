@@ -7,6 +7,7 @@ on the machines that build this, so the Dockerfile and the compose file are chec
 import json
 import re
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -245,12 +246,16 @@ COMPOSE: dict[str, Any] = yaml.safe_load(text_of("docker-compose.yml"))
 
 def test_compose_has_the_whole_chain_each_with_a_health_check() -> None:
     services = COMPOSE["services"]
-    assert set(services) == {"mosquitto", "timescaledb", "migrate", "esp_ingest", "lifecycle", "api", "prometheus"}
-    for name in ("mosquitto", "timescaledb", "lifecycle", "api", "prometheus"):
+    helpers = {"database_owner", "migrate", "database_roles"}
+    watchers = {"prometheus", "alertmanager", "grafana"}
+    assert set(services) == {"mosquitto", "timescaledb", "esp_ingest", "lifecycle", "api", *helpers, *watchers}
+    for name in ("mosquitto", "timescaledb", "lifecycle", "api", *watchers):
         assert services[name]["healthcheck"]["test"]
     assert services["timescaledb"]["image"] == "timescale/timescaledb:2.23.1-pg17"
-    assert services["esp_ingest"]["depends_on"]["migrate"]["condition"] == "service_completed_successfully"
-    assert services["migrate"]["depends_on"]["timescaledb"]["condition"] == "service_healthy"
+    chain = ["timescaledb", "database_owner", "migrate", "database_roles", "esp_ingest"]
+    for before, after in pairwise(chain):
+        wanted = "service_healthy" if before == "timescaledb" else "service_completed_successfully"
+        assert services[after]["depends_on"][before]["condition"] == wanted
     for service in services.values():
         assert re.search(r":[\w.-]*\d", service["image"]), "a tag that names a version"
     for name in ("migrate", "esp_ingest", "lifecycle", "api"):
@@ -276,6 +281,43 @@ def test_composes_secrets_are_files_and_its_settings_valid(tmp_path: Path, monke
     assert "secrets/" in text_of(".gitignore")
 
 
+def test_no_program_logs_in_as_the_superuser_and_each_secret_that_is_read_is_given() -> None:
+    for name, service in COMPOSE["services"].items():
+        given = {each if isinstance(each, str) else each["source"] for each in service.get("secrets", ())}
+        assert given <= set(COMPOSE["secrets"])
+        variables = service.get("environment", {})
+        read = set(re.findall(r"/run/secrets/(\w+)", json.dumps(variables)))
+        assert read <= given, f"{name} reads {read - given}"
+        if "ESP_INGEST_DATABASE__DSN" in variables:
+            user = re.findall(r"//(\w+)@", variables["ESP_INGEST_DATABASE__DSN"])
+            assert user[0] in ("esp_ingest", "esp_ingest_owner", "esp_ingest_api")
+            assert "superuser_password" not in given
+    assert "owner_password" not in COMPOSE["services"]["esp_ingest"]["secrets"]
+
+
+def test_openblas_gets_one_thread_everywhere() -> None:
+    """With 64 CPUs and TasksMax=32 numpy's import would fail."""
+    assert "OPENBLAS_NUM_THREADS=1" in text_of("Dockerfile")
+    for name in ("esp-ingest", "esp-ingest-lifecycle", "esp-ingest-drill"):
+        assert "\nEnvironment=OPENBLAS_NUM_THREADS=1\n" in text_of(f"config/systemd/{name}.service")
+
+
+def test_grafana_is_given_its_sources_and_boards() -> None:
+    folder = CONFIG / "grafana/provisioning"
+    sources = yaml.safe_load((folder / "datasources/esp-ingest.yml").read_text(encoding="utf-8"))["datasources"]
+    assert [(each["type"], each["uid"]) for each in sources] == [
+        ("prometheus", "esp-ingest-prometheus"),
+        ("postgres", "esp-ingest-database"),
+    ]
+    assert sources[0]["url"] == "http://prometheus:9090"
+    assert sources[1]["user"] == "esp_ingest_reader"
+    assert sources[1]["secureJsonData"]["password"] == "$__file{/run/secrets/reader_password}"
+    (provider,) = yaml.safe_load((folder / "dashboards/esp-ingest.yml").read_text(encoding="utf-8"))["providers"]
+    mounts = dict(each.split(":")[1::-1] for each in COMPOSE["services"]["grafana"]["volumes"])
+    assert mounts[provider["options"]["path"]] == "./config/grafana"
+    assert list((CONFIG / "grafana").glob("*.json"))
+
+
 def test_the_containers_get_time_to_drain_and_a_spool_that_outlives_them() -> None:
     service = COMPOSE["services"]["esp_ingest"]
     assert int(service["stop_grace_period"].rstrip("s")) > load().service.drain_seconds
@@ -295,7 +337,7 @@ def test_compose_opens_the_shipped_brokers_listener_to_the_containers_and_change
         for old, new in zip(text_of("mosquitto.conf").splitlines(), edited.splitlines(), strict=True)
         if old != new
     ]
-    assert changed == [("listener 1883 127.0.0.1", "listener 1883")]
+    assert changed == [(f"listener {port} 127.0.0.1", f"listener {port}") for port in (1883, 1884)]
     for volume in service["volumes"]:
         if volume.startswith("./"):
             assert (ROOT / volume.split(":")[0]).exists()
