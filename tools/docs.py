@@ -158,7 +158,27 @@ def prometheus_rule() -> str:
     return "\n".join([*head, *(f"  {line}" for line in groups.split("\n"))]) + "\n"
 
 
+def environment() -> str:
+    """config/esp_ingest.env.example: every setting as a variable of the environment, at its default."""
+    lines = [
+        "# Every setting as a variable, at its default; take the # away from those that you change. For systemd's",
+        "# EnvironmentFile=, docker --env-file and a shell: values without quotes, secrets as files (…_FILE).",
+        f"# Made by `{COMMAND}` from esp_ingest/config/settings.py.",
+    ]
+    for name, section in sections():
+        lines += ["", f"# {_first_line(section)}"]
+        for key, field in section.model_fields.items():
+            if key not in _EXAMPLES:
+                lines += [f"# {_meaning(field)}", f"#{ENV_PREFIX}{name}__{key}=".upper() + _variable(_default(field))]
+    return "\n".join(lines) + "\n"
+
+
+def _variable(value: Any) -> str:
+    return _toml_value(value).strip('"')
+
+
 FILES: dict[str, Callable[[], str]] = {
+    "config/esp_ingest.env.example": environment,
     "config/esp_ingest.toml": toml,
     "docs/configuration.md": configuration,
     "docs/metrics.md": metrics,

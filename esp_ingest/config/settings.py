@@ -264,7 +264,10 @@ class LogSettings(Section):
     """Logs on stdout."""
 
     level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is written")
-    format: Literal["json", "console"] = Field("json", description="json lines, or console for a terminal")
+    format: Literal["json", "console"] = Field(
+        "json",
+        description="json lines, or console for people, which is chosen by itself on a terminal if this is unset",
+    )
 
 
 class DiagnosticsSettings(Section):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _PLAIN_SECONDS = 5.0
+_STANDING_HZ = 5.0  # at most: as the rules have it
 _BAR_WIDTH = 30
 _GAP = 2  # between two columns
 _TIME = "%d %b %H:%M:%S"
@@ -38,6 +39,13 @@ class Well:
     well_id: str
     time: datetime
     values: tuple[float | None, ...]
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether its motor stands, by its frequency or its current."""
+        shown = dict(zip(SHOWN, self.values, strict=True))
+        frequency, current = shown["vsd_frequency"], shown["motor_current"]
+        return (frequency is not None and frequency <= _STANDING_HZ) or (current is not None and current <= 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +214,8 @@ def shortened(name: str, width: int) -> str:
 
 
 def _diagnoses(picture: Picture, well: Well) -> str:
-    return ", ".join(alarm.diagnosis for alarm in picture.alarms if alarm.well_id == well.well_id)
+    named = [alarm.diagnosis for alarm in picture.alarms if alarm.well_id == well.well_id]
+    return ", ".join(["stopped", *named] if well.is_stopped else named)
 
 
 def _table(picture: Picture, layout: Layout) -> "Table":
@@ -221,7 +230,9 @@ def _table(picture: Picture, layout: Layout) -> "Table":
     table.add_column("active diagnoses", no_wrap=True, overflow="ellipsis", width=layout.diagnoses_width)
     for well in layout.wells:
         alarms = [alarm for alarm in picture.alarms if alarm.well_id == well.well_id]
-        named = Text(", ").join(Text(alarm.diagnosis, style=_COLOURS.get(alarm.severity, "")) for alarm in alarms)
+        said = [Text("stopped", style="dim")] if well.is_stopped else []
+        said += [Text(alarm.diagnosis, style=_COLOURS.get(alarm.severity, "")) for alarm in alarms]
+        named = Text(", ").join(said)
         name = shortened(well.well_id, layout.name_width)
         table.add_row(name, f"{well.time.astimezone(UTC):{_TIME}}", *cells(well)[: layout.columns], named)
     return table

@@ -49,7 +49,10 @@ def redact(text: str) -> str:
 def configure(settings: "LogSettings", stream: TextIO | None = None) -> None:
     """Send all logging of this process to ``stream`` (None: stdout) as ``settings`` say. May be called again."""
     handler = _QuietHandler(stream if stream is not None else sys.stdout)
-    handler.setFormatter(JsonFormatter() if settings.format == "json" else ConsoleFormatter())
+    is_for_people = settings.format == "console"
+    if "format" not in settings.model_fields_set and stream is None:
+        is_for_people = sys.stdout.isatty()  # nobody has chosen, and somebody is looking
+    handler.setFormatter(ConsoleFormatter() if is_for_people else JsonFormatter())
     root = logging.getLogger()
     for old in [each for each in root.handlers if isinstance(each, _QuietHandler)]:
         root.removeHandler(old)

