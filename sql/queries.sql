@@ -21,6 +21,7 @@ SELECT set_config('client_encoding', 'UTF8', %(local)s),
        set_config('standard_conforming_strings', 'on', %(local)s),
        set_config('array_nulls', 'on', %(local)s),
        set_config('transform_null_equals', 'off', %(local)s),
+       set_config('jit', 'off', %(local)s),
        set_config('statement_timeout', %(statement_timeout)s, %(local)s),
        set_config('lock_timeout', %(lock_timeout)s, %(local)s),
        CASE WHEN current_setting('synchronous_commit') NOT IN ('on', 'remote_write', 'remote_apply')

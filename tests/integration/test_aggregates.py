@@ -123,15 +123,37 @@ def assert_right(database: Database) -> None:
                 assert found[key][name] == (pytest.approx(value) if isinstance(value, float) else value), (key, name)
 
 
+def plan_of(database: Database, question: str) -> list[str]:
+    """The plan's lines, after the question was answered."""
+    return [row[0] for row in database.all(f"EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF) {question}")]
+
+
 def assert_a_kept_day_is_gathered_without_readings(database: Database, day: datetime) -> None:
     """It once gathered all later readings, to throw them away: minutes a day of a large fleet."""
-    body = database.value("SELECT prosrc FROM pg_proc WHERE proname = 'aggregated_days'")
-    for name, at in (("since", day), ("until", day + timedelta(days=1))):
-        body = re.sub(rf"\b{name}\b", f"TIMESTAMPTZ '{at.isoformat()}'", body)
-    plan = [row[0] for row in database.all(f"EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF) {body}")]
+    since, until = (f"TIMESTAMPTZ '{at.isoformat()}'" for at in (day, day + timedelta(days=1)))
+    plan = plan_of(database, f"SELECT * FROM aggregated_days({since}, {until})")
     readings = [line for line in plan if re.search(r"Scan.* on (esp_telemetry|_hyper_\d+_\d+_chunk)", line)]
     assert readings
     assert all("never executed" in line for line in readings), plan
+
+
+def assert_only_what_is_asked_is_gathered(database: Database) -> None:
+    """The views are merged into the question: other wells are not gathered, nor times in alarm that no one asks for."""
+    for view in ("esp_telemetry_hourly", "esp_telemetry_daily"):
+        plan = "\n".join(plan_of(database, f"SELECT bucket, pip_mean FROM {view} WHERE well_id = 'bb'"))
+        assert "Function Scan" not in plan
+        assert "aggregate_alarm_hours" not in plan
+        assert re.search(r"well_id = 'bb'", plan)
+
+
+def assert_right_on_another_search_path(database: Database) -> None:
+    """A reader whose search_path leads elsewhere reads the same."""
+    views = ("esp_telemetry_hourly", "esp_telemetry_daily")
+    right = [database.value(f"SELECT count(*) FROM {view}") for view in views]
+    with database.connect(autocommit=False) as connection:
+        connection.execute(b"SET LOCAL search_path TO pg_catalog")
+        found = [connection.execute(f"SELECT count(*) FROM public.{view}".encode()).fetchone() for view in views]
+    assert found == [(count,) for count in right]
 
 
 def test_aggregates_are_what_a_loop_over_the_readings_says(database: Database, tmp_path: Path) -> None:
@@ -143,6 +165,8 @@ def test_aggregates_are_what_a_loop_over_the_readings_says(database: Database, t
     assert database.value("SELECT count(*) FROM aggregate_days") == 9
     assert_right(database)
     assert_a_kept_day_is_gathered_without_readings(database, midnight(4))
+    assert_only_what_is_asked_is_gathered(database)
+    assert_right_on_another_search_path(database)
     late = midnight(4) + timedelta(minutes=59)  # into an hour that is kept; the pump runs into the next
     insert = "INSERT INTO esp_telemetry (timestamp, well_id, pip, motor_current, received_at)"
     database.run(f"{insert} VALUES ('{late.isoformat()}', 'bb', 9999, 40, '2026-01-01Z')")

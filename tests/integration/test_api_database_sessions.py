@@ -28,6 +28,7 @@ BENT = {
     "search_path": "public",
     "bytea_output": "escape",
     "extra_float_digits": "-15",
+    "jit": "on",
     "standard_conforming_strings": "off",
     "statement_timeout": "0",
 }
