@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from esp_ingest.config.settings import ENV_PREFIX, Settings
 from esp_ingest.model import SIGNALS
 from esp_ingest.service.metrics import ApiMetrics, LifecycleMetrics, MetricInfo, Metrics
+from tools import dashboards
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 COMMAND = "python -m tools.docs"
@@ -179,6 +180,8 @@ def _variable(value: Any) -> str:
 
 FILES: dict[str, Callable[[], str]] = {
     "config/esp_ingest.env.example": environment,
+    "config/grafana/esp-ingest.json": dashboards.operations,
+    "config/grafana/esp-ingest-wells.json": dashboards.engineers,
     "config/esp_ingest.toml": toml,
     "docs/configuration.md": configuration,
     "docs/metrics.md": metrics,

@@ -1,6 +1,8 @@
 """The roles of sql/roles: what each may do, and what it may not."""
 
+import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
@@ -164,3 +166,16 @@ def test_composes_script_makes_the_roles_and_sets_their_passwords(owned: Databas
     with_password = owned.all("SELECT rolname FROM pg_authid WHERE rolpassword LIKE 'SCRAM-SHA-256%' ORDER BY 1")
     assert with_password == [(WRITER,), ("esp_ingest_api",), (OWNER,), (READER,)]
     assert subprocess.run([script], env=environment, capture_output=True, check=False).returncode == 2
+
+
+def test_each_query_of_the_engineers_board_runs_as_the_reader(owned: Database) -> None:
+    board = json.loads((Path(__file__).parents[2] / "config/grafana/esp-ingest-wells.json").read_text(encoding="utf-8"))
+    statements = [target["rawSql"] for panel in board["panels"] for target in panel["targets"]]
+    statements += [each["query"] for each in board["templating"]["list"] if each["type"] == "query"]
+    reader = of(owned, READER)
+    for statement in statements:
+        macro = r"\1 BETWEEN now() - interval '1 day' AND now()"
+        asked = re.sub(r"\$__timeFilter\((\w+)\)", macro, statement).replace("$well", "w1")
+        assert "$" not in asked
+        reader.all(asked)
+    assert reader.all(statements[0])[0][0] == "w1"
