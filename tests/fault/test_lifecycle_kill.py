@@ -93,7 +93,7 @@ def released(database: Database) -> None:
         connection.execute(f"SELECT pg_advisory_lock({key}), pg_advisory_unlock({key})".encode())
 
 
-@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("number", [1, pytest.param(2, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: f"{step[0].split(':')[1]}-{step[1]}")
 def test_a_run_is_killed(database: Database, tmp_path: Path, step: tuple[str, str], number: int) -> None:
     if number == 2 and step[0].endswith("claim"):
