@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from datetime import UTC
 from typing import Any
 
-from esp_ingest.commands.rules import run_rules
+from esp_ingest.commands.arguments import AddAction
 from esp_ingest.config.settings import ConfigError, Settings
 from esp_ingest.diagnostics.language.units import ConditionError, duration_us
 from esp_ingest.model import at_us
@@ -16,11 +16,31 @@ from esp_ingest.store import alarms
 from esp_ingest.store.alarms import Changed, Request
 from esp_ingest.store.connection import Connection, Moment, connect
 
-__all__ = ["run_alarms", "run_rules"]
 _LONGEST_SHELVING_US = 30 * 86_400_000_000  # longer is not shelving: take it out of service in rules.toml
 
 
-def run_alarms(settings: Settings, arguments: argparse.Namespace) -> int:
+def add_arguments(add_action: AddAction) -> None:
+    """The actions list, ack, shelve and unshelve."""
+    text = "open alarms, most severe first"
+    listing = add_action("list", text)
+    listing.add_argument("--well", help="only of this well")
+    listing.add_argument("--all", action="store_true", help="cleared and shelved ones too")
+    listing.add_argument("--json", action="store_true", help="an alarm a line as JSON")
+    for name, text in (
+        ("ack", "acknowledge an alarm"),
+        ("shelve", "silence a diagnosis of a well for a time"),
+        ("unshelve", "end a shelving"),
+    ):
+        action = add_action(name, text)
+        action.add_argument("well", help="well id, as `alarms list` prints it")
+        action.add_argument("diagnosis", help="name of the rule, such as gas_lock (`rules explain` has all)")
+        action.add_argument("--by", required=True, help="who does it")
+        action.add_argument("--why", default="", help="the reason, kept" + (", required" if name == "shelve" else ""))
+        if name == "shelve":
+            action.add_argument("--for", required=True, dest="duration", metavar="DURATION", help="such as 8h or 3d")
+
+
+def run(settings: Settings, arguments: argparse.Namespace) -> int:
     """`esp-ingest alarms list|ack|shelve|unshelve`. Raises ConfigError for wrong usage, LookupError where there is no
     such alarm, StoreUnavailable without a database."""
     for line in alarm_lines(settings, arguments, SystemClock().now_us()):
@@ -29,7 +49,7 @@ def run_alarms(settings: Settings, arguments: argparse.Namespace) -> int:
 
 
 def alarm_lines(settings: Settings, arguments: argparse.Namespace, now_us: int) -> Iterator[str]:
-    """As :func:`run_alarms`, the lines to print."""
+    """As :func:`run`, the lines to print."""
     if arguments.action == "list":
         with connect(settings.database, autocommit=True) as connection:
             rows = alarms.list_alarms(connection, arguments.well, everything=arguments.all)

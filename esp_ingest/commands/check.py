@@ -1,10 +1,12 @@
 """`esp-ingest check`: configuration, broker, database, schema and what this database can do, a line each."""
 
+import argparse
 import contextlib
 import errno
 import json
 import logging
 import socket
+import sys
 from collections.abc import Iterator, Sequence
 from ipaddress import ip_address
 from pathlib import Path
@@ -27,7 +29,25 @@ def exit_code(lines: Sequence[Line]) -> int:
     return 2 if "configuration" in wrong else 1 if wrong else 0
 
 
-def run(settings: Settings) -> Iterator[Line]:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """--json."""
+    parser.add_argument("--json", action="store_true", help="one JSON object: ok, and what was looked at")
+
+
+def run(settings: Settings, arguments: argparse.Namespace) -> int:
+    """Print what :func:`look` finds, each line as soon as it is known. Returns the exit code."""
+    lines = []
+    for line in look(settings):
+        lines.append(line)
+        if not arguments.json:
+            sys.stdout.write(f"{line}\n")
+            sys.stdout.flush()
+    if arguments.json:
+        sys.stdout.write(f"{as_json(lines)}\n")
+    return exit_code(lines)
+
+
+def look(settings: Settings) -> Iterator[Line]:
     """Look at everything, even where something before it failed. Reads only."""
     logging.getLogger("esp_ingest").addHandler(logging.NullHandler())  # what is wrong is said in a line, once
     yield _configuration(settings)

@@ -4,16 +4,14 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 
+from esp_ingest.commands.arguments import AddAction
 from esp_ingest.service.extra import require
 
 if TYPE_CHECKING:
     from esp_ingest.config.settings import Settings
-
-AddAction = Callable[[str, str], argparse.ArgumentParser]
 
 
 def add_arguments(add: AddAction) -> None:

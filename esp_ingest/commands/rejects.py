@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 
+from esp_ingest.commands.arguments import AddAction, count
 from esp_ingest.config.settings import ConfigError, Settings
 from esp_ingest.interfaces import Store
 from esp_ingest.model import Delivery, RejectReason, at_us
@@ -27,6 +28,26 @@ from esp_ingest.telemetry.timestamps import parse_moment
 _SHOWN_PAYLOAD_CHARACTERS = 4_000
 _ANY_TIME_SECONDS = 10_000 * 366 * 86_400.0  # longer than the calendar of timestamps
 _CLOCK_NOT_SET_US = 946_684_800_000_000  # 2000-01-01T00:00:00Z
+
+
+def add_arguments(add_action: AddAction) -> None:
+    """The actions list, replay and show."""
+    for name, text in (("list", "a line a reject, newest first"), ("replay", "put them through the pipeline again")):
+        action = add_action(name, text)
+        action.add_argument("--reason", help="only this reason, such as invalid_json (docs/payloads.md has all)")
+        action.add_argument("--topic", help="only this topic; * stands for any text")
+        action.add_argument("--since", metavar="TIME", help="received at or after, RFC 3339 or an age such as 2h or 7d")
+        action.add_argument("--until", metavar="TIME", help="received before")
+        most = 100 if name == "list" else 1_000_000
+        action.add_argument("--limit", type=count, default=most, metavar="N", help=f"at most so many ({most})")
+        if name == "replay":
+            action.add_argument("--id", help="only this reject, as printed by list")
+            action.add_argument("--dry-run", action="store_true", help="say what would become of them, store nothing")
+            action.add_argument(
+                "--trust-timestamps", action="store_true", help="take timestamps as right, however far ahead or old"
+            )
+    show = add_action("show", "one reject in full")
+    show.add_argument("id", help="as printed by list")
 
 
 def run(settings: Settings, arguments: argparse.Namespace) -> Iterator[str]:
@@ -94,8 +115,8 @@ def _replay(
         outcomes = replayer.replay(islice(_chosen(connection, which, arguments.id), arguments.limit))
     finally:
         store.close()
-    for outcome, count in sorted(outcomes.items()):
-        yield f"{count} {outcome}"
+    for outcome, times in sorted(outcomes.items()):
+        yield f"{times} {outcome}"
     yield f"{outcomes.total()} rejects {'looked at' if arguments.dry_run else 'replayed'}"
 
 

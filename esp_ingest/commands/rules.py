@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from esp_ingest.commands.arguments import AddAction
 from esp_ingest.config.settings import ConfigError, Settings
 from esp_ingest.diagnostics.dry_run import DryRun
 from esp_ingest.diagnostics.engine.messages import amount
@@ -32,7 +33,27 @@ _BATCH = 5_000
 _DELIVERED_AFTER_US = 1_000_000  # a recording is tried as if each reading had come in a second after it was taken
 
 
-def run_rules(settings: Settings, arguments: argparse.Namespace) -> int:
+def add_arguments(add_action: AddAction) -> None:
+    """The actions check, explain and test."""
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        action = add_action(name, text)
+        action.add_argument("--rules", type=Path, metavar="FILE", help="rules file (default: diagnostics.rules_file)")
+        return action
+
+    add("check", "read the rules and say what is wrong or odd in them")
+    explain = add("explain", "a rule in words, with a well's limits")
+    explain.add_argument("diagnosis", nargs="?", help="the rule; all when left out")
+    explain.add_argument("--well", help="with this well's limits")
+    test = add("test", "run the rules without writing, and print the occurrences")
+    test.add_argument("--csv", type=Path, metavar="FILE", help="over a recording")
+    test.add_argument("--since", metavar="TIME", help="over the database from this time, RFC 3339 or an age such as 7d")
+    test.add_argument("--until", metavar="TIME", help="up to this time (now)")
+    test.add_argument("--well", help="only this well")
+    test.add_argument("--json", action="store_true", help="an occurrence a line as JSON")
+
+
+def run(settings: Settings, arguments: argparse.Namespace) -> int:
     """`esp-ingest rules check|explain|test`. ``check`` says each mistake in a line and returns 2.
 
     Raises RulesError for a file that cannot be used, ConfigError for wrong usage, ReplayError for a recording,
@@ -50,7 +71,7 @@ def run_rules(settings: Settings, arguments: argparse.Namespace) -> int:
 
 
 def lines(settings: Settings, arguments: argparse.Namespace, now_us: int) -> Iterator[str]:
-    """As :func:`run_rules`, the lines to print."""
+    """As :func:`run`, the lines to print."""
     rule_set = rules_file.load(arguments.rules or settings.diagnostics.rules_file or config_file("rules.toml"))
     if arguments.action == "check":
         yield from check(settings, rule_set)

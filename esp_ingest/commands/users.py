@@ -2,9 +2,10 @@
 parser of all commands loads neither database nor hashes."""
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from esp_ingest.commands.arguments import AddAction
 from esp_ingest.service.extra import require
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 ROLES = ("viewer", "operator", "admin")
 
 
-def add_arguments(action: Callable[[str, str], argparse.ArgumentParser]) -> None:
+def add_arguments(action: AddAction) -> None:
     """The actions add, list, change, disable, password and token. ``action(name, text)`` makes the parser of one."""
     add = action("add", "make a user; asks for the password, unless it is in a file")
     listing = action("list", "a line a user")
