@@ -6,7 +6,6 @@ transaction. Its place is also the fence: who finds that another has moved it, l
 """
 
 import logging
-import threading
 from collections.abc import Callable
 from typing import Protocol
 
@@ -14,6 +13,7 @@ from esp_ingest.diagnostics.language.rules import RulesError
 from esp_ingest.diagnostics.service import Diagnosis, DiagnosticsService
 from esp_ingest.interfaces import Clock, Store, StoreUnavailable
 from esp_ingest.model import Readings
+from esp_ingest.service.background import Background
 from esp_ingest.service.log import Repeated
 from esp_ingest.service.metrics import Metrics
 
@@ -65,8 +65,7 @@ class Follower:
         self._service: DiagnosticsService | None = None  # there while this one leads
         self._cursor_us = 0
         self._trouble = Repeated(log, "diagnostics cannot follow the table", "diagnostics follow the table again")
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="follower", daemon=True)
+        self._thread = Background("follower", self._guarded, self._end, clock)
 
     def start(self) -> None:
         """Start the thread."""
@@ -74,14 +73,12 @@ class Follower:
 
     def stop(self, timeout_seconds: float) -> None:
         """Write the last checkpoints and let go, so that another member goes on at once."""
-        self._stopping.set()
-        if self._thread.is_alive():  # it may never have been started
-            self._thread.join(timeout_seconds)
+        self._thread.stop(timeout_seconds)
 
     @property
     def alive(self) -> bool:
         """Whether the thread runs."""
-        return self._thread.is_alive()
+        return self._thread.alive
 
     @property
     def leads(self) -> bool:
@@ -168,9 +165,7 @@ class Follower:
         if service is not None:
             service.close()
 
-    def _loop(self) -> None:
-        while not self._stopping.is_set():
-            self._stopping.wait(self._guarded())
+    def _end(self) -> None:
         self._finish()
         self._store.close()
 

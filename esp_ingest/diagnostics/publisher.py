@@ -7,12 +7,12 @@ one is the newest. What the broker refuses is set aside, and others go on: docs/
 """
 
 import logging
-import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from esp_ingest.interfaces import Clock, StoreUnavailable
+from esp_ingest.service.background import Background
 from esp_ingest.service.log import Repeated
 from esp_ingest.service.metrics import Metrics
 
@@ -176,8 +176,7 @@ class Publisher:
         self._deliver_seconds = _DELIVER_SECONDS
         self._trouble = Repeated(log, "occurrences cannot be published", "occurrences are published again")
         self._refusals = Repeated(log, "publications set aside", "no publication is set aside any more")
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="publisher", daemon=True)
+        self._thread = Background("publisher", self._guarded, self._end, clock, connection.turn)
 
     def start(self) -> None:
         """Start the thread."""
@@ -186,14 +185,12 @@ class Publisher:
     @property
     def alive(self) -> bool:
         """Whether the thread runs."""
-        return self._thread.is_alive()
+        return self._thread.alive
 
     def stop(self, timeout_seconds: float) -> None:
         """One last look, then the end."""
         self._deliver_seconds = _LAST_DELIVER_SECONDS
-        self._stopping.set()
-        if self._thread.is_alive():  # it may never have been started
-            self._thread.join(timeout_seconds)
+        self._thread.stop(timeout_seconds)
 
     def run_once(self) -> float:
         """Publish what is there. Returns how long to wait before the next look, in seconds."""
@@ -243,11 +240,7 @@ class Publisher:
             self._refusals.ended(now)
         return backlog
 
-    def _loop(self) -> None:
-        while not self._stopping.is_set():
-            until = self._clock.monotonic() + self._guarded()
-            while not self._stopping.is_set() and (left := until - self._clock.monotonic()) > 0:
-                self._connection.turn(left)
+    def _end(self) -> None:
         self._guarded()
         self._connection.close()
         try:

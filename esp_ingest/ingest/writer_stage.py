@@ -13,7 +13,7 @@ through it (first in, first out), and the stage drains it between them.
 import logging
 from collections.abc import Callable, Sequence
 
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
 from esp_ingest.config.settings import Settings
 from esp_ingest.diagnostics.service import Diagnosis
@@ -58,12 +58,7 @@ class Stage:
         self._backlog = Backlog(spool, clock, metrics)
         self._rules = Diagnosing(diagnostics, store, clock, metrics, beat)
         self._underway_bytes = 0
-        self._wait = wait_random_exponential(
-            multiplier=settings.database.retry_min_seconds,
-            min=settings.database.retry_min_seconds / 2,
-            max=settings.database.retry_max_seconds,
-        )
-        self._outage = Outage(self._wait, clock, metrics)
+        self._outage = Outage(settings.database, clock, metrics)
         self._next_ping = 0.0
 
     @property
@@ -172,7 +167,7 @@ class Stage:
 
         for attempt in Retrying(
             retry=retry_if_exception_type(StoreUnavailable),
-            wait=self._wait,
+            wait=lambda _: self._outage.seconds_to_next(),
             stop=give_up,
             sleep=self._pause_alive,
             reraise=True,

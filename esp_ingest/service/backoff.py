@@ -1,4 +1,4 @@
-"""Pauses between attempts to connect: exponential, with jitter, and not fooled by a connection that does not last."""
+"""Pauses between attempts: exponential, with jitter, and not fooled by a connection that does not last."""
 
 import random
 from collections.abc import Callable
@@ -12,11 +12,11 @@ class Backoff:
     """
 
     def __init__(
-        self, min_seconds: float, max_seconds: float, uniform: Callable[[float, float], float] | None = None
+        self, min_seconds: float, max_seconds: float, uniform: Callable[[float, float], float] = random.uniform
     ) -> None:
         self._min_seconds = min_seconds
         self._max_seconds = max_seconds
-        self._uniform = uniform if uniform is not None else random.SystemRandom().uniform
+        self._uniform = uniform
         self.attempts = 0
 
     def next_seconds(self, lasted_seconds: float = 0.0, *, is_contested: bool = False) -> float:
