@@ -5,7 +5,7 @@ import csv
 import hashlib
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlencode
 
@@ -14,6 +14,7 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from esp_ingest.api.problems import Problem
+from esp_ingest.service.text import rfc3339_of
 
 JSON, CSV, ARROW = "application/json", "text/csv", "application/vnd.apache.arrow.stream"
 Kind = Literal["time", "text", "number", "count", "flag", "json", "bytes"]
@@ -110,12 +111,6 @@ def _matches(header: str | None, tag: str) -> bool:
     return header is not None and any(each.strip().removeprefix("W/") in (tag, "*") for each in header.split(","))
 
 
-def rfc3339(at: datetime) -> str:
-    """UTC, with as many digits as there are."""
-    text = at.astimezone(UTC).isoformat()
-    return text.removesuffix("+00:00") + "Z"
-
-
 def _csv(table: Table) -> bytes:
     out = io.StringIO()
     writer = csv.writer(out)
@@ -126,7 +121,7 @@ def _csv(table: Table) -> bytes:
 
 def _cell(value: Any) -> Any:
     if isinstance(value, datetime):
-        return rfc3339(value)
+        return rfc3339_of(value)
     if isinstance(value, dict | list):
         return msgspec.json.encode(value).decode()
     if isinstance(value, bytes):

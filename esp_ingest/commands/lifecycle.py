@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from esp_ingest.commands.arguments import AddAction
 from esp_ingest.service.extra import require
+from esp_ingest.service.text import rfc3339_of
 
 if TYPE_CHECKING:
     from esp_ingest.config.settings import Settings
@@ -191,7 +192,7 @@ def _say_line(text: str) -> None:
 def _plain(value: Any) -> Any:
     """A value as JSON can say it: times in RFC 3339, bytes in hexadecimal, what is no finite number as text."""
     if isinstance(value, datetime):
-        return value.isoformat().replace("+00:00", "Z")
+        return rfc3339_of(value)
     if isinstance(value, bytes):
         return value.hex()
     if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):

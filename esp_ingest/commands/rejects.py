@@ -16,8 +16,9 @@ from itertools import islice
 from esp_ingest.commands.arguments import AddAction, count
 from esp_ingest.config.settings import ConfigError, Settings
 from esp_ingest.interfaces import Store
-from esp_ingest.model import Delivery, RejectReason, at_us
+from esp_ingest.model import Delivery, RejectReason
 from esp_ingest.service.clock import SystemClock
+from esp_ingest.service.text import rfc3339
 from esp_ingest.store import rejects as stored_rejects
 from esp_ingest.store.connection import Connection, connect
 from esp_ingest.store.rejects import RejectFilter, StoredReject
@@ -96,7 +97,7 @@ def _show(connection: Connection, reject_id: str) -> Iterator[str]:
     yield f"topic       {_topic(found)}"
     yield f"reason      {reject.reason}: {reject.detail}"
     yield f"item        {reject.item}"
-    when = at_us(found.replayed_us).isoformat() if found.replayed_us is not None else "no"
+    when = rfc3339(found.replayed_us) if found.replayed_us is not None else "no"
     yield f"replayed    {when}{f' ({found.replay_outcome})' if found.replay_outcome else ''}"
     yield f"payload     {len(reject.payload)} bytes"
     shown = reject.payload[:_SHOWN_PAYLOAD_CHARACTERS].decode("utf-8", "backslashreplace")
@@ -169,7 +170,7 @@ class Replayer:
 
 
 def _time(stored: StoredReject) -> str:
-    return at_us(stored.reject.received_us).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return rfc3339(stored.reject.received_us, digits="milliseconds")
 
 
 def _topic(stored: StoredReject) -> str:

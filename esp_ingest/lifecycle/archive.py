@@ -20,11 +20,11 @@ from esp_ingest.lifecycle.checksum import Content, Summing
 from esp_ingest.lifecycle.columns import Column
 from esp_ingest.lifecycle.days import Days, Held, Record
 from esp_ingest.lifecycle.errors import LifecycleError, Reason
-from esp_ingest.lifecycle.manifest import FILE_NAME, File, Manifest, folder, rfc3339
+from esp_ingest.lifecycle.manifest import FILE_NAME, File, Manifest, folder
 from esp_ingest.lifecycle.storage import Storage, StorageError
 from esp_ingest.lifecycle.tables import Table, bounds
 from esp_ingest.lifecycle.verify import Origin
-from esp_ingest.model import at_us
+from esp_ingest.service.text import rfc3339
 
 Row = tuple[Any, ...]
 _PAGE = 5_000
@@ -81,15 +81,15 @@ def archive_day(
             day=day.isoformat(),
             version=version,
             rows=export.content.rows,
-            first=rfc3339(at_us(export.first_us)),
-            last=rfc3339(at_us(export.last_us)),
+            first=rfc3339(export.first_us),
+            last=rfc3339(export.last_us),
             checksum=export.content.checksum,
             files=(stored,),
             schema_version=origin.schema_version,
             program_version=__version__,
             database=origin.database,
             id=str(identity),
-            written_at=rfc3339(at_us(now_us)),
+            written_at=rfc3339(now_us),
         )
         storage.take(local, place + stored.name)
         days.begin(table, day, identity)

@@ -3,7 +3,7 @@
 import json
 import re
 from dataclasses import asdict, dataclass
-from datetime import UTC, date, datetime
+from datetime import date
 from typing import Any
 
 from esp_ingest.lifecycle.checksum import Content
@@ -61,11 +61,6 @@ class Manifest:
 def folder(table: str, day: date) -> str:
     """Where a day lies, relative to the archive, with a slash at the end."""
     return f"{table}/day={day.isoformat()}/"
-
-
-def rfc3339(at: datetime) -> str:
-    """With microseconds always, so that the text sorts as the time does."""
-    return at.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def decode(data: bytes, table: str, day: date) -> Manifest:

@@ -19,6 +19,7 @@ from esp_ingest.lifecycle.days import Days, Held, Record
 from esp_ingest.lifecycle.errors import LifecycleError, Reason
 from esp_ingest.lifecycle.tables import TABLES, Table, bounds
 from esp_ingest.model import at_us
+from esp_ingest.service.text import rfc3339_of
 from esp_ingest.store import schema, sqlstate
 from esp_ingest.store.connection import Connection, Session, connect
 from esp_ingest.store.queries import query
@@ -423,4 +424,4 @@ def status(settings: Settings) -> list[dict[str, Any]]:
 
 
 def _time(at: datetime | None) -> str | None:
-    return None if at is None else at.isoformat().replace("+00:00", "Z")
+    return None if at is None else rfc3339_of(at)

@@ -17,7 +17,7 @@ from esp_ingest.lifecycle.errors import LifecycleError, Reason
 from esp_ingest.lifecycle.manifest import Manifest, folder
 from esp_ingest.lifecycle.storage import Storage
 from esp_ingest.lifecycle.tables import Table
-from esp_ingest.model import at_us
+from esp_ingest.service.text import rfc3339
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def read_back(storage: Storage, found: Manifest, table: Table, day: date) -> lis
                 times = [min(times), max(times)]
     if sums is None or sums.content != found.content:
         raise LifecycleError(Reason.DAMAGED, f"The rows archived in {place} are not those of its manifest: restore it.")
-    if (manifest.rfc3339(at_us(times[0])), manifest.rfc3339(at_us(times[1]))) != (found.first, found.last):
+    if (rfc3339(times[0]), rfc3339(times[1])) != (found.first, found.last):
         raise LifecycleError(
             Reason.DAMAGED, f"The times archived in {place} are not those of its manifest: restore it."
         )

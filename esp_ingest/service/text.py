@@ -13,6 +13,11 @@ def rfc3339(time_us: int, *, digits: str = "microseconds") -> str:
     return (_EPOCH + timedelta(microseconds=time_us)).isoformat(timespec=digits) + "Z"
 
 
+def rfc3339_of(at: datetime, *, digits: str = "auto") -> str:
+    """As :func:`rfc3339`, of a datetime with a zone; as many digits as there are if nothing else is said."""
+    return at.astimezone(UTC).isoformat(timespec=digits).replace("+00:00", "Z")
+
+
 def moment(time_us: int) -> str:
     """For people: ``2013-06-12 03:45 UTC``, with seconds if they are not 0."""
     at = datetime.fromtimestamp(time_us // 1_000_000, UTC)

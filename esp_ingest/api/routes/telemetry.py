@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from esp_ingest.api import cursors, models
-from esp_ingest.api.answers import Column, Kind, Table, link, respond, rfc3339
+from esp_ingest.api.answers import Column, Kind, Table, link, respond
 from esp_ingest.api.context import Api, Parts, Viewer
 from esp_ingest.api.problems import Problem, invalid
 from esp_ingest.api.ranges import Range, range_of
@@ -18,6 +18,7 @@ from esp_ingest.api.telemetry import Page, Resolution, TelemetryReader
 from esp_ingest.api.units import System, convert_rows, unit
 from esp_ingest.api.units import units as units_of
 from esp_ingest.model import SIGNAL_NAMES
+from esp_ingest.service.text import rfc3339_of
 
 router = APIRouter(prefix="/api/v1", tags=["telemetry"])
 
@@ -80,7 +81,7 @@ async def telemetry(
     if page.following is not None:
         following = link(
             request,
-            **{"from": rfc3339(asked.start), "to": rfc3339(asked.end)},
+            **{"from": rfc3339_of(asked.start), "to": rfc3339_of(asked.end)},
             cursor=cursors.encode(f"telemetry {resolution}", page.following),
         )
     document = {
