@@ -7,23 +7,22 @@ table. Whatever that raises was written by the transaction that stored the readi
 Everything here but :meth:`ask_reload` is called by the writer's thread.
 """
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
 
-from esp_ingest.diagnostics import alarm as alarms
-from esp_ingest.diagnostics.alarm import Occurrence
+from esp_ingest.diagnostics import operators
 from esp_ingest.diagnostics.deferred import OPERATORS, ROUND, STATES, WRITE, Deferred
 from esp_ingest.diagnostics.engine.engine import Engine, Evaluation
 from esp_ingest.diagnostics.inactive_rules import rules_off
 from esp_ingest.diagnostics.language.rules import RulesError, RuleSet
+from esp_ingest.diagnostics.limit_scopes import limit_scopes, to_json
 from esp_ingest.interfaces import Clock, DiagnosticsStore, Refusal, StoreUnavailable
-from esp_ingest.model import AlarmAction, Checkpoint, DiagnosticRow, Readings
+from esp_ingest.model import Checkpoint, DiagnosticRow, Readings
 from esp_ingest.service.log import Repeated
 from esp_ingest.service.metrics import Metrics
 
@@ -310,25 +309,9 @@ class DiagnosticsService:
             self._newest_action = self._store.newest_action()
         for action in self._store.actions_after(self._newest_action):
             if action.well_id in self._known:  # another well learns of it when it is restored
-                self._obey(action)
+                operators.obey(self._engine, self._deferred, action)
             self._newest_action = action.id
         self._next_follow = now + _TICK_SECONDS
-
-    def _obey(self, action: AlarmAction) -> None:
-        if action.action != "ack":
-            self._engine.shelve(action.well_id, action.diagnosis, action.until_us)
-            return
-        occurrence = self._engine.open_at(action.well_id, action.diagnosis)
-        if occurrence is not None and occurrence.raised_us == action.raised_us:
-            self._acknowledge(replace(occurrence, acknowledged=True))
-
-    def _acknowledge(self, occurrence: Occurrence) -> None:
-        """An open one goes on; a latched one had returned to normal and is over."""
-        if occurrence.latched_us is None:
-            self._engine.put(occurrence)
-        elif self._engine.end_latched(occurrence.well_id, occurrence.diagnosis):
-            ended = replace(occurrence, latched_us=None).cleared(occurrence.latched_us)
-            self._deferred.owe(alarms.to_row(ended, None))
 
     # -- checkpoints
 
@@ -349,7 +332,7 @@ class DiagnosticsService:
         for well, state in self._engine.export(wells).items():
             newest_us = self._engine.newest_us(well)
             if newest_us is not None:
-                found.append(Checkpoint(well, newest_us, state, _json(rules_off(self._engine, well))))
+                found.append(Checkpoint(well, newest_us, state, to_json(rules_off(self._engine, well))))
             else:  # it has sent nothing live yet
                 del self._dirty[well]
         return found
@@ -406,7 +389,7 @@ class DiagnosticsService:
             for shelf in self._store.shelves(some):
                 self._engine.shelve(shelf.well_id, shelf.diagnosis, shelf.until_us)
             self._replay(some)
-            self._reconcile(some)
+            operators.reconcile(self._engine, self._deferred, some, self._store.open_rows(some))
             self._known.update(some)
             for well in some:
                 self._parting.pop(well, None)
@@ -449,43 +432,6 @@ class DiagnosticsService:
             self._dirty.update(dict.fromkeys(page.wells))
         return count
 
-    def _reconcile(self, wells: Sequence[str]) -> None:
-        """The table tells which occurrence is which and who acknowledged it; the engine tells whether it holds."""
-        owed = {key[:2] for key in self._deferred.rows}  # of these the table does not know yet how they stand
-        told = {(row.well_id, row.diagnosis): alarms.from_row(row) for row in self._store.open_rows(wells)}
-        for (well, diagnosis), stored in told.items():
-            mine = self._engine.open_at(well, diagnosis)
-            if mine is not None and mine.raised_us == stored.raised_us:
-                self._confirm(mine, stored.acknowledged)
-            elif (well, diagnosis) in owed:
-                continue
-            elif mine is not None:
-                self._engine.put(replace(stored, held_by=mine.held_by, latched_us=mine.latched_us))
-            elif not self._engine.put(stored):  # silence is put back as it is
-                self._owe_end(stored)
-        here = set(wells)
-        for mine in self._engine.open_occurrences():
-            key = (mine.well_id, mine.diagnosis)
-            if mine.well_id in here and key not in told and key not in owed:
-                self._miss(mine)
-
-    def _confirm(self, mine: Occurrence, acknowledged: bool) -> None:
-        if acknowledged and mine.state not in (alarms.SHELVED, alarms.SUPPRESSED):
-            self._acknowledge(replace(mine, acknowledged=True))
-        else:
-            self._engine.put(replace(mine, acknowledged=acknowledged))
-
-    def _miss(self, mine: Occurrence) -> None:
-        """Open in the engine only: acknowledged after its return, or raised by rules that are new."""
-        if not self._engine.end_latched(mine.well_id, mine.diagnosis):
-            self._deferred.owe(alarms.to_row(mine, None))
-
-    def _owe_end(self, occurrence: Occurrence) -> None:
-        """Open in the table only: its rule is gone, or the state was lost."""
-        newest_us = self._engine.newest_us(occurrence.well_id) or occurrence.raised_us
-        ended = replace(occurrence, latched_us=None).cleared(max(newest_us, occurrence.raised_us))
-        self._deferred.owe(alarms.to_row(ended, None))
-
     # -- rules
 
     def ask_reload(self) -> None:
@@ -514,7 +460,7 @@ class DiagnosticsService:
         self._limits_recorded = False
         for occurrence in opened:
             if self._engine.open_at(occurrence.well_id, occurrence.diagnosis) is None:
-                self._owe_end(occurrence)
+                operators.owe_end(self._engine, self._deferred, occurrence)
         self._set_active()
         self._metrics.diagnostics_rules_disabled.set(0)
         self._metrics.diagnostics_reloads.labels(outcome="ok").inc()
@@ -547,20 +493,3 @@ def _without(readings: Readings, wells: frozenset[str]) -> Readings:
     kept.wells = [well for well in readings.wells if well not in wells]
     kept.well_index = (np.cumsum(inside) - 1)[kept.well_index].astype(np.int32)
     return kept
-
-
-def limit_scopes(rules: RuleSet) -> dict[str, str]:
-    """What groups and wells have of their own, and all others: scope → JSON object, in base units."""
-    scopes: dict[str, str] = {"defaults": _json({"limits": dict(rules.limit_defaults)})}
-    for override in rules.overrides:
-        settings = {"limits": dict(override.limits), "rules": {name: dict(own) for name, own in override.rules.items()}}
-        scopes[override.where] = _json({"wells": list(override.wells), **settings})
-    for rule in rules.rules:
-        delays = {"on_delay_us": rule.on_delay_us, "off_delay_us": rule.off_delay_us}
-        own = {"enabled": rule.enabled, "severity": rule.severity.value, **delays, **rule.parameters}
-        scopes[f"rules.{rule.name}"] = _json(own)
-    return scopes
-
-
-def _json(data: object) -> str:
-    return json.dumps(data, sort_keys=True)
