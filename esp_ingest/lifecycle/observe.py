@@ -11,7 +11,7 @@ from psycopg import sql
 from esp_ingest.config.settings import LifecycleSettings
 from esp_ingest.lifecycle.tables import TABLES, Table, bounds
 from esp_ingest.service.metrics import LifecycleMetrics
-from esp_ingest.store import schema
+from esp_ingest.store.capabilities import capabilities
 from esp_ingest.store.connection import Connection
 from esp_ingest.store.queries import query
 
@@ -84,7 +84,7 @@ class State:
 
 def look(connection: Connection, settings: LifecycleSettings, now: datetime) -> State:
     """Ask the database: a pass over each table. Raises psycopg.Error, OSError for a disk_path that is not there."""
-    has_timescaledb = "timescaledb" in schema.capabilities(connection).features
+    has_timescaledb = "timescaledb" in capabilities(connection).features
     tables = tuple(_table(connection, settings, table, now, has_timescaledb) for table in TABLES)
     jobs: list[Job] = []
     policies = 0

@@ -21,6 +21,7 @@ from esp_ingest.lifecycle.tables import TABLES, Table, bounds
 from esp_ingest.model import at_us
 from esp_ingest.service.text import rfc3339_of
 from esp_ingest.store import schema, sqlstate
+from esp_ingest.store.capabilities import capabilities
 from esp_ingest.store.connection import Connection, Session, connect
 from esp_ingest.store.queries import query
 from esp_ingest.store.write import newest
@@ -119,7 +120,7 @@ class Run:
         self._days = Days(connection)
         self._outcome = Outcome()
         self._now = at_us(clock.now_us())
-        self._has_timescaledb = "timescaledb" in schema.capabilities(connection).features
+        self._has_timescaledb = "timescaledb" in capabilities(connection).features
 
     def run(self) -> Outcome:
         """Do all that is due. Raises Stopped; anything else that goes wrong is in the outcome."""

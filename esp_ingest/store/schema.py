@@ -15,106 +15,14 @@ from esp_ingest.config.settings import DatabaseSettings
 from esp_ingest.interfaces import StoreUnavailable
 from esp_ingest.resources import sql_folder
 from esp_ingest.store import sqlstate
-from esp_ingest.store.connection import Connection, connect, grant_connect, is_pooled
+from esp_ingest.store.capabilities import Capabilities, SchemaError, capabilities
+from esp_ingest.store.connection import Connection, connect, grant_connect
 from esp_ingest.store.queries import query
-
-OLDEST_POSTGRESQL = 15_00_00
-OLDEST_TIMESCALEDB = (2, 13, 0)  # by_range
-OLDEST_COLUMNSTORE = (2, 18, 1)  # timescaledb#7672: ON CONFLICT DO NOTHING stopped at the first conflict before
 
 Feature = Literal["timescaledb", "community", "columnstore"]
 FEATURES: tuple[Feature, ...] = ("timescaledb", "community", "columnstore")
 _WORKS_WITH = re.compile(r"^-- works with programs of schema >= (\d+)$", re.MULTILINE)
 _FILE_NAME = re.compile(r"(?P<number>\d{4})_(?P<name>\w+?)(?:\.(?P<feature>\w+))?\.sql")
-
-
-class SchemaError(Exception):
-    """The schema cannot be used or brought up to date. The message is one sentence that says what to do."""
-
-
-# --------------------------------------------------------------------------------------------------- what is there
-
-
-@dataclass(frozen=True)
-class Capabilities:
-    """Which database this is. ``timescaledb`` is the version of the installed extension, "" for none; ``pooled``: a
-    connection pooler stands in front of it."""
-
-    postgresql: int
-    timescaledb: str
-    license: str
-    fsync: bool = True
-    pooled: bool = False
-
-    @property
-    def features(self) -> frozenset[str]:
-        """What migrations may ask for: the FEATURE of their file names (sql/README.md)."""
-        present: set[str] = set()
-        if _numbers(self.timescaledb) >= OLDEST_TIMESCALEDB:
-            present.add("timescaledb")
-            if self.license == "timescale":
-                present.add("community")
-                if _numbers(self.timescaledb) >= OLDEST_COLUMNSTORE:
-                    present.add("columnstore")
-        return frozenset(present)
-
-    @property
-    def kind(self) -> str:
-        number = f"PostgreSQL {self.postgresql // 10_000}.{self.postgresql % 10_000}"
-        if not self.timescaledb:
-            return number
-        edition = "community" if self.license == "timescale" else "Apache"
-        return f"{number} with TimescaleDB {self.timescaledb}, {edition} edition"
-
-    def lines(self) -> list[str]:
-        """For the terminal, a line each: the database, then what it can and cannot do."""
-        have = self.features
-        pooled = "note:   behind a connection pooler: settings are made in each transaction, one more exchange with it"
-        unsafe = "note:   fsync = off: a power cut may cost readings that were acknowledged, or the whole database"
-        return [
-            self.kind,
-            *([] if self.fsync else [unsafe]),
-            *([pooled] if self.pooled else []),
-            _line(
-                "timescaledb" in have,
-                "hypertables",
-                f"TimescaleDB {_dotted(OLDEST_TIMESCALEDB)} or newer is not installed: plain tables, for trying out",
-            ),
-            _line(
-                "columnstore" in have,
-                "columnstore",
-                f"needs TimescaleDB {_dotted(OLDEST_COLUMNSTORE)} or newer, community edition: data stays uncompressed",
-            ),
-            _line(
-                "community" in have,
-                "background jobs",
-                "needs TimescaleDB community edition: what they would do is left to esp-ingest lifecycle",
-            ),
-        ]
-
-
-def _line(able: bool, what: str, why_not: str) -> str:
-    return f"can:    {what}" if able else f"cannot: {what} ({why_not})"
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    """ "2.23.0-dev" → (2, 23, 0)."""
-    match = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", text)
-    return tuple(int(part or 0) for part in match.groups()) if match else (0, 0, 0)
-
-
-def _dotted(numbers: tuple[int, ...]) -> str:
-    return ".".join(map(str, numbers))
-
-
-def capabilities(connection: Connection) -> Capabilities:
-    """Ask the database what it is. Raises SchemaError where it is too old."""
-    row = connection.execute(query("capabilities")).fetchone()
-    assert row is not None
-    found = Capabilities(row[0], row[1], row[2], fsync=row[3], pooled=is_pooled(connection))
-    if found.postgresql < OLDEST_POSTGRESQL:
-        raise SchemaError(f"{found.kind} is too old: use PostgreSQL {OLDEST_POSTGRESQL // 10_000} or newer.")
-    return found
 
 
 # ------------------------------------------------------------------------------------------------------- migrations
@@ -131,6 +39,7 @@ class Migration:
 
     @property
     def checksum(self) -> str:
+        """Of its text, as the ledger keeps it."""
         return hashlib.sha256(self.sql.encode()).hexdigest()[:32]
 
     @property
@@ -142,10 +51,12 @@ class Migration:
 
     @property
     def key(self) -> tuple[int, str]:
+        """What identifies it in the ledger."""
         return self.number, self.feature
 
     @property
     def label(self) -> str:
+        """Its name for people."""
         return f"{self.number:04d}_{self.name}" + (f".{self.feature}" if self.feature else "")
 
 
@@ -183,6 +94,7 @@ class MigrationReport:
     notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
+        """For the terminal."""
         done = [f"applied {label}" for label in self.applied] or ["nothing to do"]
         return [*self.capabilities.lines(), *done, f"schema is at version {self.version}", *self.notes]
 
@@ -410,6 +322,7 @@ class SchemaCheck:
 
     @property
     def ok(self) -> bool:
+        """This program can write here."""
         return self.status == "ok"
 
 

@@ -18,9 +18,10 @@ from esp_ingest.config.settings import DatabaseSettings, Settings
 from esp_ingest.interfaces import StoreUnavailable
 from esp_ingest.model import Reject, RejectReason
 from esp_ingest.store import alarms
+from esp_ingest.store.capabilities import SchemaError
 from esp_ingest.store.checkpoints import PostgresDiagnosticsStore
 from esp_ingest.store.connection import connect
-from esp_ingest.store.schema import SchemaError, check_database, migrate
+from esp_ingest.store.schema import check_database, migrate
 from esp_ingest.store.write.writer import PostgresStore
 from tests.support.databases import Database
 from tests.support.store_data import DIAGNOSIS, START_US, readings, reject

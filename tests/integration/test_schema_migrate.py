@@ -12,8 +12,9 @@ from esp_ingest.config.settings import DatabaseSettings
 from esp_ingest.interfaces import StoreUnavailable
 from esp_ingest.model import SIGNAL_NAMES
 from esp_ingest.store import schema
+from esp_ingest.store.capabilities import SchemaError
 from esp_ingest.store.queries import query
-from esp_ingest.store.schema import Migration, SchemaError, check_database, migrate, migrations
+from esp_ingest.store.schema import Migration, check_database, migrate, migrations
 from tests.support.databases import Database
 from tests.support.schema_dump import dump
 

@@ -13,7 +13,8 @@ import pytest
 
 from esp_ingest.interfaces import StoreUnavailable
 from esp_ingest.store import schema
-from esp_ingest.store.schema import Migration, SchemaError, check_database, migrate, migrations
+from esp_ingest.store.capabilities import SchemaError
+from esp_ingest.store.schema import Migration, check_database, migrate, migrations
 from esp_ingest.store.write.writer import PostgresStore
 from tests.support.databases import Database
 from tests.support.store_data import DIAGNOSIS, readings, reject

@@ -15,9 +15,10 @@ from esp_ingest.config.settings import DatabaseSettings
 from esp_ingest.interfaces import StoreUnavailable
 from esp_ingest.resources import sql_folder
 from esp_ingest.store import schema
+from esp_ingest.store.capabilities import Capabilities, SchemaError
 from esp_ingest.store.connection import conninfo
 from esp_ingest.store.queries import all_queries, query
-from esp_ingest.store.schema import Capabilities, SchemaError, migrations
+from esp_ingest.store.schema import migrations
 from esp_ingest.store.write import high_water as marks
 from esp_ingest.store.write.copy_format import REJECT_COLUMNS, TELEMETRY_COLUMNS
 from esp_ingest.store.write.high_water import Marks, first_of_each

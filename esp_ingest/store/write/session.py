@@ -8,6 +8,7 @@ from psycopg.pq import TransactionStatus
 from esp_ingest.config.settings import DatabaseSettings
 from esp_ingest.interfaces import StoreUnavailable
 from esp_ingest.store import schema, sqlstate
+from esp_ingest.store.capabilities import SchemaError
 from esp_ingest.store.connection import Connection
 
 
@@ -89,7 +90,7 @@ def refuse_unless_ok(connection: Connection, check: Callable[[Connection], schem
     """What ``check`` finds. Raises StoreUnavailable if something is wrong, and psycopg.Error."""
     try:
         found = check(connection)
-    except schema.SchemaError as error:
+    except SchemaError as error:
         raise StoreUnavailable("the database cannot be used", str(error)) from None
     if not found.ok:
         differs = found.status == "needs migrate"
