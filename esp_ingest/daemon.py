@@ -75,6 +75,7 @@ class Signals:
         self.reload = False
 
     def install(self) -> None:
+        """Take the signals over. Main thread only."""
         for number in lifetime.REQUESTS:
             signal.signal(number, self._stop)
         signal.signal(signal.SIGHUP, self._reload)

@@ -23,12 +23,17 @@ from esp_ingest.model import (
 class Clock(Protocol):
     """Monotonic time for durations, wall time for timestamps."""
 
-    def monotonic(self) -> float: ...
+    def monotonic(self) -> float:
+        """Seconds since some moment, never less than before."""
+        ...
+
     def now_us(self) -> int:
         """Wall time, microseconds since the Unix epoch."""
         ...
 
-    def sleep(self, seconds: float) -> None: ...
+    def sleep(self, seconds: float) -> None:
+        """Block for so long."""
+        ...
 
 
 class Source(Protocol):
@@ -153,7 +158,9 @@ class Store(Protocol):
         """Is the database there and its schema the one this program writes? Raises StoreUnavailable where it is not."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close the connection; a later call opens another."""
+        ...
 
 
 class DiagnosticsStore(Protocol):
@@ -203,4 +210,6 @@ class DiagnosticsStore(Protocol):
         """Keep what came into force: scope → JSON object, for those that are not as they were. Returns them."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close the connection; a later call opens another."""
+        ...

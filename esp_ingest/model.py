@@ -181,6 +181,7 @@ class Readings:
         return int(self.timestamp_us.shape[0])
 
     def well_of(self, row: int) -> str:
+        """The well of the reading at ``row``."""
         return self.wells[int(self.well_index[row])]
 
     def select(self, rows: npt.NDArray[np.intp]) -> "Readings":
@@ -198,6 +199,7 @@ class Readings:
 
     @staticmethod
     def empty() -> "Readings":
+        """No readings."""
         return Readings(
             wells=[],
             well_index=np.empty(0, np.int32),
@@ -222,10 +224,13 @@ class Decoded:
 
     @property
     def items(self) -> int:
+        """Readings and rejects together."""
         return len(self.readings) + len(self.rejects)
 
 
 class Severity(StrEnum):
+    """Of an occurrence, the most severe first."""
+
     CRITICAL = "critical"
     HIGH = "high"
     MEDIUM = "medium"

@@ -116,6 +116,7 @@ def silent_overrides(rule_set: RuleSet, reporting: Sequence[str]) -> Iterator[st
 
 
 def explain(rule_set: RuleSet, diagnosis: str | None, well: str | None) -> Iterator[str]:
+    """The lines of `rules explain`, of one rule or of all, with the limits of ``well``. Raises ConfigError."""
     known = {rule.name: rule for rule in rule_set.rules}
     if diagnosis is not None and diagnosis not in known:
         raise ConfigError(f"{diagnosis} is no rule of {rule_set.path}{did_you_mean(diagnosis, known)}.")
@@ -324,6 +325,7 @@ def _only(readings: Readings, well: str) -> Readings:
 
 
 def as_line(row: DiagnosticRow, shown: bool) -> str:
+    """An occurrence for people. ``shown``: it would be shown to operators."""
     until = "open" if row.cleared_us is None else f"for {span((row.cleared_us - row.raised_us) / 1e6)}"
     held = "" if shown else "  (held back)"
     return f"{moment(row.raised_us)}  {until:<12} {row.severity.value:<8} {row.diagnosis:<20} {row.message}{held}"

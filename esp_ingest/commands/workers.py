@@ -124,6 +124,7 @@ class Supervisor:
         self._is_unusable = False
 
     def run(self) -> int:
+        """Start the workers and look after them until all have ended. Returns the exit code."""
         for number in lifetime.REQUESTS:
             signal.signal(number, self._stop)
         signal.signal(signal.SIGHUP, self._forward)

@@ -101,6 +101,7 @@ class Deferred:
         self._measure()
 
     def restored(self, well: str) -> None:
+        """``well`` does not wait any more."""
         if self.wells.pop(well, None) is not None:
             self._measure()
 

@@ -46,6 +46,7 @@ class Batch:
 
 
 def needs_slices(decoded: Decoded, most: int) -> bool:
+    """So many items that they are written in several transactions."""
     return decoded.items > 2 * most
 
 

@@ -125,6 +125,7 @@ class Buffer:
         self._partial_bytes = partial_bytes
 
     def has_room_for_qos0(self) -> bool:
+        """A message of QoS 0 would not be dropped now."""
         with self._arrived:
             return self._has_room_for_qos0()
 

@@ -51,6 +51,7 @@ class Topics:
         self._prefix = f"{settings.topic_root}/".encode()
 
     def is_ours(self, topic: bytes) -> bool:
+        """The topic is one of a controller's telemetry under our root."""
         return topic.startswith(self._prefix) and topic.endswith(b"/telemetry")
 
     def stray_filter(self, topic: bytes) -> str | None:

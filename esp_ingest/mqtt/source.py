@@ -118,12 +118,14 @@ class MqttSource:
     # -- The seam.
 
     def take(self, max_messages: int, max_bytes: int, timeout_seconds: float) -> list[Delivery]:
+        """See interfaces.Source."""
         taken = self._buffer.take(max_messages, max_bytes, timeout_seconds)
         if self._is_paused and not self._buffer.is_full():
             self._wake()
         return taken
 
     def settle(self, deliveries: Sequence[Delivery]) -> int:
+        """See interfaces.Source."""
         if not deliveries:
             return 0
         queued = self._client.acknowledge(deliveries)
@@ -139,9 +141,11 @@ class MqttSource:
 
     @property
     def connection(self) -> int:
+        """The number of the connection that stands, 0 if none does."""
         return self._client.connection if self.connected else 0
 
     def buffered(self) -> tuple[int, int]:
+        """See interfaces.Source."""
         return self._buffer.size()
 
     # -- Lifetime.
@@ -209,9 +213,11 @@ class MqttSource:
         return self._buffer.unsettled()
 
     def oldest_unacked_seconds(self) -> float:
+        """Age of the oldest message that is not settled, 0 with none."""
         return self._buffer.oldest_seconds(self._clock.monotonic())
 
     def network_thread_alive(self) -> bool:
+        """The network thread runs."""
         return self._thread is not None and self._thread.is_alive()
 
     def network_idle_seconds(self) -> float:

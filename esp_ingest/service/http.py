@@ -114,9 +114,11 @@ class HttpServer:
 
     @property
     def alive(self) -> bool:
+        """The thread runs."""
         return self._thread.is_alive()
 
     def start(self) -> None:
+        """Listen, and answer in a thread. Raises OSError if the port cannot be had."""
         self._listeners = _listen(self._settings.host, self._settings.port)
         for listener in self._listeners:
             self._selector.register(listener, selectors.EVENT_READ, listener)

@@ -88,6 +88,7 @@ class JsonFormatter(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
+        """One line of JSON."""
         fields = _fields(record)
         line = json.dumps(fields)
         if len(line) > MAX_LINE_CHARACTERS:
@@ -101,6 +102,7 @@ class ConsoleFormatter(logging.Formatter):
     """A record for a person at a terminal: local time would differ from the data's, so UTC here too."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """One line for people."""
         fields = _fields(record)
         stamp, level, event = fields.pop("timestamp"), fields.pop("level"), fields.pop("event")
         logger = fields.pop("logger")
@@ -231,6 +233,7 @@ class Repeated:
 
     @property
     def active(self) -> bool:
+        """It has failed and not ended."""
         return self._since is not None
 
     def seconds(self, now: float) -> float:

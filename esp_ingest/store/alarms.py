@@ -25,6 +25,7 @@ class Request:
     publish: bool = True
 
     def parameters(self) -> dict[str, Any]:
+        """For the statements."""
         return {"well": self.well_id, "diagnosis": self.diagnosis, "by": self.by, "why": self.why}
 
 

@@ -29,34 +29,43 @@ class PostgresDiagnosticsStore:
         self._connection = OnDemand(settings.model_copy(update={"lock_timeout_seconds": brief}), may_connect)
 
     def states(self, wells: Sequence[str]) -> list[Checkpoint]:
+        """See interfaces.DiagnosticsStore."""
         rows = self._rows("states_of_wells", list(wells))
         return [Checkpoint(well, event_us, bytes(state)) for well, event_us, state in rows]
 
     def wells_with_state(self, after: str, limit: int) -> list[str]:
+        """See interfaces.DiagnosticsStore."""
         rows = self._rows("wells_with_state", after, limit)
         return [row[0] for row in rows]
 
     def open_rows(self, wells: Sequence[str]) -> list[DiagnosticRow]:
+        """See interfaces.DiagnosticsStore."""
         return [_diagnostic(row) for row in self._rows("open_occurrences", list(wells))]
 
     def newest_action(self) -> int:
+        """See interfaces.DiagnosticsStore."""
         return int(self._rows("newest_action")[0][0])
 
     def actions_after(self, newest: int) -> list[AlarmAction]:
+        """See interfaces.DiagnosticsStore."""
         return [AlarmAction(*row) for row in self._rows("actions_after", newest)]
 
     def shelves(self, wells: Sequence[str]) -> list[AlarmAction]:
+        """See interfaces.DiagnosticsStore."""
         rows = self._rows("shelves_of_wells", list(wells))
         return [AlarmAction(0, well, diagnosis, "shelve", None, until_us) for well, diagnosis, until_us in rows]
 
     def end_shelvings(self) -> None:
+        """See interfaces.DiagnosticsStore."""
         self._execute("end_shelvings", self._publish)
 
     def alarm_gauges(self) -> tuple[int, int, int]:
+        """See interfaces.DiagnosticsStore."""
         stale, shelved, unacknowledged = self._rows("alarm_gauges")[0]
         return stale, shelved, unacknowledged
 
     def record_limits(self, scopes: Mapping[str, str], rules: str) -> list[str]:
+        """See interfaces.DiagnosticsStore."""
         before = {scope: json.loads(settings) for scope, settings in self._rows("newest_limits")}
         now = {scope: json.loads(settings) for scope, settings in scopes.items()}
         gone: dict[str, Any] = {scope: {} for scope in before if scope not in now}
@@ -68,6 +77,7 @@ class PostgresDiagnosticsStore:
     def readings_after(
         self, since_us: Mapping[str, int], limit: int, until_us: int | None = None
     ) -> Iterator[Readings]:
+        """See interfaces.DiagnosticsStore."""
         parameters = {
             "wells": list(since_us),
             "after": [at_us(each) for each in since_us.values()],
@@ -85,6 +95,7 @@ class PostgresDiagnosticsStore:
             raise self._connection.lost(error) from None
 
     def close(self) -> None:
+        """See interfaces.DiagnosticsStore."""
         self._connection.close()
 
     def _execute(self, name: str, *parameters: object) -> None:

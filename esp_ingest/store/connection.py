@@ -264,6 +264,7 @@ class OnDemand:
         return sqlstate.unavailable(error)
 
     def close(self) -> None:
+        """Close the connection; :meth:`get` opens another."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()

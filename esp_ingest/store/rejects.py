@@ -33,6 +33,7 @@ class RejectFilter:
     pending: bool = False
 
     def parameters(self) -> dict[str, Any]:
+        """For the statements."""
         return {
             "reason": None if self.reason is None else self.reason.value,
             "topic": None if self.topic is None else _like(self.topic),

@@ -42,10 +42,12 @@ class Column(NamedTuple):
 
 
 def psi_of_pascal(pascal: float) -> float:
+    """A pressure in psi."""
     return pascal / PASCAL_PER_PSI
 
 
 def fahrenheit_of_kelvin(kelvin: float) -> float:
+    """A temperature in °F."""
     return (kelvin - 273.15) * 9.0 / 5.0 + 32.0
 
 
@@ -76,6 +78,7 @@ class Recording:
 
     @property
     def span_us(self) -> int:
+        """From the first reading to the last."""
         return self.times_us[-1] - self.times_us[0] if self.times_us else 0
 
     def messages(self, shift_us: int) -> Iterator[tuple[int, str, str]]:

@@ -97,6 +97,7 @@ class BadItems:
     rejects: list[tuple[int, Refused, bytes]] = field(default_factory=list)
 
     def add(self, place: int, refused: Refused, item: bytes) -> None:
+        """One more, at ``place`` of its array; the first and a bounded number of others are kept."""
         self.first = self.first or (place, refused)
         self.count += 1
         if self.count <= self.most:

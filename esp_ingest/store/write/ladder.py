@@ -188,6 +188,7 @@ def by_days(readings: Readings) -> list[Rows]:
 
 
 def halves(rows: Rows) -> list[Rows]:
+    """The first half and the second."""
     half = len(rows) // 2
     return [rows[:half], rows[half:]]
 

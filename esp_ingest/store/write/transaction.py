@@ -48,6 +48,7 @@ class Tally:
 
     @property
     def rejected(self) -> int:
+        """Rejects that were not stored before."""
         return self.reasons.total()
 
     def add(self, other: "Tally") -> None:
@@ -116,6 +117,7 @@ class Prepared:
 
     @staticmethod
     def of(readings: Readings, marks: Marks) -> "Prepared":
+        """What can be known of them by these marks."""
         first = first_of_each(readings)
         direct = first is None and bool(marks.fresh(readings).all())
         return Prepared(readings, first, telemetry_stream(readings) if direct else None)
@@ -353,6 +355,7 @@ def _is_a_row(error: BaseException) -> bool:
 
 
 def move_cursor(cursor: Cursor, from_us: int, to_us: int) -> None:
+    """Raises StoreUnavailable if the cursor does not stand at ``from_us``: another daemon has moved it."""
     cursor.execute(query("move_cursor"), {"from": at_us(from_us), "to": at_us(to_us)})
     if cursor.rowcount != 1:
         raise StoreUnavailable("another daemon follows the table", "this one lets go")
