@@ -79,6 +79,16 @@ def stops(values: FloatArray, t: FloatArray) -> FloatArray:
     return np.where((t >= 0) & (t % (4 / 3) < 1 / 3), 0.0, values)
 
 
+def short_stop(values: FloatArray, t: FloatArray) -> FloatArray:
+    """Stopped for ten minutes, as by a dip of the power."""
+    return np.where((t >= 0) & (t < 1 / 6), 0.0, values)
+
+
+def short_run(values: FloatArray, t: FloatArray) -> FloatArray:
+    """Stopped for an hour, started, and stopped again after another."""
+    return np.where((t >= 0) & ((t < 1) | (t > 2)), 0.0, values)
+
+
 EXAMPLES: dict[str, Example] = {
     "gas_lock": Example(("motor_current", "flow_rate", "pip"), FaultName.GAS_LOCK),
     "underload": Example(("motor_current", "vsd_frequency"), changes={"motor_current": scaled(0.76, 0.5, 3)}),
@@ -115,6 +125,22 @@ EXAMPLES: dict[str, Example] = {
     "cycling": Example(
         ("motor_current", "vsd_frequency"),
         changes={"motor_current": stops, "vsd_frequency": stops, "flow_rate": stops},
+    ),
+    "early_restart": Example(
+        ("motor_current", "vsd_frequency"),
+        changes={"motor_current": short_stop, "vsd_frequency": short_stop, "flow_rate": short_stop},
+    ),
+    "failed_start": Example(
+        ("motor_current", "vsd_frequency"),
+        changes={"motor_current": short_run, "vsd_frequency": short_run, "flow_rate": short_run},
+    ),
+    "speed_step": Example(
+        ("vsd_frequency", "flow_rate"),
+        changes={
+            "vsd_frequency": scaled(50 / 60),
+            "motor_current": scaled((50 / 60) ** 2),
+            "flow_rate": scaled(0.7, 0.5),
+        },
     ),
     "gauge_dropout": Example(("pip", "motor_temp"), FaultName.GAUGE_DROPOUT),
     "gauge_failure": Example(("pip", "discharge_pressure"), changes={"pip": shifted(2_500)}),

@@ -29,12 +29,12 @@ _GROUPS = (
             "high_gor",
         ),
     ),
-    ("Pump, shaft and tubing", ("dead_head", "broken_shaft", "tubing_leak", "blocked_intake", "solids")),
+    ("Pump, shaft and tubing", ("dead_head", "broken_shaft", "tubing_leak", "speed_step", "blocked_intake", "solids")),
     (
         "Motor, drive and vibration",
         ("overload", "motor_hot", "motor_heating", "vibration", "frequency_deviation", "current_imbalance", "leakage"),
     ),
-    ("Starts and stops", ("trip", "cycling")),
+    ("Starts and stops", ("trip", "cycling", "early_restart", "failed_start")),
     ("Instruments and link", ("gauge_dropout", "gauge_failure", "frozen_signal", "stale_well", "clock_skew")),
 )
 _APPLIES = {

@@ -72,8 +72,9 @@ def _fault(rng: np.random.Generator, values: np.ndarray, count: int) -> None:
     length = int(rng.integers(1, max(2, count // 4)))
     part = slice(start, start + length)
     kind = int(rng.integers(0, 16))
-    if kind == 0:  # stop
-        values[[row["motor_current"], row["vsd_frequency"], row["flow_rate"]], part] = 0
+    if kind == 0:  # stops, one or several
+        for begin in range(start, start + 2 * length * int(rng.integers(1, 5)), 2 * length):
+            values[[row["motor_current"], row["vsd_frequency"], row["flow_rate"]], begin : begin + length] = 0
     elif kind == 1:  # underload, or a loss of flow
         values[row["motor_current"], part] *= rng.uniform(0.5, 0.85)
         if rng.random() < 0.5:

@@ -56,6 +56,10 @@ class Evaluation:
     shown: list[tuple[str, str, int]] = field(default_factory=list)
 
 
+def _place(item: tuple[tuple[int, int], Occurrence]) -> tuple[int, int]:
+    return item[0]
+
+
 class _Exported(msgspec.Struct):
     version: int
     arrays: dict[str, list[Any]]
@@ -278,7 +282,9 @@ class Engine:
         chosen = self._wells if wells is None else [well for well in wells if well in self._slots]
         opened: dict[int, list[list[Any]]] = {}
         names = [step.name for step in self._steps] + [rule.name for rule in self._stale]
-        for (step, slot), occurrence in [*self._occurrences.open.items(), *self._occurrences.silent.items()]:
+        for (step, slot), occurrence in sorted(
+            {**self._occurrences.open, **self._occurrences.silent}.items(), key=_place
+        ):
             opened.setdefault(slot, []).append([names[step], occurrence])
         return {
             well: zlib.compress(

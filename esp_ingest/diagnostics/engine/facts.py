@@ -31,6 +31,7 @@ def facts_of(
     step, arrived = t - rows.shifted(t, last_us), rows.received - rows.shifted(rows.received, last_received)
     # A backlog is behind too, but catches up: its event time runs faster than the clock it arrives by.
     in_step = (step < -NEVER // 2) & (arrived >= _PACE * step)
+    ended = (running.start_us != NEVER) & (running.stop_us > running.start_us)
     day = 86_400_000_000
     return {
         "running": np.where(known, is_running, np.nan),
@@ -40,6 +41,7 @@ def facts_of(
         "gauge_dropped": measured.dropped.view(np.int8),
         "since_start": np.where(running.start_us == NEVER, np.inf, (t - running.start_us) / 1e6),
         "since_stop": np.where(running.stop_us == NEVER, np.inf, (t - running.stop_us) / 1e6),
+        "ran_before_stop": np.where(ended, (running.stop_us - running.start_us) / 1e6, np.inf),
         "starts_in_24h": (t - running.starts <= day).sum(axis=0).astype(np.float64),
         "stopped_before_start": np.where(running.stopped_for < 0, np.inf, running.stopped_for / 1e6),
         "failed_signals": _count(list(measured.failed.values()), len(rows)),

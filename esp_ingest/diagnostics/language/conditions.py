@@ -31,6 +31,7 @@ from esp_ingest.diagnostics.language.evaluation import (
     Numeric,
     Truth,
     both,
+    both_in_turn,
     calculate,
     compare,
     either,
@@ -217,7 +218,9 @@ class _Parser:
     def _conjunction(self) -> _Node:
         node = self._negation()
         while self._accept("and"):
-            node = self._join(node, self._negation(), both)
+            site = self.site
+            right = self._negation()
+            node = self._join(node, right, both_in_turn if self.site == site else both)
         return node
 
     def _join(self, left: _Node, right: _Node, how: Callable[[Logical, Logical], Logical]) -> _Node:

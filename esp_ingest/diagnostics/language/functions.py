@@ -291,6 +291,7 @@ FACTS: dict[str, Unit | None] = {
     "since_stop": SECOND,
     "starts_in_24h": NONE,
     "stopped_before_start": SECOND,
+    "ran_before_stop": SECOND,
     "failed_signals": NONE,
     "frozen_for": SECOND,
     "clock_ahead": SECOND,

@@ -1,0 +1,118 @@
+"""What operators and the power supply do is not a fault of the well: each has its own name, or silence."""
+
+import numpy as np
+import pytest
+
+from esp_ingest.demo.fleet import Fleet
+from esp_ingest.diagnostics.dry_run import DryRun
+from esp_ingest.model import SIGNAL_ROW, DiagnosticRow, Severity
+from tests.evaluate.examples import Change, scaled, short_run, short_stop
+from tests.evaluate.simulated import in_batches, rule_set
+
+ONSET_HOURS = 30.0
+ALARMS = (Severity.CRITICAL, Severity.HIGH, Severity.MEDIUM)
+
+
+def seen(
+    changes: dict[str, Change], hours: float = 48.0, wells: int = 1, onset_hours: float = ONSET_HOURS
+) -> list[DiagnosticRow]:
+    """What an operator sees of simulated wells at 5-minute samples, from the onset of ``changes`` on."""
+    readings = next(in_batches(Fleet(wells, 3, 300.0, spread=False).run(round(hours * 12)), rows=10**9))
+    start = int(readings.timestamp_us[0])
+    since = (readings.timestamp_us - start) / 3.6e9 - onset_hours
+    for name, change in changes.items():
+        row = SIGNAL_ROW[name]
+        readings.values[row] = change(readings.values[row], since)
+    readings.received_us = readings.timestamp_us + 1_000_000
+    dry_run = DryRun(rule_set())
+    dry_run.feed(readings)
+    assert not dry_run.engine.failed_rules()
+    onset = start + round(onset_hours * 3.6e9)
+    assert [row for row in dry_run.seen() if row.raised_us < onset] == []
+    return dry_run.seen()
+
+
+def names(rows: list[DiagnosticRow]) -> set[str]:
+    return {row.diagnosis for row in rows}
+
+
+# A pump slowed from 60 to 50 Hz gives more than a sixth less, for the head falls with the square; the well fills up.
+SLOWED: dict[str, Change] = {
+    "vsd_frequency": scaled(50 / 60),
+    "motor_current": scaled((50 / 60) ** 2),
+    "flow_rate": scaled(0.7, 0.5),
+    "pip": scaled(1.12, 2),
+    "discharge_pressure": scaled(0.97, 0.5),
+}
+
+
+def test_slowing_down_is_a_change_of_speed_and_not_a_leak() -> None:
+    rows = seen(SLOWED)
+    assert "speed_step" in names(rows)
+    assert [row for row in rows if row.severity in ALARMS] == []
+
+
+def test_the_same_at_unchanged_speed_is_a_leak() -> None:
+    leak = {name: change for name, change in SLOWED.items() if name not in ("vsd_frequency", "motor_current")}
+    assert "tubing_leak" in names(seen(leak))
+
+
+def test_a_leak_that_is_there_after_the_step_was_learned_is_found() -> None:
+    """The rules wait for half a day, not for ever."""
+    later = {name: change for name, change in SLOWED.items() if name not in ("flow_rate", "pip")}
+
+    def less(values: np.ndarray, t: np.ndarray) -> np.ndarray:
+        return scaled(0.7)(values, t - 30)
+
+    def more(values: np.ndarray, t: np.ndarray) -> np.ndarray:
+        return scaled(1.12)(values, t - 30)
+
+    rows = seen({**later, "flow_rate": less, "pip": more}, hours=70)
+    (leak,) = [row for row in rows if row.diagnosis == "tubing_leak"]
+    assert leak.severity is Severity.HIGH
+
+
+def test_a_choke_that_is_pinched_is_not_a_leak() -> None:
+    pinched: dict[str, Change] = {
+        "flow_rate": scaled(0.75, 0.2), "pip": scaled(1.1, 1), "discharge_pressure": scaled(1.11, 0.5),
+        "motor_current": scaled(0.97, 0.2),
+    }  # fmt: skip
+    rows = seen(pinched)
+    assert "tubing_leak" not in names(rows)
+    assert [row for row in rows if row.severity in (Severity.CRITICAL, Severity.HIGH)] == []
+
+
+def test_a_short_loss_of_power_at_many_wells_is_no_alarm_of_each() -> None:
+    stop: dict[str, Change] = dict.fromkeys(("motor_current", "vsd_frequency", "flow_rate"), short_stop)
+    rows = seen(stop, wells=20)
+    assert [row for row in rows if row.severity in ALARMS] == []
+    assert len([row for row in rows if row.diagnosis == "early_restart"]) == 20
+
+
+def test_three_starts_in_a_day_are_still_cycling() -> None:
+    def thrice(values: np.ndarray, t: np.ndarray) -> np.ndarray:
+        return np.where((t >= 0) & (t < 6) & (t % 2 < 0.3), 0.0, values)
+
+    rows = seen(dict.fromkeys(("motor_current", "vsd_frequency", "flow_rate"), thrice))
+    assert [row.severity for row in rows if row.diagnosis == "cycling"] == [Severity.HIGH]
+
+
+@pytest.mark.parametrize(("hours", "failed"), [(1, True), (5, False)])
+def test_a_start_that_ends_within_three_hours_has_failed(hours: int, failed: bool) -> None:
+    def run(values: np.ndarray, t: np.ndarray) -> np.ndarray:
+        return np.where((t >= 0) & ((t < 1) | (t > 1 + hours)), 0.0, values)
+
+    rows = seen(dict.fromkeys(("motor_current", "vsd_frequency", "flow_rate"), run))
+    assert ("failed_start" in names(rows)) is failed
+    if failed:
+        assert names(seen(dict.fromkeys(("motor_current", "vsd_frequency", "flow_rate"), short_run))) == names(rows)
+
+
+def test_a_start_that_nobody_saw_has_not_failed() -> None:
+    """The well ran when its first reading came, and stops an hour later: how long it ran is not known."""
+
+    def stop(values: np.ndarray, t: np.ndarray) -> np.ndarray:
+        return np.where(t >= 0, 0.0, values)
+
+    rows = seen(dict.fromkeys(("motor_current", "vsd_frequency", "flow_rate"), stop), hours=5, onset_hours=1)
+    assert names(rows) == {"trip"}
