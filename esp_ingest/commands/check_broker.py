@@ -15,16 +15,18 @@ from esp_ingest.mqtt.client_setup import Topics, new_client
 from esp_ingest.mqtt.source import MqttSource
 from esp_ingest.service.metrics import Metrics
 
-MOST_SECONDS = 5.0  # for the login and the subscription, whatever mqtt.connect_timeout_seconds allows the daemon
+MOST_SECONDS = 4.0  # for the login and the subscription, whatever mqtt.connect_timeout_seconds allows the daemon
 _SECOND_THOUGHTS_SECONDS = 1.5  # after a failure: MQTT 3.1.1 where the broker knows no 5
-_DELIVERY_SECONDS = 2.0
+_DELIVERY_SECONDS = 3.0  # but no more than what is left of the whole
+_WHOLE_SECONDS = 5.5
 _POLL_SECONDS = 0.05
 
 
 def look(settings: MqttSettings, clock: Clock) -> Iterator[Line]:
     """Connect and subscribe as the daemon would, under a client id of its own, so that the daemon's session is left
-    alone. The broker forgets the probe's session with its connection, even if this process is killed. Blocks for some
-    five seconds at a broker that says nothing."""
+    alone. The broker forgets the probe's session with its connection, even if this process is killed. Blocks for less
+    than six seconds, whatever the broker does not say."""
+    started = clock.monotonic()
     address = f"{settings.host}:{settings.port}"
     own_id = f"{settings.client_id}-check-{secrets.token_hex(4)}"  # two at once must not end each other's connection
     limit = min(settings.connect_timeout_seconds, MOST_SECONDS)
@@ -45,7 +47,8 @@ def look(settings: MqttSettings, clock: Clock) -> Iterator[Line]:
         yield Line("broker", False, f"{address}: {failure}")
         return
     yield Line("broker", True, f"{address}, subscription granted")
-    yield _delivery(probe, clock, protocol)
+    limit = min(_DELIVERY_SECONDS, _WHOLE_SECONDS - (clock.monotonic() - started))
+    yield _delivery(probe, clock, protocol, limit)
 
 
 def _wait(source: MqttSource, clock: Clock) -> None:
@@ -59,7 +62,7 @@ def _wait(source: MqttSource, clock: Clock) -> None:
         clock.sleep(_POLL_SECONDS)
 
 
-def _delivery(probe: MqttSettings, clock: Clock, protocol: str) -> Line:
+def _delivery(probe: MqttSettings, clock: Clock, protocol: str, limit_seconds: float) -> Line:
     """Whether messages come: a broker's access list may grant a subscription and hand over nothing. A reading of some
     well proves it, a message to itself on a topic of its own proves the way; without either it is untested."""
     own_topic = f"{probe.topic_root}/{probe.client_id.rpartition('-check-')[0]}/check"
@@ -76,6 +79,7 @@ def _delivery(probe: MqttSettings, clock: Clock, protocol: str) -> Line:
             elif each.payload == nonce:
                 came_back.append(each)
 
+    probe = probe.model_copy(update={"connect_timeout_seconds": max(limit_seconds, 0.1)})
     version = MQTTProtocolVersion.MQTTv5 if protocol == "5" else MQTTProtocolVersion.MQTTv311
     client = new_client(probe, version, clock, came, 1, keep_session=False)
 
@@ -87,8 +91,9 @@ def _delivery(probe: MqttSettings, clock: Clock, protocol: str) -> Line:
 
     client.on_connect, client.on_subscribe = connected, subscribed
     try:
+        deadline = clock.monotonic() + limit_seconds
         client.reconnect()
-        _turn(client, clock, lambda: bool(readings or came_back))
+        _turn(client, clock, deadline, lambda: bool(readings or came_back))
         client.depart()
     except OSError:
         pass  # the line says that it is untested
@@ -106,9 +111,8 @@ def _delivery(probe: MqttSettings, clock: Clock, protocol: str) -> Line:
     return Line("delivery", True, text, is_note=True)
 
 
-def _turn(client: BulkClient, clock: Clock, is_done: Callable[[], bool]) -> None:
+def _turn(client: BulkClient, clock: Clock, deadline: float, is_done: Callable[[], bool]) -> None:
     """Let the network move until it is done, the connection ends or the time is over."""
-    deadline = clock.monotonic() + _DELIVERY_SECONDS
     while not is_done() and (left := deadline - clock.monotonic()) > 0:
         opened = client.socket()
         if opened is None:

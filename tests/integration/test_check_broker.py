@@ -113,10 +113,12 @@ def test_a_reading_that_comes_shows_the_rights_on_readings(mosquitto: Mosquitto)
         thread = threading.Thread(target=keep_publishing)
         thread.start()
         deadline = time.monotonic() + 15  # the message to itself may be faster than the reading
-        while (found := lines(mosquitto.settings())["delivery"]).detail != "readings come (esp/W1/telemetry)":
-            assert time.monotonic() < deadline, found
-        ending.set()
-        thread.join()
+        try:
+            while (found := lines(mosquitto.settings())["delivery"]).detail != "readings come (esp/W1/telemetry)":
+                assert time.monotonic() < deadline, found
+        finally:
+            ending.set()
+            thread.join()
 
 
 def test_where_neither_comes_delivery_is_said_to_be_untested(mosquitto: Mosquitto) -> None:
@@ -142,7 +144,7 @@ def test_a_broker_that_takes_connections_and_says_nothing_costs_less_than_six_se
 def test_a_closed_port_is_told_at_once() -> None:
     started = time.monotonic()
     assert "cannot be reached" in lines(MqttSettings(host="127.0.0.1", port=free_port()))["broker"].detail
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 5
 
 
 def http_line(port: int) -> Line:
