@@ -7,7 +7,7 @@ set -euo pipefail
 trixie=${ESP_INGEST_TRIXIE:-/var/cache/esp-ingest/trixie}
 
 has_trixie() { [ -x "$trixie/usr/lib/postgresql/17/bin/postgres" ] && compgen -G "$trixie/usr/lib/postgresql/17/lib/timescaledb-*.so" >/dev/null; }
-has_trixie_tools() { [ -x "$trixie/usr/bin/pgbackrest" ] && [ -x "$trixie/usr/bin/gitleaks" ]; }
+has_trixie_tools() { [ -x "$trixie/usr/bin/pgbackrest" ] && [ -x "$trixie/usr/bin/gitleaks" ] && [ -x "$trixie/usr/bin/kubectl" ]; }
 has_postgresql() { [ -x /usr/lib/postgresql/15/bin/postgres ]; }
 
 # One Debian package a missing program.
@@ -47,7 +47,7 @@ install_trixie() {
   echo "   making $trixie (45 s, 700 MB)"
   local fresh
   fresh=$(mktemp -d "$trixie.XXXXXX")
-  if ! debootstrap --variant=minbase --include=postgresql-17,postgresql-17-timescaledb,pgbackrest,gitleaks trixie "$fresh" \
+  if ! debootstrap --variant=minbase --include=postgresql-17,postgresql-17-timescaledb,pgbackrest,gitleaks,kubectl trixie "$fresh" \
     ${ESP_INGEST_DEBIAN_MIRROR:+"$ESP_INGEST_DEBIAN_MIRROR"} >"$fresh.log" 2>&1; then
     tail -n 5 "$fresh.log"
     rm -rf "$fresh" "$fresh.log"
@@ -60,8 +60,8 @@ install_trixie() {
 
 # A folder that an earlier version of this script made.
 add_trixie_tools() {
-  echo "   adding pgbackrest and gitleaks to $trixie"
-  DEBIAN_FRONTEND=noninteractive chroot "$trixie" sh -c 'apt-get update -qq && apt-get install -qq -y --no-install-recommends pgbackrest gitleaks' \
+  echo "   adding pgbackrest, gitleaks and kubectl to $trixie"
+  DEBIAN_FRONTEND=noninteractive chroot "$trixie" sh -c 'apt-get update -qq && apt-get install -qq -y --no-install-recommends pgbackrest gitleaks kubectl' \
     >/dev/null 2>&1
 }
 

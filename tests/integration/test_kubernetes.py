@@ -29,7 +29,7 @@ Manifest = dict[str, Any]
 @cache
 def rendered(overlay: str) -> list[Manifest]:
     """What `kubectl apply -k` would send."""
-    text = passes(linter("kubectl", "kubernetes-client"), "kustomize", f"config/kubernetes/overlays/{overlay}")
+    text = passes(linter("kubectl", "kubectl"), "kustomize", f"config/kubernetes/overlays/{overlay}")
     return list(yaml.safe_load_all(text))
 
 
