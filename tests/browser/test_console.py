@@ -270,7 +270,7 @@ def test_an_alarm_is_explained(otto: Page) -> None:
     otto.get_by_role("button", name="Underload").click()
     shown = otto.locator(".explanation")
     expect(shown).to_contain_text("Less fluid reaches the pump.")
-    expect(shown).to_contain_text("Check inflow, valves and gas.")
+    expect(shown).to_contain_text("Check flow at surface: if there is none, stop.")
     expect(shown).to_contain_text("24 h habit")
     expect(shown).to_contain_text("The drive may trip")
 

@@ -51,9 +51,12 @@ STEPS = [
 ]
 
 
-@pytest.fixture
-def database(native_database: Database) -> Database:
-    return migrated(native_database)
+@pytest.fixture(
+    params=["timescaledb_apache", pytest.param("postgres15", marks=pytest.mark.soak)]  # a step takes seconds
+)
+def database(request: pytest.FixtureRequest) -> Database:
+    found: Database = request.getfixturevalue(request.param)
+    return migrated(found)
 
 
 def killed(database: Database, archive: Path, step: tuple[str, str], number: int, *arguments: str) -> None:
