@@ -83,7 +83,6 @@ _WANDER = {
     "frequency": (0.08, 900.0),
     "wellhead": (0.02, 3_600.0),
 }
-_WANDER_ROW = {name: row for row, name in enumerate(_WANDER)}
 _BOUND = 3.5  # spreads
 
 # Noise of the instruments (in the signal's unit), and the decimals they report.

@@ -76,10 +76,6 @@ class Days:
             self._columns[table.name] = [column(table.name, *row) for row in found]
         return self._columns[table.name]
 
-    def forget_columns(self) -> None:
-        """Look again: a migration may have added one."""
-        self._columns = {}
-
     def statement(self, name: str, table: Table, **more: sql.Composable) -> sql.Composed:
         """The template ``name`` of sql/queries.sql for this table."""
         text = query(name).decode()

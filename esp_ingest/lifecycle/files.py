@@ -17,7 +17,6 @@ BATCH_ROWS = 10_000
 GROUP_ROWS = 120_000
 GROUP_BYTES = 33_554_432  # as Arrow holds it: a reader has one group in memory
 _DICTIONARY = frozenset(("well_id", "diagnosis", "severity", "state", "topic", "reason"))
-_VARIABLE = frozenset(("text", "json", "jsonb", "bytea", "character varying", "character"))
 
 
 class Writer:
