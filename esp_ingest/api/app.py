@@ -10,18 +10,19 @@ from fastapi.routing import APIRoute
 from starlette.middleware import Middleware
 
 from esp_ingest import __version__
-from esp_ingest.api import keys, problems
-from esp_ingest.api.auth import Auth
+from esp_ingest.api.access import keys
+from esp_ingest.api.access.auth import Auth
 from esp_ingest.api.context import Api
 from esp_ingest.api.database import Database
-from esp_ingest.api.fleet import Fleet
 from esp_ingest.api.guard import Guard
-from esp_ingest.api.live import Feed
-from esp_ingest.api.models import ProblemDocument
 from esp_ingest.api.monitor import Monitor
 from esp_ingest.api.readiness import Readiness
+from esp_ingest.api.reads.fleet import Fleet
+from esp_ingest.api.reads.live import Feed
 from esp_ingest.api.routes import actions, alarms, operations, pages, pump, rules, session, stream, telemetry, wells
-from esp_ingest.api.schema import PROBLEM_EXAMPLE
+from esp_ingest.api.wire import problems
+from esp_ingest.api.wire.models import ProblemDocument
+from esp_ingest.api.wire.schema import PROBLEM_EXAMPLE
 from esp_ingest.config.settings import Settings
 from esp_ingest.interfaces import Clock
 from esp_ingest.service.clock import SystemClock

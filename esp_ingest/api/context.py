@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from esp_ingest.api.auth import Auth
+from esp_ingest.api.access.auth import Auth
+from esp_ingest.api.access.principal import Principal, Role
 from esp_ingest.api.database import Database
-from esp_ingest.api.fleet import Fleet
-from esp_ingest.api.live import Feed
 from esp_ingest.api.monitor import Monitor
-from esp_ingest.api.principal import Principal, Role
-from esp_ingest.api.problems import Problem, invalid
 from esp_ingest.api.readiness import Readiness
+from esp_ingest.api.reads.fleet import Fleet
+from esp_ingest.api.reads.live import Feed
+from esp_ingest.api.wire.problems import Problem, invalid
 from esp_ingest.config.settings import Settings
 from esp_ingest.interfaces import Clock
 from esp_ingest.service.metrics import ApiMetrics

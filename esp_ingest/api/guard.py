@@ -6,7 +6,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from esp_ingest.api.problems import Problem, answer, from_error
+from esp_ingest.api.wire.problems import Problem, answer, from_error
 from esp_ingest.interfaces import Clock
 from esp_ingest.service.metrics import API_METHODS, ApiMetrics
 

@@ -20,7 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from esp_ingest.api.app import create_app
 from esp_ingest.api.context import Api
-from esp_ingest.api.problems import MEDIA_TYPE, Problem, document
+from esp_ingest.api.wire.problems import MEDIA_TYPE, Problem, document
 from esp_ingest.config.settings import ApiSettings, ConfigError, Settings
 from esp_ingest.service import log as service_log
 

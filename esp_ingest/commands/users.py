@@ -1,5 +1,5 @@
-"""`esp-ingest users`: who may use the HTTP API. The arguments; esp_ingest/api/admin.py does the work, so that the
-parser of all commands loads neither database nor hashes."""
+"""`esp-ingest users`: who may use the HTTP API. The arguments; esp_ingest/api/access/admin.py does the work, so that
+the parser of all commands loads neither database nor hashes."""
 
 import argparse
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ def run(settings: "Settings", arguments: argparse.Namespace) -> Iterator[str]:
     """The lines to print. Raises ConfigError for wrong usage, LookupError if there is no such user,
     StoreUnavailable."""
     require("api", "`esp-ingest users`")
-    from esp_ingest.api import admin
+    from esp_ingest.api.access import admin
 
     return admin.run(settings, arguments)
 

@@ -40,7 +40,7 @@ class DemoConsole:
 
     def add_user(self, connection: Connection) -> None:
         """Make the demo's user, an operator with a random password."""
-        from esp_ingest.api import passwords  # needs the extra
+        from esp_ingest.api.access import passwords  # needs the extra
 
         users.add(connection, USER, passwords.hashed(self.password), "operator", ["*"])
 

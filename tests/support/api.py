@@ -17,7 +17,7 @@ from typing import Any, Self
 import httpx
 import psycopg
 
-from esp_ingest.api import admin
+from esp_ingest.api.access import admin
 from esp_ingest.config.load import load
 from tests.support.brokers import ROOT
 from tests.support.databases import Database, free_port

@@ -13,14 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import Request
 
-from esp_ingest.api import answers, cursors, keys, passwords, ranges, units
-from esp_ingest.api import telemetry as reader
-from esp_ingest.api.fleet import Well, gathered, running
-from esp_ingest.api.live import MOST_ITEMS, Event, Feed, wants
+from esp_ingest.api.access import keys, passwords
+from esp_ingest.api.access.principal import Principal
+from esp_ingest.api.access.throttle import FREE_FAILURES, LONGEST_WAIT_SECONDS, SignInThrottle
 from esp_ingest.api.monitor import _figures
-from esp_ingest.api.principal import Principal
-from esp_ingest.api.problems import Problem
-from esp_ingest.api.throttle import FREE_FAILURES, LONGEST_WAIT_SECONDS, SignInThrottle
+from esp_ingest.api.reads import telemetry as reader
+from esp_ingest.api.reads.fleet import Well, gathered, running
+from esp_ingest.api.reads.live import MOST_ITEMS, Event, Feed, wants
+from esp_ingest.api.wire import answers, cursors, ranges, units
+from esp_ingest.api.wire.problems import Problem
 from esp_ingest.config.load import load
 from esp_ingest.config.settings import ConfigError
 from esp_ingest.model import SIGNAL_NAMES, SIGNALS, at_us

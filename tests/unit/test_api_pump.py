@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from esp_ingest.api.pump import operating_point
+from esp_ingest.api.reads.pump import operating_point
 from esp_ingest.config.load import load
 from esp_ingest.config.pumps import Pump, PumpsSettings
 from esp_ingest.config.settings import ConfigError

@@ -35,7 +35,7 @@ const STORED_UNITS = {
   flow_rate: "bbl/d", pip: "psi", motor_current: "A", motor_temp: "°F", vibration: "in/s", vsd_frequency: "Hz", gor: "scf/bbl",
   discharge_pressure: "psi", wellhead_pressure: "psi", casing_pressure: "psi", intake_temp: "°F", leakage_current: "mA", drive_voltage: "V",
 };
-// As the API converts (esp_ingest/api/units.py), for what comes as it is stored: the live stream and the figures of alarms.
+// As the API converts (esp_ingest/api/wire/units.py), for what comes as it is stored: the live stream and the figures of alarms.
 const METRIC = {
   "bbl/d": ["m³/d", (x) => x * 0.158987294928], psi: ["bar", (x) => x * 0.0689475729316836], "°F": ["°C", (x) => ((x - 32) * 5) / 9],
   "in/s": ["mm/s", (x) => x * 25.4], "scf/bbl": ["m³/m³", (x) => (x * 0.028316846592) / 0.158987294928],

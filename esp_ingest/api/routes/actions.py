@@ -11,12 +11,12 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from esp_ingest.api import models
-from esp_ingest.api.answers import respond
+from esp_ingest.api.access.principal import Principal
 from esp_ingest.api.context import Api, Operator, Parts
-from esp_ingest.api.principal import Principal
-from esp_ingest.api.problems import Problem, invalid
-from esp_ingest.api.schema import ITEM_EXAMPLE, OUTCOME_EXAMPLE, answers
+from esp_ingest.api.wire import models
+from esp_ingest.api.wire.answers import respond
+from esp_ingest.api.wire.problems import Problem, invalid
+from esp_ingest.api.wire.schema import ITEM_EXAMPLE, OUTCOME_EXAMPLE, answers
 from esp_ingest.store import alarms, users
 from esp_ingest.store.alarms import Changed, Judgement
 from esp_ingest.store.connection import Connection

@@ -7,15 +7,15 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
-from esp_ingest.api import cursors, models
-from esp_ingest.api.answers import Column, Table, link, respond
 from esp_ingest.api.context import Parts, Viewer
-from esp_ingest.api.fleet import SEVERITIES
-from esp_ingest.api.ranges import check, moment, range_of
+from esp_ingest.api.reads.fleet import SEVERITIES
 from esp_ingest.api.routes.operations import without_nul
 from esp_ingest.api.routes.telemetry import FromQuery, ToQuery
 from esp_ingest.api.routes.wells import CursorQuery, LimitQuery
-from esp_ingest.api.schema import OCCURRENCE_EXAMPLE, answers
+from esp_ingest.api.wire import cursors, models
+from esp_ingest.api.wire.answers import Column, Table, link, respond
+from esp_ingest.api.wire.ranges import check, moment, range_of
+from esp_ingest.api.wire.schema import OCCURRENCE_EXAMPLE, answers
 from esp_ingest.config.section import WELL_ID_PATTERN
 
 router = APIRouter(prefix="/api/v1/alarms", tags=["alarms"])

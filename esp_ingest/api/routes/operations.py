@@ -9,14 +9,14 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
-from esp_ingest.api import cursors, models
-from esp_ingest.api.answers import Column, Table, link, respond
 from esp_ingest.api.context import Admin, Parts, Viewer
-from esp_ingest.api.problems import invalid
-from esp_ingest.api.ranges import check, moment
 from esp_ingest.api.routes.telemetry import FromQuery, ToQuery
 from esp_ingest.api.routes.wells import CursorQuery, LimitQuery
-from esp_ingest.api.schema import answers
+from esp_ingest.api.wire import cursors, models
+from esp_ingest.api.wire.answers import Column, Table, link, respond
+from esp_ingest.api.wire.problems import invalid
+from esp_ingest.api.wire.ranges import check, moment
+from esp_ingest.api.wire.schema import answers
 from esp_ingest.model import RejectReason
 
 router = APIRouter(prefix="/api/v1", tags=["operations"])

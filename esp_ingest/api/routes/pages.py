@@ -9,9 +9,9 @@ from starlette.routing import Match, Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from esp_ingest.api import models
-from esp_ingest.api.answers import respond
 from esp_ingest.api.context import Parts
+from esp_ingest.api.wire import models
+from esp_ingest.api.wire.answers import respond
 from esp_ingest.service.metrics import CONTENT_TYPE
 
 router = APIRouter(tags=["operations"])

@@ -3,14 +3,14 @@
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from esp_ingest.api import models
-from esp_ingest.api.answers import respond
 from esp_ingest.api.context import Parts, Viewer
-from esp_ingest.api.problems import Problem
-from esp_ingest.api.pump import operating_point
+from esp_ingest.api.reads.pump import operating_point
 from esp_ingest.api.routes.wells import UnitsQuery, WellIdPath, no_such_well, refuse_foreign
-from esp_ingest.api.schema import answers
-from esp_ingest.api.units import HEAD, convert, unit
+from esp_ingest.api.wire import models
+from esp_ingest.api.wire.answers import respond
+from esp_ingest.api.wire.problems import Problem
+from esp_ingest.api.wire.schema import answers
+from esp_ingest.api.wire.units import HEAD, convert, unit
 from esp_ingest.model import SIGNAL_NAMES
 
 router = APIRouter(prefix="/api/v1", tags=["wells"])

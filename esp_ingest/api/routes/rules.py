@@ -9,11 +9,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
-from esp_ingest.api import models
-from esp_ingest.api.answers import respond
 from esp_ingest.api.context import Parts, Viewer
-from esp_ingest.api.problems import Problem
-from esp_ingest.api.schema import answers
+from esp_ingest.api.wire import models
+from esp_ingest.api.wire.answers import respond
+from esp_ingest.api.wire.problems import Problem
+from esp_ingest.api.wire.schema import answers
 from esp_ingest.model import SIGNAL_NAMES
 from esp_ingest.resources import config_file
 

@@ -5,11 +5,11 @@ from typing import Annotated
 from fastapi import APIRouter, Form, Request
 from fastapi.responses import Response
 
-from esp_ingest.api.answers import respond
 from esp_ingest.api.context import Parts, Viewer
-from esp_ingest.api.models import AuthMethods, Me, OidcBody, RefreshBody, Tokens
-from esp_ingest.api.problems import invalid
-from esp_ingest.api.schema import answers, problem_answers
+from esp_ingest.api.wire.answers import respond
+from esp_ingest.api.wire.models import AuthMethods, Me, OidcBody, RefreshBody, Tokens
+from esp_ingest.api.wire.problems import invalid
+from esp_ingest.api.wire.schema import answers, problem_answers
 from esp_ingest.model import at_us
 
 router = APIRouter(prefix="/api/v1", tags=["session"])

@@ -9,13 +9,13 @@ from fastapi import APIRouter, Header, Request
 from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from esp_ingest.api.access.principal import Principal
 from esp_ingest.api.context import Api, Parts, Viewer
-from esp_ingest.api.live import wants
-from esp_ingest.api.principal import Principal
-from esp_ingest.api.problems import Problem
+from esp_ingest.api.reads.live import wants
 from esp_ingest.api.routes.alarms import WellQuery
 from esp_ingest.api.routes.wells import no_such_well
-from esp_ingest.api.schema import problem_answers
+from esp_ingest.api.wire.problems import Problem
+from esp_ingest.api.wire.schema import problem_answers
 
 router = APIRouter(prefix="/api/v1", tags=["live"])
 

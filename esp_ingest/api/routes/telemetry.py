@@ -7,16 +7,16 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
-from esp_ingest.api import cursors, models
-from esp_ingest.api.answers import Column, Kind, Table, link, respond
 from esp_ingest.api.context import Api, Parts, Viewer
-from esp_ingest.api.problems import Problem, invalid
-from esp_ingest.api.ranges import Range, range_of
+from esp_ingest.api.reads.telemetry import Page, Resolution, TelemetryReader
 from esp_ingest.api.routes.wells import CursorQuery, UnitsQuery, WellIdPath, no_such_well, refuse_foreign
-from esp_ingest.api.schema import answers
-from esp_ingest.api.telemetry import Page, Resolution, TelemetryReader
-from esp_ingest.api.units import System, convert_rows, unit
-from esp_ingest.api.units import units as units_of
+from esp_ingest.api.wire import cursors, models
+from esp_ingest.api.wire.answers import Column, Kind, Table, link, respond
+from esp_ingest.api.wire.problems import Problem, invalid
+from esp_ingest.api.wire.ranges import Range, range_of
+from esp_ingest.api.wire.schema import answers
+from esp_ingest.api.wire.units import System, convert_rows, unit
+from esp_ingest.api.wire.units import units as units_of
 from esp_ingest.model import SIGNAL_NAMES
 from esp_ingest.service.text import rfc3339_of
 

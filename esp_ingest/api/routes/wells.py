@@ -7,14 +7,14 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response
 
-from esp_ingest.api import cursors, models
-from esp_ingest.api.answers import Column, Table, link, respond
+from esp_ingest.api.access.principal import Principal
 from esp_ingest.api.context import Api, Parts, Viewer
-from esp_ingest.api.fleet import SEVERITIES, STATES, Well, alarm
-from esp_ingest.api.principal import Principal
-from esp_ingest.api.problems import Problem
-from esp_ingest.api.schema import WELL_EXAMPLE, answers
-from esp_ingest.api.units import System, convert, unit, units
+from esp_ingest.api.reads.fleet import SEVERITIES, STATES, Well, alarm
+from esp_ingest.api.wire import cursors, models
+from esp_ingest.api.wire.answers import Column, Table, link, respond
+from esp_ingest.api.wire.problems import Problem
+from esp_ingest.api.wire.schema import WELL_EXAMPLE, answers
+from esp_ingest.api.wire.units import System, convert, unit, units
 from esp_ingest.config.section import WELL_ID_PATTERN
 from esp_ingest.model import SIGNAL_NAMES, SIGNALS
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from esp_ingest.api.fleet import MIN_FREQUENCY_HZ
+from esp_ingest.api.reads.fleet import MIN_FREQUENCY_HZ
 from esp_ingest.config.pumps import Pump, PumpsSettings
 
 

@@ -22,9 +22,9 @@ import msgspec
 import psycopg
 from psycopg_pool import PoolTimeout
 
+from esp_ingest.api.access.principal import Principal
 from esp_ingest.api.database import Database
 from esp_ingest.api.monitor import Monitor
-from esp_ingest.api.principal import Principal
 from esp_ingest.interfaces import Clock, StoreUnavailable
 from esp_ingest.model import SIGNAL_NAMES, at_us
 from esp_ingest.service.log import Repeated

@@ -13,7 +13,7 @@ import msgspec
 from fastapi import Request
 from fastapi.responses import Response
 
-from esp_ingest.api.problems import Problem
+from esp_ingest.api.wire.problems import Problem
 from esp_ingest.service.text import rfc3339_of
 
 JSON, CSV, ARROW = "application/json", "text/csv", "application/vnd.apache.arrow.stream"

@@ -13,15 +13,15 @@ from uuid import UUID, uuid4
 
 import jwt
 
-from esp_ingest.api import passwords
+from esp_ingest.api.access import passwords
+from esp_ingest.api.access.keys import KeyRing
+from esp_ingest.api.access.oidc import OidcUnavailable, OidcVerifier
+from esp_ingest.api.access.oidc_client import OidcClient, OidcRefused
+from esp_ingest.api.access.principal import Principal
+from esp_ingest.api.access.throttle import SignInThrottle
+from esp_ingest.api.access.tokens import Tokens
 from esp_ingest.api.database import Database
-from esp_ingest.api.keys import KeyRing
-from esp_ingest.api.oidc import OidcUnavailable, OidcVerifier
-from esp_ingest.api.oidc_client import OidcClient, OidcRefused
-from esp_ingest.api.principal import Principal
-from esp_ingest.api.problems import Problem
-from esp_ingest.api.throttle import SignInThrottle
-from esp_ingest.api.tokens import Tokens
+from esp_ingest.api.wire.problems import Problem
 from esp_ingest.config.settings import Settings
 from esp_ingest.interfaces import Clock
 from esp_ingest.model import at_us

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from esp_ingest.api.problems import Problem, invalid
+from esp_ingest.api.wire.problems import Problem, invalid
 
 _LONGEST = 2_000
 

@@ -12,10 +12,10 @@ from urllib.parse import quote
 import httpx
 import jwt
 
-from esp_ingest.api.oidc import TIMEOUT_SECONDS, OidcUnavailable, OidcVerifier, checked, json_object
-from esp_ingest.api.principal import Principal
-from esp_ingest.api.problems import Problem
-from esp_ingest.api.tokens import Tokens
+from esp_ingest.api.access.oidc import TIMEOUT_SECONDS, OidcUnavailable, OidcVerifier, checked, json_object
+from esp_ingest.api.access.principal import Principal
+from esp_ingest.api.access.tokens import Tokens
+from esp_ingest.api.wire.problems import Problem
 from esp_ingest.config.settings import ApiSettings
 from esp_ingest.interfaces import Clock
 

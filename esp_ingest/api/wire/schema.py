@@ -3,8 +3,8 @@ in."""
 
 from typing import Any
 
-from esp_ingest.api.models import ProblemDocument
-from esp_ingest.api.problems import MEDIA_TYPE
+from esp_ingest.api.wire.models import ProblemDocument
+from esp_ingest.api.wire.problems import MEDIA_TYPE
 
 _CSV = {"schema": {"type": "string"}}
 _ARROW = {"schema": {"type": "string", "format": "binary"}}

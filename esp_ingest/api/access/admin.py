@@ -10,8 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from esp_ingest.api import passwords
-from esp_ingest.api.auth import machine_token
+from esp_ingest.api.access import passwords
+from esp_ingest.api.access.auth import machine_token
 from esp_ingest.config.settings import ConfigError, Settings
 from esp_ingest.interfaces import Clock
 from esp_ingest.model import at_us

@@ -3,7 +3,7 @@
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from esp_ingest.api.problems import Problem, invalid
+from esp_ingest.api.wire.problems import Problem, invalid
 from esp_ingest.model import at_us
 from esp_ingest.telemetry.timestamps import lacks_offset, parse_moment
 

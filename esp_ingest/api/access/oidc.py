@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 import jwt
 
-from esp_ingest.api.keys import LEEWAY_SECONDS
-from esp_ingest.api.principal import EVERYTHING, Principal, Role
-from esp_ingest.api.problems import Problem
+from esp_ingest.api.access.keys import LEEWAY_SECONDS
+from esp_ingest.api.access.principal import EVERYTHING, Principal, Role
+from esp_ingest.api.wire.problems import Problem
 from esp_ingest.config.hosts import is_private_url
 from esp_ingest.config.settings import ApiSettings
 from esp_ingest.interfaces import Clock

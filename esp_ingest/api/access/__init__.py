@@ -1,0 +1,1 @@
+"""Who may ask: users, tokens, roles, and OpenID providers."""
