@@ -166,7 +166,7 @@ def _query(settings: "Settings", arguments: argparse.Namespace) -> int:
 
 def _drill(settings: "Settings", arguments: argparse.Namespace) -> int:
     from esp_ingest.config.settings import ConfigError
-    from esp_ingest.lifecycle import drill
+    from esp_ingest.lifecycle.backup import drill
     from esp_ingest.service.clock import SystemClock
 
     if arguments.repository is not None:

@@ -8,10 +8,10 @@ from uuid import UUID
 import psycopg
 from psycopg import sql
 
-from esp_ingest.lifecycle.checksum import Content
-from esp_ingest.lifecycle.columns import Column, column
+from esp_ingest.lifecycle.archive.checksum import Content
+from esp_ingest.lifecycle.archive.columns import Column, column
+from esp_ingest.lifecycle.archive.manifest import Manifest
 from esp_ingest.lifecycle.errors import LifecycleError, Reason
-from esp_ingest.lifecycle.manifest import Manifest
 from esp_ingest.lifecycle.tables import FIRST_DAY, LAST_DAY, Table, bounds, day_of
 from esp_ingest.store.connection import Connection
 from esp_ingest.store.queries import query

@@ -18,13 +18,14 @@ import pyarrow.dataset as ds
 from psycopg import sql
 
 from esp_ingest.config.settings import ConfigError, Settings
-from esp_ingest.lifecycle import archive, files, reading, verify
-from esp_ingest.lifecycle.columns import schema
+from esp_ingest.lifecycle import reading
+from esp_ingest.lifecycle.archive import export, files, verify
+from esp_ingest.lifecycle.archive.columns import schema
+from esp_ingest.lifecycle.archive.manifest import folder
+from esp_ingest.lifecycle.archive.storage import Storage
+from esp_ingest.lifecycle.archive.verify import Origin
 from esp_ingest.lifecycle.days import Days, identifiers
-from esp_ingest.lifecycle.manifest import folder
-from esp_ingest.lifecycle.storage import Storage
 from esp_ingest.lifecycle.tables import TABLES, Table
-from esp_ingest.lifecycle.verify import Origin
 from esp_ingest.store.queries import query
 
 _MEMORY = "1GB"
@@ -102,10 +103,10 @@ def _export(days: Days, table: Table, path: Path, day: Any) -> bool:
     columns = days.columns(table)
     rows = 0
     with (
-        closing(archive.stored_rows(days, table, day, None)) as here,
+        closing(export.stored_rows(days, table, day, None)) as here,
         files.Writer(path, table.name, columns, table.time) as writer,
     ):
-        for page in archive.pages(here):
+        for page in export.pages(here):
             writer.add(page)
             rows += len(page)
         if rows:

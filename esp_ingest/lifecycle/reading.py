@@ -10,12 +10,13 @@ import psycopg
 
 from esp_ingest.config.settings import Settings
 from esp_ingest.lifecycle import days as known
-from esp_ingest.lifecycle import restore, runs, verify
+from esp_ingest.lifecycle import runs
+from esp_ingest.lifecycle.archive import restore, verify
+from esp_ingest.lifecycle.archive.storage import Storage, open_storage
+from esp_ingest.lifecycle.archive.verify import Origin
 from esp_ingest.lifecycle.days import Days
 from esp_ingest.lifecycle.errors import LifecycleError, Reason
-from esp_ingest.lifecycle.storage import Storage, open_storage
 from esp_ingest.lifecycle.tables import FIRST_DAY, LAST_DAY, TABLES
-from esp_ingest.lifecycle.verify import Origin
 from esp_ingest.store.queries import query
 
 Report = Callable[[str, dict[str, Any]], None]

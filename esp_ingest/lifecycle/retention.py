@@ -12,7 +12,7 @@ from datetime import UTC, date, datetime, timedelta
 import psycopg
 from psycopg import sql
 
-from esp_ingest.lifecycle.checksum import NOTHING, Content
+from esp_ingest.lifecycle.archive.checksum import NOTHING, Content
 from esp_ingest.lifecycle.days import Days
 from esp_ingest.lifecycle.errors import LifecycleError, Reason
 from esp_ingest.lifecycle.tables import Table, bounds

@@ -27,8 +27,8 @@ from esp_ingest.store.queries import query
 from esp_ingest.store.write import newest
 
 if TYPE_CHECKING:
-    from esp_ingest.lifecycle.storage import Storage
-    from esp_ingest.lifecycle.verify import Origin
+    from esp_ingest.lifecycle.archive.storage import Storage
+    from esp_ingest.lifecycle.archive.verify import Origin
 
 log = logging.getLogger(__name__)
 
@@ -147,8 +147,8 @@ class Run:
         # What is dropped here stays the newest reading of a well that is silent: no mark.
         self._connection.execute(query("keeps_well_newest"), {"keeps": "on"})
         if self._settings.archive.url:
-            from esp_ingest.lifecycle.storage import open_storage
-            from esp_ingest.lifecycle.verify import Origin
+            from esp_ingest.lifecycle.archive.storage import open_storage
+            from esp_ingest.lifecycle.archive.verify import Origin
 
             origin = Origin(database, schema_version)
             storage = open_storage(self._settings.archive)
@@ -214,7 +214,7 @@ class Run:
     def _archive_day(
         self, storage: "Storage", origin: "Origin", table: Table, day: date, held: Held, record: Record | None
     ) -> None:
-        from esp_ingest.lifecycle import archive, verify
+        from esp_ingest.lifecycle.archive import export, verify
 
         if record is not None and record.is_current(held):
             try:
@@ -227,10 +227,10 @@ class Run:
                     "the archived day is damaged and written anew", extra={"table": table.name, "day": str(day)}
                 )
             else:
-                archive.clean(storage, found, table, day)  # a run may have been killed just before that
+                export.clean(storage, found, table, day)  # a run may have been killed just before that
                 self._verified(table, day, found.rows)
                 return
-        found = archive.archive_day(
+        found = export.archive_day(
             self._days,
             storage,
             origin,
@@ -280,7 +280,7 @@ class Run:
 
     def _drop_proven(self, storage: "Storage", origin: "Origin") -> None:
         """First read back every day that is due; only if all of them are whole, drop them one by one."""
-        from esp_ingest.lifecycle import verify
+        from esp_ingest.lifecycle.archive import verify
 
         due = [(table, what) for table in TABLES for what in self._due(table)]
         proven = {table.name: {} for table in TABLES}  # type: dict[str, dict[date, Any]]

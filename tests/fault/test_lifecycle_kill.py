@@ -28,12 +28,12 @@ from tests.support.lifecycle_data import (
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(300)]
 
-ARCHIVE, STORAGE = "esp_ingest.lifecycle.archive", "esp_ingest.lifecycle.storage:FolderStorage"
+ARCHIVE, STORAGE = "esp_ingest.lifecycle.archive.export", "esp_ingest.lifecycle.archive.storage:FolderStorage"
 DAYS, RETENTION = "esp_ingest.lifecycle.days:Days", "esp_ingest.lifecycle.retention"
 STEPS = [
     ("esp_ingest.lifecycle.runs:claim", "after"),
-    ("esp_ingest.lifecycle.files:Writer.add", "after"),
-    ("esp_ingest.lifecycle.files:Writer.finish", "after"),
+    ("esp_ingest.lifecycle.archive.files:Writer.add", "after"),
+    ("esp_ingest.lifecycle.archive.files:Writer.finish", "after"),
     (f"{STORAGE}.take", "before"),
     ("pathlib:Path.replace", "before"),
     ("pathlib:Path.replace", "after"),
@@ -42,7 +42,7 @@ STEPS = [
     (f"{STORAGE}.write", "after"),
     (f"{DAYS}.archived", "after"),
     (f"{ARCHIVE}:clean", "after"),
-    ("esp_ingest.lifecycle.verify:read_back", "after"),
+    ("esp_ingest.lifecycle.archive.verify:read_back", "after"),
     (f"{DAYS}.verified", "after"),
     (f"{RETENTION}:drop", "before"),
     (f"{RETENTION}:_compare", "after"),
@@ -170,7 +170,7 @@ def test_a_restore_is_killed(database: Database, tmp_path: Path, number: int) ->
     before = contents(database, "esp_telemetry")
     assert run(settings_for(database, tmp_path))[0].ok
     day = str(midnight(40).date())
-    step = ("esp_ingest.lifecycle.restore:_Array.__init__", "after")
+    step = ("esp_ingest.lifecycle.archive.restore:_Array.__init__", "after")
     killed(database, tmp_path, step, 18 * number + 5, "restore", "--from", day, "--to", day)
     assert database.value("SELECT count(*) FROM esp_telemetry") == 0, "all of the day or nothing"
     restore(database, tmp_path, "esp_telemetry")

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from esp_ingest.config.settings import ConfigError, LifecycleSettings
-from esp_ingest.lifecycle import drill as drills
 from esp_ingest.lifecycle import observe
+from esp_ingest.lifecycle.backup import drill as drills
 from esp_ingest.service.clock import SystemClock
 from esp_ingest.service.metrics import LifecycleMetrics
 from tests.support.backups import Backups, TimescaleBackups, azurite_tls, backups, drill, timescale_backups

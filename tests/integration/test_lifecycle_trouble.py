@@ -10,7 +10,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from esp_ingest.lifecycle import archive, reading, retention, runs
+from esp_ingest.lifecycle import reading, retention, runs
+from esp_ingest.lifecycle.archive import export
 from esp_ingest.lifecycle.errors import LifecycleError, Reason
 from esp_ingest.service.clock import SystemClock
 from esp_ingest.store.locks import LOCKS
@@ -445,7 +446,7 @@ def test_memory_is_bounded_by_pages_and_not_by_the_day(database: Database, tmp_p
         f"SELECT '{at}'::timestamptz + n * INTERVAL '1 s', md5(n::text)::uuid, 0, 't', 'invalid_json', '', "
         "decode(repeat(md5(n::text), 32768), 'hex'), false FROM generate_series(1, 100) n"
     )
-    pages = list(archive.pages(iter([(b"x" * 1_000_000,)] * 30)))
+    pages = list(export.pages(iter([(b"x" * 1_000_000,)] * 30)))
     assert max(len(page) for page in pages) <= 9
     outcome, _ = run(settings_for(database, tmp_path))
     assert outcome.ok, outcome.problems

@@ -6,7 +6,7 @@ from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
-from esp_ingest.lifecycle import manifest
+from esp_ingest.lifecycle.archive import manifest
 from esp_ingest.lifecycle.errors import LifecycleError, Reason
 from esp_ingest.lifecycle.retention import Chunk, Drop, cutoff, plan
 from esp_ingest.lifecycle.tables import TABLES

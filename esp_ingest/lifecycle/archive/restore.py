@@ -10,15 +10,15 @@ from psycopg import sql
 from psycopg.adapt import Dumper
 from psycopg.pq import Format
 
-from esp_ingest.lifecycle import verify
-from esp_ingest.lifecycle.archive import Row, archived_rows, pages
-from esp_ingest.lifecycle.columns import Column, to_arrow, wire
+from esp_ingest.lifecycle.archive import verify
+from esp_ingest.lifecycle.archive.columns import Column, to_arrow, wire
+from esp_ingest.lifecycle.archive.export import Row, archived_rows, pages
+from esp_ingest.lifecycle.archive.manifest import folder
+from esp_ingest.lifecycle.archive.storage import Storage
+from esp_ingest.lifecycle.archive.verify import Origin
 from esp_ingest.lifecycle.days import Days, identifiers
 from esp_ingest.lifecycle.errors import LifecycleError, Reason
-from esp_ingest.lifecycle.manifest import folder
-from esp_ingest.lifecycle.storage import Storage
 from esp_ingest.lifecycle.tables import TABLE_NAMES, Table
-from esp_ingest.lifecycle.verify import Origin
 
 _PAGE_ROWS, _PAGE_BYTES = 500, 262_144  # about 100 kB of telemetry a statement
 

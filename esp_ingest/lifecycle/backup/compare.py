@@ -6,12 +6,12 @@ from datetime import date
 
 from psycopg import sql
 
-from esp_ingest.lifecycle import restore, verify
+from esp_ingest.lifecycle.archive import restore, verify
+from esp_ingest.lifecycle.archive.storage import Storage
+from esp_ingest.lifecycle.archive.verify import Origin
 from esp_ingest.lifecycle.days import Days, Record
 from esp_ingest.lifecycle.errors import LifecycleError, Reason
-from esp_ingest.lifecycle.storage import Storage
 from esp_ingest.lifecycle.tables import TABLES, Table, bounds
-from esp_ingest.lifecycle.verify import Origin
 
 _SCRATCH = "esp_ingest_drill_{}"
 

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from esp_ingest.lifecycle.checksum import Content, Summing
-from esp_ingest.lifecycle.columns import Column, column_of, schema, to_arrow, to_raw
+from esp_ingest.lifecycle.archive.checksum import Content, Summing
+from esp_ingest.lifecycle.archive.columns import Column, column_of, schema, to_arrow, to_raw
 from esp_ingest.lifecycle.errors import LifecycleError, Reason
 
 BATCH_ROWS = 10_000

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from esp_ingest.lifecycle.columns import Column, wire
+from esp_ingest.lifecycle.archive.columns import Column, wire
 
 _MODULUS = 2**64
 

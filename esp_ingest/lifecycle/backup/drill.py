@@ -15,10 +15,11 @@ import psycopg
 
 from esp_ingest.config.settings import ConfigError, Settings
 from esp_ingest.interfaces import Clock
-from esp_ingest.lifecycle import compare, instance, pgbackrest, reading, runs
+from esp_ingest.lifecycle import reading, runs
+from esp_ingest.lifecycle.backup import compare, instance, pgbackrest
+from esp_ingest.lifecycle.backup.instance import Instance
+from esp_ingest.lifecycle.backup.pgbackrest import Backup
 from esp_ingest.lifecycle.errors import BackupError, LifecycleError
-from esp_ingest.lifecycle.instance import Instance
-from esp_ingest.lifecycle.pgbackrest import Backup
 from esp_ingest.service.guard import undisturbed
 from esp_ingest.store.queries import query
 

@@ -281,7 +281,7 @@ class ObjectStorage:
     def arrow(self) -> Any:
         import pyarrow.fs
 
-        from esp_ingest.lifecycle.arrow_files import ObjectFiles
+        from esp_ingest.lifecycle.archive.arrow_files import ObjectFiles
 
         return pyarrow.fs.PyFileSystem(ObjectFiles(self._store))
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from esp_ingest.lifecycle import files, manifest
-from esp_ingest.lifecycle.checksum import Summing
-from esp_ingest.lifecycle.columns import Column
+from esp_ingest.lifecycle.archive import files, manifest
+from esp_ingest.lifecycle.archive.checksum import Summing
+from esp_ingest.lifecycle.archive.columns import Column
+from esp_ingest.lifecycle.archive.manifest import Manifest, folder
+from esp_ingest.lifecycle.archive.storage import Storage
 from esp_ingest.lifecycle.days import Record
 from esp_ingest.lifecycle.errors import LifecycleError, Reason
-from esp_ingest.lifecycle.manifest import Manifest, folder
-from esp_ingest.lifecycle.storage import Storage
 from esp_ingest.lifecycle.tables import Table
 from esp_ingest.service.text import rfc3339
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from datetime import date
 from typing import Any
 
-from esp_ingest.lifecycle.checksum import Content
+from esp_ingest.lifecycle.archive.checksum import Content
 from esp_ingest.lifecycle.errors import LifecycleError, Reason
 
 FORMAT = 1

@@ -15,15 +15,15 @@ from typing import Any, NamedTuple
 from psycopg import sql
 
 from esp_ingest import __version__
-from esp_ingest.lifecycle import files, verify
-from esp_ingest.lifecycle.checksum import Content, Summing
-from esp_ingest.lifecycle.columns import Column
+from esp_ingest.lifecycle.archive import files, verify
+from esp_ingest.lifecycle.archive.checksum import Content, Summing
+from esp_ingest.lifecycle.archive.columns import Column
+from esp_ingest.lifecycle.archive.manifest import FILE_NAME, File, Manifest, folder
+from esp_ingest.lifecycle.archive.storage import Storage, StorageError
+from esp_ingest.lifecycle.archive.verify import Origin
 from esp_ingest.lifecycle.days import Days, Held, Record
 from esp_ingest.lifecycle.errors import LifecycleError, Reason
-from esp_ingest.lifecycle.manifest import FILE_NAME, File, Manifest, folder
-from esp_ingest.lifecycle.storage import Storage, StorageError
 from esp_ingest.lifecycle.tables import Table, bounds
-from esp_ingest.lifecycle.verify import Origin
 from esp_ingest.service.text import rfc3339
 
 Row = tuple[Any, ...]
