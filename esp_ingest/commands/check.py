@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 
-from esp_ingest.commands import check_broker
-from esp_ingest.commands.check_line import Line
+from esp_ingest.commands.checks import broker
+from esp_ingest.commands.checks.line import Line
 from esp_ingest.config.settings import ConfigError, Settings
 from esp_ingest.service.clock import SystemClock
 
@@ -55,7 +55,7 @@ def look(settings: Settings) -> Iterator[Line]:
     yield _spool(settings)
     yield _memory(settings)
     yield _http(settings)
-    yield from check_broker.look(settings.mqtt, SystemClock())
+    yield from broker.look(settings.mqtt, SystemClock())
     yield from _database(settings)
 
 

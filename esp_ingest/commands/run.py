@@ -39,8 +39,7 @@ def problem(arguments: argparse.Namespace) -> str:
 
 def run(settings: "Settings", arguments: argparse.Namespace) -> int:
     """Run until SIGTERM or SIGINT. Returns the exit code. Raises ConfigError."""
-    from esp_ingest import daemon
-    from esp_ingest.commands import workers
+    from esp_ingest import daemon, workers
 
     if arguments.retire:
         return daemon.run(settings, retire=True)

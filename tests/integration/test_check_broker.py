@@ -14,8 +14,9 @@ import pytest
 from pydantic import SecretStr
 
 from esp_ingest import cli
-from esp_ingest.commands import check, check_broker
-from esp_ingest.commands.check_line import Line
+from esp_ingest.commands import check
+from esp_ingest.commands.checks import broker as check_broker
+from esp_ingest.commands.checks.line import Line
 from esp_ingest.config.settings import MqttSettings, Settings
 from esp_ingest.mqtt.source import MqttSource
 from esp_ingest.service.clock import SystemClock

@@ -7,7 +7,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from esp_ingest.commands import check
-from esp_ingest.commands.check_line import Line
+from esp_ingest.commands.checks.line import Line
 from esp_ingest.config.settings import Settings
 from esp_ingest.interfaces import StoreUnavailable
 from esp_ingest.model import Checkpoint, Readings

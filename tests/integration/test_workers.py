@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from esp_ingest.commands.workers import ALONE, surplus, worker_environment
 from esp_ingest.config.load import load
+from esp_ingest.workers import ALONE, surplus, worker_environment
 from tests.support.brokers import Mosquitto
 from tests.support.databases import Database, free_port
 from tests.support.rig import Process, Rig

@@ -38,6 +38,7 @@ FLOORS = {
     "esp_ingest.lifecycle": 6,
     "esp_ingest.api": 6,
     "esp_ingest.daemon": 6,
+    "esp_ingest.workers": 6,
     "esp_ingest.demo": 8,
     "esp_ingest.commands": 9,
     "esp_ingest.cli": 10,

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from esp_ingest.commands import workers
-from esp_ingest.commands.workers import Supervisor
+from esp_ingest import workers
 from esp_ingest.config.load import load
 from esp_ingest.config.settings import ConfigError, Settings
+from esp_ingest.workers import Supervisor
 from tests.support.fake_clock import FakeClock
 
 

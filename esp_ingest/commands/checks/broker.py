@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from paho.mqtt.enums import MQTTProtocolVersion
 
-from esp_ingest.commands.check_line import Line
+from esp_ingest.commands.checks.line import Line
 from esp_ingest.config.settings import ConfigError, MqttSettings
 from esp_ingest.interfaces import Clock
 from esp_ingest.model import Delivery

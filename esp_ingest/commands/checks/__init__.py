@@ -1,0 +1,1 @@
+"""What `esp-ingest check` looks at that takes more than a few lines."""
