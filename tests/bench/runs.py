@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -109,14 +110,22 @@ def stream(
     workload: Workload,
     number: int,
     rate: float = 0.0,
+    beside: Callable[[Database], AbstractContextManager[None]] | None = None,
 ) -> Measured:
-    """Publisher and consumer side by side. The clock runs from the first byte published to the last commit."""
+    """Publisher and consumer side by side. The clock runs from the first byte published to the last commit. ``beside``
+    is what else uses the database meanwhile."""
     mark = _mark_for(competitor, workload)
     measured = Measured(case, competitor.name, number, mark.items, mark.readings, load_before=os.getloadavg()[0])
     with _parts(server, competitor) as (broker, database), _running(competitor, broker, database) as process:
         _await_row_of_a_probe(broker, database, process)
         http = HttpWatch(broker.http_port if competitor.answers_http else 0)
-        with PublisherProcess(workload, mark, broker, rate) as publisher, MemoryWatch(process.pid) as memory, http:
+        others = beside(database) if beside else contextlib.nullcontext()
+        with (
+            PublisherProcess(workload, mark, broker, rate) as publisher,
+            others,
+            MemoryWatch(process.pid) as memory,
+            http,
+        ):
             meter = Meter({"consumer": process.pid, "broker": broker.pid, "database": server.pid})
             meter.start()
             report = publisher.go()

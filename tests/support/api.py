@@ -27,9 +27,11 @@ PASSWORD = "correct horse battery"
 
 
 class ApiProcess:
-    """The real program. ``settings`` are environment overrides such as ``API__MAX_STREAMS``."""
+    """The real program. ``settings`` are environment overrides such as ``API__MAX_STREAMS``; ``niceness`` is added to
+    our own."""
 
-    def __init__(self, folder: Path, dsn: str, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(self, folder: Path, dsn: str, settings: Mapping[str, str] | None = None, niceness: int = 0) -> None:
+        self._niceness = niceness
         self.folder = folder
         self.dsn = dsn
         self.settings = dict(settings or {})
@@ -66,7 +68,8 @@ class ApiProcess:
 
     def start(self, wait: bool = True) -> Self:
         with (self.folder / "api.log").open("ab") as log:
-            command = [sys.executable, "-m", "esp_ingest", "api", "--port", str(self.port)]
+            command = ["nice", "-n", str(self._niceness), sys.executable, "-m", "esp_ingest", "api"]
+            command += ["--port", str(self.port)]
             self._process = subprocess.Popen(command, env=self.environment(), cwd=ROOT, stdout=log, stderr=log)
         self.await_health("live" if not wait else "ready")
         return self

@@ -199,9 +199,26 @@ def test_systemd_accepts_the_unit_and_finds_it_hardened(tmp_path: Path) -> None:
 
 
 UNITS = sorted(path.name for path in (CONFIG / "systemd").glob("*.service"))
+ALWAYS_UP = {"esp-ingest.service", "esp-ingest-api.service"}
 
 
-@pytest.mark.parametrize("name", [name for name in UNITS if name != "esp-ingest.service"])
+def test_systemd_accepts_the_units_of_the_api_and_finds_it_hardened(tmp_path: Path) -> None:
+    analyze = linter("systemd-analyze", "systemd")
+    text = text_of("config/systemd/esp-ingest-api.service")
+    copy = tmp_path / "esp-ingest-api.service"
+    copy.write_text(re.sub(r"^ExecStart=\S+", "ExecStart=/bin/true", text, flags=re.MULTILINE))
+    assert "Unknown" not in passes(analyze, "verify", str(copy))
+    exposure = re.search(r"exposure level for \S+: ([\d.]+)", passes(analyze, "security", "--offline=true", str(copy)))
+    assert exposure
+    assert float(exposure[1]) < 2.0
+    settings = load().api
+    (stop_seconds,) = re.findall(r"^TimeoutStopSec=(\d+)$", text, re.MULTILINE)
+    assert float(stop_seconds) > settings.drain_seconds
+    (files,) = re.findall(r"^LimitNOFILE=(\d+)$", text, re.MULTILINE)
+    assert int(files) > settings.max_connections + settings.pool_size + 64
+
+
+@pytest.mark.parametrize("name", [name for name in UNITS if name not in ALWAYS_UP])
 def test_systemd_accepts_the_units_that_timers_start_and_finds_them_hardened(name: str, tmp_path: Path) -> None:
     analyze = linter("systemd-analyze", "systemd")
     text = text_of(f"config/systemd/{name}")
@@ -225,7 +242,7 @@ def test_timers_start_units_that_ship_and_stand_for_the_schedule_that_is_documen
         (when,) = re.findall(r"^OnCalendar=(.+)$", text, re.MULTILINE)
         passes(analyze, "calendar", when)
         assert "Persistent=yes" in text, "what was due while the machine was off"
-    assert started == set(UNITS) - {"esp-ingest.service"}
+    assert started == set(UNITS) - ALWAYS_UP
 
 
 @pytest.mark.parametrize(("kind", "status", "repositories"), [("diff", 1, "1 2"), ("hourly", 2, "")])

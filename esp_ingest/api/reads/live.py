@@ -38,7 +38,7 @@ _ITEMS_AN_EVENT = 1_000
 _MONITOR_BEATS = 5
 _BACKLOG = timedelta(days=2)
 _LEAST_OVERLAP, _MOST_OVERLAP = timedelta(seconds=2), timedelta(seconds=60)
-_QUICK_SECONDS, _SLOW_SECONDS = 0.02, 0.1
+_QUICK_SECONDS, _SLOW_SECONDS = 0.01, 0.05
 READING_COLUMNS = ("well_id", "timestamp", *SIGNAL_NAMES)
 ALARM_FIELDS = (
     "well_id", "diagnosis", "timestamp", "severity", "state", "cleared_at", "value", "threshold", "peak", "occurrences",
@@ -179,7 +179,7 @@ class Feed:
             self.primed.set()
             beat += 1
             took = self._clock.monotonic() - started
-            await asyncio.sleep(max(BEAT_SECONDS - took, 9 * took, 0.0) if took < 10 else BEAT_SECONDS)
+            await asyncio.sleep(max(BEAT_SECONDS - took, 19 * took) if took < 5 else BEAT_SECONDS)
 
     async def _look(self) -> None:
         now = at_us(self._clock.now_us())

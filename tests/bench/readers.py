@@ -1,0 +1,270 @@
+"""The daemon alone and beside 50 people who look at the console, in turns.
+
+    python -m tests.bench.readers [--rounds 3] [--readers 50] [--case a] [--paste]
+
+The input is that of ``make bench``'s case (a), as fast as the broker takes it, or (c), 10 000 wells at 1 Hz. The API is
+a process with the Nice of its unit, config/systemd/esp-ingest-api.service. A reader does what a browser with the
+console does: it holds the live stream of the whole fleet, asks for the fleet every 30 s and for a part of its
+sparklines, and opens the page of another well every minute. All readers are one process, which shares the machine too.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.bench import runs
+from tests.bench.cases import CASES
+from tests.bench.competitors import DAEMON
+from tests.bench.paste import paste
+from tests.bench.processes import cpu_seconds
+from tests.bench.servers import Reference, start_postgres
+from tests.bench.workload import generate
+from tests.support.api import ApiProcess
+from tests.support.databases import Database
+
+_ROOT = Path(__file__).parent.parent.parent
+FLEET_SECONDS, WELL_SECONDS = 30.0, 60.0
+SPARKLINES = 6  # a look: those of 25 rows in view, each every two minutes
+_FLEET = ("/api/v1/wells?sort=need&limit=100", "/api/v1/fleet")
+_SPARK = "/api/v1/wells/{well}/telemetry?from=24h&signals=motor_current&max_points=120"
+_WELL = (
+    "/api/v1/wells/{well}",
+    "/api/v1/wells/{well}/telemetry?from=24h&max_points=1200",
+    "/api/v1/alarms?well_id={well}",
+    "/api/v1/alarms/history?well_id={well}&limit=20",
+)
+
+
+@dataclass(slots=True)
+class Seen:
+    """What the readers got: seconds of each answer, and bytes and ends of their streams."""
+
+    seconds: list[float] = field(default_factory=list)
+    refused: int = 0
+    streamed_bytes: int = 0
+    streams_ended: int = 0
+
+
+class Reader:
+    """One browser."""
+
+    def __init__(self, port: int, token: str, wells: int, seen: Seen, number: int) -> None:
+        self._port, self._wells, self._seen = port, wells, seen
+        self._head = f"HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n"
+        self._random = random.Random(number)
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._stream())
+            group.create_task(self._every(FLEET_SECONDS, self._fleet))
+            group.create_task(self._every(WELL_SECONDS, self._well))
+
+    async def _every(self, seconds: float, work: Any) -> None:
+        await asyncio.sleep(self._random.uniform(0, seconds))
+        while True:
+            began = time.monotonic()
+            await work()
+            await asyncio.sleep(max(0.0, began + seconds - time.monotonic()))
+
+    async def _fleet(self) -> None:
+        await asyncio.gather(*(self._get(path) for path in _FLEET))
+        for _ in range(SPARKLINES):
+            await self._get(_SPARK.format(well=self._any_well()))
+
+    async def _well(self) -> None:
+        well = self._any_well()
+        await asyncio.gather(*(self._get(path.format(well=well)) for path in _WELL))
+
+    def _any_well(self) -> str:
+        return f"ESP-{self._random.randrange(self._wells):05d}"
+
+    async def _get(self, path: str) -> None:
+        began = time.monotonic()
+        reader, writer = await self._ask(path)
+        status = await reader.readline()
+        while await reader.read(65_536):
+            pass
+        writer.close()
+        if b" 200 " in status or b" 404 " in status:  # a well may have sent nothing yet
+            self._seen.seconds.append(time.monotonic() - began)
+        else:
+            self._seen.refused += 1
+
+    async def _stream(self) -> None:
+        while True:
+            reader, writer = await self._ask("/api/v1/stream")
+            while piece := await reader.read(1_048_576):
+                self._seen.streamed_bytes += len(piece)
+            writer.close()
+            self._seen.streams_ended += 1
+            await asyncio.sleep(0.5)
+
+    async def _ask(self, path: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._port, limit=1_048_576)
+        writer.write(f"GET {path} {self._head}".encode())
+        return reader, writer
+
+
+async def read(port: int, token: str, readers: int, wells: int) -> Seen:
+    """Be ``readers`` browsers until SIGTERM."""
+    seen = Seen()
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    tasks = [asyncio.create_task(Reader(port, token, wells, seen, number).run()) for number in range(readers)]
+    await asyncio.wait([asyncio.create_task(stop.wait()), *tasks], return_when=asyncio.FIRST_COMPLETED)
+    if not stop.is_set():
+        await asyncio.gather(*tasks)  # raises what ended a reader
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    return seen
+
+
+@dataclass(slots=True)
+class Beside:
+    """The API and its readers beside a run; afterwards what they used and saw."""
+
+    readers: int
+    wells: int
+    seconds: float = 0.0
+    api_cpu_seconds: float = 0.0
+    readers_cpu_seconds: float = 0.0
+    seen: Seen = field(default_factory=Seen)
+
+    @contextlib.contextmanager
+    def on(self, database: Database) -> Iterator[None]:
+        """The readers look while the block runs."""
+        with tempfile.TemporaryDirectory() as folder:
+            process = ApiProcess(Path(folder), database.dsn, {"LOG__LEVEL": "error"}, niceness=_niceness())
+            process.add_user("vera", "viewer")
+            with process:
+                token = process.sign_in("vera")["access_token"]
+                command = [sys.executable, "-m", "tests.bench.readers", "--be-readers", str(process.port), token]
+                command += ["--readers", str(self.readers), "--wells", str(self.wells)]
+                crowd = subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.PIPE, text=True)
+                try:
+                    time.sleep(3.0)  # streams stand, first pages are asked for
+                    began, api, own = time.monotonic(), cpu_seconds(process.pid), cpu_seconds(crowd.pid)
+                    yield
+                    self.seconds += time.monotonic() - began
+                    self.api_cpu_seconds += cpu_seconds(process.pid) - api
+                    self.readers_cpu_seconds += cpu_seconds(crowd.pid) - own
+                finally:
+                    crowd.terminate()
+                    said, _ = crowd.communicate(timeout=30)
+                found = Seen(**json.loads(said))
+                self.seen.seconds += found.seconds
+                self.seen.refused += found.refused
+                self.seen.streamed_bytes += found.streamed_bytes
+                self.seen.streams_ended += found.streams_ended
+
+    def lines(self) -> Iterator[str]:
+        """What the readers saw and used, in sentences."""
+        times, seen = sorted(self.seen.seconds), self.seen
+        middle, high = times[len(times) // 2] * 1e3, times[int(len(times) * 0.95)] * 1e3
+        streamed_mb = seen.streamed_bytes / 1e6 / self.seconds
+        yield (
+            f"The readers had {len(times)} answers in {self.seconds:.0f} s, median {middle:.0f} ms, p95 {high:.0f} ms; "
+            f"{seen.refused} were refused. Over their streams came {streamed_mb:.1f} MB/s, and {seen.streams_ended} "
+            "streams ended."
+        )
+        yield (
+            f"The API used {self.api_cpu_seconds / self.seconds:.2f} of a core, the readers themselves "
+            f"{self.readers_cpu_seconds / self.seconds:.2f}."
+        )
+
+
+def _niceness() -> int:
+    unit = (_ROOT / "config" / "systemd" / "esp-ingest-api.service").read_text(encoding="utf-8")
+    return int(next(line for line in unit.splitlines() if line.startswith("Nice=")).removeprefix("Nice="))
+
+
+def measure(key: str, rounds: int, readers: int) -> Iterator[str]:
+    """Run both in turns and give the lines of the report."""
+    case = next(each for each in CASES if each.key == key)
+    shape = case.shape
+    alone: list[runs.Measured] = []
+    watched: list[runs.Measured] = []
+    beside = Beside(readers, shape.wells)
+    with tempfile.TemporaryDirectory(prefix="esp-bench-") as name, start_postgres() as server:
+        os.environ["ESP_INGEST_BENCH_FOLDER"] = name
+        folder = Path(name)
+        folder.chmod(0o755)
+        workload = generate(shape, folder / "workload", int(time.time() - shape.rounds) * 1_000_000)
+        reference = Reference(server)
+        for number in range(rounds):
+            for is_watched in (False, True) if number % 2 == 0 else (True, False):
+                around = beside.on if is_watched else None
+                measured = runs.stream(server, reference, key, DAEMON, workload, number, rate=case.rate, beside=around)
+                (watched if is_watched else alone).append(measured)
+                sys.stderr.write(
+                    f"    round {number + 1}, {'beside' if is_watched else 'alone'}: {measured.rate:,.0f}/s\n"
+                )
+    yield "| | readings/s | spread | p99 received → committed | daemon µs a reading | database µs a reading | idle |"
+    yield "|---|---:|---|---:|---:|---:|---:|"
+    yield _row("alone", alone)
+    yield _row(f"beside {readers} readers", watched)
+    ratios = [one.rate / other.rate for one, other in zip(watched, alone, strict=True)]
+    yield ""
+    listed = ", ".join(f"{ratio:.3f}" for ratio in ratios)
+    yield f"Rate beside the readers ÷ alone, within a round: median {statistics.median(ratios):.3f} ({listed})."
+    yield from beside.lines()
+
+
+def _row(label: str, found: list[runs.Measured]) -> str:
+    rates = [each.rate for each in found]
+    p99 = statistics.median((each.committed_seconds or (0.0, 0.0))[1] for each in found)
+    cells = [
+        f"{statistics.median(rates):,.0f}",
+        f"{min(rates):,.0f}–{max(rates):,.0f}",
+        f"{p99 * 1e3:.0f} ms",
+        f"{statistics.median(each.cpu_us('consumer') for each in found):.1f}",
+        f"{statistics.median(each.cpu_us('database') for each in found):.1f}",
+        f"{statistics.median(each.idle_share for each in found):.0%}",
+    ]
+    return f"| {label} | {' | '.join(cells)} |"
+
+
+def main() -> int:
+    options = _options()
+    if options.be_readers:
+        port, token = options.be_readers
+        seen = asyncio.run(read(int(port), token, options.readers, options.wells))
+        fields = {"seconds": seen.seconds, "refused": seen.refused}
+        fields |= {"streamed_bytes": seen.streamed_bytes, "streams_ended": seen.streams_ended}
+        sys.stdout.write(json.dumps(fields))
+        return 0
+    text = "\n".join(measure(options.case, options.rounds, options.readers)) + "\n"
+    sys.stdout.write(text)
+    if options.paste:
+        paste(text, f"readers-{options.case}")
+    return 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.readers")
+    parser.add_argument("--case", choices=("a", "c"), default="a")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--readers", type=int, default=50)
+    parser.add_argument("--wells", type=int, default=1_000, help=argparse.SUPPRESS)
+    parser.add_argument("--be-readers", nargs=2, metavar=("PORT", "TOKEN"), help=argparse.SUPPRESS)
+    parser.add_argument("--paste", action="store_true", help="put the table into docs/performance.md")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
