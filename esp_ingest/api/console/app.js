@@ -10,11 +10,11 @@ import { isSignedIn, onSession, signOut } from "./session.js";
 // A page is a module with `open(root, context)`, which gives {close(), query?(query)}. `context` has path (the parts
 // behind the page's name), query (URLSearchParams), me and setQuery().
 const PAGES = {
-  fleet: { title: "Fleet", load: () => import("./fleet.js") },
-  alarms: { title: "Alarms", load: () => import("./alarms.js") },
-  performance: { title: "Performance", load: () => import("./performance.js") },
-  operations: { title: "Operations", load: () => import("./operations.js") },
-  well: { title: "Well", load: () => import("./well.js"), isHidden: true },
+  fleet: { title: "Fleet", load: () => import("./pages/fleet.js") },
+  alarms: { title: "Alarms", load: () => import("./pages/alarms.js") },
+  performance: { title: "Performance", load: () => import("./pages/performance.js") },
+  operations: { title: "Operations", load: () => import("./pages/operations.js") },
+  well: { title: "Well", load: () => import("./pages/well.js"), isHidden: true },
 };
 
 const main = document.getElementById("main");
@@ -149,7 +149,7 @@ async function showSignIn(trouble) {
   setText(notice, "");
   document.body.classList.remove("stale");
   document.title = "Sign in – esp-ingest";
-  const { open } = await import("./signin.js");
+  const { open } = await import("./pages/signin.js");
   if (!me) open(main, trouble);
 }
 

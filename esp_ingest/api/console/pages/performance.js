@@ -1,8 +1,8 @@
 // How well the alarm system does: the figures of ISA-18.2, and how often each rule was right.
 
-import { get } from "./api.js";
-import { choice, h, replace } from "./dom.js";
-import { SEVERITIES, count, number, ruleName, severityMark, span, timeElement } from "./format.js";
+import { get } from "../api.js";
+import { choice, h, replace } from "../dom.js";
+import { SEVERITIES, count, number, ruleName, severityMark, span, timeElement } from "../format.js";
 
 const RANGES = [["24h", "24 h"], ["7d", "7 days"], ["30d", "30 days"], ["90d", "90 days"]];
 

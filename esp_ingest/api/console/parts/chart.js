@@ -1,6 +1,6 @@
 // One signal over time: a uPlot chart with the usual band, the alarms and the limits drawn on it.
 
-import { axisTimes, number } from "./format.js";
+import { axisTimes, number } from "../format.js";
 
 const VENDOR = "vendor/uPlot-1.6.32";
 const HEIGHT = 116;

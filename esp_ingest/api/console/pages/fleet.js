@@ -1,11 +1,11 @@
 // The fleet: every well with its state, newest values, a day of one signal and its open alarms, those in need first.
 
-import { cursorOf, get, limited } from "./api.js";
-import { choice, debounced, field, h, replace, select, setText, throttled } from "./dom.js";
-import { SEVERITIES, SIGNALS, STATES, WAITING, HELD_BACK, age, count, number, readingOf, ruleName, severityMark, signalName, stateMark, timeElement } from "./format.js";
-import { live } from "./live.js";
-import { prefs } from "./prefs.js";
-import { sparkline } from "./spark.js";
+import { cursorOf, get, limited } from "../api.js";
+import { choice, debounced, field, h, replace, select, setText, throttled } from "../dom.js";
+import { SEVERITIES, SIGNALS, STATES, WAITING, HELD_BACK, age, count, number, readingOf, ruleName, severityMark, signalName, stateMark, timeElement } from "../format.js";
+import { live } from "../live.js";
+import { prefs } from "../prefs.js";
+import { sparkline } from "../parts/spark.js";
 
 const PAGE_WELLS = 50;
 const COLUMNS = ["motor_current", "vsd_frequency", "pip", "motor_temp", "flow_rate"];

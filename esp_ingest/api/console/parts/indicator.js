@@ -1,7 +1,7 @@
 // A moving analogue indicator: a value as a pointer beside the band in which it usually is.
 
-import { s } from "./dom.js";
-import { number } from "./format.js";
+import { s } from "../dom.js";
+import { number } from "../format.js";
 
 const WIDTH = 160;
 const HEIGHT = 20;

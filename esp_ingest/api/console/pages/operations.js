@@ -1,9 +1,9 @@
 // How the daemon does: its health, rates and spool; what was rejected; what is archived.
 
-import { cursorOf, get } from "./api.js";
-import { choice, debounced, field, h, replace, select, setText, uniqueId } from "./dom.js";
-import { bytes, count, number, span, timeElement } from "./format.js";
-import { live } from "./live.js";
+import { cursorOf, get } from "../api.js";
+import { choice, debounced, field, h, replace, select, setText, uniqueId } from "../dom.js";
+import { bytes, count, number, span, timeElement } from "../format.js";
+import { live } from "../live.js";
 
 const LOOK_MILLISECONDS = 5_000;
 const REASONS = ["invalid_topic", "payload_too_large", "empty_payload", "invalid_utf8", "invalid_json", "too_deep", "not_an_object", "missing_timestamp", "invalid_timestamp",

@@ -1,11 +1,11 @@
 // The signals of a well over time, a chart each under one shared view: from a year down to a second.
 
 import { Chart, loadPlot } from "./chart.js";
-import { announce, choice, debounced, h, replace, setText, throttled } from "./dom.js";
-import { moment, number, ruleName, signalName, span, unitOf, usualBand, zoneName } from "./format.js";
+import { announce, choice, debounced, h, replace, setText, throttled } from "../dom.js";
+import { moment, number, ruleName, signalName, span, unitOf, usualBand, zoneName } from "../format.js";
 import { keyStep, pointerGestures } from "./gestures.js";
 import { indicator } from "./indicator.js";
-import { prefs } from "./prefs.js";
+import { prefs } from "../prefs.js";
 import { Series } from "./series.js";
 
 const SPANS = { "15m": 900, "1h": 3_600, "6h": 21_600, "24h": 86_400, "7d": 604_800, "30d": 2_592_000, "1y": 31_536_000 };

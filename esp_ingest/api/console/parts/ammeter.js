@@ -1,9 +1,9 @@
 // The current chart: motor current around a clock face, a turn in 24 hours or 7 days, as field people read it.
 
-import { get } from "./api.js";
-import { choice, h, replace, s } from "./dom.js";
-import { moment, number, unitOf, zoneName } from "./format.js";
-import { prefs } from "./prefs.js";
+import { get } from "../api.js";
+import { choice, h, replace, s } from "../dom.js";
+import { moment, number, unitOf, zoneName } from "../format.js";
+import { prefs } from "../prefs.js";
 
 const TURNS = { "24h": 86_400, "7d": 604_800 };
 const POINTS = 2_000;

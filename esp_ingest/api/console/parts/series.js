@@ -1,8 +1,8 @@
 // Readings of one well for the charts: asked for in the resolution that the view needs, in aligned pieces that are
 // kept, so that moving and zooming back cost nothing.
 
-import { get } from "./api.js";
-import { prefs } from "./prefs.js";
+import { get } from "../api.js";
+import { prefs } from "../prefs.js";
 
 const MOST_POINTS = 2_400; // rows of a piece, which is up to three times as wide as the view
 const KEPT = 24;

@@ -1,7 +1,7 @@
 // The sign-in page.
 
-import { field, h, replace } from "./dom.js";
-import { signIn } from "./session.js";
+import { field, h, replace } from "../dom.js";
+import { signIn } from "../session.js";
 
 /** Show it in `root`. `trouble` is what went wrong with the sign-in before, if something did. */
 export async function open(root, trouble = "") {
@@ -62,7 +62,7 @@ function throughProvider(methods, message, again) {
     button.disabled = true;
     replace(message);
     try {
-      await (await import("./oidc.js")).leave(methods);
+      await (await import("../oidc.js")).leave(methods);
     } catch (error) {
       show(error, message);
     }

@@ -1,8 +1,8 @@
 // What an alarm means: its sentence taken apart into what was seen, why, what follows and what to do.
 
-import { get } from "./api.js";
-import { h, replace } from "./dom.js";
-import { SIGNALS, fromStored, number, signalName, timeElement, unitOf } from "./format.js";
+import { get } from "../api.js";
+import { h, replace } from "../dom.js";
+import { SIGNALS, fromStored, number, signalName, timeElement, unitOf } from "../format.js";
 
 /** A stored value of a signal with its unit, in the chosen system. */
 const shown = (signal, value) => `${number(fromStored(signal, value), unitOf(signal))} ${unitOf(signal)}`;

@@ -1,11 +1,11 @@
 // A table of alarms that can be chosen, acted on and unfolded. The alarms page and the page of a well show it.
 
 import { ACTIONS, act, mayAct } from "./actions.js";
-import { cursorOf, get } from "./api.js";
-import { h, replace, setText, throttled, uniqueId } from "./dom.js";
+import { cursorOf, get } from "../api.js";
+import { h, replace, setText, throttled, uniqueId } from "../dom.js";
 import { explanation, partsOf } from "./explain.js";
-import { WAITING, count, ruleName, severityMark, timeElement } from "./format.js";
-import { live } from "./live.js";
+import { WAITING, count, ruleName, severityMark, timeElement } from "../format.js";
+import { live } from "../live.js";
 
 const PAGE_ALARMS = 50;
 const keyOf = (alarm) => `${alarm.well_id} ${alarm.diagnosis} ${alarm.timestamp}`;

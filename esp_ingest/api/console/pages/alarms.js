@@ -1,8 +1,8 @@
 // Alarms as a list: filters in the address, one or many to act on, and what each means.
 
-import { AlarmList } from "./alarm-list.js";
-import { debounced, field, h, replace, select } from "./dom.js";
-import { SEVERITIES } from "./format.js";
+import { AlarmList } from "../parts/alarm-list.js";
+import { debounced, field, h, replace, select } from "../dom.js";
+import { SEVERITIES } from "../format.js";
 
 const STATES = [["open", "Open"], ["unacknowledged", "Unacknowledged"], ["acknowledged", "Acknowledged"], ["latched", "Latched"], ["shelved", "Shelved"],
   ["suppressed", "Suppressed"], ["out_of_service", "Out of service"], ["cleared", "Cleared"], ["any", "Any"]];

@@ -1,8 +1,8 @@
 // What an operator does about alarms, in one dialog: acknowledge, shelve, unshelve, note, verdict.
 
-import { post } from "./api.js";
-import { announce, field, h, replace, select } from "./dom.js";
-import { count, ruleName } from "./format.js";
+import { post } from "../api.js";
+import { announce, field, h, replace, select } from "../dom.js";
+import { count, ruleName } from "../format.js";
 
 const why = (isNeeded, label = "Why") => ({ name: "why", label, isNeeded, hint: "Kept in the history beside your name." });
 const KINDS = {

@@ -1,10 +1,10 @@
 // The operating point: head over flow of the pump at its present frequency, the flows recommended for it, and where the
 // newest reading lies.
 
-import { get } from "./api.js";
-import { h, replace, s } from "./dom.js";
-import { moment, number, zoneName } from "./format.js";
-import { prefs } from "./prefs.js";
+import { get } from "../api.js";
+import { h, replace, s } from "../dom.js";
+import { moment, number, zoneName } from "../format.js";
+import { prefs } from "../prefs.js";
 
 const WIDTH = 340;
 const HEIGHT = 230;

@@ -1,14 +1,14 @@
 // One well: what is wrong with it, its signals over time with alarms and limits on them, its current chart, its alarms.
 
-import { ammeter } from "./ammeter.js";
-import { AlarmList } from "./alarm-list.js";
-import { get } from "./api.js";
-import { h, replace, setText, throttled } from "./dom.js";
-import { actionList, rulesSay } from "./explain.js";
-import { HELD_BACK, SIGNALS, WAITING, age, fromStored, number, readingOf, ruleName, severityMark, stateMark, timeElement, unitOf } from "./format.js";
-import { live } from "./live.js";
-import { prefs } from "./prefs.js";
-import { Trends } from "./trends.js";
+import { ammeter } from "../parts/ammeter.js";
+import { AlarmList } from "../parts/alarm-list.js";
+import { get } from "../api.js";
+import { h, replace, setText, throttled } from "../dom.js";
+import { actionList, rulesSay } from "../parts/explain.js";
+import { HELD_BACK, SIGNALS, WAITING, age, fromStored, number, readingOf, ruleName, severityMark, stateMark, timeElement, unitOf } from "../format.js";
+import { live } from "../live.js";
+import { prefs } from "../prefs.js";
+import { Trends } from "../parts/trends.js";
 
 const MOST_DRAWN = 300;
 
@@ -66,7 +66,7 @@ export function open(root, context) {
   }
 
   async function showPump() {
-    const { pumpPanel } = await import("./pump.js"); // most wells have none
+    const { pumpPanel } = await import("../parts/pump.js"); // most wells have none
     pump ??= pumpPanel(wellId);
     if (!pump.element.isConnected) replace(pumpPlace, pump.element);
     pump.load();

@@ -1,7 +1,7 @@
 // Sparklines: a day of one signal beside the band in which it usually is.
 
-import { s } from "./dom.js";
-import { usualBand } from "./format.js";
+import { s } from "../dom.js";
+import { usualBand } from "../format.js";
 
 const WIDTH = 120;
 const HEIGHT = 24;
