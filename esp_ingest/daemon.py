@@ -207,7 +207,7 @@ class Daemon:
         """Raises RulesError."""
         from esp_ingest.diagnostics.language.rules_file import load
         from esp_ingest.diagnostics.service import DiagnosticsService
-        from esp_ingest.store.checkpoints import PostgresDiagnosticsStore
+        from esp_ingest.store.diagnostics.checkpoints import PostgresDiagnosticsStore
 
         settings = self._settings
         path = settings.diagnostics.rules_file or config_file("rules.toml")
@@ -225,7 +225,7 @@ class Daemon:
     def _build_follower(self) -> "Follower":
         """The rules of a share group, on connections of their own (decision 0009)."""
         from esp_ingest.diagnostics.follower import Follower
-        from esp_ingest.store.leader import PostgresFeed
+        from esp_ingest.store.diagnostics.leader import PostgresFeed
         from esp_ingest.store.write.writer import PostgresStore
 
         settings = self._settings
@@ -239,7 +239,7 @@ class Daemon:
             return None
         from esp_ingest.diagnostics.publisher import Publisher
         from esp_ingest.mqtt.publishing_connection import PublishingConnection, publisher_client_id
-        from esp_ingest.store.outbox import PostgresOutbox
+        from esp_ingest.store.diagnostics.outbox import PostgresOutbox
 
         clock, metrics = self._clock, self._metrics
         holder = publisher_client_id(settings.mqtt.client_id)

@@ -164,8 +164,8 @@ class Store(Protocol):
 
 
 class DiagnosticsStore(Protocol):
-    """What the diagnostics read of the database, on a connection of their own (store/checkpoints.py). Every method may
-    raise StoreUnavailable; called from the writer's thread alone."""
+    """What the diagnostics read of the database, on a connection of their own (store/diagnostics/checkpoints.py). Every
+    method may raise StoreUnavailable; called from the writer's thread alone."""
 
     def states(self, wells: Sequence[str]) -> list[Checkpoint]:
         """The checkpoints of these wells, of those that have one."""

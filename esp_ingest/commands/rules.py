@@ -24,7 +24,7 @@ from esp_ingest.model import Delivery, DiagnosticRow, Readings
 from esp_ingest.resources import config_file
 from esp_ingest.service.clock import SystemClock
 from esp_ingest.service.text import did_you_mean, moment, rfc3339, span
-from esp_ingest.store import history
+from esp_ingest.store.diagnostics import history
 from esp_ingest.telemetry import csv_recording as replay
 from esp_ingest.telemetry.decode import Decoder
 from esp_ingest.telemetry.timestamps import parse_moment

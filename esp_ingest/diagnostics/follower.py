@@ -26,7 +26,7 @@ _STAND_BY_SECONDS = 2.0  # how often one that does not lead asks whether it may
 
 
 class Feed(Protocol):
-    """store/leader.py."""
+    """store/diagnostics/leader.py."""
 
     def lead(self) -> bool:
         """Whether this daemon leads, asked of the database; may raise StoreUnavailable."""

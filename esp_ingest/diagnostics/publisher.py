@@ -105,7 +105,7 @@ class Connection(Protocol):
 
 
 class Change(Protocol):
-    """store/outbox.py: an occurrence after a change, as JSON."""
+    """store/diagnostics/outbox.py: an occurrence after a change, as JSON."""
 
     @property
     def revision(self) -> int:
@@ -129,7 +129,7 @@ class Change(Protocol):
 
 
 class Outbox(Protocol):
-    """store/outbox.py."""
+    """store/diagnostics/outbox.py."""
 
     def waiting(self) -> tuple[int, int]:
         """(changes to publish, changes set aside)."""

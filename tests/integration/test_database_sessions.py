@@ -19,8 +19,8 @@ from esp_ingest.interfaces import StoreUnavailable
 from esp_ingest.model import Reject, RejectReason
 from esp_ingest.store import alarms
 from esp_ingest.store.capabilities import SchemaError
-from esp_ingest.store.checkpoints import PostgresDiagnosticsStore
 from esp_ingest.store.connection import connect
+from esp_ingest.store.diagnostics.checkpoints import PostgresDiagnosticsStore
 from esp_ingest.store.schema import check_database, migrate
 from esp_ingest.store.write.writer import PostgresStore
 from tests.support.databases import Database

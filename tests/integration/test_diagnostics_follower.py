@@ -7,8 +7,8 @@ from esp_ingest.diagnostics import follower as following
 from esp_ingest.diagnostics.follower import Follower
 from esp_ingest.diagnostics.service import DiagnosticsService
 from esp_ingest.service.metrics import Metrics
-from esp_ingest.store.checkpoints import PostgresDiagnosticsStore
-from esp_ingest.store.leader import PostgresFeed
+from esp_ingest.store.diagnostics.checkpoints import PostgresDiagnosticsStore
+from esp_ingest.store.diagnostics.leader import PostgresFeed
 from esp_ingest.store.schema import migrate
 from esp_ingest.store.write.writer import PostgresStore
 from tests.integration.test_diagnostics_restart import expected, stream, table

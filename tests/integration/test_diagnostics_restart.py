@@ -11,7 +11,7 @@ from esp_ingest.diagnostics.language.rules import RuleSet
 from esp_ingest.diagnostics.service import DiagnosticsService
 from esp_ingest.model import Readings
 from esp_ingest.service.metrics import Metrics
-from esp_ingest.store.checkpoints import PostgresDiagnosticsStore
+from esp_ingest.store.diagnostics.checkpoints import PostgresDiagnosticsStore
 from esp_ingest.store.schema import migrate
 from esp_ingest.store.write.writer import PostgresStore
 from tests.property.test_diagnostics_engine import LIMITED, START_US, merged, story, whole

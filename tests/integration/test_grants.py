@@ -12,9 +12,9 @@ from esp_ingest.config.settings import Settings
 from esp_ingest.interfaces import StoreUnavailable
 from esp_ingest.model import Checkpoint, Readings
 from esp_ingest.resources import sql_folder
-from esp_ingest.store.checkpoints import PostgresDiagnosticsStore
-from esp_ingest.store.leader import PostgresFeed
-from esp_ingest.store.outbox import PostgresOutbox
+from esp_ingest.store.diagnostics.checkpoints import PostgresDiagnosticsStore
+from esp_ingest.store.diagnostics.leader import PostgresFeed
+from esp_ingest.store.diagnostics.outbox import PostgresOutbox
 from esp_ingest.store.schema import check_database, migrate
 from esp_ingest.store.write.writer import PostgresStore
 from tests.support.databases import Database, Missing, NativeTimescale, unavailable

@@ -9,7 +9,7 @@ from esp_ingest.cli import main
 from esp_ingest.demo.fleet import DEFAULT_START_US, Fault, FaultName, Fleet
 from esp_ingest.resources import config_file
 from esp_ingest.service.text import rfc3339
-from esp_ingest.store.history import readings_between, reporting_wells
+from esp_ingest.store.diagnostics.history import readings_between, reporting_wells
 from esp_ingest.store.schema import migrate
 from esp_ingest.store.write.writer import PostgresStore
 from tests.support.databases import Database

@@ -7,8 +7,8 @@ import psycopg
 from esp_ingest.config.settings import DatabaseSettings
 from esp_ingest.model import Readings, at_us
 from esp_ingest.store import sqlstate
-from esp_ingest.store.checkpoints import to_readings
 from esp_ingest.store.connection import connect
+from esp_ingest.store.diagnostics.checkpoints import to_readings
 from esp_ingest.store.queries import query
 
 _PAGE = 20_000

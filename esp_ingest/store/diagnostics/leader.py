@@ -9,8 +9,8 @@ from esp_ingest.config.settings import DatabaseSettings
 from esp_ingest.interfaces import StoreUnavailable
 from esp_ingest.model import Readings, at_us
 from esp_ingest.store import sqlstate
-from esp_ingest.store.checkpoints import to_readings
 from esp_ingest.store.connection import Connection, connect, is_pooled
+from esp_ingest.store.diagnostics.checkpoints import to_readings
 from esp_ingest.store.queries import query
 
 _OLDEST_US = 6 * 86_400_000_000
