@@ -4,6 +4,7 @@ in it; test_each_rule_bites shows that none of them is asleep."""
 import ast
 import functools
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,9 @@ DECISIONS = sorted((ROOT / "docs/decisions").glob("[0-9][0-9][0-9][0-9]-*.md"))
 
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 70
+MAX_FILES_IN_A_FOLDER = 12  # beside __init__.py
+# Two folders that are not divided yet.
+CROWDED = {"esp_ingest/service", "esp_ingest/diagnostics/engine"}
 
 # Rooms whose public names are not all documented yet.
 WITHOUT_DOCSTRINGS = ("esp_ingest.api.", "esp_ingest.demo.", "esp_ingest.lifecycle.")
@@ -266,6 +270,15 @@ def test_every_file_of_the_package(rule: Rule) -> None:
     assert len(SOURCES) > 20, "the package is not where it was"
     wrong = [finding for path in SOURCES for finding in rule(read(path))]
     assert not wrong, "\n" + "\n".join(wrong)
+
+
+def test_no_folder_is_flat() -> None:
+    """The console's too: its pages and their parts are folders."""
+    found = [path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".js") and path.name != "__init__.py"]
+    counts = Counter(str(path.parent.relative_to(ROOT)) for path in found)
+    assert counts["esp_ingest/commands"] > 10, "the folders are not counted"
+    crowded = {folder for folder, count in counts.items() if count > MAX_FILES_IN_A_FOLDER}
+    assert crowded == CROWDED
 
 
 @pytest.mark.parametrize("path", DECISIONS, ids=lambda path: path.stem)
