@@ -244,6 +244,17 @@ PipelineMachine.TestCase.settings = DEFAULT
 TestPipelineMachine = PipelineMachine.TestCase
 
 
+def test_an_occurrence_of_a_refused_reading_is_told_once_although_the_process_died_after_the_commit() -> None:
+    """The machine found it: the table had the open occurrence but not its reading, which could not be evaluated again, so
+    the occurrence was ended and raised anew."""
+    machine = PipelineMachine()
+    machine.begin("one", with_spool=True, after_seconds=0.0)
+    machine.publish(1, "poison")
+    machine.process_will_die("after", which=0)
+    machine.packet_ids_come_round(1, dies=False)
+    machine.teardown()
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(3_600)  # 20 minutes on a quiet core
 def test_the_pipeline_machine_for_long() -> None:
