@@ -6,6 +6,7 @@ waited already: their readings are in the table, from where they are evaluated l
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -83,6 +84,13 @@ class Deferred:
             row = replace(row, peak=before.peak)
         self.rows[key] = row
         self._metrics.diagnostics_rows_waiting.set(len(self.rows))
+
+    def rows_before(self, rows: Sequence[DiagnosticRow]) -> list[DiagnosticRow]:
+        """The rows that are owed, to be stored before ``rows``. An end is not among them where ``rows`` raise the same
+        occurrence: it was owed for want of the reading that raised it, which the table had refused and which has come
+        again."""
+        raised = {(row.well_id, row.diagnosis, row.raised_us) for row in rows if row.cleared_us is None}
+        return [row for key, row in self.rows.items() if row.cleared_us is None or key not in raised]
 
     def clear_rows(self) -> None:
         """They are stored."""

@@ -154,14 +154,8 @@ class DiagnosticsService:
     ) -> Diagnosis:
         if self._holds:
             return Diagnosis(evaluation, [], [], wells, evaluation.rows, begun)
-        rows = [*self._owed(evaluation.rows), *evaluation.rows]
+        rows = [*self._deferred.rows_before(evaluation.rows), *evaluation.rows]
         return Diagnosis(evaluation, rows, checkpoints, wells, [], begun)
-
-    def _owed(self, rows: Sequence[DiagnosticRow]) -> list[DiagnosticRow]:
-        """The rows that are owed. An end is not, where ``rows`` raise the same occurrence: it was owed for want of the
-        reading that raised it, which the table had refused and which has come again."""
-        raised = {(row.well_id, row.diagnosis, row.raised_us) for row in rows if row.cleared_us is None}
-        return [row for key, row in self._deferred.rows.items() if row.cleared_us is None or key not in raised]
 
     def _defer(self, readings: Readings) -> Readings:
         """What of them is evaluated now: the rest later, from the table."""

@@ -245,8 +245,8 @@ TestPipelineMachine = PipelineMachine.TestCase
 
 
 def test_an_occurrence_of_a_refused_reading_is_told_once_although_the_process_died_after_the_commit() -> None:
-    """The machine found it: the table had the open occurrence but not its reading, which could not be evaluated again, so
-    the occurrence was ended and raised anew."""
+    """The machine found it: the table had the open occurrence and not its reading. So nothing was there to evaluate
+    again, and the occurrence was ended and raised anew."""
     machine = PipelineMachine()
     machine.begin("one", with_spool=True, after_seconds=0.0)
     machine.publish(1, "poison")
