@@ -186,6 +186,10 @@ class DiagnosticsStore(Protocol):
         """The occurrences that the table holds open."""
         ...
 
+    def open_anywhere(self, limit: int) -> list[tuple[str, str, str]]:
+        """(well, diagnosis, severity) of the occurrences that the table holds open, ``limit`` of them at most."""
+        ...
+
     def newest_action(self) -> int:
         """The id of the newest operator's action, 0 with none."""
         ...

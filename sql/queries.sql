@@ -473,6 +473,10 @@ FROM diagnostic_results
 WHERE well_id = ANY (%s::text[]) AND cleared_at IS NULL
   AND "timestamp" >= '0001-01-01Z' AND "timestamp" < '10000-01-01Z';
 
+-- name: open_anywhere
+-- For metrics: what is open in the table, at any well, up to a number of them.
+SELECT well_id, diagnosis, severity FROM diagnostic_results WHERE cleared_at IS NULL LIMIT %s;
+
 -- name: newest_action
 -- Where to begin following: what came before stands in the tables.
 SELECT coalesce(max(id), 0) FROM alarm_actions;

@@ -8,7 +8,6 @@ Everything here but :meth:`ask_reload` is called by the writer's thread.
 """
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -16,6 +15,7 @@ from itertools import islice
 import numpy as np
 
 from esp_ingest.diagnostics import operators
+from esp_ingest.diagnostics.active_gauge import ActiveGauge
 from esp_ingest.diagnostics.deferred import OPERATORS, ROUND, STATES, WRITE, Deferred
 from esp_ingest.diagnostics.engine.engine import Engine, Evaluation
 from esp_ingest.diagnostics.inactive_rules import rules_off
@@ -91,9 +91,9 @@ class DiagnosticsService:
         self._holds = False  # the tables refused lately: nothing is written with the batch that comes
         self._all_known = False  # of the batch that comes
         self._full_log = Repeated(log, "diagnostics hold no more wells", "diagnostics have room for every well again")
-        self._series: set[tuple[str, str]] = set()  # (diagnosis, severity) with a gauge
+        self._active = ActiveGauge(metrics)
         self._engine = self._new_engine(load_rules())
-        self._set_active()
+        self._active.show(self._engine)
         self._known: set[str] = set()
         self._dirty: dict[str, None] = {}  # wells by how long they have waited for a checkpoint
         self._parting: dict[str, Checkpoint] = {}  # of evicted wells, not written yet
@@ -280,6 +280,10 @@ class DiagnosticsService:
         if now < self._next_gauges:
             return
         self._metrics.diagnostics_wells.set(len(self._known))
+        self._active.look_elsewhere(self._store, self._known)
+        if self._gathered_to is None:
+            self._active.gathered()
+        self._active.show(self._engine)
         self._store.end_shelvings()
         stale, shelved, unacknowledged = self._store.alarm_gauges()
         self._metrics.diagnostics_stale.set(stale)
@@ -374,11 +378,12 @@ class DiagnosticsService:
         changed = [well for well in gone if well in self._dirty]
         self._parting.update((each.well_id, each) for each in self._checkpoints(changed))
         self._engine.forget(gone)
+        self._active.is_complete = False
         self._known.difference_update(gone)
         for well in gone:
             self._dirty.pop(well, None)
         self._metrics.diagnostics_wells_evicted.inc(len(gone))
-        self._set_active()
+        self._active.show(self._engine)
 
     # -- restore
 
@@ -392,10 +397,11 @@ class DiagnosticsService:
             self._replay(some)
             operators.reconcile(self._engine, self._deferred, some, self._store.open_rows(some))
             self._known.update(some)
+            self._active.held(some)
             for well in some:
                 self._parting.pop(well, None)
                 self._deferred.restored(well)
-        self._set_active()
+        self._active.show(self._engine)
 
     def _restore_states(self, wells: Sequence[str]) -> None:
         fresh = [well for well in wells if self._engine.newest_us(well) is None]
@@ -462,7 +468,7 @@ class DiagnosticsService:
         for occurrence in opened:
             if self._engine.open_at(occurrence.well_id, occurrence.diagnosis) is None:
                 operators.owe_end(self._engine, self._deferred, occurrence)
-        self._set_active()
+        self._active.show(self._engine)
         self._metrics.diagnostics_rules_disabled.set(0)
         self._metrics.diagnostics_reloads.labels(outcome="ok").inc()
         log.info("rules reloaded", extra={"rules": len(rules.rules), "path": rules.path})
@@ -470,21 +476,8 @@ class DiagnosticsService:
     def _new_engine(self, rules: RuleSet) -> Engine:
         for warning in rules.warnings:
             log.warning("rules", extra={"warning": warning})
-        for rule in rules.rules:
-            grades = {rule.severity}
-            grades |= {each.severity for each in (rule.escalation, rule.upgrade) if each is not None}
-            grades |= {rule.stale.escalate_severity} if rule.stale is not None else set()
-            for severity in grades:
-                self._metrics.diagnostics_raised.labels(diagnosis=rule.name, severity=severity.value)
-                self._series.add((rule.name, severity.value))
+        self._active.expect(rules)
         return Engine(rules, self._metrics)
-
-    def _set_active(self) -> None:
-        counts = Counter((each.diagnosis, each.severity.value) for each in self._engine.open_occurrences())
-        self._series.update(counts)
-        for diagnosis, severity in self._series:
-            gauge = self._metrics.diagnostics_active.labels(diagnosis=diagnosis, severity=severity)
-            gauge.set(counts[diagnosis, severity])
 
 
 def _without(readings: Readings, wells: frozenset[str]) -> Readings:

@@ -69,6 +69,7 @@ def test_the_documented_rights_are_enough_for_all_that_the_daemon_does(owner: Da
     assert [state.well_id for state in diagnostics.states(["w1"])] == ["w1"]
     assert diagnostics.wells_with_state("", 10) == ["w1"]
     assert diagnostics.open_rows(["w1"]) == []
+    assert diagnostics.open_anywhere(10) == []
     assert diagnostics.newest_action() == 0
     assert diagnostics.actions_after(0) == []
     assert diagnostics.shelves(["w1"]) == []

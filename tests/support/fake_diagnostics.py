@@ -69,6 +69,11 @@ class FakeDiagnosticsStore:
         self._ask()
         return [row for row in self._store.diagnostics.values() if row.well_id in wells and row.cleared_us is None]
 
+    def open_anywhere(self, limit: int) -> list[tuple[str, str, str]]:
+        self._ask()
+        rows = [row for row in self._store.diagnostics.values() if row.cleared_us is None]
+        return [(row.well_id, row.diagnosis, row.severity.value) for row in rows][:limit]
+
     def newest_action(self) -> int:
         self._ask()
         return 0

@@ -459,3 +459,36 @@ def test_a_tick_that_fails_leaves_an_engine_that_goes_on(monkeypatch: pytest.Mon
     monkeypatch.undo()
     engine.accept(engine.tick(2))
     engine.accept(engine.evaluate(Readings.empty()))
+
+
+def test_a_channel_that_was_never_sent_is_never_spoken_of() -> None:
+    """The well has intake pressure and motor temperature alone; its gauge goes for good."""
+    well = Well()
+    nothing = dict.fromkeys(("discharge_pressure", "intake_temp"), float("nan"))
+    well.send(12 * 9, **nothing)
+    well.send(6, **nothing, pip=0.0, motor_temp=32.0)
+    (failure,) = well.rows("gauge_failure")
+    (dropout,) = well.rows("gauge_dropout")
+    for row in (failure, dropout):
+        assert "pip" in row.message
+        assert "motor_temp" in row.message
+        assert "discharge" not in row.message
+        assert "intake_temp" not in row.message
+
+
+def test_an_intake_pressure_of_1_psi_is_no_dropout_by_itself() -> None:
+    well = Well()
+    others = dict.fromkeys(("discharge_pressure", "motor_temp", "intake_temp"), float("nan"))
+    well.send(12, **others)
+    well.send(6, **others, pip=1.0)
+    assert well.names() == set()
+    well.send(1, **others, pip=0.0)
+    assert well.names() == {"gauge_dropout"}
+
+
+def test_near_zero_on_one_channel_is_no_dropout_where_others_come_in_messages_of_their_own(well: Well) -> None:
+    others = dict.fromkeys(("discharge_pressure", "motor_temp", "intake_temp"), float("nan"))
+    well.send(4, **others, pip=1.0)
+    assert well.names() & {"gauge_dropout", "gauge_failure"} == set()
+    well.send(1, discharge_pressure=0.6, motor_temp=32.0, intake_temp=34.0, pip=0.8)
+    assert "gauge_dropout" in well.names()

@@ -23,6 +23,7 @@ class FakeDatabase:
 
     def __init__(self) -> None:
         self.kept: dict[str, Checkpoint] = {}
+        self.open: list[tuple[str, str, str]] = []
 
     def states(self, wells: Sequence[str]) -> list[Checkpoint]:
         return [self.kept[well] for well in wells if well in self.kept]
@@ -37,6 +38,9 @@ class FakeDatabase:
 
     def open_rows(self, wells: Sequence[str]) -> list[DiagnosticRow]:
         return []
+
+    def open_anywhere(self, limit: int) -> list[tuple[str, str, str]]:
+        return self.open[:limit]
 
     def newest_action(self) -> int:
         return 0
@@ -200,3 +204,25 @@ def test_evicting_is_bounded_work() -> None:
     daemon.send(*names("n", 900))
     assert daemon.count("diagnostics_wells_evicted") == service._EVICTED_AT_ONCE
     assert len(daemon.wells) == 1_000
+
+
+def test_the_gauge_counts_what_is_open_at_wells_that_have_not_sent_since_the_start() -> None:
+    """Killed before their first checkpoint, and silent since: the table alone knows of them."""
+    daemon = Daemon(10)
+    daemon.database.open = [("silent", "underload", "high"), ("also", "underload", "high"), ("w", "trip", "info")]
+
+    def shown(diagnosis: str, severity: str) -> float:
+        gauge = daemon.metrics.diagnostics_active.labels(diagnosis=diagnosis, severity=severity)
+        return float(gauge._value.get())
+
+    daemon.clock.sleep(6)
+    daemon.service.maintain()
+    assert (shown("underload", "high"), shown("trip", "info")) == (2, 1)
+    daemon.send("w")  # is restored, and the engine counts what it finds open there
+    daemon.database.open.pop()
+    assert (shown("underload", "high"), shown("trip", "info")) == (2, 0)
+    daemon.database.open.clear()
+    daemon.clock.sleep(66)
+    daemon.service.maintain()
+    assert shown("underload", "high") == 0
+    assert daemon.service._active.is_complete

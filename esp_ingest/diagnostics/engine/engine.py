@@ -75,6 +75,7 @@ class Engine:
         self._names = [*SIGNAL_NAMES, *rules.extra_signals]
         self._slots: dict[str, int] = {}
         self._wells: list[str] = []
+        self.elsewhere: Counter[tuple[str, str]] = Counter()  # open at wells that are not here, for the gauge
         self._journal = Journal()
         self._in_flight = 0
         self._number = 0
@@ -153,7 +154,9 @@ class Engine:
             metrics.diagnostics_late_readings.inc(evaluation.late)
         if evaluation.rows:
             for (diagnosis, severity), count in self._occurrences.counts.items():
-                metrics.diagnostics_active.labels(diagnosis=diagnosis, severity=severity).set(count)
+                metrics.diagnostics_active.labels(diagnosis=diagnosis, severity=severity).set(
+                    count + self.elsewhere[diagnosis, severity]
+                )
 
     def _evaluate(self, readings: Readings) -> int:
         rows = self._rows(readings)

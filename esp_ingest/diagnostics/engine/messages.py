@@ -1,5 +1,6 @@
 """What an occurrence says: one sentence of what was seen, against what, since when, what it means and what to do."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -7,6 +8,7 @@ import numpy as np
 
 from esp_ingest.diagnostics import alarm as alarms
 from esp_ingest.diagnostics.engine.rule_step import HELD_SHELVED, HELD_SUPPRESSED, BatchContext, RuleStep
+from esp_ingest.diagnostics.engine.signals import PRESSURE_ORDER
 from esp_ingest.diagnostics.language.rules import Rule
 from esp_ingest.diagnostics.language.units import NONE, Unit
 from esp_ingest.service.text import moment, span
@@ -34,6 +36,17 @@ def number_of(value: Any) -> float | None:
     """``value`` as a float, None if it is NaN or infinite."""
     number = float(value)
     return number if np.isfinite(number) else None
+
+
+def failed_gauges(channels: Sequence[str]) -> str:
+    """What is wrong with these channels, for people."""
+    names = [name for name in channels if name != PRESSURE_ORDER]
+    said = (
+        [f"{', '.join(names)} outside what an instrument can measure, or gone, on 3 samples in a row"] if names else []
+    )
+    if PRESSURE_ORDER in channels:
+        said.append("pip or discharge_pressure wrong (discharge below intake pressure while pumping)")
+    return " and ".join(said)
 
 
 def rounded(value: Any) -> float:

@@ -9,9 +9,18 @@ import numpy as np
 from esp_ingest.diagnostics import alarm as alarms
 from esp_ingest.diagnostics.alarm import Occurrence
 from esp_ingest.diagnostics.engine.baseline import HOURS, Baselines
-from esp_ingest.diagnostics.engine.messages import as_json, held_by_of, number_of, rounded, sentence, told_of
+from esp_ingest.diagnostics.engine.messages import (
+    as_json,
+    failed_gauges,
+    held_by_of,
+    number_of,
+    rounded,
+    sentence,
+    told_of,
+)
 from esp_ingest.diagnostics.engine.rule_step import BatchContext, RuleStep
-from esp_ingest.diagnostics.engine.well_state import Journal, WellArrays
+from esp_ingest.diagnostics.engine.signals import GAUGE
+from esp_ingest.diagnostics.engine.well_state import NEVER, Journal, WellArrays
 from esp_ingest.diagnostics.language.rules import Rule, RuleSet
 from esp_ingest.model import DiagnosticRow
 
@@ -154,7 +163,9 @@ class OpenOccurrences:
             return ", ".join(name for name, seconds in batch.frozen.items() if seconds[row] > 0)
         if ("fact", "failed_signals") in keys:
             names = [name for name, mask in batch.measured.failed.items() if mask[row]]
-            return ", ".join("pip or discharge_pressure" if name == "pressure_order" else name for name in names)
+            return failed_gauges(names)
+        if ("fact", "gauge_dropped") in keys:
+            return ", ".join(name for name in GAUGE if batch.measured.seen[name][1][row] != NEVER)
         return ""
 
     def _trend_at(self, batch: BatchContext, row: int) -> str:

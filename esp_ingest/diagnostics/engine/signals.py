@@ -24,6 +24,7 @@ MIN_LOAD = 0.05
 # A gauge without supply reads the zero of its own scale: 0 psi, and 0 °C. Seen on a real well with some noise on it, up
 # to 40 °F; no pump that lifts is as cold as 41 °F (5 °C).
 GAUGE_ZERO = {"pip": 1.0, "discharge_pressure": 1.0, "motor_temp": 41.0, "intake_temp": 41.0}
+GAUGE_AT_ZERO = {"pip": 0.0, "discharge_pressure": 0.0, "motor_temp": 32.0, "intake_temp": 32.0}
 GAUGE = tuple(GAUGE_ZERO)
 ORDER_MARGIN_PSI = 50.0  # two gauges of 0.5 % of 5 000 psi: with no head, as after a start, either may read higher
 # Not intake_temp: on a real well it stood still to 0.01 °F for hours while all was well.
@@ -71,7 +72,7 @@ class SignalState:
             raw[name] = values[at]
             held[name], seen[name] = self._hold(journal, rows, at, values[at], bad.get(name))
         dropped = self._dropouts(held, seen)
-        failed = self._failures(journal, rows, held, bad, dropped)
+        failed = self._failures(journal, rows, held, seen, bad, dropped)
         usable = dict(held)
         for name in GAUGE:
             if dropped.any():
@@ -102,10 +103,13 @@ class SignalState:
         return held, (value, when, old, old_us)
 
     def _dropouts(self, held: dict[str, FloatArray], seen: dict[str, Any]) -> BoolArray:
-        """Every gauge channel at zero or missing, on a well that has a gauge."""
+        """Every gauge channel that the well has ever sent is near its zero or missing. One channel that reads near
+        zero while the others are missing may be the well: that is a dropout only at zero itself."""
         empty: BoolArray = np.logical_and.reduce([~(held[name] > zero) for name, zero in GAUGE_ZERO.items()])
         if empty.any():
-            empty &= np.logical_or.reduce([seen[name][1] != NEVER for name in GAUGE])
+            near = np.sum([~np.isnan(held[name]) for name in GAUGE], axis=0)
+            at_zero = np.logical_or.reduce([held[name] <= zero for name, zero in GAUGE_AT_ZERO.items()])
+            empty &= np.logical_or.reduce([seen[name][1] != NEVER for name in GAUGE]) & ((near != 1) | at_zero)
         return empty
 
     # -- gauges that lie
@@ -115,13 +119,17 @@ class SignalState:
         journal: Journal,
         rows: Rows,
         held: dict[str, FloatArray],
+        seen: dict[str, Any],
         bad: dict[str, BoolArray],
         dropped: BoolArray,
     ) -> dict[str, BoolArray]:
         failed = {}
         any_dropped = bool(dropped.any())
         for at, channel in enumerate((*self._names, PRESSURE_ORDER)):
-            good, wrong = self._judge(channel, held, bad, dropped if any_dropped else None)
+            lost = dropped if any_dropped else None
+            if lost is not None and channel in GAUGE:
+                lost = lost & (seen[channel][1] != NEVER)  # what a well never sent cannot fail
+            good, wrong = self._judge(channel, held, bad, lost)
             if wrong is None or not wrong.any():
                 if channel not in self._ever_bad:
                     continue

@@ -42,6 +42,10 @@ class PostgresDiagnosticsStore:
         """See interfaces.DiagnosticsStore."""
         return [_diagnostic(row) for row in self._rows("open_occurrences", list(wells))]
 
+    def open_anywhere(self, limit: int) -> list[tuple[str, str, str]]:
+        """See interfaces.DiagnosticsStore."""
+        return [(well, diagnosis, severity) for well, diagnosis, severity in self._rows("open_anywhere", limit)]
+
     def newest_action(self) -> int:
         """See interfaces.DiagnosticsStore."""
         return int(self._rows("newest_action")[0][0])
