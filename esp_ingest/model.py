@@ -24,6 +24,11 @@ def at_us(us: int) -> datetime:
     return _EPOCH + timedelta(microseconds=us)
 
 
+def us_of(at: datetime) -> int:
+    """The opposite of :func:`at_us`, exact too. ``at`` has a zone."""
+    return (at - _EPOCH) // timedelta(microseconds=1)
+
+
 class Signal(NamedTuple):
     """One measured quantity; outside ``low`` … ``high`` the instrument is wrong, not the well."""
 

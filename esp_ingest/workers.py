@@ -25,15 +25,16 @@ from esp_ingest.config.settings import ENV_PREFIX, ConfigError, Settings
 from esp_ingest.interfaces import Clock
 from esp_ingest.service import lifetime
 from esp_ingest.service import log as logs
+from esp_ingest.service.backoff import Backoff
 from esp_ingest.service.clock import SystemClock
 
 log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _POLL_SECONDS = 0.2
-_RESTART_MIN_SECONDS = 2.0  # pause before a worker that died is started again; doubled with each death in a row
-_RESTART_MAX_SECONDS = 60.0
-_PROVEN_SECONDS = 60.0  # a worker that lived so long is not one that cannot start
+# The pause before a worker that died is started again: 2 s, doubled with each death in a row, 60 s at most. A worker
+# that lived for 60 s is not one that cannot start.
+_RESTART_SECONDS = (1.0, 60.0)
 _GRACE_SECONDS = 5.0  # on top of the drain deadline, before a worker is killed
 _USAGE = 2  # exit code of a configuration that cannot be used: starting again changes nothing
 ALONE = -1  # in place of a worker's number: the daemon without workers, whose spool is the folder around theirs
@@ -93,20 +94,11 @@ def _has_leftovers(folder: Path) -> bool:
 
 
 @dataclass(slots=True)
-class _Restart:
-    """When a worker starts, and how long the pause was that led there."""
-
-    at: float = 0.0
-    pause_seconds: float = 0.0
-
-
-@dataclass(slots=True)
 class _Worker:
-    """A running worker."""
+    """A running worker, since a monotonic time in seconds."""
 
     process: subprocess.Popen[bytes]
     since: float
-    pause_seconds: float
 
 
 class Supervisor:
@@ -119,7 +111,9 @@ class Supervisor:
         self._count = count
         self._workers: dict[int, _Worker] = {}
         self._leaving = set(surplus(settings, count))
-        self._restarts = {index: _Restart() for index in (*range(count), *sorted(self._leaving))}
+        everybody = (*range(count), *sorted(self._leaving))
+        self._starts = dict.fromkeys(everybody, 0.0)  # when those start that do not run, monotonic seconds
+        self._backoffs = {index: Backoff(*_RESTART_SECONDS, lambda _, longest: longest) for index in everybody}
         self._stopping = False
         self._is_unusable = False
 
@@ -144,11 +138,11 @@ class Supervisor:
             if worker.process.poll() is not None:
                 del self._workers[index]
                 self._ended(index, worker, now)
-        for index, restart in list(self._restarts.items()):
-            if restart.at <= now and not self._stopping:
-                del self._restarts[index]
+        for index, due in list(self._starts.items()):
+            if due <= now and not self._stopping:
+                del self._starts[index]
                 process = start(self._settings, self._config_file, index, leaves=index in self._leaving)
-                self._workers[index] = _Worker(process, now, restart.pause_seconds)
+                self._workers[index] = _Worker(process, now)
 
     def _ended(self, index: int, worker: _Worker, now: float) -> None:
         code = worker.process.returncode
@@ -156,22 +150,20 @@ class Supervisor:
             self._leaving.remove(index)
             log.info("worker has left for good", extra={"worker": index})
             return
-        if code == _USAGE and not worker.pause_seconds and index not in self._leaving:
+        backoff = self._backoffs[index]
+        if code == _USAGE and not backoff.attempts and index not in self._leaving:
             log.error("a worker cannot use the configuration", extra={"worker": index})
             self._is_unusable = self._stopping = True
             return
-        pause = 0.0 if now - worker.since >= _PROVEN_SECONDS else worker.pause_seconds
-        pause = min(max(2 * pause, _RESTART_MIN_SECONDS), _RESTART_MAX_SECONDS)
+        pause = backoff.next_seconds(now - worker.since)
         log.error("worker ended, starting it again", extra={"worker": index, "exit_code": code, "pause_seconds": pause})
-        self._restarts[index] = _Restart(now + pause, pause)
+        self._starts[index] = now + pause
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
         if self._stopping and number == lifetime.ASK:
             return
         if self._stopping:
-            for (
-                worker
-            ) in self._workers.values():  # no waiting here: the lock for it may be held by whom this interrupts
+            for worker in self._workers.values():  # without waiting: whom this interrupts may hold the lock for it
                 worker.process.kill()
             lifetime.say(
                 "A second signal ended the workers before they had drained: what is not acknowledged comes again after "

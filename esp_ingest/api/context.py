@@ -54,6 +54,11 @@ def parts(request: Request) -> Api:
     return found
 
 
+def address_of(request: Request) -> str:
+    """Where a request comes from, for the audit log and for limits on signing in."""
+    return request.client.host if request.client is not None else "unknown"
+
+
 def needs(role: Role) -> Callable[..., Awaitable[Principal]]:
     """A dependency: whoever asks has at least this role. Raises Problem 401 or 403."""
 

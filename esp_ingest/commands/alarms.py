@@ -77,18 +77,12 @@ def _request(settings: Settings, arguments: argparse.Namespace) -> Request:
 
 def _duration(text: str) -> int:
     try:
-        found = duration_us(_spaced(text))
+        found = duration_us(text)
     except ConditionError as error:
         raise ConfigError(f"--for {text}: {error}.") from None
     if not 0 < found <= _LONGEST_SHELVING_US:
         raise ConfigError("--for must be more than 0 and at most 30 d: shelving ends, switching a rule off does not.")
     return found
-
-
-def _spaced(text: str) -> str:
-    """``8h`` as the rules write it: ``8 h``."""
-    digits = text.rstrip("abcdefghijklmnopqrstuvwxyz ")
-    return f"{digits} {text[len(digits) :].strip()}"
 
 
 def _ack(connection: Connection, request: Request) -> Iterator[str]:

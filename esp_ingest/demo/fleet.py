@@ -161,7 +161,6 @@ class Fleet:
         self._amps0, self._temp0 = draw(*_CURRENT), draw(*_WINDING)
         self._vibration0, self._gor0 = draw(*_VIBRATION), draw(*_GOR)
         self._phase = draw(0.0, 2 * np.pi)
-        self._reservoir = self._pip0 + _DRAWDOWN
         self._productivity = self._q0 / _DRAWDOWN
         self._shut_in = _SHUT_IN_SHARE * _LIFT
         self._pump_loss = (_SHUT_IN_SHARE - 1) * _LIFT / self._q0**2

@@ -34,7 +34,7 @@ from esp_ingest.service import extra
 from esp_ingest.service.clock import SystemClock
 from esp_ingest.service.guard import Leash
 from esp_ingest.store import schema
-from esp_ingest.store.connection import connect
+from esp_ingest.store.connection import connect, only_row
 from esp_ingest.store.queries import query
 
 _PREFIX = "esp-ingest-demo-"
@@ -215,8 +215,7 @@ class Theatre:
 
     def stored(self) -> "Stored":
         """What the tables hold."""
-        row = self._connection.execute(query("demo_totals")).fetchone()
-        assert row is not None
+        row = only_row(self._connection.execute(query("demo_totals")))
         return Stored(*row)
 
     def diagnoses(self) -> list[tuple[str, str, int]]:

@@ -1,7 +1,5 @@
 """Rules on dry_run: the engine over any readings, nothing written, every occurrence kept in its last state."""
 
-from collections.abc import Iterable
-
 import numpy as np
 
 from esp_ingest.diagnostics.engine.engine import Engine
@@ -46,11 +44,3 @@ class DryRun:
     def seen(self) -> list[DiagnosticRow]:
         """The occurrences that were not held back all their life."""
         return [row for row in self.occurrences() if self.was_shown(row)]
-
-
-def tried(rules: RuleSet, batches: Iterable[Readings]) -> DryRun:
-    """A dry run over all of ``batches``, in their order."""
-    dry_run = DryRun(rules)
-    for batch in batches:
-        dry_run.feed(batch)
-    return dry_run

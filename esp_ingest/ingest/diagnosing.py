@@ -3,9 +3,8 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
 
-from esp_ingest.diagnostics.service import Diagnosis
+from esp_ingest.diagnostics.service import Diagnosis, DiagnosticsService
 from esp_ingest.interfaces import Clock, Refusal, Store, StoreUnavailable
 from esp_ingest.model import Checkpoint, DiagnosticRow, Readings
 from esp_ingest.service.log import Repeated
@@ -16,45 +15,13 @@ log = logging.getLogger(__name__)
 _FINISH_SECONDS = 5.0  # for the last checkpoints; what is missing is replayed from the table at the next start
 
 
-class Diagnostics(Protocol):
-    """diagnostics/service.py as the writer stage drives it."""
-
-    def prepare(self, wells: Sequence[str] = ()) -> None:
-        """Everything that has to be known before readings of these wells. May raise StoreUnavailable."""
-        ...
-
-    def evaluate(self, readings: Readings) -> Diagnosis:
-        """Run the rules; :meth:`accept` or :meth:`discard` must follow."""
-        ...
-
-    def accept(self, diagnosis: Diagnosis, refusal: Refusal | None = None) -> None:
-        """It is stored, but for ``refusal``."""
-        ...
-
-    def discard(self, diagnosis: Diagnosis) -> None:
-        """Nothing of it was stored."""
-        ...
-
-    def maintain(self) -> Diagnosis | None:
-        """Between batches, while nothing is in the spool: what there is to write, every few seconds."""
-        ...
-
-    def try_again(self) -> None:
-        """The database was away and is back."""
-        ...
-
-    def finish(self) -> Iterator[Diagnosis]:
-        """What is left to write at the end of the process, in pieces."""
-        ...
-
-
 class Diagnosing:
     """Runs ``diagnostics`` for the stage, if there are any. Their state advances with the transaction that stores the
     readings, or stays where it was: :meth:`accept` or :meth:`discard` follows each :meth:`evaluate`."""
 
     def __init__(
         self,
-        diagnostics: Diagnostics | None,
+        diagnostics: DiagnosticsService | None,
         store: Store,
         clock: Clock,
         metrics: Metrics,

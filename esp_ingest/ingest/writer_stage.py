@@ -16,11 +16,11 @@ from collections.abc import Callable, Sequence
 from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
 from esp_ingest.config.settings import Settings
-from esp_ingest.diagnostics.service import Diagnosis
+from esp_ingest.diagnostics.service import Diagnosis, DiagnosticsService
 from esp_ingest.ingest.backlog import Backlog
 from esp_ingest.ingest.batch import Batch, Outcome, needs_slices, slices
 from esp_ingest.ingest.batch_queue import BatchQueue
-from esp_ingest.ingest.diagnosing import Diagnosing, Diagnostics, findings_of
+from esp_ingest.ingest.diagnosing import Diagnosing, findings_of
 from esp_ingest.ingest.outage import Outage
 from esp_ingest.interfaces import Clock, Store, StoreUnavailable, WriteResult
 from esp_ingest.model import Arrival, Decoded, Delivery, Readings, Reject, RejectReason
@@ -41,7 +41,7 @@ class Stage:
         settings: Settings,
         store: Store,
         spool: Spool | None,
-        diagnostics: Diagnostics | None,
+        diagnostics: DiagnosticsService | None,
         decode: Callable[[list[Delivery]], Decoded],
         clock: Clock,
         metrics: Metrics,

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from psycopg import sql
 
-from esp_ingest.store.connection import Connection
+from esp_ingest.store.connection import Connection, only_row
 from esp_ingest.store.queries import query
 
 _HOUR, _DAY = timedelta(hours=1), timedelta(days=1)
@@ -19,9 +19,8 @@ def keep(connection: Connection, keep_days: int, beat: Callable[[], None]) -> in
     """Bring the aggregates up to the last full hour and drop those older than ``keep_days`` (0: never). One transaction
     for each day with a change; ``beat`` is called before each. Returns how many days had a change. May raise
     psycopg.Error, and what ``beat`` raises."""
-    row = connection.execute(query("lifecycle_aggregates_span")).fetchone()
-    assert row is not None
-    since, until = row  # as text: the former may be -infinity, which Python cannot hold
+    # As text: since may be -infinity, which Python cannot hold.
+    since, until = only_row(connection.execute(query("lifecycle_aggregates_span")))
     found = connection.execute(query("lifecycle_aggregates_changed"), {"since": since, "until": until}).fetchall()
     end = datetime.fromisoformat(until)
     assignments = _assignments(connection)

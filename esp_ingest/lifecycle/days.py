@@ -13,7 +13,7 @@ from esp_ingest.lifecycle.archive.columns import Column, column
 from esp_ingest.lifecycle.archive.manifest import Manifest
 from esp_ingest.lifecycle.errors import LifecycleError, Reason
 from esp_ingest.lifecycle.tables import FIRST_DAY, LAST_DAY, Table, bounds, day_of
-from esp_ingest.store.connection import Connection
+from esp_ingest.store.connection import Connection, only_row
 from esp_ingest.store.queries import query
 
 
@@ -102,8 +102,7 @@ class Days:
         """The content of the day as it is now, computed by the server: some microseconds a row."""
         start, end = bounds(day)
         statement = self.statement("lifecycle_day_checksum", table)
-        row = self.connection.execute(statement, {"start": start, "end": end}).fetchone()
-        assert row is not None
+        row = only_row(self.connection.execute(statement, {"start": start, "end": end}))
         return Content.of(row[0], int(row[1]), int(row[2]))
 
     def begin(self, table: Table, day: date, pending_id: UUID) -> None:

@@ -12,7 +12,7 @@ from esp_ingest.config.settings import LifecycleSettings
 from esp_ingest.lifecycle.tables import TABLES, Table, bounds
 from esp_ingest.service.metrics import LifecycleMetrics
 from esp_ingest.store.capabilities import capabilities
-from esp_ingest.store.connection import Connection
+from esp_ingest.store.connection import Connection, only_row
 from esp_ingest.store.queries import query
 
 _DAY_SECONDS = 86_400.0
@@ -92,17 +92,14 @@ def look(connection: Connection, settings: LifecycleSettings, now: datetime) -> 
         found = connection.execute(query("lifecycle_jobs")).fetchall()
         jobs = [Job(name, math.inf if seconds is None else seconds, failing) for name, seconds, failing in found]
         policies = len(connection.execute(query("lifecycle_policies")).fetchall())
-    row = connection.execute(query("lifecycle_database_size")).fetchone()
-    assert row is not None
-    growth = math.nan if row[1] is None else float(row[1])
+    size_bytes, grown_bytes = only_row(connection.execute(query("lifecycle_database_size")))
+    growth = math.nan if grown_bytes is None else float(grown_bytes)
     free = float(shutil.disk_usage(settings.disk_path).free) if settings.disk_path else math.nan
-    return State(tables, tuple(jobs), policies, int(row[0]), growth, free, _backup(connection, now))
+    return State(tables, tuple(jobs), policies, int(size_bytes), growth, free, _backup(connection, now))
 
 
 def _backup(connection: Connection, now: datetime) -> Backup:
-    archiver = connection.execute(query("drill_archiver")).fetchone()
-    assert archiver is not None
-    is_archiving, is_failing = archiver
+    is_archiving, is_failing = only_row(connection.execute(query("drill_archiver")))
     last = connection.execute(query("drill_last")).fetchone()
     success, seconds, problem, made, days = last or (None, 0.0, "", None, 0)
     return Backup(
@@ -126,22 +123,20 @@ def _table(
     connection: Connection, settings: LifecycleSettings, table: Table, now: datetime, has_timescaledb: bool
 ) -> TableState:
     names = table.names()
-    row = connection.execute(sql.SQL(query("lifecycle_table").decode()).format(**names)).fetchone()
-    assert row is not None
-    rows, oldest, oldest_droppable = row
+    statement = sql.SQL(query("lifecycle_table").decode()).format(**names)
+    rows, oldest, oldest_droppable = only_row(connection.execute(statement))
     until = now - timedelta(minutes=settings.settle_minutes)
     where = {"relation": table.name, "until": bounds(until.date())[0]}
-    unproven = connection.execute(sql.SQL(query("lifecycle_unproven").decode()).format(**names), where).fetchone()
+    statement = sql.SQL(query("lifecycle_unproven").decode()).format(**names)
+    (unproven,) = only_row(connection.execute(statement, where))
     hypertable = has_timescaledb and connection.execute(query("lifecycle_is_hypertable"), (table.name,)).fetchone()
     if hypertable and hypertable[0]:
-        size = connection.execute(query("lifecycle_hypertable_size"), {"relation": table.name}).fetchone()
+        size = only_row(connection.execute(query("lifecycle_hypertable_size"), {"relation": table.name}))
     else:
-        size = connection.execute(query("lifecycle_plain_size"), (table.name,)).fetchone()
-    assert size is not None
-    assert unproven is not None
+        size = only_row(connection.execute(query("lifecycle_plain_size"), (table.name,)))
     keep = table.keep_days(settings)
     overdue = _age(oldest_droppable, now) / _DAY_SECONDS - keep - 1 if keep else 0.0
-    lag = (now - bounds(unproven[0])[1]).total_seconds() if unproven[0] is not None else 0.0
+    lag = (now - bounds(unproven)[1]).total_seconds() if unproven is not None else 0.0
     return TableState(
         table.name, rows, int(size[0] or 0), size[1], size[2], _age(oldest, now), max(lag, 0.0), max(overdue, 0.0)
     )

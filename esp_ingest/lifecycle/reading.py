@@ -17,6 +17,7 @@ from esp_ingest.lifecycle.archive.verify import Origin
 from esp_ingest.lifecycle.days import Days
 from esp_ingest.lifecycle.errors import LifecycleError, Reason
 from esp_ingest.lifecycle.tables import FIRST_DAY, LAST_DAY, TABLES
+from esp_ingest.store.connection import only_row
 from esp_ingest.store.queries import query
 
 Report = Callable[[str, dict[str, Any]], None]
@@ -40,8 +41,7 @@ def opened(settings: Settings) -> Iterator[tuple[Days, Storage, Origin]]:
         raise LifecycleError(Reason.UNSET, "archive.url is not set: there is no archive to read.")
     try:
         with runs.session(settings) as connection:
-            row = connection.execute(query("lifecycle_clock")).fetchone()
-            assert row is not None
+            row = only_row(connection.execute(query("lifecycle_clock")))
             origin = Origin(str(row[0]), int(row[3]))
             storage = open_storage(settings.archive)
             try:

@@ -16,6 +16,7 @@ from esp_ingest.lifecycle.archive.checksum import NOTHING, Content
 from esp_ingest.lifecycle.days import Days
 from esp_ingest.lifecycle.errors import LifecycleError, Reason
 from esp_ingest.lifecycle.tables import Table, bounds
+from esp_ingest.store.connection import only_row
 from esp_ingest.store.queries import query
 
 
@@ -121,8 +122,7 @@ def _drop_chunks(days: Days, table: Table, what: Drop, proven: Mapping[date, Con
 def _delete(days: Days, table: Table, day: date, proven: Mapping[date, Content] | None) -> int:
     start, end = bounds(day)
     statement = days.statement("lifecycle_delete_day", table)
-    row = days.connection.execute(statement, {"start": start, "end": end}).fetchone()
-    assert row is not None
+    row = only_row(days.connection.execute(statement, {"start": start, "end": end}))
     gone, gone_high, gone_low, left, left_high, left_low = (int(value) for value in row)
     _compare(table, day, Content.of(gone + left, gone_high + left_high, gone_low + left_low), proven)
     days.dropped(table, day, Content.of(left, left_high, left_low))

@@ -155,6 +155,22 @@ class BulkClient(paho.Client):
         pending = getattr(self._sock, "pending", None)
         return int(pending()) if pending is not None else 0
 
+    def turn(self, seconds: float) -> bool:
+        """Wait ``seconds`` at most for the network, and do what it asks for: read, write, keep alive. For a connection
+        whose thread has nothing else to wait for. Returns False if there is no connection."""
+        opened = self.socket()
+        if opened is None:
+            return False
+        poll = select.poll()  # paho's own loop() calls select(), which fails beyond 1 024 open files
+        poll.register(opened.fileno(), select.POLLIN | (select.POLLOUT if self.want_write() else 0))
+        events = dict(poll.poll(0 if self.pending() else 1_000 * seconds))
+        if self.pending() or any(event & ~select.POLLOUT for event in events.values()):
+            self.loop_read()
+        if self.want_write():
+            self.loop_write()
+        self.loop_misc()
+        return True
+
     def abort(self) -> None:
         """Close the socket without a word."""
         self._sock_close()

@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import re
-import select
 import ssl
 from pathlib import Path
 
@@ -193,17 +192,8 @@ def end_session(settings: MqttSettings, protocol: MQTTProtocolVersion, clock: Cl
     try:
         client.reconnect()
         for _ in range(int(settings.connect_timeout_seconds * 10)):
-            opened = client.socket()
-            if client.is_connected() or opened is None:
+            if client.is_connected() or not client.turn(0.1):
                 break
-            poll = select.poll()  # paho's own loop() calls select(), which fails beyond 1 024 open files
-            poll.register(opened, select.POLLIN | (select.POLLOUT if client.want_write() else 0))
-            ready = dict(poll.poll(100)).get(opened.fileno(), 0)
-            if ready & ~select.POLLOUT:
-                client.loop_read()
-            if client.want_write():
-                client.loop_write()
-            client.loop_misc()
         is_gone = client.is_connected()
         client.depart()
     except OSError as error:

@@ -7,7 +7,6 @@ than Receive Maximum: Retain Available, Maximum QoS, Maximum Packet Size.
 """
 
 import logging
-import select
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
@@ -158,21 +157,11 @@ class PublishingConnection:
         """Let the network do something, for at most ``seconds``; without a connection, wait."""
         seconds = min(seconds, _TURN_SECONDS)
         link = self._link
-        opened = link.client.socket() if link is not None else None
-        if link is None or opened is None:
+        if link is None or not link.client.turn(seconds):
             self._clock.sleep(seconds)
             return
-        client = link.client
-        poll = select.poll()
-        poll.register(opened.fileno(), select.POLLIN | (select.POLLOUT if client.want_write() else 0))
-        events = dict(poll.poll(0 if client.pending() else 1_000 * seconds))
-        if client.pending() or any(event & ~select.POLLOUT for event in events.values()):
-            client.loop_read()
-        if client.want_write():
-            client.loop_write()
-        client.loop_misc()
         oldest = min(link.sent_at.values(), default=inf)
-        if client.socket() is None:
+        if link.client.socket() is None:
             self._end(link.end)
         elif self._clock.monotonic() - oldest > ANSWER_SECONDS:
             self._end(f"The broker at {sentences.address(self._settings)} did not answer a publication in time.")

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from esp_ingest.store.connection import Connection, is_pooled
+from esp_ingest.store.connection import Connection, is_pooled, only_row
 from esp_ingest.store.queries import query
 
 OLDEST_POSTGRESQL = 15_00_00
@@ -90,8 +90,7 @@ def _dotted(numbers: tuple[int, ...]) -> str:
 
 def capabilities(connection: Connection) -> Capabilities:
     """Ask the database what it is. Raises SchemaError where it is too old."""
-    row = connection.execute(query("capabilities")).fetchone()
-    assert row is not None
+    row = only_row(connection.execute(query("capabilities")))
     found = Capabilities(row[0], row[1], row[2], fsync=row[3], pooled=is_pooled(connection))
     if found.postgresql < OLDEST_POSTGRESQL:
         raise SchemaError(f"{found.kind} is too old: use PostgreSQL {OLDEST_POSTGRESQL // 10_000} or newer.")

@@ -66,9 +66,7 @@ class Session(Connection):
     def adapt(self, settings: DatabaseSettings) -> None:
         """Make the settings that values, durability and waiting times depend on, whatever role, database, environment
         and connection string say. Raises psycopg.Error, or WrongEncoding where the database cannot hold our text."""
-        row = self.execute(query("session_identity")).fetchone()
-        assert row is not None
-        server_pid, holds_utf8 = row
+        server_pid, holds_utf8 = only_row(self.execute(query("session_identity")))
         if not holds_utf8:
             encoding = self.info.parameter_status("server_encoding") or "unknown"
             raise WrongEncoding(WRONG_ENCODING, f"its encoding is {encoding}")
@@ -238,6 +236,13 @@ def staging(connection: Connection, name: str) -> bytes:
     return statement.replace(b"ON COMMIT DELETE ROWS", b"ON COMMIT DROP") if is_pooled(connection) else statement
 
 
+def only_row(cursor: psycopg.Cursor[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """The row of a statement that always gives one."""
+    row = cursor.fetchone()
+    assert row is not None, "the statement gave no row"
+    return row
+
+
 class OnDemand:
     """A connection in autocommit that is opened when it is needed, and again after it was lost. For one thread.
 
@@ -257,6 +262,20 @@ class OnDemand:
         if self._connection is None or self._connection.closed or self._connection.broken:
             self._connection = connect(self._settings, autocommit=True)
         return self._connection
+
+    def rows(self, name: str, parameters: Any = None) -> list[tuple[Any, ...]]:
+        """The rows of the named query. Raises StoreUnavailable."""
+        try:
+            return self.get().execute(query(name), parameters).fetchall()
+        except psycopg.Error as error:
+            raise self.lost(error) from None
+
+    def execute(self, name: str, parameters: Any = None) -> None:
+        """Run the named query, which gives no rows. Raises StoreUnavailable."""
+        try:
+            self.get().execute(query(name), parameters)
+        except psycopg.Error as error:
+            raise self.lost(error) from None
 
     def lost(self, error: psycopg.Error) -> StoreUnavailable:
         """Close it after ``error``; what to raise."""

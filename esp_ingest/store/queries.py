@@ -28,3 +28,8 @@ def query(name: str) -> bytes:
     lines = [line for line in all_queries()[name].splitlines() if not line.lstrip().startswith("--")]
     statement = "\n".join(lines).strip().removesuffix(";")
     return _LOCK.sub(lambda found: str(LOCKS[found[1]]), statement).encode()
+
+
+def like(pattern: str) -> str:
+    """A pattern in which * stands for any text, as LIKE spells it."""
+    return re.sub(r"([\\%_])", r"\\\1", pattern).replace("*", "%")

@@ -7,15 +7,14 @@ Replaying is at least once up to the mark, and the keys make it exactly once in 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from esp_ingest.model import Reject, RejectReason
+from esp_ingest.model import Reject, RejectReason, at_us, us_of
 from esp_ingest.store.connection import Connection, Moment
-from esp_ingest.store.queries import query
+from esp_ingest.store.queries import like, query
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ID = re.compile(r"(?:(?P<at>\d{1,17})-)?(?P<digest>[0-9a-f]{32})")
 _PAGE = 500
 _LOWEST = UUID(int=0)
@@ -36,7 +35,7 @@ class RejectFilter:
         """For the statements."""
         return {
             "reason": None if self.reason is None else self.reason.value,
-            "topic": None if self.topic is None else _like(self.topic),
+            "topic": None if self.topic is None else like(self.topic),
             "since": _time(self.since_us),
             "until": _time(self.until_us),
             "pending": self.pending,
@@ -118,7 +117,7 @@ def _stored(row: tuple[Any, ...]) -> StoredReject:
 
 
 def _time(us: int | None) -> datetime | None:
-    return None if us is None else _EPOCH + timedelta(microseconds=us)
+    return None if us is None else at_us(us)
 
 
 def _us(at: Moment) -> int:
@@ -126,9 +125,4 @@ def _us(at: Moment) -> int:
     if isinstance(at, str):
         at = datetime.min if at == "-infinity" or at.endswith("BC") else datetime.max
         at = at.replace(tzinfo=UTC)
-    return (at - _EPOCH) // timedelta(microseconds=1)
-
-
-def _like(pattern: str) -> str:
-    escaped = re.sub(r"([\\%_])", r"\\\1", pattern)
-    return escaped.replace("*", "%")
+    return us_of(at)

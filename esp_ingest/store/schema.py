@@ -16,7 +16,7 @@ from esp_ingest.interfaces import StoreUnavailable
 from esp_ingest.resources import sql_folder
 from esp_ingest.store import sqlstate
 from esp_ingest.store.capabilities import Capabilities, SchemaError, capabilities
-from esp_ingest.store.connection import Connection, connect, grant_connect
+from esp_ingest.store.connection import Connection, connect, grant_connect, only_row
 from esp_ingest.store.queries import query
 
 Feature = Literal["timescaledb", "community", "columnstore"]
@@ -296,8 +296,7 @@ class _Place(NamedTuple):
 
 
 def _place(connection: Connection) -> _Place:
-    row = connection.execute(query("ledger_place")).fetchone()
-    assert row is not None
+    row = only_row(connection.execute(query("ledger_place")))
     return _Place(*row)
 
 
@@ -374,8 +373,7 @@ def _no_ledger(place: _Place) -> SchemaCheck:
 
 def _with_obstacles(connection: Connection, version_check: SchemaCheck) -> SchemaCheck:
     """What would stop the first batch, only the first duplicate (it needs a temporary table), or only diagnoses."""
-    row = connection.execute(query("obstacles")).fetchone()
-    assert row is not None
+    row = only_row(connection.execute(query("obstacles")))
     is_standby, is_read_only, grants, grants_of_diagnostics, gone = row
     if is_standby:
         what = "This database is a standby and only reads: give the primary, or add target_session_attrs=read-write."

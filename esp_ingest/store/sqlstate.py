@@ -113,6 +113,11 @@ def decide(error: BaseException) -> Decision:
     return UNKNOWN
 
 
+def is_a_row(error: BaseException) -> bool:
+    """Whether the row itself is at fault, and not the moment or the set-up."""
+    return decide(error).verdict in (Verdict.DATA, Verdict.DUPLICATE)
+
+
 def is_too_much(error: BaseException) -> bool:
     """Whether the transaction may have been too much at once, rather than the moment a bad one."""
     return isinstance(error, psycopg.Error) and error.sqlstate in _TOO_MUCH

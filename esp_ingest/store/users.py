@@ -12,7 +12,6 @@ from uuid import UUID
 from esp_ingest.store.connection import Connection
 from esp_ingest.store.queries import query
 
-ROLES = ("viewer", "operator", "admin")
 Refusal = Literal["unknown", "reused", "revoked", "expired", "disabled"]
 
 

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from esp_ingest.config.settings import TelemetrySettings
-from esp_ingest.diagnostics.dry_run import DryRun, tried
+from esp_ingest.diagnostics.dry_run import DryRun
 from esp_ingest.diagnostics.language import rules_file
 from esp_ingest.diagnostics.language.rules import RuleSet
 from esp_ingest.model import Delivery, DiagnosticRow, Readings
@@ -84,7 +84,9 @@ def shipped_with(*changes: tuple[str, str]) -> RuleSet:
 
 def played(name: str, rule_set: RuleSet | None = None) -> Played:
     batches = decoded(name)
-    dry_run = tried(rule_set or shipped(), batches)
+    dry_run = DryRun(rule_set or shipped())
+    for batch in batches:
+        dry_run.feed(batch)
     return Played(name, dry_run, int(batches[0].timestamp_us[0]), int(batches[-1].timestamp_us[-1]))
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
+from esp_ingest.store.queries import like
+
 Role = Literal["viewer", "operator", "admin"]
 _RANK = {"viewer": 0, "operator": 1, "admin": 2}
 EVERYTHING = ("*",)
@@ -36,7 +38,7 @@ class Principal:
     @property
     def like(self) -> list[str]:
         """The patterns as LIKE spells them, for SQL."""
-        return [re.sub(r"([\\%_])", r"\\\1", pattern).replace("*", "%") for pattern in self.wells]
+        return list(map(like, self.wells))
 
 
 @cache

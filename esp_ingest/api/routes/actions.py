@@ -5,18 +5,19 @@ body and nothing is done. Then each is done in a transaction of its own; where s
 so."""
 
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from datetime import datetime
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from esp_ingest.api.access.principal import Principal
-from esp_ingest.api.context import Api, Operator, Parts
+from esp_ingest.api.context import Api, Operator, Parts, address_of
 from esp_ingest.api.wire import models
 from esp_ingest.api.wire.answers import respond
 from esp_ingest.api.wire.problems import Problem, invalid
 from esp_ingest.api.wire.schema import ITEM_EXAMPLE, OUTCOME_EXAMPLE, answers
+from esp_ingest.model import us_of
 from esp_ingest.store import alarms, users
 from esp_ingest.store.alarms import Changed, Judgement
 from esp_ingest.store.connection import Connection
@@ -24,10 +25,10 @@ from esp_ingest.telemetry.timestamps import parse_duration
 
 router = APIRouter(prefix="/api/v1/alarms", tags=["alarms"])
 
-LONGEST_SHELVING = timedelta(days=30)
+LONGEST_SHELVING_US = 30 * 86_400_000_000
 Item = models.AlarmItem | models.OccurrenceItem
 Done = tuple[bool, Sequence[Changed]]
-_PROBLEMS = (400, 403, 404, 413)
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 _WORDS = {
     "ack": "acknowledged an alarm",
     "shelve": "shelved an alarm",
@@ -37,19 +38,18 @@ _WORDS = {
 }
 
 
-def _body(**more: Any) -> dict[str, Any]:
-    """The example of a body."""
-    content = {"application/json": {"example": {"items": [ITEM_EXAMPLE], **more}}}
-    return {"requestBody": {"content": content}}
+def _action(name: str, summary: str, **example: str) -> Callable[[Endpoint], Endpoint]:
+    """A route that does something to each item of its body; ``example``: what its body holds beside the items."""
+    body = {"application/json": {"example": {"items": [ITEM_EXAMPLE], **example}}}
+    return router.post(
+        f"/{name}",
+        summary=summary,
+        responses=answers(models.Outcomes, OUTCOME_EXAMPLE, problems=(400, 403, 404, 413), cached=False),
+        openapi_extra={"requestBody": {"content": body}},
+    )
 
 
-@router.post(
-    "/ack",
-    summary="Acknowledge",
-    response_model=None,
-    responses=answers(models.Outcomes, OUTCOME_EXAMPLE, problems=_PROBLEMS, cached=False),
-    openapi_extra=_body(why="choke opened"),
-)
+@_action("ack", "Acknowledge", why="choke opened")
 async def ack(request: Request, api: Parts, principal: Operator, body: models.AckBody) -> Response:
     """What is unacknowledged, latched or has returned unacknowledged: the occurrence, or without a time all of them."""
 
@@ -60,13 +60,7 @@ async def ack(request: Request, api: Parts, principal: Operator, body: models.Ac
     return await _each(request, api, principal, body.items, body.why, "ack", do)
 
 
-@router.post(
-    "/shelve",
-    summary="Hold a diagnosis back at a well for a time",
-    response_model=None,
-    responses=answers(models.Outcomes, OUTCOME_EXAMPLE, problems=_PROBLEMS, cached=False),
-    openapi_extra=_body(why="gauge is to be changed on Friday", duration="3d"),
-)
+@_action("shelve", "Hold a diagnosis back at a well for a time", why="gauge is to be changed on Friday", duration="3d")
 async def shelve(request: Request, api: Parts, principal: Operator, body: models.ShelveBody) -> Response:
     """Always with an end, at most 30 days away, and a reason. A later shelving takes the place of an earlier one."""
     until_us = _end(body, api.clock.now_us())
@@ -77,13 +71,7 @@ async def shelve(request: Request, api: Parts, principal: Operator, body: models
     return await _each(request, api, principal, body.items, body.why, "shelve", do)
 
 
-@router.post(
-    "/unshelve",
-    summary="End a shelving",
-    response_model=None,
-    responses=answers(models.Outcomes, OUTCOME_EXAMPLE, problems=_PROBLEMS, cached=False),
-    openapi_extra=_body(why="gauge was changed"),
-)
+@_action("unshelve", "End a shelving", why="gauge was changed")
 async def unshelve(request: Request, api: Parts, principal: Operator, body: models.AckBody) -> Response:
     """It is heard again at once."""
 
@@ -93,13 +81,7 @@ async def unshelve(request: Request, api: Parts, principal: Operator, body: mode
     return await _each(request, api, principal, body.items, body.why, "unshelve", do)
 
 
-@router.post(
-    "/note",
-    summary="Keep a remark",
-    response_model=None,
-    responses=answers(models.Outcomes, OUTCOME_EXAMPLE, problems=_PROBLEMS, cached=False),
-    openapi_extra=_body(why="operator on site at 14:00"),
-)
+@_action("note", "Keep a remark", why="operator on site at 14:00")
 async def note(request: Request, api: Parts, principal: Operator, body: models.NoteBody) -> Response:
     """It stands in the history beside what else was done."""
 
@@ -110,12 +92,13 @@ async def note(request: Request, api: Parts, principal: Operator, body: models.N
     return await _each(request, api, principal, body.items, body.why, "note", do)
 
 
-@router.post(
-    "/verdict",
-    summary="Say whether an alarm was right",
-    response_model=None,
-    responses=answers(models.Outcomes, OUTCOME_EXAMPLE, problems=_PROBLEMS, cached=False),
-    openapi_extra=_body(verdict="true", cause="gas slug", stop_reason="underload trip", why="amps on the chart"),
+@_action(
+    "verdict",
+    "Say whether an alarm was right",
+    verdict="true",
+    cause="gas slug",
+    stop_reason="underload trip",
+    why="amps on the chart",
 )
 async def verdict(request: Request, api: Parts, principal: Operator, body: models.VerdictBody) -> Response:
     """The last verdict on an occurrence counts; all of them stand in the history. See /api/v1/alarms/precision."""
@@ -142,8 +125,8 @@ def _end(body: models.ShelveBody, now_us: int) -> int:
         until_us = now_us + round(seconds * 1e6)
     else:
         assert body.until is not None
-        until_us = (body.until - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
-    if not now_us < until_us <= now_us + LONGEST_SHELVING // timedelta(microseconds=1):
+        until_us = us_of(body.until)
+    if not now_us < until_us <= now_us + LONGEST_SHELVING_US:
         raise invalid(
             "until", "A shelving ends after now and within 30 d: switching a rule off is done in its rules file."
         )
@@ -163,7 +146,6 @@ async def _each(
     wanted = list({(i.well_id, i.diagnosis, i.timestamp): i for i in items}.values())
     settings = api.settings.diagnostics
     publish = settings.enabled and settings.publish
-    address = request.client.host if request.client is not None else "unknown"
 
     def work(connection: Connection) -> list[dict[str, Any]]:
         _refuse_unknown(connection, principal, wanted)
@@ -173,7 +155,7 @@ async def _each(
             is_done, changed = do(connection, asked, item)
             outcomes.append(_outcome(connection, item, is_done, changed))
         detail = {"items": [f"{i.well_id} {i.diagnosis}" for i in wanted[:20]], "count": len(wanted)}
-        users.record(connection, principal.name, address, _WORDS[action], detail)
+        users.record(connection, principal.name, address_of(request), _WORDS[action], detail)
         return outcomes
 
     answer = respond(request, {"items": await api.database.write(work)})

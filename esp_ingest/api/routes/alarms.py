@@ -13,7 +13,7 @@ from esp_ingest.api.routes.operations import without_nul
 from esp_ingest.api.routes.telemetry import FromQuery, ToQuery
 from esp_ingest.api.routes.wells import CursorQuery, LimitQuery
 from esp_ingest.api.wire import cursors, models
-from esp_ingest.api.wire.answers import Column, Table, link, respond
+from esp_ingest.api.wire.answers import Column, Table, respond
 from esp_ingest.api.wire.ranges import check, moment, range_of
 from esp_ingest.api.wire.schema import OCCURRENCE_EXAMPLE, answers
 from esp_ingest.config.section import WELL_ID_PATTERN
@@ -61,7 +61,6 @@ _PRECISION = {
 @router.get(
     "",
     summary="Occurrences, newest first",
-    response_model=None,
     responses=answers(models.AlarmPage, {"items": [OCCURRENCE_EXAMPLE], "next": None}, formats=True),
 )
 async def alarms(
@@ -106,11 +105,7 @@ async def alarms(
             "limit": limit + 1,
         },
     )
-    following = None
-    if len(rows) > limit:
-        end = rows[limit - 1]
-        following = link(request, cursor=cursors.encode("alarms", end[2], end[0], end[1]))
-    page = rows[:limit]
+    page, following = cursors.page(request, rows, limit, "alarms", lambda row: (row[2], row[0], row[1]))
     names = [column.name for column in _COLUMNS]
     items = [dict(zip(names, row, strict=True)) for row in page]
     return respond(request, {"items": items, "next": following}, table=Table(_COLUMNS, page), following=following)
@@ -128,7 +123,6 @@ def _states(given: list[StateFilter] | None) -> dict[str, Any]:
 @router.get(
     "/kpis",
     summary="Performance of the alarm system (ISA-18.2)",
-    response_model=None,
     responses=answers(models.Kpis, _KPIS),
 )
 async def kpis(
@@ -175,7 +169,6 @@ async def kpis(
 @router.get(
     "/history",
     summary="What operators did, newest first",
-    response_model=None,
     responses=answers(models.AlarmActionPage, {"items": [_ACTION], "next": None}),
 )
 async def history(
@@ -188,20 +181,16 @@ async def history(
     cursor: CursorQuery = None,
 ) -> Response:
     """Who did what to which alarm, and why: from here and from `esp-ingest alarms`."""
-    after = cursors.decode("history", cursor, (int,))
-    before = after[0] if after and 0 <= after[0] < 2**63 else None
+    before = cursors.decode_id("history", cursor)
     asked = {"well": well_id, "diagnosis": without_nul("diagnosis", diagnosis), "wells": principal.like}
     rows = await api.database.fetch_dicts("api_alarm_history", asked | {"before": before, "limit": limit + 1})
-    following = None
-    if len(rows) > limit:
-        following = link(request, cursor=cursors.encode("history", rows[limit - 1]["id"]))
-    return respond(request, {"items": rows[:limit], "next": following})
+    page, following = cursors.page(request, rows, limit, "history", lambda row: (row["id"],))
+    return respond(request, {"items": page, "next": following})
 
 
 @router.get(
     "/precision",
     summary="How often each rule was right",
-    response_model=None,
     responses=answers(models.PrecisionPage, {"items": [_PRECISION], "next": None}),
 )
 async def precision(

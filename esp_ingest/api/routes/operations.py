@@ -1,7 +1,6 @@
 """/api/v1/rejects, /archive, /daemon, /audit, /users: what an operations page shows."""
 
 import base64
-import re
 from datetime import date, datetime
 from typing import Annotated, Any
 from uuid import UUID
@@ -13,11 +12,12 @@ from esp_ingest.api.context import Admin, Parts, Viewer
 from esp_ingest.api.routes.telemetry import FromQuery, ToQuery
 from esp_ingest.api.routes.wells import CursorQuery, LimitQuery
 from esp_ingest.api.wire import cursors, models
-from esp_ingest.api.wire.answers import Column, Table, link, respond
+from esp_ingest.api.wire.answers import Column, Table, respond
 from esp_ingest.api.wire.problems import invalid
 from esp_ingest.api.wire.ranges import check, moment
 from esp_ingest.api.wire.schema import answers
 from esp_ingest.model import RejectReason
+from esp_ingest.store.queries import like
 
 router = APIRouter(prefix="/api/v1", tags=["operations"])
 
@@ -48,11 +48,6 @@ _REJECT_COLUMNS = [
 ]  # fmt: skip
 
 
-def like(pattern: str) -> str:
-    """A pattern with * as LIKE spells it."""
-    return re.sub(r"([\\%_])", r"\\\1", pattern).replace("*", "%")
-
-
 def without_nul(name: str, text: str | None) -> str | None:
     """Raises Problem for text that PostgreSQL cannot hold."""
     if text is not None and "\0" in text:
@@ -63,7 +58,6 @@ def without_nul(name: str, text: str | None) -> str | None:
 @router.get(
     "/rejects",
     summary="What could not be a reading, newest first",
-    response_model=None,
     responses=answers(models.RejectPage, {"items": [_REJECT], "next": None}, formats=True),
 )
 async def rejects(
@@ -96,11 +90,8 @@ async def rejects(
             "limit": limit + 1,
         },
     )
-    following = None
-    if len(rows) > limit:
-        end = rows[limit - 1]
-        following = link(request, cursor=cursors.encode("rejects", end["received_at"], end["digest"]))
-    found = [_reject(row) for row in rows[:limit]]
+    page, following = cursors.page(request, rows, limit, "rejects", lambda row: (row["received_at"], row["digest"]))
+    found = [_reject(row) for row in page]
     table = Table(_REJECT_COLUMNS, [[each[column.name] for column in _REJECT_COLUMNS] for each in found])
     items = [each | {"payload": base64.b64encode(each["payload"]).decode()} for each in found]
     return respond(request, {"items": items, "next": following}, table=table, following=following)
@@ -126,7 +117,6 @@ def _reject(row: dict[str, Any]) -> dict[str, Any]:
 @router.get(
     "/archive",
     summary="What is archived of each table and day",
-    response_model=None,
     responses=answers(models.ArchivePage, {"items": [_ARCHIVE], "next": None}),
 )
 async def archive(
@@ -137,16 +127,11 @@ async def archive(
     after = cursors.decode("archive", cursor, (date, str))
     asked = {"before": after[0] if after else None, "after": after[1] if after else None, "limit": limit + 1}
     rows = await api.database.fetch_dicts("api_archive", asked)
-    following = None
-    if len(rows) > limit:
-        end = rows[limit - 1]
-        following = link(request, cursor=cursors.encode("archive", end["day"], end["table"]))
-    return respond(request, {"items": rows[:limit], "next": following})
+    page, following = cursors.page(request, rows, limit, "archive", lambda row: (row["day"], row["table"]))
+    return respond(request, {"items": page, "next": following})
 
 
-@router.get(
-    "/daemon", summary="What the daemon says of itself", response_model=None, responses=answers(models.Daemon, _DAEMON)
-)
+@router.get("/daemon", summary="What the daemon says of itself", responses=answers(models.Daemon, _DAEMON))
 async def daemon(request: Request, api: Parts, principal: Viewer) -> Response:
     """Health and some figures of the daemon beside this API (api.daemon_url), some seconds old at most."""
     return respond(request, await api.monitor.daemon())
@@ -155,7 +140,6 @@ async def daemon(request: Request, api: Parts, principal: Viewer) -> Response:
 @router.get(
     "/audit",
     summary="Who signed in, was refused, or changed something",
-    response_model=None,
     responses=answers(models.AuditPage, {"items": [_AUDIT], "next": None}, problems=(403,)),
 )
 async def audit(
@@ -168,20 +152,16 @@ async def audit(
     cursor: CursorQuery = None,
 ) -> Response:
     """Newest first."""
-    after = cursors.decode("audit", cursor, (int,))
-    before = after[0] if after and 0 <= after[0] < 2**63 else None
+    before = cursors.decode_id("audit", cursor)
     asked = {"who": without_nul("who", who), "action": without_nul("action", action)}
     rows = await api.database.fetch_dicts("api_audit_page", asked | {"before": before, "limit": limit + 1})
-    following = None
-    if len(rows) > limit:
-        following = link(request, cursor=cursors.encode("audit", rows[limit - 1]["id"]))
-    return respond(request, {"items": rows[:limit], "next": following})
+    page, following = cursors.page(request, rows, limit, "audit", lambda row: (row["id"],))
+    return respond(request, {"items": page, "next": following})
 
 
 @router.get(
     "/users",
     summary="Local users",
-    response_model=None,
     responses=answers(models.UserPage, {"items": [_USER], "next": None}, problems=(403,)),
 )
 async def users(request: Request, api: Parts, principal: Admin) -> Response:

@@ -25,7 +25,6 @@ _PUMP = {
 @router.get(
     "/wells/{well_id}/pump",
     summary="A pump's curve and operating point",
-    response_model=None,
     responses=answers(models.PumpPoint, _PUMP, problems=(404,)),
 )
 async def pump(

@@ -51,7 +51,6 @@ _known: dict[Path, tuple[int, list[dict[str, Any]]]] = {}  # by file: its time o
 @router.get(
     "/rules",
     summary="What each rule looks at, and what its alarm means",
-    response_model=None,
     responses=answers(RulePage, {"items": [_RULE], "next": None}),
 )
 async def rules(request: Request, api: Parts, principal: Viewer) -> Response:

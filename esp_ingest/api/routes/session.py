@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Form, Request
 from fastapi.responses import Response
 
-from esp_ingest.api.context import Parts, Viewer
+from esp_ingest.api.context import Parts, Viewer, address_of
 from esp_ingest.api.wire.answers import respond
 from esp_ingest.api.wire.models import AuthMethods, Me, OidcBody, RefreshBody, Tokens
 from esp_ingest.api.wire.problems import invalid
@@ -21,14 +21,9 @@ _METHODS = {
 _ME = {"name": "ada", "role": "operator", "wells": ["A-*"], "kind": "user", "expires_at": "2026-11-25T12:15:00Z"}
 
 
-def _address(request: Request) -> str:
-    return request.client.host if request.client is not None else "unknown"
-
-
 @router.post(
     "/auth/token",
     summary="Sign in with name and password",
-    response_model=None,
     responses=answers(Tokens, _TOKENS, problems=(400, 404, 413, 429), cached=False),
 )
 async def sign_in(
@@ -39,14 +34,13 @@ async def sign_in(
 ) -> Response:
     """Gives an access token, which lives for some minutes, and a refresh token, which is good for one use. Too many
     failures from one address for one user make that address wait for that user; nobody is locked out."""
-    tokens = await api.auth.sign_in(username, password, _address(request))
+    tokens = await api.auth.sign_in(username, password, address_of(request))
     return _secret(request, tokens.document())
 
 
 @router.post(
     "/auth/oidc",
     summary="Sign in with the code of an OpenID provider",
-    response_model=None,
     responses=answers(Tokens, _TOKENS, problems=(400, 403, 404, 413, 429), cached=False),
 )
 async def sign_in_with_code(request: Request, api: Parts, body: OidcBody) -> Response:
@@ -56,7 +50,7 @@ async def sign_in_with_code(request: Request, api: Parts, body: OidcBody) -> Res
     if api.auth.client is not None:
         _refuse_foreign_origin(request, body.redirect_uri)
     tokens = await api.auth.sign_in_with_code(
-        body.code, body.code_verifier, body.redirect_uri, body.nonce, _address(request)
+        body.code, body.code_verifier, body.redirect_uri, body.nonce, address_of(request)
     )
     return _secret(request, tokens.document())
 
@@ -75,13 +69,12 @@ def _refuse_foreign_origin(request: Request, redirect_uri: str) -> None:
 @router.post(
     "/auth/refresh",
     summary="The next tokens of a session",
-    response_model=None,
     responses=answers(Tokens, _TOKENS, problems=(400, 403, 404, 413, 429), cached=False),
 )
 async def refresh(request: Request, api: Parts, body: RefreshBody) -> Response:
     """Takes the refresh token of the last answer, once. A token that comes a second time was stolen: the session
     ends. Under an OpenID provider it is the provider's refresh token, and the provider's tokens come back."""
-    tokens = await api.auth.refresh(body.refresh_token, _address(request))
+    tokens = await api.auth.refresh(body.refresh_token, address_of(request))
     return _secret(request, tokens.document())
 
 
@@ -89,19 +82,17 @@ async def refresh(request: Request, api: Parts, body: RefreshBody) -> Response:
     "/auth/logout",
     summary="Sign out",
     status_code=204,
-    response_model=None,
     responses={204: {"description": "the session has ended"}, **problem_answers(400, 413, 422, 503)},
 )
 async def sign_out(request: Request, api: Parts, body: RefreshBody) -> Response:
     """Ends the session that a refresh token belongs to, its access tokens too."""
-    await api.auth.sign_out(body.refresh_token, _address(request))
+    await api.auth.sign_out(body.refresh_token, address_of(request))
     return Response(status_code=204, headers={"Cache-Control": "no-store"})
 
 
 @router.get(
     "/auth/methods",
     summary="How to sign in",
-    response_model=None,
     responses=answers(AuthMethods, _METHODS),
 )
 async def methods(request: Request, api: Parts) -> Response:
@@ -122,7 +113,7 @@ async def methods(request: Request, api: Parts) -> Response:
     )
 
 
-@router.get("/me", summary="Who one is", response_model=None, responses=answers(Me, _ME))
+@router.get("/me", summary="Who one is", responses=answers(Me, _ME))
 async def me(request: Request, principal: Viewer) -> Response:
     """Name, role and wells of whoever sends the token."""
     document = {

@@ -41,7 +41,6 @@ data: {"items": [{"well_id": "ESP-01", "diagnosis": "gas_lock", "state": "acknow
 @router.get(
     "/stream",
     summary="What changes, as it changes",
-    response_model=None,
     responses={
         200: {
             "description": "server-sent events",

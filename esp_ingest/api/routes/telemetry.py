@@ -39,7 +39,6 @@ ToQuery = Annotated[str | None, Query(max_length=64, description="as from; not i
 @router.get(
     "/wells/{well_id}/telemetry",
     summary="A well's readings over time",
-    response_model=None,
     responses=answers(models.Telemetry, _EXAMPLE, problems=(404,), formats=True),
 )
 async def telemetry(

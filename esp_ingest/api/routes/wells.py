@@ -11,7 +11,7 @@ from esp_ingest.api.access.principal import Principal
 from esp_ingest.api.context import Api, Parts, Viewer
 from esp_ingest.api.reads.fleet import SEVERITIES, STATES, Well, alarm
 from esp_ingest.api.wire import cursors, models
-from esp_ingest.api.wire.answers import Column, Table, link, respond
+from esp_ingest.api.wire.answers import Column, Table, respond
 from esp_ingest.api.wire.problems import Problem
 from esp_ingest.api.wire.schema import WELL_EXAMPLE, answers
 from esp_ingest.api.wire.units import System, convert, unit, units
@@ -46,7 +46,7 @@ def refuse_foreign(principal: Principal, well_id: str) -> None:
         raise no_such_well(well_id)
 
 
-@router.get("/fleet", summary="Sums over the wells", response_model=None, responses=answers(models.Fleet, _FLEET))
+@router.get("/fleet", summary="Sums over the wells", responses=answers(models.Fleet, _FLEET))
 async def fleet(request: Request, api: Parts, principal: Viewer, units: UnitsQuery = "field") -> Response:
     """How many wells are in which state, what is open, and what the running ones produce."""
     wells = [well for well in await api.fleet.wells() if principal.sees(well.well_id)]
@@ -76,7 +76,6 @@ async def fleet(request: Request, api: Parts, principal: Viewer, units: UnitsQue
 @router.get(
     "/wells",
     summary="Wells with their newest reading, state and open alarms",
-    response_model=None,
     responses=answers(
         models.WellPage, {"items": [WELL_EXAMPLE], "next": None, "total": 1, "units": _UNITS}, formats=True
     ),
@@ -112,8 +111,7 @@ async def wells(
     if after is not None:
         last = (after[0], after[1])
         keyed = [key for key in keyed if (key < last if is_turned else key > last)]
-    page = keyed[:limit]
-    following = link(request, cursor=cursors.encode(f"wells {sort}", *page[-1])) if len(keyed) > limit else None
+    page, following = cursors.page(request, keyed, limit, f"wells {sort}", lambda key: key)
     by_id = {well.well_id: well for well in found}
     items = [_document(by_id[well_id], now, silent, units) for _, well_id in page]
     document = {"items": items, "next": following, "total": len(found), "units": _units(units)}
@@ -171,7 +169,6 @@ def _table(items: list[dict[str, Any]], system: System) -> Table:
 @router.get(
     "/wells/{well_id}",
     summary="A well as it is now",
-    response_model=None,
     responses=answers(
         models.WellDetail,
         WELL_EXAMPLE
@@ -221,7 +218,6 @@ def _limits(api: Api, well_id: str, system: System) -> dict[str, dict[str, float
 @router.get(
     "/signals",
     summary="Signals with their units and hard limits",
-    response_model=None,
     responses=answers(
         models.SignalPage,
         {

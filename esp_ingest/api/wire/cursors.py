@@ -3,14 +3,17 @@ offset, so rows that come or go in between neither repeat nor skip any."""
 
 import base64
 import binascii
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
+from fastapi import Request
 
+from esp_ingest.api.wire.answers import link
 from esp_ingest.api.wire.problems import Problem, invalid
 
+T = TypeVar("T")
 _LONGEST = 2_000
 
 
@@ -33,6 +36,22 @@ def decode(tag: str, text: str | None, kinds: Sequence[type]) -> list[Any] | Non
         return [_value(value, kind) for value, kind in zip(found[1:], kinds, strict=True)]
     except (ValueError, binascii.Error, msgspec.MsgspecError, UnicodeEncodeError):
         raise bad() from None
+
+
+def decode_id(tag: str, text: str | None) -> int | None:
+    """As :func:`decode`, of a list whose key is one number of 64 bits; None for a number that no row can have."""
+    found = decode(tag, text, (int,))
+    return found[0] if found and 0 <= found[0] < 2**63 else None
+
+
+def page(
+    request: Request, rows: Sequence[T], limit: int, tag: str, key: Callable[[T], Sequence[Any]]
+) -> tuple[Sequence[T], str | None]:
+    """The rows of a page and the address of the next one, None at the end. ``rows`` are those that were found when one
+    more than ``limit`` was asked for; ``key`` gives the key values of a row."""
+    if len(rows) <= limit:
+        return rows, None
+    return rows[:limit], link(request, cursor=encode(tag, *key(rows[limit - 1])))
 
 
 def bad() -> Problem:

@@ -150,23 +150,11 @@ def _from_validation(error: RequestValidationError) -> Problem:
 
 
 def install(app: FastAPI) -> None:
-    """Have the application answer every error so."""
+    """Have the application answer with problem documents where the framework has answers of its own. Every other error
+    reaches the guard around the application (api/guard.py)."""
 
     async def handle(request: Request, error: Exception) -> Response:
-        problem = from_error(error)
-        if problem.status == 500:
-            log.error("a request failed inside", exc_info=error, extra={"path": request.url.path})
-        return answer(problem, request.url.path)
+        return answer(from_error(error), request.url.path)
 
-    for kind in (
-        Problem,
-        HTTPException,
-        RequestValidationError,
-        psycopg.Error,
-        PoolTimeout,
-        PoolClosed,
-        TooManyRequests,
-        StoreUnavailable,
-        TimeoutError,
-    ):
+    for kind in (HTTPException, RequestValidationError):
         app.add_exception_handler(kind, handle)

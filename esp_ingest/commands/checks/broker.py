@@ -1,8 +1,7 @@
 """What `esp-ingest check` asks the broker: login, subscription, and whether messages really come."""
 
 import secrets
-import select
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from paho.mqtt.enums import MQTTProtocolVersion
 
@@ -10,7 +9,6 @@ from esp_ingest.commands.checks.line import Line
 from esp_ingest.config.settings import ConfigError, MqttSettings
 from esp_ingest.interfaces import Clock
 from esp_ingest.model import Delivery
-from esp_ingest.mqtt.client import BulkClient
 from esp_ingest.mqtt.client_setup import Topics, new_client
 from esp_ingest.mqtt.source import MqttSource
 from esp_ingest.service.metrics import Metrics
@@ -93,7 +91,9 @@ def _delivery(probe: MqttSettings, clock: Clock, protocol: str, limit_seconds: f
     try:
         deadline = clock.monotonic() + limit_seconds
         client.reconnect()
-        _turn(client, clock, deadline, lambda: bool(readings or came_back))
+        while not (readings or came_back) and (left := deadline - clock.monotonic()) > 0:
+            if not client.turn(min(left, _POLL_SECONDS)):
+                break
         client.depart()
     except OSError:
         pass  # the line says that it is untested
@@ -109,19 +109,3 @@ def _delivery(probe: MqttSettings, clock: Clock, protocol: str, limit_seconds: f
     user = probe.username or "(none)"
     text = f"untested: no reading came, and no message to itself on {own_topic} (user {user} may not write and read it)"
     return Line("delivery", True, text, is_note=True)
-
-
-def _turn(client: BulkClient, clock: Clock, deadline: float, is_done: Callable[[], bool]) -> None:
-    """Let the network move until it is done, the connection ends or the time is over."""
-    while not is_done() and (left := deadline - clock.monotonic()) > 0:
-        opened = client.socket()
-        if opened is None:
-            return
-        poll = select.poll()
-        poll.register(opened.fileno(), select.POLLIN | (select.POLLOUT if client.want_write() else 0))
-        events = dict(poll.poll(0 if client.pending() else 1_000 * min(left, _POLL_SECONDS)))
-        if client.pending() or any(event & ~select.POLLOUT for event in events.values()):
-            client.loop_read()
-        if client.want_write():
-            client.loop_write()
-        client.loop_misc()

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from esp_ingest.diagnostics.engine.buckets import Key, Slots
-from esp_ingest.diagnostics.engine.well_state import NEVER, Array, Journal
+from esp_ingest.diagnostics.engine.well_state import Array, Journal
 from esp_ingest.diagnostics.language.evaluation import BoolArray
 from esp_ingest.diagnostics.language.functions import DERIVED, FUNCTIONS, parts_of
 from esp_ingest.model import FloatArray, IntArray
@@ -203,8 +202,3 @@ def derived_or_sent(name: str, signals: dict[str, FloatArray]) -> FloatArray:
         return signals[name]
     derived = DERIVED[name]
     return derived.evaluate(*(signals[part] for part in derived.parts))
-
-
-def never(count: int) -> npt.NDArray[np.int64]:
-    """``count`` times NEVER, µs."""
-    return np.full(count, NEVER, np.int64)

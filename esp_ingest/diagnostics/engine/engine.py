@@ -11,7 +11,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -20,15 +20,9 @@ from esp_ingest.diagnostics.alarm import Occurrence
 from esp_ingest.diagnostics.engine.baseline import Baselines
 from esp_ingest.diagnostics.engine.buckets import Key
 from esp_ingest.diagnostics.engine.columns import BatchColumns, Rows, grouped
-from esp_ingest.diagnostics.engine.engine_metrics import EngineMetrics
 from esp_ingest.diagnostics.engine.facts import facts_of, historical, keys_of, pick
 from esp_ingest.diagnostics.engine.open_occurrences import OpenOccurrences
-from esp_ingest.diagnostics.engine.rule_step import (
-    NORMAL,
-    BatchContext,
-    site_labels,
-    steps_of,
-)
+from esp_ingest.diagnostics.engine.rule_step import NORMAL, BatchContext, site_labels, steps_of
 from esp_ingest.diagnostics.engine.signals import RunState, SignalState
 from esp_ingest.diagnostics.engine.silence import Silence
 from esp_ingest.diagnostics.engine.step_runner import StepRunner
@@ -37,6 +31,9 @@ from esp_ingest.diagnostics.engine.well_state import NEVER, Journal, WellArrays
 from esp_ingest.diagnostics.language.evaluation import BoolArray
 from esp_ingest.diagnostics.language.rules import RuleSet
 from esp_ingest.model import SIGNAL_NAMES, DiagnosticRow, FloatArray, Readings
+
+if TYPE_CHECKING:
+    from esp_ingest.service.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +66,7 @@ class _Exported(msgspec.Struct):
 class Engine:
     """Driven by one thread. ``metrics`` may be None (tests, `rules test`)."""
 
-    def __init__(self, rules: RuleSet, metrics: EngineMetrics | None = None) -> None:
+    def __init__(self, rules: RuleSet, metrics: "Metrics | None" = None) -> None:
         self.rules = rules
         self._metrics = metrics
         self._names = [*SIGNAL_NAMES, *rules.extra_signals]
@@ -147,7 +144,7 @@ class Engine:
             raise RuntimeError("this evaluation is not the one in flight")
         self._in_flight = 0
 
-    def _count(self, metrics: EngineMetrics, evaluation: Evaluation) -> None:
+    def _count(self, metrics: "Metrics", evaluation: Evaluation) -> None:
         for (diagnosis, severity), count in evaluation.raised.items():
             metrics.diagnostics_raised.labels(diagnosis=diagnosis, severity=severity).inc(count)
         if evaluation.late:

@@ -5,11 +5,11 @@ Columns do the work; Python runs only at wells where something changes (transiti
 
 import logging
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from esp_ingest.diagnostics.engine.columns import Rows
-from esp_ingest.diagnostics.engine.engine_metrics import EngineMetrics
 from esp_ingest.diagnostics.engine.open_occurrences import OpenOccurrences
 from esp_ingest.diagnostics.engine.rule_step import (
     ACTIVE,
@@ -30,6 +30,9 @@ from esp_ingest.diagnostics.engine.well_settings import WellSettings
 from esp_ingest.diagnostics.engine.well_state import NEVER, Array, Journal, WellArrays
 from esp_ingest.diagnostics.language.evaluation import BoolArray, Truth
 
+if TYPE_CHECKING:
+    from esp_ingest.service.metrics import Metrics
+
 log = logging.getLogger(__name__)
 
 
@@ -43,7 +46,7 @@ class StepRunner:
         settings: WellSettings,
         occurrences: OpenOccurrences,
         journal: Journal,
-        metrics: "EngineMetrics | None",
+        metrics: "Metrics | None",
     ) -> None:
         self._steps = steps
         self._state = state

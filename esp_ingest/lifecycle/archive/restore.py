@@ -37,7 +37,7 @@ class _Array:
     """A one-dimensional array of PostgreSQL in its binary form."""
 
     def __init__(self, column: Column, values: list[Any]) -> None:
-        self.oid = _ARRAY_OIDS[column.kind.name]
+        self.oid = psycopg.adapters.types[column.kind.oid].array_oid
         head = [b"\0\0\0\1\0\0\0\1", column.kind.oid.to_bytes(4, "big"), len(values).to_bytes(4, "big"), b"\0\0\0\1"]
         lengths, values_bytes = wire(column, to_arrow("", column, values))
         parts, place, data = head, 0, values_bytes.tobytes()
@@ -64,24 +64,6 @@ class _ArrayDumper(Dumper):
         return made
 
 
-_ARRAY_OIDS = {
-    "boolean": 1000,
-    "bytea": 1001,
-    "bigint": 1016,
-    "smallint": 1005,
-    "integer": 1007,
-    "text": 1009,
-    "json": 199,
-    "real": 1021,
-    "double precision": 1022,
-    "character": 1014,
-    "character varying": 1015,
-    "timestamp with time zone": 1185,
-    "uuid": 2951,
-    "jsonb": 3807,
-}
-
-
 def restore_day(
     days: Days, storage: Storage, origin: Origin, table: Table, day: date, well: str | None, into: str | None
 ) -> Restored:
@@ -96,17 +78,14 @@ def restore_day(
     columns = days.columns(table)
     target = sql.Identifier(*(into or table.name).split("."))
     rows = _of_well(columns, archived_rows(storage, found, table, day, columns), well)
-    statement = days.statement(
-        "lifecycle_restore", table, target=target, columns=identifiers(columns), arrays=_placeholders(columns)
-    )
+    arrays = sql.SQL(", ").join([sql.SQL("%b")] * len(columns))
+    statement = days.statement("lifecycle_restore", table, target=target, columns=identifiers(columns), arrays=arrays)
     read = inserted = 0
     with days.connection.transaction(), days.connection.cursor() as cursor:
         cursor.adapters.register_dumper(_Array, _ArrayDumper)
         for page in pages(rows, _PAGE_ROWS, _PAGE_BYTES):
-            arrays = [
-                _Array(column, list(values)) for column, values in zip(columns, zip(*page, strict=True), strict=True)
-            ]
-            cursor.execute(statement, arrays)
+            of_each = zip(columns, zip(*page, strict=True), strict=True)
+            cursor.execute(statement, [_Array(column, list(values)) for column, values in of_each])
             read += len(page)
             inserted += cursor.rowcount
     return Restored(table.name, day, read, inserted)
@@ -129,10 +108,6 @@ def archived_days(storage: Storage, table: Table, first: date, last: date) -> It
     for day in sorted(storage.days(table.name)):
         if first <= day <= last:
             yield day
-
-
-def _placeholders(columns: list[Column]) -> sql.Composed:
-    return sql.SQL(", ").join(sql.SQL("%b") for _ in columns)
 
 
 def _of_well(columns: list[Column], rows: Iterator[Row], well: str | None) -> Iterator[Row]:

@@ -12,6 +12,7 @@ from esp_ingest.lifecycle.archive.verify import Origin
 from esp_ingest.lifecycle.days import Days, Record
 from esp_ingest.lifecycle.errors import LifecycleError, Reason
 from esp_ingest.lifecycle.tables import TABLES, Table, bounds
+from esp_ingest.store.connection import only_row
 
 _SCRATCH = "esp_ingest_drill_{}"
 
@@ -97,6 +98,5 @@ def _missing(days: Days, storage: Storage, origin: Origin, table: Table, day: da
         compared=sql.SQL(", ").join(map(sql.Identifier, compared)),
     )
     start, end = bounds(day)
-    row = days.connection.execute(statement, {"start": start, "end": end}).fetchone()
-    assert row is not None
+    row = only_row(days.connection.execute(statement, {"start": start, "end": end}))
     return int(row[0])

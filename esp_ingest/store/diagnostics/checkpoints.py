@@ -9,7 +9,7 @@ import psycopg
 
 from esp_ingest.config.settings import DatabaseSettings
 from esp_ingest.model import SIGNALS, AlarmAction, Checkpoint, DiagnosticRow, Readings, Severity, at_us
-from esp_ingest.store.connection import OnDemand
+from esp_ingest.store.connection import Connection, OnDemand
 from esp_ingest.store.queries import query
 
 _PAGE = 20_000
@@ -30,17 +30,17 @@ class PostgresDiagnosticsStore:
 
     def states(self, wells: Sequence[str]) -> list[Checkpoint]:
         """See interfaces.DiagnosticsStore."""
-        rows = self._rows("states_of_wells", list(wells))
+        rows = self._connection.rows("states_of_wells", (list(wells),))
         return [Checkpoint(well, event_us, bytes(state)) for well, event_us, state in rows]
 
     def wells_with_state(self, after: str, limit: int) -> list[str]:
         """See interfaces.DiagnosticsStore."""
-        rows = self._rows("wells_with_state", after, limit)
+        rows = self._connection.rows("wells_with_state", (after, limit))
         return [row[0] for row in rows]
 
     def open_rows(self, wells: Sequence[str]) -> list[DiagnosticRow]:
         """See interfaces.DiagnosticsStore."""
-        return [_diagnostic(row) for row in self._rows("open_occurrences", list(wells))]
+        return [_diagnostic(row) for row in self._connection.rows("open_occurrences", (list(wells),))]
 
     def open_anywhere(self, limit: int) -> list[tuple[str, str, str]]:
         """See interfaces.DiagnosticsStore."""
@@ -48,34 +48,34 @@ class PostgresDiagnosticsStore:
 
     def newest_action(self) -> int:
         """See interfaces.DiagnosticsStore."""
-        return int(self._rows("newest_action")[0][0])
+        return int(self._connection.rows("newest_action")[0][0])
 
     def actions_after(self, newest: int) -> list[AlarmAction]:
         """See interfaces.DiagnosticsStore."""
-        return [AlarmAction(*row) for row in self._rows("actions_after", newest)]
+        return [AlarmAction(*row) for row in self._connection.rows("actions_after", (newest,))]
 
     def shelves(self, wells: Sequence[str]) -> list[AlarmAction]:
         """See interfaces.DiagnosticsStore."""
-        rows = self._rows("shelves_of_wells", list(wells))
+        rows = self._connection.rows("shelves_of_wells", (list(wells),))
         return [AlarmAction(0, well, diagnosis, "shelve", None, until_us) for well, diagnosis, until_us in rows]
 
     def end_shelvings(self) -> None:
         """See interfaces.DiagnosticsStore."""
-        self._execute("end_shelvings", self._publish)
+        self._connection.execute("end_shelvings", (self._publish,))
 
     def alarm_gauges(self) -> tuple[int, int, int]:
         """See interfaces.DiagnosticsStore."""
-        stale, shelved, unacknowledged = self._rows("alarm_gauges")[0]
+        stale, shelved, unacknowledged = self._connection.rows("alarm_gauges")[0]
         return stale, shelved, unacknowledged
 
     def record_limits(self, scopes: Mapping[str, str], rules: str) -> list[str]:
         """See interfaces.DiagnosticsStore."""
-        before = {scope: json.loads(settings) for scope, settings in self._rows("newest_limits")}
+        before = {scope: json.loads(settings) for scope, settings in self._connection.rows("newest_limits")}
         now = {scope: json.loads(settings) for scope, settings in scopes.items()}
         gone: dict[str, Any] = {scope: {} for scope in before if scope not in now}
         changed = {scope: settings for scope, settings in (now | gone).items() if before.get(scope, {}) != settings}
         for scope, settings in changed.items():
-            self._execute("record_limits", scope, json.dumps(settings), rules)
+            self._connection.execute("record_limits", (scope, json.dumps(settings), rules))
         return list(changed)
 
     def readings_after(
@@ -90,11 +90,7 @@ class PostgresDiagnosticsStore:
         }
         connection = self._connection.get()
         try:
-            # On the server's side, so that only a page of it is here at a time.
-            with connection.transaction(), connection.cursor("readings_after", binary=True) as cursor:
-                cursor.execute(query("readings_after"), parameters)
-                while page := cursor.fetchmany(_PAGE):
-                    yield to_readings(page)
+            yield from pages(connection, "readings_after", parameters)
         except psycopg.Error as error:
             raise self._connection.lost(error) from None
 
@@ -102,17 +98,14 @@ class PostgresDiagnosticsStore:
         """See interfaces.DiagnosticsStore."""
         self._connection.close()
 
-    def _execute(self, name: str, *parameters: object) -> None:
-        try:
-            self._connection.get().execute(query(name), parameters)
-        except psycopg.Error as error:
-            raise self._connection.lost(error) from None
 
-    def _rows(self, name: str, *parameters: object) -> list[tuple[Any, ...]]:
-        try:
-            return self._connection.get().execute(query(name), parameters).fetchall()
-        except psycopg.Error as error:
-            raise self._connection.lost(error) from None
+def pages(connection: Connection, name: str, parameters: Mapping[str, Any]) -> Iterator[Readings]:
+    """The readings of the named query. They stay on the server's side, so that only a page of them is here at a time.
+    Raises psycopg.Error."""
+    with connection.transaction(), connection.cursor(name, binary=True) as cursor:
+        cursor.execute(query(name), parameters)
+        while page := cursor.fetchmany(_PAGE):
+            yield to_readings(page)
 
 
 def to_readings(rows: Sequence[tuple[Any, ...]]) -> Readings:

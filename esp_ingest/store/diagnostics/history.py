@@ -8,10 +8,8 @@ from esp_ingest.config.settings import DatabaseSettings
 from esp_ingest.model import Readings, at_us
 from esp_ingest.store import sqlstate
 from esp_ingest.store.connection import connect
-from esp_ingest.store.diagnostics.checkpoints import to_readings
+from esp_ingest.store.diagnostics.checkpoints import pages
 from esp_ingest.store.queries import query
-
-_PAGE = 20_000
 
 
 def reporting_wells(settings: DatabaseSettings) -> list[str]:
@@ -31,13 +29,7 @@ def readings_between(
     Raises StoreUnavailable."""
     span = {"wells": list(wells), "since": at_us(since_us), "until": at_us(until_us)}
     try:
-        with (
-            connect(settings, autocommit=True) as connection,
-            connection.transaction(),
-            connection.cursor("readings_between", binary=True) as cursor,
-        ):
-            cursor.execute(query("readings_between"), span)
-            while page := cursor.fetchmany(_PAGE):
-                yield to_readings(page)
+        with connect(settings, autocommit=True) as connection:
+            yield from pages(connection, "readings_between", span)
     except psycopg.Error as error:
         raise sqlstate.unavailable(error) from None

@@ -2,13 +2,10 @@
 refused them. Every method is a statement of its own: nothing stays open or locked while the broker is waited for."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
-
-import psycopg
+from typing import NamedTuple
 
 from esp_ingest.config.settings import DatabaseSettings
 from esp_ingest.store.connection import OnDemand
-from esp_ingest.store.queries import query
 
 
 class Change(NamedTuple):
@@ -38,42 +35,31 @@ class PostgresOutbox:
 
     def waiting(self) -> Waiting:
         """For the metrics; whoever has the turn."""
-        ((backlog, set_aside),) = self._fetch("outbox_size")
+        ((backlog, set_aside),) = self._connection.rows("outbox_size")
         return Waiting(backlog, set_aside)
 
     def take_turn(self, seconds: float) -> bool:
         """Whether this daemon may publish for the next ``seconds``; renews a turn that it has."""
-        return bool(self._fetch("take_publishing_turn", {"holder": self._holder, "seconds": seconds}))
+        return bool(self._connection.rows("take_publishing_turn", {"holder": self._holder, "seconds": seconds}))
 
     def end_turn(self) -> None:
         """Another may publish."""
-        self._execute("end_publishing_turn", (self._holder,))
+        self._connection.execute("end_publishing_turn", (self._holder,))
 
     def read(self, limit: int) -> list[Change]:
         """The oldest ``limit`` changes that may go out now."""
-        return [Change(*row) for row in self._fetch("read_outbox", (limit,))]
+        return [Change(*row) for row in self._connection.rows("read_outbox", (limit,))]
 
     def remove(self, revisions: Sequence[int]) -> None:
         """The broker has confirmed these."""
-        self._execute("delete_published", (list(revisions),))
+        self._connection.execute("delete_published", (list(revisions),))
 
     def set_aside(self, revision: int, reason: str, *, for_good: bool) -> None:
         """The broker refused this one. Unless ``for_good`` it is tried again later, and what follows it at its well
         waits for it."""
-        self._execute("set_aside_publication", {"revision": revision, "reason": reason, "for_good": for_good})
-        self._execute("forget_set_aside")
-
-    def _fetch(self, name: str, parameters: Any = None) -> list[tuple[Any, ...]]:
-        try:
-            return self._connection.get().execute(query(name), parameters).fetchall()
-        except psycopg.Error as error:
-            raise self._connection.lost(error) from None
-
-    def _execute(self, name: str, parameters: Any = None) -> None:
-        try:
-            self._connection.get().execute(query(name), parameters)
-        except psycopg.Error as error:
-            raise self._connection.lost(error) from None
+        refusal = {"revision": revision, "reason": reason, "for_good": for_good}
+        self._connection.execute("set_aside_publication", refusal)
+        self._connection.execute("forget_set_aside")
 
     def close(self) -> None:
         """Close the connection; the next call opens another."""

@@ -95,7 +95,7 @@ def _one_by_one(
         error = write([row])
         if error is None:
             in_a_row = 0
-        elif _is_a_row(error):
+        elif sqlstate.is_a_row(error):
             log.error("diagnosis refused by the database", extra={"diagnosis": row.diagnosis, "error": str(error)})
             rejects.append(refused_diagnostic(row, error, topic_root))
         else:
@@ -121,15 +121,10 @@ def _attempt(cursor: _Cursor, work: Callable[[], object]) -> BaseException | Non
     return None
 
 
-def _is_a_row(error: BaseException) -> bool:
-    """The row itself is at fault, not the moment or the set-up."""
-    return sqlstate.decide(error).verdict in (sqlstate.Verdict.DATA, sqlstate.Verdict.DUPLICATE)
-
-
 def _may_be_a_row(error: BaseException) -> bool:
     """Other rows may be stored."""
     raised = isinstance(error, psycopg.Error) and (error.sqlstate or "").startswith(_TRIGGER)
-    return raised or _is_a_row(error)
+    return raised or sqlstate.is_a_row(error)
 
 
 def _columns(checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:

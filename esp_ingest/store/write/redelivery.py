@@ -37,7 +37,7 @@ from typing import Any
 import psycopg
 
 from esp_ingest.model import Arrival, Reject
-from esp_ingest.store.connection import staging
+from esp_ingest.store.connection import only_row, staging
 from esp_ingest.store.queries import query
 from esp_ingest.store.write.copy_format import digest_of, rejects_stream
 
@@ -80,8 +80,7 @@ class RejectWriter:
         if not (rejects or is_counted):
             return stored
         parameters: dict[str, Any] = {"session": self._session, "messages": arrival.messages}
-        row = cursor.execute(query("count_messages"), parameters).fetchone()
-        assert row is not None
+        row = only_row(cursor.execute(query("count_messages"), parameters))
         parameters |= {"place": row[0], "oldest": row[0] - self._remembered}
         cursor.execute(query("forget_origins"), parameters)
         if rejects:

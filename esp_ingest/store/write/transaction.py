@@ -289,7 +289,7 @@ class Transaction:
                 with self._cursor.connection.transaction():
                     result = work(start, end)
             except psycopg.Error as error:
-                if not _is_a_row(error):
+                if not sqlstate.is_a_row(error):
                     raise
                 if end - start == 1:
                     refuse(start, error)
@@ -347,11 +347,6 @@ class Transaction:
                 f"{taken} of {count}: look for triggers and rules on the tables of esp-ingest",
             )
         return taken
-
-
-def _is_a_row(error: BaseException) -> bool:
-    """The row itself is at fault, not the moment or the set-up."""
-    return sqlstate.decide(error).verdict in (Verdict.DATA, Verdict.DUPLICATE)
 
 
 def move_cursor(cursor: Cursor, from_us: int, to_us: int) -> None:
