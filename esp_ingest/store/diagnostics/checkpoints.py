@@ -44,7 +44,10 @@ class PostgresDiagnosticsStore:
 
     def open_anywhere(self, limit: int) -> list[tuple[str, str, str]]:
         """See interfaces.DiagnosticsStore."""
-        return [(well, diagnosis, severity) for well, diagnosis, severity in self._rows("open_anywhere", limit)]
+        return [
+            (well, diagnosis, severity)
+            for well, diagnosis, severity in self._connection.rows("open_anywhere", (limit,))
+        ]
 
     def newest_action(self) -> int:
         """See interfaces.DiagnosticsStore."""
