@@ -102,7 +102,7 @@ lock: setup  ## pin the newest versions that pyproject.toml allows (ARGS=--upgra
 .PHONY: docs
 docs: setup  ## write the pages that are made from code
 	@$(BIN)/python -m tools.docs
-	@$(BIN)/python -m esp_ingest.api.openapi_file
+	@$(BIN)/python -m tools.openapi
 
 .PHONY: console-pictures
 console-pictures: setup test-machine  ## pictures of the console out of the demo, into docs/pictures

@@ -22,6 +22,7 @@ from esp_ingest.api.app import create_app
 from esp_ingest.api.context import Api
 from esp_ingest.api.wire.problems import MEDIA_TYPE, Problem, document
 from esp_ingest.config.settings import ApiSettings, ConfigError, Settings
+from esp_ingest.errors import Error
 from esp_ingest.service import log as service_log
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ KEEP_ALIVE_SECONDS = 15
 _BACKLOG = 1_024
 
 
-class ServerError(Exception):
+class ServerError(Error):
     """The port cannot be opened. The message is one sentence that says what to do."""
 
 

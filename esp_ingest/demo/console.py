@@ -5,17 +5,16 @@ import socket
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
-from esp_ingest.demo.servers import EmbeddedError, free_ports
-from esp_ingest.service.clock import SystemClock
-from esp_ingest.service.guard import Leash
+from esp_ingest.demo.servers import accepts, free_ports, wait_until
+from esp_ingest.service.guard import GuardedProcess
 from esp_ingest.store import users
 from esp_ingest.store.connection import Connection
 
 USER = "demo"
 _PORT = 8_000
-_POLL_SECONDS = 0.05
 _READY_SECONDS = 30.0
 # A day is played in fast motion, so the newest reading of a well is hours old until the end: no well is silent for it.
 _SILENT_AFTER_SECONDS = "86400"
@@ -36,7 +35,8 @@ class DemoConsole:
         }
         with self._log.open("wb") as log:
             command = [sys.executable, "-P", "-m", "esp_ingest", "api"]
-            self._leash = stack.enter_context(Leash(command, output=log, environment={**environment, **settings}))
+            guarded = GuardedProcess(command, output=log, environment={**environment, **settings})
+            self._guarded = stack.enter_context(guarded)
 
     def add_user(self, connection: Connection) -> None:
         """Make the demo's user, an operator with a random password."""
@@ -44,18 +44,9 @@ class DemoConsole:
 
         users.add(connection, USER, passwords.hashed(self.password), "operator", ["*"])
 
-    def await_ready(self, clock: SystemClock) -> None:
+    def await_ready(self) -> None:
         """Until it takes connections, which it does before it answers. Raises EmbeddedError if it does not start."""
-        deadline = clock.monotonic() + _READY_SECONDS
-        while True:
-            with socket.socket() as one:
-                one.settimeout(1)
-                if one.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            if self._leash.poll() is not None or clock.monotonic() > deadline:
-                last = self._log.read_text(errors="replace").strip().rpartition("\n")[2]
-                raise EmbeddedError(f"The console did not start: {last or 'it left no word why'}")
-            clock.sleep(_POLL_SECONDS)
+        wait_until(partial(accepts, self.port), self._guarded, "The console", self._log, _READY_SECONDS)
 
     def line(self) -> str:
         """Where it is, and how to sign in."""

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from esp_ingest.config.settings import ENV_PREFIX
-from esp_ingest.demo.processes import Simulator, Stored, Theatre
+from esp_ingest.demo.processes import Processes, Simulator, Stored
 from esp_ingest.demo.recording import EVENTFUL_SECONDS, Recording, write_recording
 from esp_ingest.demo.screen import Picture, Screen, open_screen
+from esp_ingest.demo.servers import last_line
 from esp_ingest.demo.stop import Stop
 from esp_ingest.service.clock import SystemClock
 from esp_ingest.telemetry import csv_recording as replay
@@ -65,15 +66,17 @@ def run_demo(arguments: argparse.Namespace) -> int:
     if ignored:
         _say(f"not used, as the demo brings its own settings: {', '.join(ignored)}")
     _say("starting PostgreSQL, an MQTT broker and the daemon, all in temporary folders")
-    theatre = Theatre(clock, _ANY_AGE if arguments.csv else {}, "" if arguments.csv else EQUIPMENT, arguments.config)
-    with stop, theatre:
-        for line in theatre.schema_lines:
+    settings, more_rules = ({}, EQUIPMENT) if arguments.csv is None else (_ANY_AGE, "")
+    processes = Processes(clock, settings, more_rules, arguments.config)
+    with stop, processes:
+        for line in processes.schema_lines:
             _say(f"  {line}")
-        _say(theatre.console.line() if theatre.console else 'no console: pip install "esp-ingest[demo,api]" brings it')
+        console = processes.console
+        _say(console.line() if console is not None else 'no console: pip install "esp-ingest[demo,api]" brings it')
         _say(f"ready after {clock.monotonic() - started:.1f} s")
-        play = _Play(theatre, clock, arguments, stop)
+        play = _Play(processes, clock, arguments, stop)
         play.run()
-        totals, problem, diagnoses = _reckon(theatre, play)
+        totals, problem, diagnoses = _reckon(processes, play)
         _summary(totals, problem, play, diagnoses)
         if arguments.json:
             print(totals.json(), flush=True)
@@ -83,8 +86,8 @@ def run_demo(arguments: argparse.Namespace) -> int:
 class _Play:
     """The traffic of one demo, and the screen that follows it."""
 
-    def __init__(self, theatre: Theatre, clock: SystemClock, arguments: argparse.Namespace, stop: Stop) -> None:
-        self._theatre = theatre
+    def __init__(self, processes: Processes, clock: SystemClock, arguments: argparse.Namespace, stop: Stop) -> None:
+        self._processes = processes
         self._clock = clock
         self._arguments = arguments
         self._stop = stop
@@ -123,7 +126,7 @@ class _Play:
         recorded = max(self._arguments.wells - live, 1)
         seed = self._arguments.seed
         end_us = self._clock.now_us() + round(self._duration_seconds * 1e6)
-        recording = write_recording(self._theatre.folder, recorded, seed, end_us)
+        recording = write_recording(self._processes.folder, recorded, seed, end_us)
         self._recording = recording
         calm = self._simulate("calm", "--csv", str(recording.calm), "--keep-timestamps", "--speed", "0")
         self._watch(screen, "a calm day, as fast as it goes", [calm])
@@ -141,12 +144,12 @@ class _Play:
         self._watch(screen, doing, simulators)
 
     def _simulate(self, name: str, *arguments: str) -> Simulator:
-        return self._theatre.start_simulator(name, arguments)
+        return self._processes.start_simulator(name, arguments)
 
     def _watch(self, screen: Screen, doing: str, simulators: Sequence[Simulator]) -> None:
         """Until they are done, or somebody asks to stop, or the time is long over; then count what they published."""
         while any(simulator.running for simulator in simulators) and not self._stop.asked:
-            if self._theatre.daemon_ended or self._elapsed() > self._duration_seconds + _SETTLE_SECONDS:
+            if self._processes.daemon_ended or self._elapsed() > self._duration_seconds + _SETTLE_SECONDS:
                 break
             self._show(screen, doing)
             self._clock.sleep(_LOOK_SECONDS)
@@ -158,12 +161,12 @@ class _Play:
         while True:
             picture = self._show(screen, "done" if not self._stop.asked else "stopping")
             done = picture.written + picture.duplicates + picture.rejected >= self.published and not picture.unacked
-            if done or self._theatre.daemon_ended or self._clock.monotonic() > deadline:
+            if done or self._processes.daemon_ended or self._clock.monotonic() > deadline:
                 return
             self._clock.sleep(0.1)
 
     def _show(self, screen: Screen, doing: str) -> Picture:
-        picture = self._theatre.look()
+        picture = self._processes.look()
         picture.elapsed_seconds, picture.duration_seconds = self._elapsed(), self._duration_seconds
         picture.doing = doing
         screen.show(picture)
@@ -182,20 +185,20 @@ def begun(recording: Recording, picture: Picture) -> dict[str, str]:
 _Diagnoses = list[tuple[str, str, int]]
 
 
-def _reckon(theatre: Theatre, play: _Play) -> tuple[Totals, str, _Diagnoses]:
+def _reckon(processes: Processes, play: _Play) -> tuple[Totals, str, _Diagnoses]:
     """Stop the daemon and compare: what was published, what it counted, what the tables hold. "" when all agree."""
-    status = theatre.stop_daemon()
-    stored = theatre.stored()
+    status = processes.stop_daemon()
+    stored = processes.stored()
     last = play.last
-    diagnoses = theatre.diagnoses()
+    diagnoses = processes.diagnoses()
     raised = sum(count for _, _, count in diagnoses)
     totals = Totals(play.published, last.written, last.duplicates, last.rejected, raised)
-    return totals, _problem(totals, stored, status, theatre), diagnoses
+    return totals, _problem(totals, stored, status, processes), diagnoses
 
 
-def _problem(totals: Totals, stored: Stored, status: int, theatre: Theatre) -> str:
+def _problem(totals: Totals, stored: Stored, status: int, processes: Processes) -> str:
     if status != 0:
-        return f"the daemon ended with {status}: {theatre.last_words('daemon.log')}"
+        return f"the daemon ended with {status}: {last_line(processes.folder / 'daemon.log')}"
     if not totals.reconciled:
         missing = totals.published - totals.written - totals.duplicates - totals.rejected
         return f"{missing} of {totals.published} published items are unaccounted for"

@@ -28,11 +28,11 @@ from pydantic import SecretStr
 from esp_ingest.config.settings import ENV_PREFIX, DatabaseSettings
 from esp_ingest.demo.console import DemoConsole
 from esp_ingest.demo.screen import Alarm, Picture, Well
-from esp_ingest.demo.servers import EmbeddedBroker, EmbeddedError, EmbeddedPostgres, free_ports
+from esp_ingest.demo.servers import EmbeddedBroker, EmbeddedError, EmbeddedPostgres, free_ports, last_line, wait_until
 from esp_ingest.resources import config_file
 from esp_ingest.service import extra
 from esp_ingest.service.clock import SystemClock
-from esp_ingest.service.guard import Leash
+from esp_ingest.service.guard import GuardedProcess
 from esp_ingest.store import schema
 from esp_ingest.store.connection import connect, only_row
 from esp_ingest.store.queries import query
@@ -55,7 +55,7 @@ def sweep(temporary: Path) -> None:
                 shutil.rmtree(folder)
 
 
-class Theatre:
+class Processes:
     """Broker, database and daemon, up and ready after ``with``; gone after it, however it is left."""
 
     def __init__(
@@ -89,7 +89,7 @@ class Theatre:
             self._http = f"http://127.0.0.1:{port}"
             self._start_daemon(port)
             if self.console is not None:
-                self.console.await_ready(self._clock)
+                self.console.await_ready()
             self._stack = self._stack.pop_all()
         return self
 
@@ -128,35 +128,29 @@ class Theatre:
     def _start_daemon(self, port: int) -> None:
         with (self.folder / "daemon.log").open("wb") as log:
             self._daemon = self._stack.enter_context(
-                Leash(
+                GuardedProcess(
                     [sys.executable, "-P", "-m", "esp_ingest", "run", *self._config],
                     output=log,
                     grace_seconds=_GRACE_SECONDS,
                     environment=self.environment() | {"ESP_INGEST_HTTP__PORT": str(port)},
                 )
             )
-        self._wait_until_ready(f"http://127.0.0.1:{port}/health/ready")
-
-    def _wait_until_ready(self, address: str) -> None:
-        deadline = self._clock.monotonic() + _READY_SECONDS
-        while _fetch(address) is None:
-            if self._daemon.poll() is not None or self._clock.monotonic() > deadline:
-                raise EmbeddedError(f"The daemon did not get ready: {self.last_words('daemon.log')}")
-            self._clock.sleep(0.05)
+        address, log_file = f"http://127.0.0.1:{port}/health/ready", self.folder / "daemon.log"
+        wait_until(lambda: _fetch(address) is not None, self._daemon, "The daemon", log_file, _READY_SECONDS)
 
     def start_simulator(self, name: str, arguments: Sequence[str]) -> "Simulator":
         """``esp-ingest simulate`` with ``arguments``; its output goes to a file called ``name``."""
         path = self.folder / f"{name}.out"
         with path.open("wb") as output:
-            leash = self._stack.enter_context(
-                Leash(
+            guarded = self._stack.enter_context(
+                GuardedProcess(
                     [sys.executable, "-P", "-m", "esp_ingest", "simulate", *arguments],
                     output=output,
                     stop_signal=signal.SIGINT,
                     environment=self.environment(),
                 )
             )
-        return Simulator(name, leash, path)
+        return Simulator(name, guarded, path)
 
     def stop_daemon(self) -> int:
         """SIGTERM, drain; its exit status."""
@@ -165,10 +159,6 @@ class Theatre:
     @property
     def daemon_ended(self) -> bool:
         return self._daemon.poll() is not None
-
-    def last_words(self, name: str) -> str:
-        text = (self.folder / name).read_text(errors="replace").strip()
-        return text.rpartition("\n")[2] or "it left no word why"
 
     # -- Looking
 
@@ -235,26 +225,25 @@ class Simulator:
     """A running ``esp-ingest simulate``."""
 
     name: str
-    leash: Leash
+    guarded: GuardedProcess
     output: Path
 
     @property
     def running(self) -> bool:
-        return self.leash.poll() is None
+        return self.guarded.poll() is None
 
     def finish(self) -> int:
         """Stop it if it still runs; how many messages it published, each of them one reading or broken.
 
         Raises EmbeddedError where it failed or did not say."""
         ran = self.running
-        status = self.leash.stop()
+        status = self.guarded.stop()
         text = self.output.read_text(errors="replace")
         match = _PUBLISHED.search(text)
         if match is None and ran and not _BEGUN.search(text) and status in _INTERRUPTED:
             return 0  # stopped while it was still loading
         if match is None or status not in (0, 128 + signal.SIGINT):  # asked to stop after its last word
-            last = text.strip().rpartition("\n")[2] or "it left no word why"
-            raise EmbeddedError(f"The simulator ({self.name}) ended with {status}: {last}")
+            raise EmbeddedError(f"The simulator ({self.name}) ended with {status}: {last_line(self.output)}")
         return int(match["messages"])
 
 

@@ -1,12 +1,13 @@
 """What the demo shows while it runs: a live table on a terminal, a line every few seconds elsewhere."""
 
 import sys
+from abc import ABC, abstractmethod
 from collections import Counter as Tally
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -88,12 +89,20 @@ class Picture:
         return min(self.elapsed_seconds / self.duration_seconds, 1.0) if self.duration_seconds else 1.0
 
 
-class Screen(Protocol):
-    def show(self, picture: Picture) -> None: ...
-    def __enter__(self) -> Self: ...
+class Screen(ABC):
+    """Where a demo is seen. For a with-statement, which closes it."""
+
+    @abstractmethod
+    def show(self, picture: Picture) -> None:
+        """Show what is there now, in place of what was shown before or below it."""
+
+    def __enter__(self) -> Self:
+        return self
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        return None
 
 
 def open_screen() -> Screen:
@@ -101,7 +110,7 @@ def open_screen() -> Screen:
     return LiveScreen() if sys.stdout.isatty() else PlainScreen(lambda text: print(text, flush=True))
 
 
-class PlainScreen:
+class PlainScreen(Screen):
     """A line each few seconds of the demo's own time, for logs and pipes, and one for each new alarm."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
@@ -119,16 +128,8 @@ class PlainScreen:
             trouble = f"; {picture.trouble}" if picture.trouble else ""
             self._say(f"  {picture.elapsed_seconds:3.0f} s {picture.doing}: {picture.counts()}{trouble}")
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None
-
-
-class LiveScreen:
+class LiveScreen(Screen):
     """A table that is drawn again in place."""
 
     def __init__(self, console: "Console | None" = None) -> None:

@@ -24,7 +24,8 @@ from typing import Self
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from esp_ingest.service.guard import Leash
+from esp_ingest.errors import Error
+from esp_ingest.service.guard import GuardedProcess
 
 _LOOPBACK = "127.0.0.1"
 _SOCKET_PATH_MAX = 100  # sun_path holds 108 bytes with the terminator
@@ -33,23 +34,23 @@ _POLL_SECONDS = 0.02
 _START_SECONDS = 20.0
 
 
-class EmbeddedError(Exception):
+class EmbeddedError(Error):
     """An embedded server cannot be had. The message is one sentence that says what to do."""
 
 
 class _Embedded(ABC):
     """A server in a temporary folder; ends and removes it. ``start`` is the servers' own."""
 
-    _leash: Leash | None = None
+    _guarded: GuardedProcess | None = None
 
     @abstractmethod
     def start(self) -> Self: ...
 
     def stop(self) -> None:
         """End it and remove its folder. Safe to call twice."""
-        if self._leash is not None:
-            self._leash.stop()
-            self._leash = None
+        if self._guarded is not None:
+            self._guarded.stop()
+            self._guarded = None
 
     def __enter__(self) -> Self:
         return self.start()
@@ -94,7 +95,7 @@ class EmbeddedPostgres(_Embedded):
         }
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         with log.open("wb") as output:
-            self._leash = Leash(
+            self._guarded = GuardedProcess(
                 [str(programs / "postgres"), "-D", str(data), *options],
                 output=output,
                 stop_signal=signal.SIGINT,  # fast shutdown
@@ -102,7 +103,7 @@ class EmbeddedPostgres(_Embedded):
                 user=user,
             )
         self.dsn = make_conninfo(host=str(folder), user="postgres", dbname="postgres")
-        _wait_until(self._answers, self._leash, "PostgreSQL", log)
+        wait_until(self._answers, self._guarded, "PostgreSQL", log, _START_SECONDS)
 
     def _answers(self) -> bool:
         try:
@@ -140,14 +141,14 @@ class EmbeddedBroker(_Embedded):
         configuration, log = folder / "rumqttd.toml", folder / "log"
         configuration.write_text(_BROKER_CONFIGURATION.format(host=_LOOPBACK, v5=self.port, v4=self.port_v311))
         with log.open("wb") as output:
-            self._leash = Leash(
+            self._guarded = GuardedProcess(
                 [sys.executable, "-P", "-m", "iotcore", "--config", str(configuration), "--log-level", "CRITICAL"],
                 output=output,
                 stop_signal=signal.SIGKILL,  # rumqttd has no other end, and holds nothing but memory
                 remove=folder,
             )
         for port in (self.port, self.port_v311):
-            _wait_until(partial(_accepts, port), self._leash, "The broker", log)
+            wait_until(partial(accepts, port), self._guarded, "The broker", log, _START_SECONDS)
 
 
 # rumqttd's defaults (20 KiB a payload, 100 messages in flight) would be the demo's limits, not esp-ingest's.
@@ -217,7 +218,8 @@ def _initdb(programs: Path, data: Path, user: str) -> None:
         extra_groups=[] if user else None,
     )
     if done.returncode:
-        raise EmbeddedError(f"The embedded PostgreSQL could not be set up: {_last_line(done.stderr)}")
+        last = done.stderr.strip().rpartition("\n")[2]
+        raise EmbeddedError(f"The embedded PostgreSQL could not be set up: {last}")
 
 
 def _temporary_folder(user: str) -> Path:
@@ -251,7 +253,8 @@ def free_ports(count: int) -> list[int]:
             one.close()
 
 
-def _accepts(port: int) -> bool:
+def accepts(port: int) -> bool:
+    """Whether something of this machine takes connections at ``port``."""
     try:
         socket.create_connection((_LOOPBACK, port), timeout=1).close()
     except OSError:
@@ -259,19 +262,19 @@ def _accepts(port: int) -> bool:
     return True
 
 
-def _wait_until(ready: Callable[[], bool], leash: Leash, what: str, log: Path) -> None:
-    for _ in range(int(_START_SECONDS / _POLL_SECONDS)):
+def wait_until(ready: Callable[[], bool], guarded: GuardedProcess, what: str, log: Path, seconds: float) -> None:
+    """Block until ``ready``. Raises EmbeddedError with the last line of ``log`` if the process ends before, or is not
+    ready within ``seconds``."""
+    for _ in range(int(seconds / _POLL_SECONDS)):
         if ready():
             return
-        if leash.poll() is not None:
-            raise EmbeddedError(f"{what} ended at once: {_last_line(_text_of(log)) or 'it left no word why'}")
+        if guarded.poll() is not None:
+            raise EmbeddedError(f"{what} ended at once: {last_line(log)}")
         time.sleep(_POLL_SECONDS)
-    raise EmbeddedError(f"{what} did not answer within {_START_SECONDS:.0f} s: {_last_line(_text_of(log))}")
+    raise EmbeddedError(f"{what} did not answer within {seconds:.0f} s: {last_line(log)}")
 
 
-def _text_of(log: Path) -> str:
-    return log.read_text(errors="replace") if log.exists() else ""
-
-
-def _last_line(text: str) -> str:
-    return text.strip().rpartition("\n")[2]
+def last_line(log: Path) -> str:
+    """What a process said last, or that it said nothing."""
+    text = log.read_text(errors="replace") if log.exists() else ""
+    return text.strip().rpartition("\n")[2] or "it left no word why"

@@ -20,6 +20,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersi
 from esp_ingest.config.settings import ConfigError, MqttSettings, Settings
 from esp_ingest.demo.fleet import Fault, FaultName, Fleet
 from esp_ingest.demo.stop import Stop
+from esp_ingest.errors import Error
 from esp_ingest.interfaces import Clock
 from esp_ingest.model import SIGNAL_NAMES, Readings
 from esp_ingest.mqtt.client_setup import new_tls_context
@@ -39,7 +40,7 @@ _LATE_SECONDS = (5.0, 60.0)
 _FUTURE_US = 3_600_000_000
 
 
-class SimulatorError(Exception):
+class SimulatorError(Error):
     """The simulation could not be carried out. The message is one sentence that says what to do."""
 
 

@@ -20,7 +20,7 @@ class Reason(StrEnum):
     BEHIND = "behind"  # a finished day has no proven copy yet
 
 
-class LifecycleError(Exception):
+class LifecycleError(Error):
     """The message is one sentence that says what to do."""
 
     def __init__(self, reason: Reason, sentence: str) -> None:

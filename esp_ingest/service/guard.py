@@ -23,7 +23,7 @@ from typing import IO, Any, Self
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-class Leash:
+class GuardedProcess:
     """Starts ``command`` under a guard. ``stop()``, or the end of this process, ends it.
 
     ``stop_signal`` asks the command to end and SIGKILL follows after ``grace_seconds``; ``remove`` is a folder that

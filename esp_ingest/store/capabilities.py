@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 
+from esp_ingest.errors import Error
 from esp_ingest.store.connection import Connection, is_pooled, only_row
 from esp_ingest.store.queries import query
 
@@ -11,7 +12,7 @@ OLDEST_TIMESCALEDB = (2, 13, 0)  # by_range
 OLDEST_COLUMNSTORE = (2, 18, 1)  # timescaledb#7672: ON CONFLICT DO NOTHING stopped at the first conflict before
 
 
-class SchemaError(Exception):
+class SchemaError(Error):
     """The schema cannot be used or brought up to date. The message is one sentence that says what to do."""
 
 

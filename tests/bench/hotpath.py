@@ -20,7 +20,7 @@ from esp_ingest.model import Delivery
 from esp_ingest.mqtt.publish_packets import walk
 from esp_ingest.resources import config_file
 from esp_ingest.store.write.copy_format import telemetry_stream
-from esp_ingest.store.write.high_water import Marks
+from esp_ingest.store.write.high_water import HighWaterMarks
 from esp_ingest.telemetry.decode import Decoder
 from tests.bench.workload import Shape, after_header, encode_length, generate
 
@@ -93,7 +93,7 @@ class HotPath:
 
     def copy(self) -> None:
         """Columns → what is new by the marks → the bytes of a COPY. Fresh marks each time, or nothing would be new."""
-        marks = Marks()
+        marks = HighWaterMarks()
         assert marks.fresh(self._readings).all()
         self._stream = telemetry_stream(self._readings)
         marks.committed(self._readings)

@@ -12,12 +12,12 @@ import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from esp_ingest.api import openapi_file
 from esp_ingest.store.schema import migrate
 from tests.support.api import ApiProcess, insert_alarm, insert_reading
 from tests.support.databases import Server
+from tools import openapi
 
-SCHEMA: dict[str, Any] = json.loads(openapi_file.text())
+SCHEMA: dict[str, Any] = json.loads(openapi.text())
 OPERATIONS = [(method, path) for path, methods in SCHEMA["paths"].items() for method in methods]
 LOADED = schemathesis.openapi.from_dict(SCHEMA)
 
@@ -25,7 +25,7 @@ LOADED = schemathesis.openapi.from_dict(SCHEMA)
 def test_it_is_the_one_that_was_published() -> None:
     """`make docs` writes it. A change that breaks clients (a path, parameter or field that goes, a new required one)
     needs another version of the API, not another file."""
-    assert openapi_file.FILE.read_text(encoding="utf-8") == openapi_file.text()
+    assert openapi.FILE.read_text(encoding="utf-8") == openapi.text()
 
 
 def test_its_version() -> None:

@@ -25,7 +25,7 @@ from esp_ingest.diagnostics.engine.engine import Engine
 from esp_ingest.diagnostics.language import rules_file
 from esp_ingest.model import SIGNAL_NAMES
 from esp_ingest.resources import config_file
-from esp_ingest.service.guard import Leash
+from esp_ingest.service.guard import GuardedProcess
 from esp_ingest.telemetry.timestamps import parse_rfc3339
 
 END_US = 1_767_225_600_000_000
@@ -198,12 +198,12 @@ def test_a_name_is_cut_in_the_middle() -> None:
     assert shortened("W1", 12) == "W1"
 
 
-# -- The leash
+# -- The guarded
 
 
-def run_leashed(script: str, output: Path, **options: object) -> Leash:
+def run_guarded(script: str, output: Path, **options: object) -> GuardedProcess:
     with output.open("wb") as file:
-        return Leash([sys.executable, "-c", script], output=file, **options)  # type: ignore[arg-type]
+        return GuardedProcess([sys.executable, "-c", script], output=file, **options)  # type: ignore[arg-type]
 
 
 def wait_for(path: Path, text: str) -> None:
@@ -214,7 +214,7 @@ def wait_for(path: Path, text: str) -> None:
     raise AssertionError(f"{text!r} did not appear in {path.read_text()!r}")
 
 
-def test_a_leashed_command_is_asked_to_stop_and_its_folder_goes_with_it(tmp_path: Path) -> None:
+def test_a_guarded_command_is_asked_to_stop_and_its_folder_goes_with_it(tmp_path: Path) -> None:
     folder, out = tmp_path / "folder", tmp_path / "out"
     folder.mkdir()
     script = (
@@ -222,11 +222,11 @@ def test_a_leashed_command_is_asked_to_stop_and_its_folder_goes_with_it(tmp_path
         "def end(*_): print('asked', flush=True); sys.exit(3)\n"
         "signal.signal(signal.SIGTERM, end); print('up', flush=True); time.sleep(60)"
     )
-    leash = run_leashed(script, out, remove=folder)
+    guarded = run_guarded(script, out, remove=folder)
     wait_for(out, "up")
-    assert leash.poll() is None
-    assert leash.stop() == 3
-    assert leash.stop() == 3
+    assert guarded.poll() is None
+    assert guarded.stop() == 3
+    assert guarded.stop() == 3
     assert "asked" in out.read_text()
     assert not folder.exists()
 
@@ -236,16 +236,16 @@ def test_a_command_that_does_not_listen_is_killed_after_the_grace_time(tmp_path:
     script = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
     )
-    leash = run_leashed(script, out, grace_seconds=0.2)
+    guarded = run_guarded(script, out, grace_seconds=0.2)
     wait_for(out, "up")
-    assert leash.stop() == 128 + 9
+    assert guarded.stop() == 128 + 9
 
 
-def test_a_leashed_command_that_ends_by_itself_gives_its_status(tmp_path: Path) -> None:
-    assert run_leashed("raise SystemExit(5)", tmp_path / "out").wait(20) == 5
+def test_a_guarded_command_that_ends_by_itself_gives_its_status(tmp_path: Path) -> None:
+    assert run_guarded("raise SystemExit(5)", tmp_path / "out").wait(20) == 5
 
 
-def test_a_leashed_command_ends_with_an_owner_that_is_killed(tmp_path: Path) -> None:
+def test_a_guarded_command_ends_with_an_owner_that_is_killed(tmp_path: Path) -> None:
     """The promise that atexit cannot keep."""
     folder, out = tmp_path / "folder", tmp_path / "out"
     folder.mkdir()
@@ -253,10 +253,10 @@ def test_a_leashed_command_ends_with_an_owner_that_is_killed(tmp_path: Path) -> 
         [
             sys.executable,
             "-c",
-            "import sys, time; from pathlib import Path; from esp_ingest.service.guard import Leash\n"
+            "import sys, time; from pathlib import Path; from esp_ingest.service.guard import GuardedProcess\n"
             f"out = open({str(out)!r}, 'wb')\n"
             "command = [sys.executable, '-c', 'import os, time; print(os.getpid(), flush=True); time.sleep(60)']\n"
-            f"leash = Leash(command, output=out, remove=Path({str(folder)!r})); time.sleep(60)",
+            f"guarded = GuardedProcess(command, output=out, remove=Path({str(folder)!r})); time.sleep(60)",
         ]
     )
     try:
@@ -301,9 +301,9 @@ def test_published_is_read_from_what_the_simulator_says(
 def test_a_simulator_that_was_stopped_while_it_loaded_has_published_nothing(tmp_path: Path, status: int) -> None:
     ends = f"import os, signal; signal.signal(signal.SIGTERM, lambda *_: os._exit({status})); "
     path = tmp_path / "out"
-    leash = run_leashed(f"{ends}open({str(tmp_path / 'up')!r}, 'w').write('up\\n'); signal.pause()", path)
+    guarded = run_guarded(f"{ends}open({str(tmp_path / 'up')!r}, 'w').write('up\\n'); signal.pause()", path)
     wait_for_any(tmp_path / "up")
-    assert Simulator("x", leash, path).finish() == 0
+    assert Simulator("x", guarded, path).finish() == 0
 
 
 @pytest.mark.parametrize(
@@ -317,9 +317,9 @@ def test_a_simulator_that_failed_is_an_error_and_not_a_count(tmp_path: Path, out
 
 def finished(folder: Path, output: str, status: int) -> Simulator:
     path = folder / "out"
-    leash = run_leashed(f"print({output!r}); raise SystemExit({status})", path)
-    leash.wait(20)
-    return Simulator("x", leash, path)
+    guarded = run_guarded(f"print({output!r}); raise SystemExit({status})", path)
+    guarded.wait(20)
+    return Simulator("x", guarded, path)
 
 
 def test_missing_packages_are_named_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,29 +21,29 @@ from esp_ingest.store.queries import all_queries, query
 from esp_ingest.store.schema import migrations
 from esp_ingest.store.write import high_water as marks
 from esp_ingest.store.write.copy_format import REJECT_COLUMNS, TELEMETRY_COLUMNS
-from esp_ingest.store.write.high_water import Marks, first_of_each
+from esp_ingest.store.write.high_water import HighWaterMarks, first_of_each
 from tests.support.store_data import readings
 
 
 class TestMarks:
     def test_nothing_speaks_against_a_well_never_seen(self) -> None:
-        assert Marks().fresh(readings([("w1", -5), ("w2", 0)])).tolist() == [True, True]
+        assert HighWaterMarks().fresh(readings([("w1", -5), ("w2", 0)])).tolist() == [True, True]
 
     def test_what_is_not_newer_than_the_mark_is_suspect(self) -> None:
-        known = Marks()
+        known = HighWaterMarks()
         known.committed(readings([("w1", 10), ("w1", 5), ("w2", 1)]))
         batch = readings([("w1", 10), ("w1", 11), ("w1", 7), ("w2", 2), ("w3", 0)])
         assert known.fresh(batch).tolist() == [False, True, False, True, True]
 
     def test_marks_only_rise(self) -> None:
-        known = Marks()
+        known = HighWaterMarks()
         known.committed(readings([("w1", 10)]))
         known.committed(readings([("w1", 3)]))
         assert known.fresh(readings([("w1", 7)])).tolist() == [False]
 
     def test_memory_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(marks, "_MAX_WELLS", 10)
-        known = Marks()
+        known = HighWaterMarks()
         for number in range(100):
             known.committed(readings([(f"w{number}", 0)]))
             assert len(known) <= 10

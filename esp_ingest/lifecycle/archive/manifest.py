@@ -1,10 +1,11 @@
 """The manifest of an archived day: what its files hold, said by whoever wrote them. Written last, read first."""
 
 import json
-import re
 from dataclasses import asdict, dataclass
 from datetime import date
-from typing import Any
+from typing import Annotated
+
+import msgspec
 
 from esp_ingest.lifecycle.archive.checksum import Content
 from esp_ingest.lifecycle.errors import LifecycleError, Reason
@@ -12,14 +13,13 @@ from esp_ingest.lifecycle.errors import LifecycleError, Reason
 FORMAT = 1
 FILE_NAME = "manifest.json"
 MAX_BYTES = 1_048_576
-_FILE = re.compile(r"[\w.-]{1,200}\.parquet")
 
 
 @dataclass(frozen=True)
 class File:
     """A Parquet file beside the manifest."""
 
-    name: str
+    name: Annotated[str, msgspec.Meta(pattern=r"\A[\w.-]{1,200}\.parquet\Z")]
     bytes: int
     sha256: str
 
@@ -36,7 +36,7 @@ class Manifest:
     rows: int
     first: str
     last: str
-    checksum: str
+    checksum: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
     files: tuple[File, ...]
     schema_version: int
     program_version: str
@@ -71,8 +71,8 @@ def decode(data: bytes, table: str, day: date) -> Manifest:
         return LifecycleError(Reason.DAMAGED, f"The manifest {place} is damaged ({why}): restore it from a backup.")
 
     try:
-        found = json.loads(data)
-    except (ValueError, RecursionError):
+        found = msgspec.json.decode(data)
+    except (msgspec.DecodeError, RecursionError):
         raise damaged("it is not JSON") from None
     if not isinstance(found, dict):
         raise damaged("it is not an object")
@@ -83,34 +83,9 @@ def decode(data: bytes, table: str, day: date) -> Manifest:
             "install that one or a newer one.",
         )
     try:
-        manifest = _typed(found)
-    except (KeyError, TypeError, ValueError) as error:
-        raise damaged(f"{type(error).__name__} of {str(error)[:80]}") from None
+        manifest = msgspec.convert(found, Manifest)
+    except msgspec.ValidationError as error:
+        raise damaged(str(error)[:160]) from None
     if (manifest.table, manifest.day) != (table, day.isoformat()):
         raise damaged(f"it is of {manifest.table[:40]} {manifest.day[:10]}")
     return manifest
-
-
-def _typed(found: dict[str, Any]) -> Manifest:
-    files = tuple(File(str(each["name"]), int(each["bytes"]), str(each["sha256"])) for each in found["files"])
-    for file in files:
-        if not _FILE.fullmatch(file.name):
-            raise ValueError("the name of a file")
-    if not re.fullmatch(r"[0-9a-f]{32}", found["checksum"]):
-        raise ValueError("the checksum")
-    return Manifest(
-        table=str(found["table"]),
-        day=str(found["day"]),
-        version=int(found["version"]),
-        rows=int(found["rows"]),
-        first=str(found["first"]),
-        last=str(found["last"]),
-        checksum=found["checksum"],
-        files=files,
-        schema_version=int(found["schema_version"]),
-        program_version=str(found["program_version"]),
-        database=str(found["database"]),
-        id=str(found["id"]),
-        written_at=str(found["written_at"]),
-        format=int(found["format"]),
-    )

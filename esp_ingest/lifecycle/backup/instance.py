@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from esp_ingest.config.settings import DatabaseSettings
 from esp_ingest.interfaces import Clock
 from esp_ingest.lifecycle.errors import BackupError
-from esp_ingest.service.guard import Leash, undisturbed
+from esp_ingest.service.guard import GuardedProcess, undisturbed
 from esp_ingest.store.connection import conninfo
 
 _PLACES = ("/usr/lib/postgresql/{}/bin", "/usr/pgsql-{}/bin", "/usr/local/pgsql/bin", "/usr/local/bin")
@@ -94,11 +94,11 @@ def programs(version: str, given: str) -> Path:
 class Instance:
     """PostgreSQL over ``folder``/data, reached through a socket that only this user can open."""
 
-    def __init__(self, binaries: Path, folder: Path, sockets: Path, leash: Leash) -> None:
+    def __init__(self, binaries: Path, folder: Path, sockets: Path, guarded: GuardedProcess) -> None:
         self._binaries = binaries
         self._folder = folder
         self._sockets = sockets
-        self._leash = leash
+        self._guarded = guarded
 
     def settings(self, live: DatabaseSettings) -> DatabaseSettings:
         """How to reach this copy as the user and database that ``live`` names."""
@@ -123,7 +123,7 @@ class Instance:
         deadline = clock.monotonic() + timeout_seconds
         while True:
             beat()
-            if self._leash.poll() is not None:
+            if self._guarded.poll() is not None:
                 raise BackupError(f"The restored database does not start: {self._said()}.")
             try:
                 psycopg.connect(info, connect_timeout=5).close()
@@ -180,12 +180,12 @@ def started(binaries: Path, folder: Path, restore_command: str) -> Iterator[Inst
         options = [part for key, value in chosen.items() for part in ("-c", f"{key}={value}")]
         with (folder / "postgres.log").open("wb") as log:
             command = [str(binaries / "postgres"), "-D", str(folder / "data"), *options]
-            leash = Leash(command, output=log, stop_signal=signal.SIGQUIT, grace_seconds=_STOP_SECONDS)
+            guarded = GuardedProcess(command, output=log, stop_signal=signal.SIGQUIT, grace_seconds=_STOP_SECONDS)
         try:
-            yield Instance(binaries, folder, sockets, leash)
+            yield Instance(binaries, folder, sockets, guarded)
         finally:
             with undisturbed():
-                leash.stop()  # an immediate shutdown: nothing of it is needed any more
+                guarded.stop()  # an immediate shutdown: nothing of it is needed any more
     finally:
         shutil.rmtree(sockets, ignore_errors=True)
 

@@ -13,7 +13,7 @@ from typing import Any
 from esp_ingest.config.settings import BackupSettings
 from esp_ingest.interfaces import Clock
 from esp_ingest.lifecycle.errors import BackupError
-from esp_ingest.service.guard import Leash
+from esp_ingest.service.guard import GuardedProcess
 
 _PROGRAM = "pgbackrest"
 _INFO_SECONDS = 300.0
@@ -97,8 +97,8 @@ def restore(settings: BackupSettings, backup: Backup, folder: Path, clock: Clock
         "restore",
     ]
     output = folder / "restore.log"
-    with output.open("wb") as file, Leash(command, output=file) as leash:
-        while (status := leash.poll()) is None:
+    with output.open("wb") as file, GuardedProcess(command, output=file) as guarded:
+        while (status := guarded.poll()) is None:
             beat()
             clock.sleep(_LOOK_SECONDS)
     if status:

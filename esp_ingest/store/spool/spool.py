@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from esp_ingest.errors import Error
 from esp_ingest.model import Delivery
 from esp_ingest.store.spool.segment import Segment, SegmentDamaged, Torn, disk_bytes, errors, fsync_folder
 
@@ -32,7 +33,7 @@ _LASTING_ERRNOS = frozenset(
 )
 
 
-class SpoolError(Exception):
+class SpoolError(Error):
     """The spool cannot be used, or did not take an append; the message is one plain sentence."""
 
 

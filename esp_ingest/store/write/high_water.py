@@ -15,7 +15,7 @@ _NEVER = np.iinfo(np.int64).min
 _MAX_WELLS = 200_000  # a topic is anyone's invention: what is remembered of them is bounded
 
 
-class Marks:
+class HighWaterMarks:
     """The newest committed timestamp of each well, as far as this process knows."""
 
     def __init__(self) -> None:

@@ -19,7 +19,7 @@ from esp_ingest.store.queries import query
 from esp_ingest.store.sqlstate import Verdict
 from esp_ingest.store.write.copy_format import Buffer, telemetry_stream
 from esp_ingest.store.write.findings import write_diagnostics
-from esp_ingest.store.write.high_water import Marks, first_of_each
+from esp_ingest.store.write.high_water import HighWaterMarks, first_of_each
 from esp_ingest.store.write.redelivery import RejectWriter
 from esp_ingest.store.write.rejects import conflicting_reading, refused_reading
 
@@ -116,7 +116,7 @@ class Prepared:
     stream: list[Buffer] | None
 
     @staticmethod
-    def of(readings: Readings, marks: Marks) -> "Prepared":
+    def of(readings: Readings, marks: HighWaterMarks) -> "Prepared":
         """What can be known of them by these marks."""
         first = first_of_each(readings)
         direct = first is None and bool(marks.fresh(readings).all())
@@ -129,7 +129,7 @@ class Means:
     ``topic_root`` is the first level of the topic that is put down for a reading which the database refused. ``beat``
     is called between the steps of what takes long."""
 
-    marks: Marks
+    marks: HighWaterMarks
     rejects: RejectWriter
     topic_root: str
     publish: bool

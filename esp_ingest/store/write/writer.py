@@ -17,7 +17,7 @@ from esp_ingest.store import schema, sqlstate
 from esp_ingest.store.connection import Connection, connect
 from esp_ingest.store.presence import Presence
 from esp_ingest.store.queries import query
-from esp_ingest.store.write.high_water import Marks
+from esp_ingest.store.write.high_water import HighWaterMarks
 from esp_ingest.store.write.ladder import Ladder, PendingWrite, by_days, halves
 from esp_ingest.store.write.newest import WellNewest
 from esp_ingest.store.write.redelivery import RejectWriter
@@ -50,7 +50,7 @@ class PostgresStore:
         self._newest = newest
         self._presence = presence
         self._session = WriterSession(settings, connect, self._reconnected)
-        self._means = Means(Marks(), rejects or RejectWriter(), topic_root, publish, beat)
+        self._means = Means(HighWaterMarks(), rejects or RejectWriter(), topic_root, publish, beat)
         self._ladder = Ladder(self._session, self._means, newest)
         self._prepared: Prepared | None = None  # of the readings that come next
         self.without_diagnostics = ""  # why diagnoses would not be stored, a sentence

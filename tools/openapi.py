@@ -1,4 +1,4 @@
-"""docs/openapi.json, made from the routes: ``python -m esp_ingest.api.openapi_file`` (`make docs`). A test compares it,
+"""docs/openapi.json, made from the routes: ``python -m tools.openapi`` (`make docs`). A test compares it,
 so that whoever changes what clients rely on sees it in the diff."""
 
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from esp_ingest.api.app import bare_app
 
-FILE = Path(__file__).resolve().parents[2] / "docs" / "openapi.json"
+FILE = Path(__file__).resolve().parents[1] / "docs" / "openapi.json"
 
 
 def text() -> str:
