@@ -47,9 +47,11 @@ class Totals:
 
     @property
     def reconciled(self) -> bool:
+        """Whether every published item was written, was a duplicate, or was rejected."""
         return self.published == self.written + self.duplicates + self.rejected
 
     def json(self) -> str:
+        """The totals as one JSON object, for `--json`."""
         return json.dumps({name: getattr(self, name) for name in self.__slots__})
 
 

@@ -30,6 +30,8 @@ DEFAULT_START_US = 1_767_225_600_000_000  # 2026-01-01T00:00:00Z
 
 
 class FaultName(StrEnum):
+    """The faults that can be simulated. docs/simulator.md describes what each does to the signals."""
+
     GAS_LOCK = "gas_lock"
     PUMP_OFF = "pump_off"
     BROKEN_SHAFT = "broken_shaft"

@@ -158,6 +158,7 @@ class Processes:
 
     @property
     def daemon_ended(self) -> bool:
+        """Whether the daemon is no longer running."""
         return self._daemon.poll() is not None
 
     # -- Looking
@@ -215,6 +216,8 @@ class Processes:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
+    """How many rows the tables hold."""
+
     readings: int
     rejects: int
     diagnostics: int
@@ -230,6 +233,7 @@ class Simulator:
 
     @property
     def running(self) -> bool:
+        """Whether the simulator is still running."""
         return self.guarded.poll() is None
 
     def finish(self) -> int:

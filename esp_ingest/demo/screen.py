@@ -51,6 +51,8 @@ class Well:
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
+    """An open alarm. ``severity`` is one of the keys of _COLOURS."""
+
     well_id: str
     diagnosis: str
     severity: str
@@ -78,6 +80,7 @@ class Picture:
     reasons: Tally[str] = field(default_factory=Tally)
 
     def counts(self) -> str:
+        """The counters in one line, for people."""
         why = f" ({', '.join(f'{n} {reason}' for reason, n in self.reasons.most_common())})" if self.reasons else ""
         return (
             f"{_grouped(self.written)} written ({self.rate:.0f}/s), {_grouped(self.duplicates)} duplicates, "
@@ -86,6 +89,7 @@ class Picture:
         )
 
     def share(self) -> float:
+        """How much of the planned time is over, from 0 to 1."""
         return min(self.elapsed_seconds / self.duration_seconds, 1.0) if self.duration_seconds else 1.0
 
 

@@ -44,7 +44,9 @@ class _Embedded(ABC):
     _guarded: GuardedProcess | None = None
 
     @abstractmethod
-    def start(self) -> Self: ...
+    def start(self) -> Self:
+        """Start it in a folder of its own, and return when it answers. Blocks for seconds at most. Raises
+        EmbeddedError."""
 
     def stop(self) -> None:
         """End it and remove its folder. Safe to call twice."""

@@ -66,6 +66,7 @@ class Totals:
     odd: int = 0
 
     def line(self) -> str:
+        """The totals in one line, for people."""
         return (
             f"published {self.published}, acknowledged {self.acknowledged}, refused {self.refused}; among them "
             f"malformed {self.malformed}, duplicates {self.duplicates}, late {self.late}, future {self.future}, "

@@ -35,6 +35,7 @@ class TableState:
 
     @property
     def bytes_per_row(self) -> float:
+        """Average size of a row in bytes, indexes included; 0 for an empty table."""
         return self.bytes / self.rows if self.rows else 0.0
 
 

@@ -69,6 +69,7 @@ class Outcome:
 
     @property
     def ok(self) -> bool:
+        """Whether the run did all that was due, without a problem."""
         return not self.busy and not self.problems
 
 

@@ -29,6 +29,7 @@ class Principal:
 
     @property
     def sees_everything(self) -> bool:
+        """Whether no well is hidden from this principal."""
         return "*" in self.wells
 
     def sees(self, well_id: str) -> bool:

@@ -13,7 +13,7 @@ from fastapi.responses import Response
 
 from esp_ingest.api.access.principal import Principal
 from esp_ingest.api.context import Api, Operator, Parts, address_of
-from esp_ingest.api.wire import models
+from esp_ingest.api.wire import bodies, models
 from esp_ingest.api.wire.answers import respond
 from esp_ingest.api.wire.problems import Problem, invalid
 from esp_ingest.api.wire.schema import ITEM_EXAMPLE, OUTCOME_EXAMPLE, answers
@@ -26,7 +26,7 @@ from esp_ingest.telemetry.timestamps import parse_duration
 router = APIRouter(prefix="/api/v1/alarms", tags=["alarms"])
 
 LONGEST_SHELVING_US = 30 * 86_400_000_000
-Item = models.AlarmItem | models.OccurrenceItem
+Item = bodies.AlarmItem | bodies.OccurrenceItem
 Done = tuple[bool, Sequence[Changed]]
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 _WORDS = {
@@ -50,7 +50,7 @@ def _action(name: str, summary: str, **example: str) -> Callable[[Endpoint], End
 
 
 @_action("ack", "Acknowledge", why="choke opened")
-async def ack(request: Request, api: Parts, principal: Operator, body: models.AckBody) -> Response:
+async def ack(request: Request, api: Parts, principal: Operator, body: bodies.AckBody) -> Response:
     """What is unacknowledged, latched or has returned unacknowledged: the occurrence, or without a time all of them."""
 
     def do(connection: Connection, asked: alarms.Request, item: Item) -> Done:
@@ -61,7 +61,7 @@ async def ack(request: Request, api: Parts, principal: Operator, body: models.Ac
 
 
 @_action("shelve", "Hold a diagnosis back at a well for a time", why="gauge is to be changed on Friday", duration="3d")
-async def shelve(request: Request, api: Parts, principal: Operator, body: models.ShelveBody) -> Response:
+async def shelve(request: Request, api: Parts, principal: Operator, body: bodies.ShelveBody) -> Response:
     """Always with an end, at most 30 days away, and a reason. A later shelving takes the place of an earlier one."""
     until_us = _end(body, api.clock.now_us())
 
@@ -72,7 +72,7 @@ async def shelve(request: Request, api: Parts, principal: Operator, body: models
 
 
 @_action("unshelve", "End a shelving", why="gauge was changed")
-async def unshelve(request: Request, api: Parts, principal: Operator, body: models.AckBody) -> Response:
+async def unshelve(request: Request, api: Parts, principal: Operator, body: bodies.AckBody) -> Response:
     """It is heard again at once."""
 
     def do(connection: Connection, asked: alarms.Request, item: Item) -> Done:
@@ -82,7 +82,7 @@ async def unshelve(request: Request, api: Parts, principal: Operator, body: mode
 
 
 @_action("note", "Keep a remark", why="operator on site at 14:00")
-async def note(request: Request, api: Parts, principal: Operator, body: models.NoteBody) -> Response:
+async def note(request: Request, api: Parts, principal: Operator, body: bodies.NoteBody) -> Response:
     """It stands in the history beside what else was done."""
 
     def do(connection: Connection, asked: alarms.Request, item: Item) -> Done:
@@ -100,7 +100,7 @@ async def note(request: Request, api: Parts, principal: Operator, body: models.N
     stop_reason="underload trip",
     why="amps on the chart",
 )
-async def verdict(request: Request, api: Parts, principal: Operator, body: models.VerdictBody) -> Response:
+async def verdict(request: Request, api: Parts, principal: Operator, body: bodies.VerdictBody) -> Response:
     """The last verdict on an occurrence counts; all of them stand in the history. See /api/v1/alarms/precision."""
     judgement = Judgement(body.verdict, body.cause.strip(), body.stop_reason.strip())
 
@@ -111,7 +111,7 @@ async def verdict(request: Request, api: Parts, principal: Operator, body: model
     return await _each(request, api, principal, body.items, body.why, "verdict", do)
 
 
-def _end(body: models.ShelveBody, now_us: int) -> int:
+def _end(body: bodies.ShelveBody, now_us: int) -> int:
     """When a shelving ends. Raises Problem."""
     if not body.why.strip():
         raise invalid("why", "Shelving needs a reason: say it with why.")

@@ -41,6 +41,8 @@ class Rule(BaseModel):
 
 
 class RulePage(BaseModel):
+    """All rules; there is only one page."""
+
     items: list[Rule]
     next: models.Next
 

@@ -7,7 +7,8 @@ from fastapi.responses import Response
 
 from esp_ingest.api.context import Parts, Viewer, address_of
 from esp_ingest.api.wire.answers import respond
-from esp_ingest.api.wire.models import AuthMethods, Me, OidcBody, RefreshBody, Tokens
+from esp_ingest.api.wire.bodies import OidcBody, RefreshBody
+from esp_ingest.api.wire.models import AuthMethods, Me, Tokens
 from esp_ingest.api.wire.problems import invalid
 from esp_ingest.api.wire.schema import answers, problem_answers
 from esp_ingest.model import at_us

@@ -6,43 +6,17 @@ from datetime import date, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AliasChoices,
-    AwareDatetime,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
-    StringConstraints,
     create_model,
 )
 
-from esp_ingest.config.section import WELL_ID_PATTERN
 from esp_ingest.model import SIGNALS
 
-WellId = Annotated[str, StringConstraints(pattern=f"^{WELL_ID_PATTERN}$")]
 Severity = Literal["critical", "high", "medium", "low", "info"]
 State = Literal["running", "stopped", "unknown", "silent"]
 Next = Annotated[str | None, Field(description="address of the next page, null at the end")]
-_LONGEST_TEXT = 2_000
-_LONGEST_SECRET = 8_000  # refresh tokens of OpenID providers are often JWTs
-
-
-def _only_text(value: Any) -> Any:
-    if not isinstance(value, str):
-        raise ValueError("must be RFC 3339 text with an offset, such as 2026-11-24T06:00:00Z")
-    return value
-
-
-Moment = Annotated[AwareDatetime, BeforeValidator(_only_text)]
-
-
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-def _text(most: int, least: int = 0, description: str = "", default: Any = ...) -> Any:
-    """A text that PostgreSQL can hold: it has no NUL."""
-    return Field(default, min_length=least, max_length=most, pattern=r"^[^\x00]*$", description=description)
 
 
 class ProblemDocument(BaseModel):
@@ -63,23 +37,6 @@ class Tokens(BaseModel):
     refresh_token: str | None = Field(None, description="left out if an OpenID provider gives none")
     token_type: Literal["bearer"]
     expires_in: int = Field(description="seconds that the access token lives")
-
-
-class RefreshBody(_Body):
-    refresh_token: str = Field(min_length=1, max_length=_LONGEST_SECRET)
-
-
-class OidcBody(_Body):
-    """What the browser brings back from the OpenID provider."""
-
-    code: str = Field(min_length=1, max_length=_LONGEST_SECRET, description="that the provider gave")
-    code_verifier: str = Field(
-        pattern=r"^[A-Za-z0-9._~-]{43,128}$", description="whose SHA-256 was the code_challenge (PKCE, RFC 7636)"
-    )
-    redirect_uri: str = Field(max_length=2_000, description="as it was sent to the provider: the console's own address")
-    nonce: str | None = Field(
-        None, min_length=1, max_length=200, description="as it was sent to the provider; its ID token must have it"
-    )
 
 
 class Me(BaseModel):
@@ -139,6 +96,8 @@ class Well(BaseModel):
 
 
 class WellPage(BaseModel):
+    """A page of wells."""
+
     items: list[Well]
     next: Next
     total: int = Field(description="wells that fit the filter")
@@ -227,6 +186,8 @@ class Alarm(BaseModel):
 
 
 class AlarmPage(BaseModel):
+    """A page of occurrences, newest first."""
+
     items: list[Alarm]
     next: Next
 
@@ -247,61 +208,10 @@ class AlarmAction(BaseModel):
 
 
 class AlarmActionPage(BaseModel):
+    """A page of what operators did, newest first."""
+
     items: list[AlarmAction]
     next: Next
-
-
-class AlarmItem(_Body):
-    """One alarm. Shelving is of a diagnosis at a well, so it needs no time."""
-
-    well_id: WellId
-    diagnosis: str = _text(100, 1)
-    timestamp: Moment | None = Field(None, description="when it was raised; all that wait, if left out")
-
-
-class OccurrenceItem(_Body):
-    """One occurrence."""
-
-    well_id: WellId
-    diagnosis: str = _text(100, 1)
-    timestamp: Moment = Field(description="when it was raised")
-
-
-_MOST_ITEMS = 500
-
-
-class AckBody(_Body):
-    items: list[AlarmItem] = Field(min_length=1, max_length=_MOST_ITEMS)
-    why: str = _text(_LONGEST_TEXT, description="the reason, kept", default="")
-
-
-class NoteBody(_Body):
-    items: list[AlarmItem] = Field(min_length=1, max_length=_MOST_ITEMS)
-    why: str = _text(_LONGEST_TEXT, 1, "the remark")
-
-
-class ShelveBody(_Body):
-    items: list[AlarmItem] = Field(min_length=1, max_length=_MOST_ITEMS)
-    why: str = _text(_LONGEST_TEXT, 1, "the reason, kept")
-    until: Moment | None = Field(
-        None,
-        validation_alias=AliasChoices("until", "shelved_to"),
-        description="the end, at most 30 days from now; this or duration",
-    )
-    duration: str | None = Field(
-        None,
-        max_length=20,
-        validation_alias=AliasChoices("duration", "for"),
-        description="such as 8h or 3d; this or until",
-    )
-
-
-class VerdictBody(_Body):
-    items: list[OccurrenceItem] = Field(min_length=1, max_length=_MOST_ITEMS)
-    verdict: Literal["true", "false", "unclear"]
-    cause: str = _text(_LONGEST_TEXT, description="what it was", default="")
-    stop_reason: str = _text(_LONGEST_TEXT, description="why the well stopped, if it did", default="")
-    why: str = _text(_LONGEST_TEXT, description="how one knows", default="")
 
 
 class Outcome(BaseModel):
@@ -315,10 +225,14 @@ class Outcome(BaseModel):
 
 
 class Outcomes(BaseModel):
+    """One outcome for each item of the body, in the same order."""
+
     items: list[Outcome]
 
 
 class Loud(BaseModel):
+    """A diagnosis at a well that raised many of the alarms."""
+
     well_id: str
     diagnosis: str
     alarms: int
@@ -326,12 +240,16 @@ class Loud(BaseModel):
 
 
 class Chattering(BaseModel):
+    """A diagnosis at a well that was raised again and again within a minute."""
+
     well_id: str
     diagnosis: str
     per_minute: float
 
 
 class Stale(BaseModel):
+    """An alarm that has been open for more than 24 hours."""
+
     well_id: str
     diagnosis: str
     timestamp: datetime
@@ -361,6 +279,8 @@ class Kpis(BaseModel):
 
 
 class Precision(BaseModel):
+    """How often a rule was right, of the alarms that an operator judged."""
+
     diagnosis: str
     judged: int
     true_alarms: int
@@ -370,11 +290,15 @@ class Precision(BaseModel):
 
 
 class PrecisionPage(BaseModel):
+    """All rules that were judged; there is only one page."""
+
     items: list[Precision]
     next: Next
 
 
 class Reject(BaseModel):
+    """A message, or an item of one, that could not be stored as a reading."""
+
     id: str
     received_at: datetime
     topic: str
@@ -388,6 +312,8 @@ class Reject(BaseModel):
 
 
 class RejectPage(BaseModel):
+    """A page of rejects, newest first."""
+
     items: list[Reject]
     next: Next
 
@@ -406,6 +332,8 @@ class ArchiveDay(BaseModel):
 
 
 class ArchivePage(BaseModel):
+    """A page of archived days, newest first."""
+
     items: list[ArchiveDay]
     next: Next
 
@@ -420,6 +348,8 @@ class Daemon(BaseModel):
 
 
 class AuditLine(BaseModel):
+    """Something that a user did, or that was refused to somebody."""
+
     id: int
     at: datetime
     who: str
@@ -429,11 +359,15 @@ class AuditLine(BaseModel):
 
 
 class AuditPage(BaseModel):
+    """A page of the audit log, newest first."""
+
     items: list[AuditLine]
     next: Next
 
 
 class UserLine(BaseModel):
+    """A local user."""
+
     name: str
     role: Literal["viewer", "operator", "admin"]
     wells: list[str]
@@ -443,11 +377,15 @@ class UserLine(BaseModel):
 
 
 class UserPage(BaseModel):
+    """All local users; there is only one page."""
+
     items: list[UserLine]
     next: Next
 
 
 class Signal(BaseModel):
+    """A measured quantity, its units, and the limits outside of which the instrument is taken to be wrong."""
+
     name: str
     unit: str
     unit_metric: str
@@ -457,10 +395,14 @@ class Signal(BaseModel):
 
 
 class SignalPage(BaseModel):
+    """All signals; there is only one page."""
+
     items: list[Signal]
     next: Next
 
 
 class Health(BaseModel):
+    """Whether the process is well, and each thing that was looked at."""
+
     status: Literal["ok", "failing"]
     checks: dict[str, Any]

@@ -16,6 +16,7 @@ class Range(NamedTuple):
 
     @property
     def seconds(self) -> float:
+        """Length of the range in seconds."""
         return (self.end - self.start).total_seconds()
 
 

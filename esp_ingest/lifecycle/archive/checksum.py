@@ -54,6 +54,7 @@ class Summing:
 
     @property
     def content(self) -> Content:
+        """Rows and checksum of all batches so far."""
         return Content.of(self._rows, self._high, self._low)
 
 

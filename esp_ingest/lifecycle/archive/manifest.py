@@ -47,10 +47,12 @@ class Manifest:
 
     @property
     def content(self) -> Content:
+        """Rows and checksum of the day, to compare with what is read back or what the database holds."""
         return Content(self.rows, self.checksum)
 
     @property
     def size_bytes(self) -> int:
+        """Size of the day's files together, in bytes."""
         return sum(file.bytes for file in self.files)
 
     def encoded(self) -> bytes:

@@ -79,7 +79,7 @@ def open_storage(settings: ArchiveSettings) -> Storage:
     return ObjectStorage(settings)
 
 
-class FolderStorage:
+class FolderStorage(Storage):
     """A folder of this machine or a mounted one. Files are flushed to the disk, and appear by a rename."""
 
     def __init__(self, folder: Path, url: str) -> None:
@@ -214,7 +214,7 @@ def _flush_folder(folder: Path) -> None:
         os.close(handle)
 
 
-class ObjectStorage:
+class ObjectStorage(Storage):
     """Azure Blob, Amazon S3 or what speaks its protocol, Google Cloud Storage."""
 
     def __init__(self, settings: ArchiveSettings) -> None:
