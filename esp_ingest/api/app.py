@@ -1,4 +1,4 @@
-"""The application: its parts, its routes, its schema."""
+"""Builds the FastAPI application: its parts, its routes and its OpenAPI schema."""
 
 import asyncio
 import contextlib
@@ -37,7 +37,8 @@ ROUTERS = (session, wells, pump, telemetry, alarms, actions, rules, operations, 
 
 
 def create_app(settings: Settings, clock: Clock | None = None) -> FastAPI:
-    """The application. It connects to the database when it is started, and does not wait for it. Raises ConfigError."""
+    """Build the application. It connects to the database when it is started, and does not wait for the connection.
+    Raises ConfigError."""
     api = _parts(settings, clock or SystemClock())
 
     @contextlib.asynccontextmanager
@@ -67,7 +68,7 @@ def create_app(settings: Settings, clock: Clock | None = None) -> FastAPI:
 
 
 def bare_app(**options: Any) -> FastAPI:
-    """Routes and schema without parts: enough to write docs/openapi.json."""
+    """The routes and the schema without a database or settings, which is enough to write docs/openapi.json."""
     app = FastAPI(
         title="esp-ingest",
         version=__version__,
@@ -115,7 +116,7 @@ def _operation_id(route: APIRoute) -> str:
 
 
 def _with_whole_examples(schema: dict[str, Any]) -> dict[str, Any]:
-    """FastAPI leaves out whatever is null, in examples too."""
+    """Put back the null values that FastAPI leaves out of examples."""
     for module in ROUTERS:
         for route in module.router.routes:
             if not isinstance(route, APIRoute) or not route.include_in_schema:
@@ -130,7 +131,7 @@ def _with_whole_examples(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _completed(schema: dict[str, Any]) -> dict[str, Any]:
-    """The problem document, which routes refer to; and no word of the framework's own errors."""
+    """Add the problem document that the routes refer to, and remove the framework's own error models."""
     schemas = schema.setdefault("components", {}).setdefault("schemas", {})
     schemas[ProblemDocument.__name__] = ProblemDocument.model_json_schema() | {"examples": [PROBLEM_EXAMPLE]}
     for name in ("HTTPValidationError", "ValidationError"):

@@ -1,4 +1,5 @@
-"""What the routes share: the application's parts, and who asks. A route states its least role with ``needs``."""
+"""What the routes share: the parts of the application, and who sent the request. A route states with ``needs`` which
+role it requires."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ def address_of(request: Request) -> str:
 
 
 def needs(role: Role) -> Callable[..., Awaitable[Principal]]:
-    """A dependency: whoever asks has at least this role. Raises Problem 401 or 403."""
+    """A dependency of a route: the user must have at least this role. Raises Problem 401 or 403."""
 
     async def check(
         request: Request,
@@ -80,7 +81,8 @@ def needs(role: Role) -> Callable[..., Awaitable[Principal]]:
 
 
 def _refuse_unknown_parameters(request: Request) -> None:
-    """A misspelt filter would silently filter nothing."""
+    """Raises Problem 422 for a query parameter that the route does not have: a misspelt filter would silently filter
+    nothing."""
     route: APIRoute | None = request.scope.get("route")
     if route is None or not request.query_params:
         return

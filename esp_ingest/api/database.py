@@ -1,6 +1,7 @@
-"""The API's way to the database: a small pool for questions, and a connection of its own for each change.
+"""How the API reaches the database: a small pool of connections for queries, and a connection of its own for each
+change.
 
-A question is one read-only transaction with a time limit. It is asked again if a pooled connection turns out to be
+A query is one read-only transaction with a time limit. It is repeated if a connection of the pool turns out to be
 dead, so that the first request after an outage succeeds; the pool's own ``check=`` would spend the whole timeout on
 dead connections (psycopg#709). Changes go through the same synchronous functions as the command line, in a thread."""
 
@@ -35,8 +36,8 @@ _WRITES_AT_ONCE = 4
 
 
 class _BoundedMomentLoader(TimestamptzBinaryLoader):
-    """What lies outside Python's calendar ("infinity", before Christ) comes as its first or last day, so that one such
-    row does not fail a whole page."""
+    """Reads times outside Python's calendar ("infinity", before the year 1) as its first or last day, so that one
+    such row does not make a whole page fail."""
 
     def load(self, data: Buffer) -> datetime:
         try:
@@ -47,8 +48,9 @@ class _BoundedMomentLoader(TimestamptzBinaryLoader):
 
 
 class ImpatientAsyncConnection(AsyncConnection):
-    """As store.connection.Session. A cancelled await would not do: psycopg then asks the server to cancel
-    the statement and waits for its answer without a limit."""
+    """Like store.connection.Session, but asynchronous: it gives up on a server that is connected and silent.
+    Cancelling an await would not do: psycopg would ask the server to cancel the statement, and would wait for that
+    answer without a limit."""
 
     silence_seconds = 15.0
 
@@ -63,12 +65,12 @@ class ImpatientAsyncConnection(AsyncConnection):
 
 
 def composed(name: str, **parts: sql.Composable) -> sql.Composed:
-    """The named query with its ``{…}`` filled in."""
+    """The named query with its placeholders in braces filled in."""
     return sql.SQL(query(name).decode()).format(**parts)
 
 
 class Database:
-    """Use :meth:`open` before anything else; it never waits for the database."""
+    """All queries and changes of the API. Call :meth:`open` first; it never waits for the database."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -99,29 +101,30 @@ class Database:
         await self._pool.open(wait=False)
 
     async def close(self) -> None:
-        """Close all connections, a second at most."""
+        """Close all connections. Waits for a second at most."""
         await self._pool.close(timeout=1.0)
 
     async def fetch(self, name: str, parameters: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
-        """The rows of a named query. Raises psycopg's and the pool's errors, and TimeoutError."""
+        """The rows of a named query. Raises the errors of psycopg and of its pool, and TimeoutError."""
         (rows,) = await self.ask((name, parameters or {}))
         return rows
 
     async def fetch_one(self, name: str, parameters: Mapping[str, Any] | None = None) -> tuple[Any, ...] | None:
-        """The first row of a named query, None where there is none."""
+        """The first row of a named query, None if there is none. Raises as :meth:`fetch`."""
         rows = await self.fetch(name, parameters)
         return rows[0] if rows else None
 
     async def fetch_dicts(self, name: str, parameters: Mapping[str, Any] | None = None) -> list[Row]:
-        """As :meth:`fetch`, each row by the names of its columns."""
+        """Like :meth:`fetch`, each row as a dictionary by the names of its columns."""
         return await self._retried(lambda c: self._dicts(c, name, parameters or {}))
 
     async def ask(self, *statements: Statement) -> list[list[tuple[Any, ...]]]:
-        """The rows of several statements, which see one state of the database."""
+        """The rows of several statements, which all see the same state of the database. Raises as :meth:`fetch`."""
         return await self._retried(lambda connection: self._rows(connection, statements))
 
     async def write(self, work: Callable[[Connection], T]) -> T:
-        """Run ``work`` with a connection in autocommit, in a thread. Raises psycopg.Error, StoreUnavailable."""
+        """Run ``work`` in a thread, with a connection in autocommit. At most four run at a time, others wait. Raises
+        psycopg.Error and StoreUnavailable."""
 
         def run() -> T:
             with connect(self._settings.database, autocommit=True) as connection:
@@ -160,8 +163,8 @@ class Database:
 
 
 async def _configure(connection: AsyncConnection) -> None:
-    """Statements are never prepared by name and no setting outlives its transaction, so that a pooler in transaction
-    mode will do."""
+    """Never prepare statements by name, and never set anything beyond a transaction: this works behind a connection
+    pooler in transaction mode, too."""
     connection.prepare_threshold = None
     connection.adapters.register_loader("timestamptz", _BoundedMomentLoader)
     await connection.set_autocommit(True)

@@ -1,4 +1,5 @@
-"""What surrounds every request: limits on bodies, headers that browsers obey, figures, and a last net for errors."""
+"""ASGI middleware around every request: it limits the size of bodies, adds security headers, counts requests, and
+turns every error into a problem document."""
 
 import logging
 from typing import Any
@@ -28,7 +29,7 @@ _HEADERS = {
 
 
 class Guard:
-    """ASGI middleware, the outermost."""
+    """The outermost middleware of ours."""
 
     def __init__(self, app: ASGIApp, *, max_body_bytes: int, is_tls: bool, metrics: ApiMetrics, clock: Clock) -> None:
         self._app = app
@@ -85,7 +86,7 @@ class Guard:
 
 
 class _Cut(Exception):
-    """An answer that had begun could not be ended."""
+    """An answer had begun and could not be completed: the connection is closed."""
 
 
 class _BodyTooLarge(Exception):
@@ -93,7 +94,7 @@ class _BodyTooLarge(Exception):
 
 
 class _Body:
-    """Counts what is received: a length that was not declared has the same limit."""
+    """Counts the bytes of a body while it is received, because a client need not declare its length."""
 
     def __init__(self, receive: Receive, most: int) -> None:
         self._receive = receive

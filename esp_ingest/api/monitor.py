@@ -1,5 +1,5 @@
-"""What the daemon says of itself, asked over its own HTTP port: its health, and some figures of its metrics. Asked at
-most once in some seconds, however many want to know. The daemon knows nothing of this process."""
+"""What the daemon says about itself, read over its own HTTP port: its health and some of its metrics. It is asked at
+most once in four seconds, however many clients want to know. The daemon knows nothing about the API."""
 
 import asyncio
 import logging
@@ -27,7 +27,7 @@ _LINE = re.compile(r"^esp_ingest_(\w+?)(?:\{[^}]*\})? ([0-9.eE+-]+|NaN|\+Inf)$",
 
 
 class Monitor:
-    """For the event loop. Never raises."""
+    """Asks the daemon. To be used in the event loop. Never raises."""
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
         host = settings.http.host
@@ -42,7 +42,9 @@ class Monitor:
         self._lock = asyncio.Lock()
 
     async def daemon(self) -> dict[str, Any]:
-        """``status``: ok, failing or unreachable; ``checks`` of /health/ready; ``figures`` and ``rates`` (a second)."""
+        """A dictionary: ``status`` is ok, failing or unreachable; ``checks`` are those of /health/ready; ``figures``
+        are metrics, and ``rates`` are counters a second. It may be four seconds old. Waits for the daemon for two
+        seconds at most."""
         async with self._lock:
             if self._clock.monotonic() - self._asked >= _SHOWN_SECONDS:
                 self._asked = self._clock.monotonic()
@@ -82,7 +84,7 @@ class Monitor:
 
 
 def _figures(text: str) -> dict[str, float]:
-    """The figures, summed over their labels."""
+    """The metrics that are shown, each summed over its labels."""
     found: dict[str, float] = {}
     for name, value in _LINE.findall(text):
         if name in FIGURES and value not in ("NaN", "+Inf"):

@@ -1,4 +1,5 @@
-"""Is the database there, and its schema? Asked at most once a second, however many probes come."""
+"""Whether the database can be reached and has the right schema. It is asked at most once a second, however many
+probes come."""
 
 import asyncio
 import logging
@@ -20,7 +21,7 @@ _NO_SCHEMA = "The database has no schema of this version: run esp-ingest migrate
 
 
 class Readiness:
-    """For the event loop."""
+    """Looks at the database. To be used in the event loop."""
 
     def __init__(self, database: Database, clock: Clock, metrics: ApiMetrics) -> None:
         self._database = database
@@ -32,7 +33,7 @@ class Readiness:
         self._trouble = Repeated(log, "the database is away", "the database is there")
 
     async def look(self) -> tuple[bool, str]:
-        """Whether questions can be answered now, and why not. Never raises."""
+        """Whether queries can be answered now, and a phrase that says why not. Never raises."""
         async with self._lock:
             if self._clock.monotonic() - self._asked >= _SHOWN_SECONDS:
                 self._found = await self._ask()
@@ -40,8 +41,8 @@ class Readiness:
         return self._found
 
     async def watch(self) -> None:
-        """Look now and then, for the log and the metric, and so that the pool connects by itself when the database
-        comes. Says once how to make the first user."""
+        """Look again and again, until cancelled: for the log, for the metric, and so that the pool connects by
+        itself once the database is back. Logs once how to make the first user."""
         has_looked_for_users = False
         while True:
             ok, detail = await self.look()

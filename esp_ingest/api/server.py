@@ -1,5 +1,5 @@
-"""uvicorn, with what it lacks here: a socket that is open before anything else, problem documents for requests that
-cannot be parsed, a limit on the time that a request's head takes, and an end of live streams when the process
+"""Runs uvicorn, and adds what it lacks: a socket that is opened before anything else, problem documents for requests
+that cannot be parsed, a time limit for the head of a request, and an orderly end of live streams when the process
 drains."""
 
 import asyncio
@@ -37,8 +37,8 @@ class ServerError(Error):
 
 
 def run(settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT. Returns 0, or 1 where a second signal or the end of drain_seconds cut requests
-    off. Raises ConfigError, ServerError."""
+    """Serve until SIGTERM or SIGINT. Returns 0, or 1 if a second signal or the end of drain_seconds cut requests
+    off. Raises ConfigError and ServerError."""
     refuse_to_run_open(settings.api)
     service_log.configure(settings.log)
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
@@ -54,8 +54,8 @@ def run(settings: Settings) -> int:
 
 
 def refuse_to_run_open(settings: ApiSettings) -> None:
-    """Passwords and tokens go over the wire: outside this machine only with TLS, or if something in front has it.
-    Raises ConfigError."""
+    """Refuse to send passwords and tokens in plain text over a network: an address other than loopback needs TLS,
+    here or in a proxy in front. Raises ConfigError."""
     if settings.cert_file or settings.allow_plain_http or _is_loopback(settings.host):
         return
     raise ConfigError(
@@ -73,7 +73,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises ServerError."""
+    """Open a listening socket. Raises ServerError."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -116,10 +116,10 @@ def _config(settings: ApiSettings, app: FastAPI) -> uvicorn.Config:
 
 
 class Protocol(H11Protocol):
-    """A connection."""
+    """One HTTP connection."""
 
     def connection_made(self, transport: Any) -> None:
-        """See asyncio. A client that does not send a whole head in time is cut off."""
+        """See asyncio. A client that does not send the whole head of a request within ten seconds is disconnected."""
         super().connection_made(transport)
         self.app_state = {**self.app_state, "abort": transport.abort}
         self._head_timer = self.loop.call_later(HEAD_SECONDS, self._cut_if_idle)
@@ -141,7 +141,7 @@ class Protocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """See asyncio. Between requests the time begins anew."""
+        """See asyncio. Once a request is answered, the time for the next head begins."""
         if self.cycle is not None and self.cycle.response_complete:
             self._head_timer.cancel()
             self._head_timer = self.loop.call_later(HEAD_SECONDS, self._cut_if_idle)
@@ -152,7 +152,7 @@ class Protocol(H11Protocol):
             self.transport.abort()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - the signature is the library's
-        """What is not HTTP/1.1, or has too large a head: a problem document, too."""
+        """Answer with a problem document what is not HTTP/1.1 or has too large a head."""
         problem = Problem(400, "not-http", "This is not an HTTP/1.1 request that can be read.")
         if self._status_hint == 431:
             problem = Problem(
@@ -171,8 +171,8 @@ class Protocol(H11Protocol):
 
 
 class DrainingServer(uvicorn.Server):
-    """Ends on the first signal when requests under way are done, on the second at once. Does not raise the signal again
-    at the end, as uvicorn does: a drained process has succeeded."""
+    """Stops on the first signal once the requests under way are answered, and on the second signal at once. Unlike
+    uvicorn's server it does not raise the signal again at the end: a process that has drained has succeeded."""
 
     was_cut = False
 
@@ -192,7 +192,7 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """See uvicorn. Streams end first: nothing else would end them."""
+        """See uvicorn. Live streams are ended first, because nothing else would end them."""
         app: Any = self.config.app
         api: Api = app.state.api
         await api.feed.stop()

@@ -1,1 +1,1 @@
-"""Who may ask: users, tokens, roles, and OpenID providers."""
+"""Who may send requests: users, tokens, roles, and OpenID providers."""

@@ -1,4 +1,4 @@
-"""What `esp-ingest users` does. Every change is in the audit log."""
+"""The work of `esp-ingest users`. Every change is recorded in the audit log."""
 
 import argparse
 import getpass
@@ -117,7 +117,7 @@ def _wells(patterns: list[str] | None) -> list[str] | None:
 
 
 def _new_password(arguments: argparse.Namespace) -> str:
-    """The hash of the password out of the file, or of what is typed twice. Raises ConfigError."""
+    """The hash of a new password, which is read from a file or typed twice. Raises ConfigError."""
     password = _read(arguments.password_file) if arguments.password_file else _typed()
     try:
         passwords.check_rules(password)

@@ -1,7 +1,9 @@
-"""Signing in, and knowing who asks. Every request but health, the schema and the pages needs a bearer token: an access
-token of a session, a machine's token, or an OpenID provider's token.
+"""Signs users in, and finds out who sent a request. Every request needs a bearer token, except those for health, the
+schema and the console's files. It is an access token of a session, the token of a machine, or a token of an OpenID
+provider.
 
-What a user may is looked up, not read from his token, so that `users disable` and a new role count within seconds."""
+The rights of a user are looked up in the database and not read from the token, so that `users disable` and a new
+role take effect within seconds."""
 
 import asyncio
 import logging
@@ -41,7 +43,7 @@ _FIRST_USER = "No user has been made yet: run `esp-ingest users add NAME --role 
 
 
 def machine_token() -> str:
-    """A new token of a machine: the prefix lets scanners for leaked secrets find it."""
+    """A new token for a machine. Its prefix lets scanners for leaked secrets find it."""
     return MACHINE_PREFIX + secrets.token_urlsafe(32)
 
 
@@ -59,12 +61,12 @@ def _refresh_refused() -> Problem:
 
 
 def unauthorized(detail: str, kind: str = "unauthorized") -> Problem:
-    """Sign in, or sign in again."""
+    """The answer 401: the client has to sign in, or to sign in again."""
     return Problem(401, kind, detail, headers={"WWW-Authenticate": 'Bearer realm="esp-ingest"'})
 
 
 class Auth:
-    """Who may do what. All methods are for the event loop."""
+    """Sessions and tokens. All methods are to be used in the event loop."""
 
     def __init__(
         self, settings: Settings, database: Database, keys: KeyRing, clock: Clock, metrics: ApiMetrics
@@ -84,14 +86,14 @@ class Auth:
     # -- Who asks.
 
     async def principal(self, header: str | None) -> Principal:
-        """Who sends this Authorization header. Raises Problem 401 and 503."""
+        """Who sent a request with this Authorization header. Raises Problem 401 and 503."""
         scheme, _, token = (header or "").partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
             raise await self._nobody()
         return await self.of_token(token.strip())
 
     async def of_token(self, token: str) -> Principal:
-        """Who the token is of. Raises Problem 401 and 503."""
+        """Whose token this is. Raises Problem 401 and 503."""
         try:
             if token.startswith(MACHINE_PREFIX):
                 found = await self._of_machine(token)
@@ -108,7 +110,7 @@ class Auth:
         return found
 
     async def _nobody(self) -> Problem:
-        """Somebody without a token. As long as there is no user it says how to make the first."""
+        """The problem for a request without a token. While there is no user at all, it says how to make the first."""
         if self.oidc is not None:
             return unauthorized(f"Send a bearer token of {self._settings.oidc_issuer}.")
         try:
@@ -164,7 +166,8 @@ class Auth:
     # -- Sessions.
 
     async def sign_in(self, name: str, password: str, address: str) -> Tokens:
-        """A new session. Raises Problem: 401 whatever is wrong, 429 with Retry-After."""
+        """Begin a session. Blocks while the password is hashed. Raises Problem: 401 whatever is wrong, and 429 with
+        Retry-After after too many attempts."""
         self._refuse_under_oidc()
         self._refuse_in_haste(address, name)
         user = await self._database.write(lambda connection: users.find(connection, name)) if "\0" not in name else None
@@ -194,8 +197,9 @@ class Auth:
     async def sign_in_with_code(
         self, code: str, code_verifier: str, redirect_uri: str, nonce: str | None, address: str
     ) -> Tokens:
-        """Tokens of the OpenID provider for the code that a browser brought. Raises Problem: 401 if the provider
-        refuses it, 403 for one without a role, 404 without a provider, 429, and 503 while it does not answer."""
+        """Exchange the code that a browser brought from the OpenID provider for tokens. Raises Problem: 401 if the
+        provider refuses the code, 403 for a user without a role, 404 if no provider is configured, 429 after too
+        many attempts, and 503 while the provider does not answer."""
         if self.client is None:
             raise Problem(
                 404, "no-provider", "Users of this API are local: sign in at POST /api/v1/auth/token with a password."
@@ -234,7 +238,7 @@ class Auth:
         return self._tokens(user.name, session, token)
 
     async def refresh(self, token: str, address: str) -> Tokens:
-        """The next tokens of a session, the provider's under OpenID. Raises Problem 401, 403 and 503."""
+        """The next tokens of a session, those of the provider if one is configured. Raises Problem 401, 403 and 503."""
         if self.client is not None:
             self._refuse_in_haste(address, "")
             try:
@@ -258,8 +262,8 @@ class Auth:
         return self._tokens(done.user_name, done.family, following)
 
     async def sign_out(self, token: str, address: str) -> None:
-        """End the session of a refresh token; one that is not known has ended already. Under OpenID the provider is
-        told that the token is not needed any more, if it can be told."""
+        """End the session of a refresh token. A token that is not known is ignored: its session has ended already.
+        With an OpenID provider, the provider is told that the token is no longer needed, if it accepts that."""
         if self.client is not None:
             await self.client.revoke(token)
             return

@@ -1,5 +1,5 @@
-"""The keys of access tokens. The key decides the algorithm, never the token: a header that says "none", or that calls a
-public key a shared secret, is refused before anything is computed."""
+"""The keys that sign access tokens. The key decides the algorithm, never the token: a token whose header says
+"none", or that uses a public key as a shared secret, is refused before anything is computed."""
 
 import hashlib
 import logging
@@ -25,7 +25,7 @@ _LEAST_RSA_BITS = 2_048
 
 @dataclass(frozen=True)
 class Key:
-    """One key. ``signing`` is None for a public key, which only verifies."""
+    """One key. ``signing`` is None for a public key, which can only verify."""
 
     kid: str
     algorithm: str
@@ -34,7 +34,7 @@ class Key:
 
 
 class KeyRing:
-    """Keys by their id. The first signs, all verify."""
+    """Keys by their id. The first one signs, all of them verify."""
 
     def __init__(self, keys: list[Key]) -> None:
         if not keys or keys[0].signing is None:
@@ -43,13 +43,13 @@ class KeyRing:
         self._by_id = {key.kid: key for key in keys}
 
     def sign(self, claims: dict[str, Any]) -> str:
-        """A token with these claims."""
+        """A signed token (JWT) with these claims."""
         return jwt.encode(
             claims, self._first.signing, algorithm=self._first.algorithm, headers={"kid": self._first.kid}
         )
 
     def verify(self, token: str, *, issuer: str, audience: str, required: list[str]) -> dict[str, Any]:
-        """The claims of a token that one of these keys signed and that holds now. Raises jwt.InvalidTokenError."""
+        """The claims of a token, if one of these keys signed it and it is valid now. Raises jwt.InvalidTokenError."""
         key = self._by_id.get(str(jwt.get_unverified_header(token).get("kid")))
         if key is None:
             raise jwt.InvalidTokenError("signed with a key that is not known here")
@@ -65,14 +65,14 @@ class KeyRing:
 
 
 def load(settings: Settings) -> KeyRing:
-    """The keys of ``api.key_file``, or the one in the state folder, which is made where it is missing. Raises
+    """The keys of ``api.key_file``, or else the key in the state folder, which is made if it is missing. Raises
     ConfigError."""
     paths = [Path(path) for path in settings.api.key_files()] or [_own_key(settings)]
     return KeyRing([read(path) for path in paths])
 
 
 def read(path: Path) -> Key:
-    """One key file. Raises ConfigError."""
+    """Read one key file. Raises ConfigError."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -117,12 +117,13 @@ def _key_id(kind: bytes, content: bytes) -> str:
 
 
 def state_folder(settings: Settings) -> Path:
-    """Where this program keeps what is its own: beside the spool."""
+    """The folder in which this program keeps its own state: the one that holds the spool."""
     return settings.spool.folder().parent
 
 
 def _own_key(settings: Settings) -> Path:
-    """The secret in the state folder. Several processes that start at once agree on one: whoever links first wins."""
+    """The path of the secret in the state folder. If several processes start at once they agree on one: the first to
+    link it wins."""
     path = state_folder(settings) / "api-key"
     if path.exists():
         return path

@@ -1,5 +1,5 @@
-"""Tokens of an OpenID provider, in place of local users: its address is the only setting, the rest is discovered
-(/.well-known/openid-configuration, JWKS). oidc_client.py gets such tokens for the console."""
+"""Verifies tokens of an OpenID provider, which then takes the place of local users. Only its address is configured,
+the rest is discovered (/.well-known/openid-configuration, JWKS). oidc_client.py obtains such tokens for the console."""
 
 import asyncio
 import logging
@@ -26,12 +26,12 @@ _MOST_BYTES = 1_048_576
 
 
 class OidcUnavailable(Exception):
-    """The provider cannot be asked."""
+    """The provider does not answer."""
 
 
 class OidcVerifier:
-    """Checks tokens against the keys of the issuer, which are fetched when they are needed and when a new one
-    appears."""
+    """Checks tokens against the keys of the provider. The keys are fetched when they are first needed, when they are
+    ten minutes old, and when a token names a key that is not known."""
 
     def __init__(self, settings: ApiSettings, clock: Clock) -> None:
         self._settings = settings
@@ -43,11 +43,13 @@ class OidcVerifier:
         self._lock = asyncio.Lock()
 
     async def principal(self, token: str) -> Principal:
-        """Who the token is of. Raises jwt.InvalidTokenError, OidcUnavailable, and Problem for one without a role."""
+        """Whose token this is. Raises jwt.InvalidTokenError and OidcUnavailable, and Problem 403 for a user without
+        a role."""
         return self._principal(await self.claims(token, self._settings.oidc_audience))
 
     async def claims(self, token: str, audience: str) -> dict[str, Any]:
-        """The claims of a token of the issuer for this audience. Raises jwt.InvalidTokenError, OidcUnavailable."""
+        """The claims of a token that the provider made for this audience. Raises jwt.InvalidTokenError and
+        OidcUnavailable."""
         header = jwt.get_unverified_header(token)
         if header.get("alg") not in ALGORITHMS:
             raise jwt.InvalidTokenError("signed in a way that is not accepted")
@@ -64,7 +66,7 @@ class OidcVerifier:
         return claims
 
     async def said(self) -> dict[str, Any]:
-        """What the issuer says of itself: its endpoints, and what it can do. Raises OidcUnavailable."""
+        """The provider's own description: its endpoints and what it supports. Raises OidcUnavailable."""
         if self._clock.monotonic() - self._fetched > _KEYS_LIVE_SECONDS:
             async with self._lock:
                 await self._refresh(None)
@@ -96,7 +98,7 @@ class OidcVerifier:
         return self._keys[kid]
 
     async def _refresh(self, kid: str | None) -> None:
-        """Look up the endpoints and the keys, for the key ``kid`` if it is not None."""
+        """Fetch the endpoints and the keys again, unless they are fresh and the key ``kid`` (None: any) is known."""
         now = self._clock.monotonic()
         is_known = kid is None or kid in self._keys
         pause = _LEAST_PAUSE_SECONDS if self._document else _RETRY_SECONDS
@@ -129,14 +131,14 @@ async def _json(client: httpx.AsyncClient, address: str) -> dict[str, Any]:
 
 
 def checked(address: str) -> str:
-    """The address if what is sent there stays secret. Raises ValueError."""
+    """The address, if what is sent there cannot be read on the way. Raises ValueError."""
     if not is_private_url(address):
         raise ValueError(f"{address!r} is not an https:// address")
     return address
 
 
 def json_object(answer: httpx.Response) -> dict[str, Any]:
-    """The JSON object of an answer. Raises ValueError."""
+    """The JSON object in an answer. Raises ValueError."""
     if len(answer.content) > _MOST_BYTES:
         raise ValueError("more than a megabyte")
     found = answer.json()
@@ -146,8 +148,9 @@ def json_object(answer: httpx.Response) -> dict[str, Any]:
 
 
 def _keys(found: dict[str, Any]) -> dict[str, tuple[jwt.PyJWK, tuple[str, ...]]]:
-    """The public signing keys among them; a shared secret has no business there. An RSA key that names no algorithm may
-    be used with any of RSA's; others have one each."""
+    """The public signing keys in a JWKS document, by id, each with the algorithms that it may be used with. Shared
+    secrets are left out. An RSA key that names no algorithm may be used with any RSA algorithm; other keys have one
+    each."""
     keys = {}
     for each in found.get("keys", ()):
         if each.get("kty") not in ("RSA", "EC", "OKP") or each.get("use", "sig") != "sig":
@@ -163,7 +166,8 @@ def _keys(found: dict[str, Any]) -> dict[str, tuple[jwt.PyJWK, tuple[str, ...]]]
 
 
 def _claim(claims: dict[str, Any], path: str) -> Any:
-    """``realm_access.roles`` goes into an object; a claim whose name has a dot (a URL) is found by its whole name."""
+    """A claim by its path: ``realm_access.roles`` goes into an object. A claim whose own name has dots, such as a
+    URL, is found by the whole name."""
     if path in claims:
         return claims[path]
     found: Any = claims

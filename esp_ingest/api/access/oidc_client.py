@@ -1,7 +1,7 @@
 """The console as a client of the OpenID provider: authorization code flow with PKCE (RFC 6749, RFC 7636).
 
-The browser is sent to the provider and comes back with a code; the API exchanges the code, so that the console asks
-nothing of another host and a client secret never reaches the browser."""
+The browser is sent to the provider and comes back with a code. The API exchanges the code for tokens, so that the
+console sends nothing to another host and a client secret never reaches the browser."""
 
 import hmac
 import logging
@@ -25,7 +25,7 @@ _OURS_TO_MEND = ("invalid_client", "unauthorized_client", "unsupported_grant_typ
 
 
 class OidcRefused(Exception):
-    """The provider took neither the code nor the refresh token. ``code`` is its error, such as invalid_grant."""
+    """The provider refused the code or the refresh token. ``code`` is its error, such as invalid_grant."""
 
     def __init__(self, code: str) -> None:
         super().__init__(code)
@@ -33,7 +33,8 @@ class OidcRefused(Exception):
 
 
 class OidcClient:
-    """For the event loop. Every method may wait some seconds for the provider."""
+    """Sends requests to the provider. To be used in the event loop. Every method may wait for the provider for some
+    seconds."""
 
     def __init__(self, settings: ApiSettings, verifier: OidcVerifier, clock: Clock) -> None:
         self._settings = settings
@@ -41,7 +42,7 @@ class OidcClient:
         self._clock = clock
 
     async def authorization_endpoint(self) -> str | None:
-        """Where a browser signs in, None while the provider does not answer."""
+        """The address where a browser signs in, None while the provider does not answer."""
         try:
             return checked(str((await self._verifier.said()).get("authorization_endpoint", "")))
         except (OidcUnavailable, ValueError):
@@ -50,7 +51,7 @@ class OidcClient:
     async def exchange(
         self, code: str, code_verifier: str, redirect_uri: str, nonce: str | None
     ) -> tuple[Tokens, Principal]:
-        """Tokens for the code of a sign-in, and who signed in. Raises OidcRefused, OidcUnavailable, and Problem."""
+        """The tokens for the code of a sign-in, and who signed in. Raises OidcRefused, OidcUnavailable and Problem."""
         answer = await self._ask(
             "token_endpoint",
             {
@@ -64,12 +65,14 @@ class OidcClient:
         return await self._tokens(answer, None)
 
     async def refresh(self, token: str) -> tuple[Tokens, Principal]:
-        """The next tokens. The refresh token stays the same if the provider gives no other. Raises as exchange()."""
+        """The next tokens. The refresh token stays the same unless the provider gives another. Raises as
+        :meth:`exchange`."""
         answer = await self._ask("token_endpoint", {"grant_type": "refresh_token", "refresh_token": token})
         return await self._tokens(answer, token)
 
     async def revoke(self, token: str) -> None:
-        """Tell the provider that the refresh token is not needed any more (RFC 7009), if it can be told."""
+        """Tell the provider that the refresh token is no longer needed (RFC 7009), if the provider supports that.
+        Raises nothing."""
         try:
             if "revocation_endpoint" in await self._verifier.said():
                 await self._ask("revocation_endpoint", {"token": token, "token_type_hint": "refresh_token"})
@@ -77,7 +80,7 @@ class OidcClient:
             log.warning("the OpenID provider did not revoke a refresh token", extra={"reason": repr(error)})
 
     async def _check_id_token(self, token: str, nonce: str | None) -> None:
-        """The ID token is for this client and this sign-in."""
+        """Raises Problem 401 unless the ID token was made for this client and this sign-in."""
         try:
             claims = await self._verifier.claims(token, self._settings.oidc_client_id)
         except jwt.PyJWTError:
@@ -105,7 +108,8 @@ class OidcClient:
         return Tokens(access, given if isinstance(given, str) and given else refresh_token, life), principal
 
     async def _ask(self, endpoint: str, form: dict[str, str]) -> dict[str, Any]:
-        """POST to an endpoint as this client. The answer's JSON, empty if it has no body."""
+        """Send a form to an endpoint of the provider, authenticated as this client. Returns the JSON of the answer,
+        or an empty dictionary if the answer has no body."""
         said = await self._verifier.said()
         secret = self._settings.oidc_client_secret.get_secret_value()
         methods = said.get("token_endpoint_auth_methods_supported") or ["client_secret_basic"]
@@ -129,7 +133,7 @@ class OidcClient:
         return found
 
     def _refused(self, said: str) -> Exception:
-        """What to raise for the provider's error. Its text is not repeated, since anybody may have written it."""
+        """The exception for an error of the provider. Its text is not repeated, because anybody may have written it."""
         code = said if re.fullmatch(r"[a-z_]{1,40}", said) else "unknown error"
         if code not in _OURS_TO_MEND:
             return OidcRefused(code)

@@ -1,5 +1,5 @@
-"""Passwords as argon2id, with the parameters of RFC 9106's second recommendation (64 MiB, 3 passes). Blocks for some
-tens of milliseconds: call it in a thread, a few at a time."""
+"""Hashes passwords with argon2id and the parameters of RFC 9106's second recommendation (64 MiB, 3 passes). Each
+call takes some tens of milliseconds and 64 MiB: call it in a thread, and only a few at a time."""
 
 from functools import cache
 
@@ -11,18 +11,19 @@ _hasher = PasswordHasher(time_cost=3, memory_cost=65_536, parallelism=4)
 
 
 def check_rules(password: str) -> None:
-    """Length and nothing else (NIST SP 800-63B). Raises ValueError."""
+    """Check the length, and nothing else (NIST SP 800-63B). Raises ValueError."""
     if not SHORTEST <= len(password) <= LONGEST:
         raise ValueError(f"a password has {SHORTEST} to {LONGEST} characters")
 
 
 def hashed(password: str) -> str:
-    """What is stored."""
+    """The hash of a password, as it is stored."""
     return _hasher.hash(password)
 
 
 def matches(stored: str | None, password: str) -> bool:
-    """Whether the password is right. Takes as long for a user that there is not (None)."""
+    """Whether the password is the one that was hashed. Takes as long for a user that does not exist (None), so that
+    nobody learns which users exist."""
     try:
         return _hasher.verify(stored if stored is not None else _nobody(), password) and stored is not None
     except (VerificationError, InvalidHashError):
@@ -30,7 +31,7 @@ def matches(stored: str | None, password: str) -> bool:
 
 
 def is_outdated(stored: str) -> bool:
-    """Whether it was made with other parameters than today's."""
+    """Whether the hash was made with other parameters than today's."""
     return _hasher.check_needs_rehash(stored)
 
 

@@ -1,4 +1,4 @@
-"""Who asks, and what he may: roles, and the wells that he may see."""
+"""Who sent a request and what they may do: a role, and the wells that they may see."""
 
 import re
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ EVERYTHING = ("*",)
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """``wells`` are patterns of well ids, * stands for any text. ``kind``: user, token or oidc."""
+    """``wells`` are patterns of well ids in which * stands for any text. ``kind``: user, token or oidc."""
 
     name: str
     role: Role
@@ -24,7 +24,7 @@ class Principal:
     session: str = ""  # of a local user's session
 
     def may(self, role: Role) -> bool:
-        """Whether the role is at least this one."""
+        """Whether the role is this one or a higher one."""
         return _RANK[self.role] >= _RANK[role]
 
     @property
@@ -33,12 +33,12 @@ class Principal:
         return "*" in self.wells
 
     def sees(self, well_id: str) -> bool:
-        """Whether this well is one of his."""
+        """Whether this well may be seen."""
         return self.sees_everything or _expression(self.wells).fullmatch(well_id) is not None
 
     @property
     def like(self) -> list[str]:
-        """The patterns as LIKE spells them, for SQL."""
+        """The patterns in the syntax of SQL's LIKE."""
         return list(map(like, self.wells))
 
 

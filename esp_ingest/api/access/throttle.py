@@ -1,5 +1,6 @@
-"""Limits on signing in, in memory. Nobody can lock somebody else's account: failures count for an address and a user
-together, and what they cost is a wait that grows, not a lock. A second limit counts the attempts of an address."""
+"""Limits on attempts to sign in, kept in memory. Nobody can lock another user's account: failures are counted for an
+address and a user together, and lead to a wait that grows, not to a lock. A second limit counts all attempts of an
+address."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ class _Failures:
 
 
 class SignInThrottle:
-    """For one thread. ``wait`` first, then ``failed`` or ``succeeded``."""
+    """Call ``wait`` first, then ``failed`` or ``succeeded``. For one thread."""
 
     def __init__(self, clock: Clock, per_minute: int) -> None:
         self._clock = clock
@@ -29,7 +30,7 @@ class SignInThrottle:
         self._attempts: OrderedDict[str, tuple[float, float]] = OrderedDict()  # address → (tokens, when)
 
     def wait(self, address: str, user: str) -> float:
-        """Seconds to wait before this attempt may be made, 0 if now. An attempt that may be made counts."""
+        """How many seconds to wait before this attempt may be made, 0 if it may be made now; then it is counted."""
         now = self._clock.monotonic()
         found = self._failures.get((address, user))
         if found is not None and found.until > now:
@@ -55,7 +56,8 @@ class SignInThrottle:
         self._failures.pop((address, user), None)
 
     def _take(self, address: str, now: float) -> float:
-        """A bucket of ``per_minute`` tokens that fills in a minute."""
+        """Take a token from the bucket of an address, which holds ``per_minute`` tokens and fills up in a minute.
+        Returns how many seconds to wait for the next one, 0 if one was taken."""
         rate = self._per_minute / 60.0
         tokens, when = self._attempts.pop(address, (float(self._per_minute), now))
         tokens = min(float(self._per_minute), tokens + (now - when) * rate)

@@ -1,4 +1,4 @@
-"""What a sign-in or a refresh gives, by password or through an OpenID provider."""
+"""The tokens that a sign-in or a refresh returns, whether by password or through an OpenID provider."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,13 +6,14 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """``refresh_token`` is None if an OpenID provider gave none; ``expires_in`` is in seconds."""
+    """``refresh_token`` is None if an OpenID provider gave none. ``expires_in`` is the life of the access token in
+    seconds."""
 
     access_token: str
     refresh_token: str | None
     expires_in: int
 
     def document(self) -> dict[str, Any]:
-        """As the API answers. A refresh token that does not exist is left out."""
+        """The tokens as the API returns them. A refresh token that does not exist is left out."""
         found = {"access_token": self.access_token, "token_type": "bearer", "expires_in": self.expires_in}
         return found if self.refresh_token is None else found | {"refresh_token": self.refresh_token}

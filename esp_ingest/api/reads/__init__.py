@@ -1,1 +1,1 @@
-"""What the routes read: the fleet, the telemetry of a well, its pump, and the live stream."""
+"""What the routes read from the database: the fleet, the telemetry of a well, its pump, and the live stream."""

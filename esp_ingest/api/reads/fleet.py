@@ -1,8 +1,8 @@
 """The fleet as it is now: the newest reading, the state and the open alarms of each well.
 
-A fleet is asked for as a whole (sorted by need, summed up), so it is read as a whole and sorted here. For most fleets
-that takes milliseconds and is done for each request. Where it takes longer, one reading of it serves all requests for a
-time in proportion to its cost, and a newer one is fetched while the older is still shown."""
+A fleet is asked for as a whole (sorted by need, summed up), so it is read as a whole and sorted here. For most
+fleets this takes milliseconds and is done for each request. If it takes longer, one result serves all requests for a
+time in proportion to its cost, and a newer one is fetched while the older one is still shown."""
 
 import asyncio
 from collections.abc import Iterable
@@ -28,7 +28,7 @@ _HELD_BACK = ("suppressed", "shelved", "out_of_service")
 
 @dataclass(slots=True)
 class Well:
-    """``values`` stand in the order of SIGNALS; ``alarms`` are rows of api_open_alarms without their well."""
+    """A well. ``values`` are in the order of SIGNALS; ``alarms`` are rows of api_open_alarms without the well's id."""
 
     well_id: str
     at: datetime
@@ -36,20 +36,21 @@ class Well:
     alarms: list[dict[str, Any]] = field(default_factory=list)
 
     def state(self, now: datetime, silent_after_seconds: float) -> State:
-        """Whether it runs, by frequency and current; a well that says nothing any more is silent."""
+        """Whether the pump runs, judged by frequency and current. A well that has sent nothing for
+        ``silent_after_seconds`` is silent."""
         if (now - self.at).total_seconds() > silent_after_seconds:
             return "silent"
         return running(self.values)
 
     @property
     def need(self) -> int:
-        """How severe its worst alarm is that wants attention: 5 for critical to 1 for info, 0 for none."""
+        """The severity of the worst alarm that wants attention: 5 for critical to 1 for info, 0 if there is none."""
         wanting = [SEVERITIES.index(a["severity"]) for a in self.alarms if a["state"] not in _HELD_BACK]
         return 5 - min(wanting) if wanting else 0
 
 
 def running(values: tuple[float | None, ...]) -> State:
-    """The state that a reading shows."""
+    """The state that a reading shows: running, stopped or unknown."""
     frequency, current = values[_FREQUENCY], values[_CURRENT]
     if (frequency is not None and frequency <= MIN_FREQUENCY_HZ) or (current is not None and current <= 0):
         return "stopped"
@@ -57,7 +58,7 @@ def running(values: tuple[float | None, ...]) -> State:
 
 
 def alarm(row: tuple[Any, ...]) -> dict[str, Any]:
-    """A row of api_open_alarms without its well."""
+    """A row of api_open_alarms as a dictionary, without the well's id."""
     _, diagnosis, at, severity, state, value, threshold, message = row
     return {
         "diagnosis": diagnosis,
@@ -71,7 +72,7 @@ def alarm(row: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def gathered(newest: Iterable[tuple[Any, ...]], alarms: Iterable[tuple[Any, ...]]) -> list[Well]:
-    """Wells in the order of their ids, from rows of api_newest and api_open_alarms."""
+    """The wells, sorted by id, from rows of api_newest and api_open_alarms."""
     wells = {row[0]: Well(row[0], row[1], tuple(row[2:])) for row in newest}
     for row in alarms:
         if row[0] in wells:
@@ -80,7 +81,7 @@ def gathered(newest: Iterable[tuple[Any, ...]], alarms: Iterable[tuple[Any, ...]
 
 
 class Fleet:
-    """For the event loop."""
+    """Reads the fleet and keeps it for a short time. To be used in the event loop."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
@@ -91,7 +92,8 @@ class Fleet:
         self._reading: asyncio.Task[None] | None = None
 
     async def wells(self) -> list[Well]:
-        """All wells by id, as they are now or, where that takes long, as they were some seconds ago."""
+        """All wells, sorted by id, as they are now; if that takes long to find out, as they were some seconds ago.
+        Raises as Database.ask."""
         age = self._clock.monotonic() - self._read_at
         kept = 0.0 if self._is_cheap else min(self._cost * _SHARE, _LONGEST_SHOWN_SECONDS)
         if age <= kept:
@@ -110,7 +112,8 @@ class Fleet:
         return len(self._wells) < _SMALL_WELLS or self._cost <= _QUICK_SECONDS
 
     def _refresh(self) -> asyncio.Task[None]:
-        """One reading for all who want it. A quick one begins after the question, so that it sees all before it."""
+        """Begin to read the fleet, once for all who wait. A quick read is begun anew for each request, so that it
+        sees everything that was stored before."""
         if self._reading is None or self._reading.done() or self._is_cheap:
             self._reading = asyncio.create_task(self._read())
             self._reading.add_done_callback(_look_at)
@@ -125,6 +128,6 @@ class Fleet:
 
 
 def _look_at(task: asyncio.Task[None]) -> None:
-    """Whoever awaits the task gets its error; where nobody does, it is not lost to a warning."""
+    """Take the error out of the task. Whoever awaits the task gets it; if nobody does, asyncio would warn about it."""
     if not task.cancelled():
         task.exception()

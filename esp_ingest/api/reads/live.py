@@ -1,13 +1,14 @@
-"""What changes, for all who watch: one look at the database a beat and process, however many watch, none if nobody
-does.
+"""The live stream of changes. The database is asked once a second by each process, however many clients watch, and not
+at all if nobody watches.
 
-Looking was chosen over LISTEN/NOTIFY (decision 0013): it costs the daemon nothing, works behind a pooler and over
-several daemons, and misses nothing that was committed while a connection was down. A look asks for the newest reading
-of each well among what was received since the newest known, less an overlap, because batches are committed later than
-received; for the open occurrences; and for what operators did. What differs from what is known is news.
+Polling was chosen over LISTEN/NOTIFY (decision 0013): it costs the daemon nothing, works behind a connection pooler and
+with several daemons, and misses nothing that was committed while a connection was down. Each look asks for the newest
+reading of each well among those received since the last look, with an overlap because batches are committed after they
+were received; for the open occurrences; and for what operators did. Whatever differs from what is known is sent as an
+event.
 
-News are numbered and kept in a ring. A watcher is a position in the ring and nothing else: one that reads slowly holds
-nobody up, and one that has fallen out of the ring is cut off."""
+Events are numbered and kept in a ring. A watcher is a position in the ring and nothing else: a client that reads
+slowly delays nobody, and one that has fallen behind the ring is disconnected."""
 
 import asyncio
 import logging
@@ -50,7 +51,8 @@ _ALARMS_HEAD = b'{"items":['
 
 @dataclass(slots=True)
 class Event:
-    """Something new. ``items`` are JSON texts with their well, "" for what is of no well."""
+    """One event. ``items`` are JSON texts, each with the id of its well; the id is empty for what belongs to no
+    well."""
 
     number: int
     kind: str
@@ -59,7 +61,8 @@ class Event:
     _frames: dict[Any, bytes] = field(default_factory=dict)
 
     def frame(self, generation: str, key: Any, wanted: Callable[[str], bool] | None) -> bytes:
-        """The event as text/event-stream has it, for all who want the same wells (``key``); b"" where none of it is."""
+        """The event in the format text/event-stream, made once for all clients that want the same wells (``key``);
+        empty if it holds nothing for them."""
         found = self._frames.get(key)
         if found is None:
             texts = [text for well, text in self.items if wanted is None or not well or wanted(well)]

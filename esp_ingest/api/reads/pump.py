@@ -1,5 +1,5 @@
-"""Where a pump works beside its curve. The catalogue's curve is for one frequency; the affinity laws move it to
-another: flow goes with the frequency, head with its square (API RP 11S2)."""
+"""The operating point of a pump beside its curve. The curve in the catalogue is for one frequency, and the affinity
+laws move it to another: the flow is proportional to the frequency, the head to its square (API RP 11S2)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from esp_ingest.config.pumps import Pump, PumpsSettings
 
 @dataclass(frozen=True, slots=True)
 class OperatingPoint:
-    """Flows in bbl/d, heads in ft. ``curve`` and ``recommended`` are those at ``curve_hz``."""
+    """Flows in bbl/d, heads in ft. ``curve`` and ``recommended`` hold at ``curve_hz``."""
 
     curve_hz: float
     curve: list[tuple[float, float]]
@@ -31,8 +31,9 @@ def operating_point(
     intake: float | None,
     discharge: float | None,
 ) -> OperatingPoint:
-    """The point of a reading (Hz, bbl/d, psi). The curve is that of the frequency, or the catalogue's own if the pump
-    stands still or its frequency is not known; then it says nothing of the present head."""
+    """The operating point for a reading (Hz, bbl/d, psi). The curve is moved to the frequency of the reading. If the
+    pump stands still or its frequency is not known, it is the catalogue's own curve, which then says nothing about
+    the present head."""
     turns = frequency is not None and frequency > MIN_FREQUENCY_HZ
     hz = frequency if frequency is not None and turns else pump.reference_hz
     ratio = hz / pump.reference_hz
@@ -52,12 +53,12 @@ def operating_point(
 
 
 def scaled(curve: Sequence[tuple[float, float]], stages: int, ratio: float) -> list[tuple[float, float]]:
-    """The curve of all stages at ``ratio`` times its frequency."""
+    """The curve of the whole pump, all stages together, at ``ratio`` times the frequency of the catalogue."""
     return [(flow * ratio, head * stages * ratio**2) for flow, head in curve]
 
 
 def head_at(curve: Sequence[tuple[float, float]], flow: float) -> float | None:
-    """The head between two points of the curve; None beside its ends."""
+    """The head at this flow, interpolated between two points of the curve; None outside the curve."""
     for (low, high_head), (high, low_head) in pairwise(curve):
         if low <= flow <= high:
             return high_head + (low_head - high_head) * (flow - low) / (high - low)

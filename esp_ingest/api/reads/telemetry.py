@@ -40,7 +40,7 @@ class Page(NamedTuple):
 
 
 def _joined(pattern: str, signals: Sequence[str]) -> sql.Composed:
-    """``pattern`` once for each signal, with its name in place of {0}."""
+    """``pattern`` once for each signal, with the signal's name in place of {0}, separated by commas."""
     return sql.SQL(", ").join(sql.SQL(pattern).format(sql.Identifier(signal)) for signal in signals)
 
 
@@ -56,7 +56,7 @@ def _aggregated(signals: Sequence[str], parts: Sequence[tuple[str, str]]) -> sql
 
 
 class TelemetryReader:
-    """Questions about one well."""
+    """Reads the telemetry of one well. Every method raises as Database.ask."""
 
     def __init__(self, database: Database, well_id: str, signals: Sequence[str]) -> None:
         self._database = database
@@ -67,7 +67,7 @@ class TelemetryReader:
         return {"well": self._well, "from": asked.start, "to": asked.end, "origin": _ORIGIN, **more}
 
     async def raw(self, asked: Range, limit: int) -> Page:
-        """The first ``limit`` readings."""
+        """The first ``limit`` readings of the range."""
         statement = composed("api_raw", columns=_joined("{0}", self._signals))
         (rows,) = await self._database.ask((statement, self._parameters(asked, limit=limit + 1)))
         following = rows[limit][0] if len(rows) > limit else None
@@ -75,8 +75,8 @@ class TelemetryReader:
         return Page("raw", columns, [None, *self._signals], [list(row) for row in rows[:limit]], following)
 
     async def fixed(self, asked: Range, resolution: Literal["1m", "1h", "1d"], limit: int) -> Page:
-        """The first buckets, at most ``limit``. A page spans so many widths from the first reading on, so that its cost
-        is bounded however long the range."""
+        """The first buckets of the range, ``limit`` at most. A page spans that many bucket widths from the first
+        reading on, so that its cost is bounded however long the range is."""
         width = WIDTHS[resolution]
         columns = ["timestamp", "count"]
         signals: list[str | None] = [None, None]
@@ -96,7 +96,7 @@ class TelemetryReader:
         return Page(resolution, columns, signals, _merged(rows), end if end < asked.end else None)
 
     async def auto(self, asked: Range, max_points: int) -> Page:
-        """All of the range in at most ``max_points`` rows, the extremes among them."""
+        """The whole range in ``max_points`` rows at most, with all extremes among them."""
         columns = ["timestamp", *self._signals]
         signals: list[str | None] = [None, *self._signals]
         counting = self._parameters(asked, limit=max_points + 1)
@@ -141,7 +141,7 @@ class TelemetryReader:
         return None
 
     async def _reaches_further(self, asked: Range, first: datetime | None) -> bool:
-        """Whether aggregates know of days whose readings are gone."""
+        """Whether the aggregates hold days whose readings have been dropped."""
         found = await self._aggregates(timedelta(days=1), asked)
         return found is not None and (first is None or found[2] + found[1] <= first)
 
@@ -227,7 +227,7 @@ def _two_rows(found: tuple[Any, ...], signals: int) -> Rows:
 
 
 def _exactly(seconds: float, first: datetime, last: datetime) -> datetime:
-    """A time out of a double, which is exact to the microsecond until 2106."""
+    """The time that a double holds, which is exact to the microsecond until the year 2106."""
     at = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=round(seconds * 1e6))
     return min(max(at, first), last)
 

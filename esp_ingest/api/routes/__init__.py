@@ -1,1 +1,1 @@
-"""The routes, a module a subject."""
+"""The routes of the API, one module a subject."""

@@ -1,8 +1,8 @@
-"""POST /api/v1/alarms/…: what operators do, by the same functions as `esp-ingest alarms`.
+"""POST /api/v1/alarms/…: what operators do to alarms, by the same functions as `esp-ingest alarms`.
 
-All items of a body are looked at first: one that does not exist, or that the operator may not see, refuses the whole
-body and nothing is done. Then each is done in a transaction of its own; where somebody was faster, the outcome says
-so."""
+All items of a body are checked first: if one does not exist or may not be seen by this operator, the whole body is
+refused and nothing is done. Then each item is handled in a transaction of its own; if somebody else was faster, the
+outcome says so."""
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -112,7 +112,7 @@ async def verdict(request: Request, api: Parts, principal: Operator, body: bodie
 
 
 def _end(body: bodies.ShelveBody, now_us: int) -> int:
-    """When a shelving ends. Raises Problem."""
+    """When a shelving ends, in µs. Raises Problem 422."""
     if not body.why.strip():
         raise invalid("why", "Shelving needs a reason: say it with why.")
     if (body.until is None) == (body.duration is None):
@@ -142,7 +142,7 @@ async def _each(
     action: str,
     do: Callable[[Connection, alarms.Request, Item], Done],
 ) -> Response:
-    """Look at all, then do each."""
+    """Check all items, then handle each. Returns the outcomes."""
     wanted = list({(i.well_id, i.diagnosis, i.timestamp): i for i in items}.values())
     settings = api.settings.diagnostics
     publish = settings.enabled and settings.publish
@@ -165,8 +165,8 @@ async def _each(
 
 
 def _refuse_unknown(connection: Connection, principal: Principal, items: Sequence[Item]) -> None:
-    """Raises Problem 404 that names each item that is not there for this operator. A diagnosis may be shelved before it
-    comes, so without a time only the well has to be there."""
+    """Raises Problem 404 that names each item which does not exist for this operator. A diagnosis may be shelved
+    before it is ever raised, so for an item without a time only the well has to exist."""
     errors = []
     for place, item in enumerate(items):
         there = principal.sees(item.well_id) and alarms.knows(connection, item.well_id, item.diagnosis)[0]
@@ -201,5 +201,5 @@ def _outcome(connection: Connection, item: Item, is_done: bool, changed: Sequenc
 
 
 def _newest(changed: Sequence[Changed]) -> datetime | None:
-    """When the newest of them was raised, as far as Python's calendar goes."""
+    """When the newest of them was raised, as far as Python's calendar can hold it."""
     return max((each.raised_at for each in changed if isinstance(each.raised_at, datetime)), default=None)

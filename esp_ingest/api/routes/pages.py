@@ -1,4 +1,4 @@
-"""Health, metrics, the schema's page and the console: what needs no token."""
+"""Health, metrics, the page of the schema, and the console: all that needs no token."""
 
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ async def docs() -> Response:
 
 
 def mount(app: FastAPI) -> None:
-    """The files: /static for the schema's page, and the console at / where it is there."""
+    """Serve the files: /static for the page of the schema, and the console at / if it is installed."""
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     if (CONSOLE / "index.html").exists():
         app.router.routes.append(_ConsoleMount("/", _Console(directory=CONSOLE, html=True), name="console"))
@@ -89,7 +89,8 @@ def mount(app: FastAPI) -> None:
 
 
 class _ConsoleMount(Mount):
-    """A mount at / takes every path, and would answer for methods that an operation lacks."""
+    """The console's files, mounted at /. A plain mount at / would take every path, and would answer for methods that
+    an operation lacks."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """See Starlette. What is not the console's it does not know."""
@@ -109,5 +110,5 @@ class _Console(StaticFiles):
 
 
 async def _index(request: Request) -> Response:
-    """What is here, where no console is installed."""
+    """The answer at / if no console is installed."""
     return respond(request, {"service": "esp-ingest api", "docs": "/docs", "schema": "/openapi.json"})

@@ -69,7 +69,8 @@ async def rules(request: Request, api: Parts, principal: Viewer) -> Response:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    """Read again when the file has changed. Raises OSError, and ValueError for rules with mistakes."""
+    """The rules as the API returns them. The file is read again once it has changed. Raises OSError, and ValueError
+    for a file with mistakes."""
     changed_ns = path.stat().st_mtime_ns
     known = _known.get(path)
     if known is None or known[0] != changed_ns:
@@ -101,6 +102,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _signals(columns: Any, parts_of: Any) -> list[str]:
-    """The signals in the keys of a condition's columns, derived ones taken apart, in the order of SIGNALS."""
+    """The signals that a condition reads, in the order of SIGNALS; derived signals are replaced by those that they
+    are made of."""
     read = {part for key in columns if len(key) > 1 and key[0] != "limit" for part in parts_of(str(key[1]))}
     return [signal for signal in SIGNAL_NAMES if signal in read]

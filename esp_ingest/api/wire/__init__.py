@@ -1,1 +1,1 @@
-"""What goes over the wire: shapes of answers, errors, pages, ranges of time and units."""
+"""What is sent over HTTP: shapes of answers and bodies, errors, pages, ranges of time and units."""

@@ -1,4 +1,5 @@
-"""Answers: JSON, CSV or Arrow by Accept, an ETag over the bytes, a Link to the next page."""
+"""Builds answers: JSON, CSV or Arrow as the Accept header asks, with an ETag over the bytes and a Link to the next
+page."""
 
 import base64
 import csv
@@ -22,7 +23,7 @@ _NO_ARROW = "Arrow needs pyarrow on the API's host (`pip install pyarrow`): ask 
 
 
 class Column(NamedTuple):
-    """A column of a table in CSV and Arrow. ``unit`` stands in the metadata of the Arrow field."""
+    """A column of a table in CSV and Arrow. ``unit`` goes into the metadata of the Arrow field."""
 
     name: str
     kind: Kind
@@ -30,14 +31,14 @@ class Column(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Rows in the order of the columns."""
+    """Rows of values, in the order of the columns."""
 
     columns: Sequence[Column]
     rows: Iterable[Sequence[Any]]
 
 
 def accepted(request: Request) -> str:
-    """The format that the client likes best of those that there are. Raises Problem 406."""
+    """The media type that the client prefers among those that a list can have. Raises Problem 406."""
     header = ",".join(request.headers.getlist("accept"))
     best, quality = "", 0.0
     for part in header.split(",") if header.strip() else ["*/*"]:
@@ -74,7 +75,7 @@ def _weight(parameters: str) -> float:
 
 
 def link(request: Request, **changes: str | None) -> str:
-    """The path that was asked for with other parameters; None leaves one out."""
+    """The path of the request with changed query parameters; a parameter that is None is left out."""
     kept = [(name, value) for name, value in request.query_params.multi_items() if name not in changes]
     kept += [(name, value) for name, value in changes.items() if value is not None]
     return f"{request.url.path}?{urlencode(kept)}" if kept else request.url.path
@@ -88,8 +89,9 @@ def respond(
     following: str | None = None,
     is_final: bool = False,
 ) -> Response:
-    """``document`` as JSON, or ``table`` in the format that Accept names. ``following`` is the address of the next
-    page. ``is_final``: what was asked for cannot change any more, so that it may be kept without asking again."""
+    """The answer to a request: ``document`` as JSON, or ``table`` in the format that the Accept header names.
+    ``following`` is the address of the next page. ``is_final``: the data cannot change any more, so that clients may
+    cache it without asking again."""
     chosen = accepted(request) if table is not None else JSON
     headers = {"Vary": "Accept, Authorization"}
     if following is not None:

@@ -1,5 +1,5 @@
-"""Where the next page begins: the sort key of the last row, opaque to clients. A page is found by its key and not by an
-offset, so rows that come or go in between neither repeat nor skip any."""
+"""Cursors of pages: the sort key of the last row, encoded so that clients need not understand it. A page is found by
+this key and not by an offset, so that rows which come or go in between are neither repeated nor skipped."""
 
 import base64
 import binascii
@@ -18,12 +18,12 @@ _LONGEST = 2_000
 
 
 def encode(tag: str, *values: Any) -> str:
-    """The cursor of a list (its ``tag``) after a row with these key values: texts, numbers and datetimes."""
+    """The cursor of the list called ``tag`` after a row with these key values: texts, numbers and datetimes."""
     return base64.urlsafe_b64encode(msgspec.json.encode([tag, *values])).rstrip(b"=").decode()
 
 
 def decode(tag: str, text: str | None, kinds: Sequence[type]) -> list[Any] | None:
-    """The key values, None without a cursor. Raises Problem for a cursor that is not of this list."""
+    """The key values in a cursor, None without a cursor. Raises Problem 422 for a cursor of another list."""
     if text is None:
         return None
     try:
@@ -39,7 +39,7 @@ def decode(tag: str, text: str | None, kinds: Sequence[type]) -> list[Any] | Non
 
 
 def decode_id(tag: str, text: str | None) -> int | None:
-    """As :func:`decode`, of a list whose key is one number of 64 bits; None for a number that no row can have."""
+    """Like :func:`decode`, for a list whose key is one number of 64 bits. None for a number that no row can have."""
     found = decode(tag, text, (int,))
     return found[0] if found and 0 <= found[0] < 2**63 else None
 
@@ -47,15 +47,15 @@ def decode_id(tag: str, text: str | None) -> int | None:
 def page(
     request: Request, rows: Sequence[T], limit: int, tag: str, key: Callable[[T], Sequence[Any]]
 ) -> tuple[Sequence[T], str | None]:
-    """The rows of a page and the address of the next one, None at the end. ``rows`` are those that were found when one
-    more than ``limit`` was asked for; ``key`` gives the key values of a row."""
+    """The rows of a page, and the address of the next page, None at the end. ``rows`` are what was found when one
+    row more than ``limit`` was asked for. ``key`` gives the key values of a row."""
     if len(rows) <= limit:
         return rows, None
     return rows[:limit], link(request, cursor=encode(tag, *key(rows[limit - 1])))
 
 
 def bad() -> Problem:
-    """The cursor cannot be used."""
+    """The problem for a cursor that cannot be used."""
     return invalid("cursor", "The cursor is not one of this list: follow the next link as it is, or leave it out.")
 
 

@@ -1,5 +1,5 @@
-"""The shapes of answers and bodies, for the schema. Answers are encoded from plain data and not through these models,
-which would take longer than the question; a test holds them together (schemathesis reads every answer against the
+"""The shapes of answers, for the OpenAPI schema. Answers are encoded from plain data and not through these models,
+which would take longer than the query; a test holds the two together (schemathesis reads every answer against the
 schema)."""
 
 from datetime import date, datetime
@@ -20,7 +20,7 @@ Next = Annotated[str | None, Field(description="address of the next page, null a
 
 
 class ProblemDocument(BaseModel):
-    """RFC 9457."""
+    """An error (RFC 9457)."""
 
     type: str = Field(description="urn:esp-ingest:problem:… names the kind of problem")
     title: str
@@ -40,7 +40,7 @@ class Tokens(BaseModel):
 
 
 class Me(BaseModel):
-    """Who asks."""
+    """Who sent the request."""
 
     name: str
     role: Literal["viewer", "operator", "admin"]

@@ -1,6 +1,7 @@
-"""Every error is a problem document (RFC 9457, application/problem+json): what is wrong, and what to do about it.
+"""Every error is answered with a problem document (RFC 9457, application/problem+json) that says what is wrong and what
+to do about it.
 
-Nothing of the inside is told: an unexpected error is logged here and is "internal error" outside."""
+Internals are not disclosed: an unexpected error is written to the log, and the client only reads "internal error"."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -38,7 +39,8 @@ _TITLES = {
 
 
 class Problem(Exception):
-    """An answer that is an error. ``kind`` names it for programs, ``detail`` is a sentence that says what to do."""
+    """An answer that is an error. ``kind`` names it for programs, ``detail`` is a sentence for people that says what
+    to do."""
 
     def __init__(
         self,
@@ -61,17 +63,17 @@ _INTERNAL = Problem(500, "internal-error", "The request failed inside: the log o
 
 
 def invalid(name: str, detail: str) -> Problem:
-    """A parameter that cannot be used."""
+    """The problem for a parameter that cannot be used."""
     return Problem(422, "invalid-parameter", detail, errors=[{"parameter": name, "detail": detail}])
 
 
 def unavailable(detail: str = "The database cannot be reached: try again in some seconds.") -> Problem:
-    """The database is away."""
+    """The problem while the database cannot be reached."""
     return Problem(503, "database-unavailable", detail, headers={"Retry-After": "5"})
 
 
 def document(problem: Problem, instance: str) -> dict[str, Any]:
-    """The problem as JSON says it. ``instance`` is the path that was asked for."""
+    """The problem as a JSON object. ``instance`` is the path of the request."""
     found: dict[str, Any] = {
         "type": f"urn:esp-ingest:problem:{problem.kind}",
         "title": _TITLES.get(problem.status, "Error"),
@@ -91,7 +93,7 @@ def answer(problem: Problem, instance: str) -> Response:
 
 
 def from_error(error: Exception) -> Problem:
-    """What an exception is to the client."""
+    """The problem that the client gets for an exception."""
     if isinstance(error, Problem):
         return error
     if isinstance(error, HTTPException):
@@ -140,7 +142,7 @@ def _from_framework(error: HTTPException) -> Problem:
 
 
 def _from_validation(error: RequestValidationError) -> Problem:
-    """The value is not repeated: it may be a secret."""
+    """The problem for a request that does not fit the schema. The value is not repeated, because it may be a secret."""
     errors = []
     for each in error.errors()[:20]:
         where = [str(part) for part in each.get("loc", ())]

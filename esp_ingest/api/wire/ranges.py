@@ -1,4 +1,4 @@
-"""Times in questions: from, to, and what is too long."""
+"""Reads the parameters `from` and `to` of a request, and limits the length of a range."""
 
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -21,7 +21,8 @@ class Range(NamedTuple):
 
 
 def moment(name: str, text: str | None, now_us: int) -> datetime | None:
-    """A parameter's time: RFC 3339 with an offset, or an age such as 2h. Raises Problem."""
+    """The time in the parameter ``name``: RFC 3339 with an offset, or an age such as 2h. None if it is left out.
+    Raises Problem 422."""
     if text is None:
         return None
     spelled = text.strip()
@@ -39,7 +40,7 @@ def moment(name: str, text: str | None, now_us: int) -> datetime | None:
 
 
 def range_of(start: str | None, end: str | None, now_us: int, max_days: int, default: timedelta) -> Range:
-    """From ``start`` (or ``default`` before the end) to ``end`` (or now). Raises Problem."""
+    """The range from ``start`` (or else ``default`` before its end) to ``end`` (or else now). Raises Problem 422."""
     last = moment("to", end, now_us) or at_us(now_us)
     try:
         first = moment("from", start, now_us) or last - default
@@ -50,7 +51,7 @@ def range_of(start: str | None, end: str | None, now_us: int, max_days: int, def
 
 
 def check(first: datetime | None, last: datetime | None, max_days: int) -> None:
-    """Raises Problem for a range that is turned round or too long."""
+    """Raises Problem 422 for a range that is reversed or longer than ``max_days``."""
     if first is None or last is None:
         return
     if first >= last:

@@ -1,5 +1,5 @@
-"""What each operation answers, for OpenAPI: its model, an example of it, its formats, and the problems that it may end
-in."""
+"""What the OpenAPI schema says about the answers of each operation: their model, an example, the formats, and the
+problems that may be returned."""
 
 from typing import Any
 
@@ -25,7 +25,8 @@ _PROBLEM_TEXTS = {
 def answers(
     model: type[Any], example: Any, *, problems: tuple[int, ...] = (), formats: bool = False, cached: bool = True
 ) -> dict[int | str, dict[str, Any]]:
-    """The ``responses`` of a route. ``formats``: also CSV and Arrow. ``cached``: has an ETag."""
+    """The ``responses`` of a route. ``formats``: it can also return CSV and Arrow. ``cached``: its answers have an
+    ETag."""
     content: dict[str, Any] = {"application/json": {"example": example}}
     if formats:
         content |= {"text/csv": _CSV, "application/vnd.apache.arrow.stream": _ARROW}
@@ -36,7 +37,7 @@ def answers(
 
 
 def problem_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Problem documents."""
+    """The ``responses`` for problem documents with these statuses."""
     schema = {"$ref": f"#/components/schemas/{ProblemDocument.__name__}"}
     return {
         status: {"description": _PROBLEM_TEXTS[status], "content": {MEDIA_TYPE: {"schema": schema}}}

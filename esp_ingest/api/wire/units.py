@@ -32,18 +32,18 @@ _UNIT = {signal.name: signal.unit for signal in SIGNALS} | {HEAD: "ft"}
 
 
 def unit(signal: str, system: System) -> str:
-    """The unit that a signal has in this system."""
+    """The unit of a signal in this system of units."""
     stored = _UNIT[signal]
     return CONVERSIONS[stored].unit if system == "metric" and stored in CONVERSIONS else stored
 
 
 def units(signals: Sequence[str], system: System) -> dict[str, str]:
-    """signal → unit."""
+    """A dictionary of the units of these signals."""
     return {signal: unit(signal, system) for signal in signals}
 
 
 def convert(value: float | None, signal: str, system: System) -> float | None:
-    """One value; None stays None."""
+    """Convert one value; None stays None."""
     if value is None or system == "field" or _UNIT[signal] not in CONVERSIONS:
         return value
     _, factor, offset = CONVERSIONS[_UNIT[signal]]
@@ -51,7 +51,8 @@ def convert(value: float | None, signal: str, system: System) -> float | None:
 
 
 def convert_rows(rows: list[list[Any]], columns: Sequence[str | None], system: System) -> None:
-    """Convert in place. ``columns`` names the signal of each column, None for one that has no unit."""
+    """Convert the values of rows in place. ``columns`` names the signal of each column, None for a column without a
+    unit."""
     if system == "field":
         return
     for place, signal in enumerate(columns):
