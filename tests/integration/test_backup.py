@@ -1,6 +1,7 @@
 """The backup of the whole database by pgBackRest, and the drill that restores it: good ones, and each way to fail."""
 
 import fcntl
+import json
 import re
 import shutil
 import signal
@@ -19,6 +20,7 @@ from esp_ingest.lifecycle.backup import drill as drills
 from esp_ingest.service.clock import SystemClock
 from esp_ingest.service.metrics import LifecycleMetrics
 from tests.support.backups import Backups, TimescaleBackups, azurite_tls, backups, drill, timescale_backups
+from tests.support.brokers import ROOT
 from tests.support.lifecycle_data import contents, midnight, settings_for
 
 __all__ = ["azurite_tls", "backups", "timescale_backups"]  # fixtures of this file's own
@@ -107,6 +109,24 @@ def test_the_newest_backup_is_restored_also_out_of_azure_blob(backups: Backups, 
     assert " of repository 2, made " in done.stdout
     assert "the backup is good" in done.stdout
     assert not folder.exists()
+
+
+def test_a_differential_backup_by_the_shipped_script_is_small_and_what_a_drill_restores(
+    backups: Backups, folder: Path
+) -> None:
+    backups.database.run("CREATE TABLE since_the_full_backup AS SELECT 1 AS one")
+    environment = ["env", f"ESP_INGEST_BACKUP__CONFIG={backups.config}", "BACKUP_REPOSITORIES=1"]
+    script = ["sh", str(ROOT / "config/backup/esp-ingest-backup"), "diff"]
+    done = subprocess.run([*backups.as_postgres(), *environment, *script], capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(backups.pgbackrest("--repo=1", "--output=json", "info"))[0]["backup"]
+    full, newest = found[0], found[-1]
+    assert (full["type"], newest["type"], newest["prior"]) == ("full", "diff", full["label"])
+    assert newest["info"]["repository"]["delta"] < full["info"]["repository"]["delta"] / 4
+    done = drill(backups, folder, "--repository", "1")
+    assert done.returncode == 0, done.stderr
+    assert f"restored backup {newest['label']} of repository 1" in done.stdout
+    assert "the backup is good" in done.stdout
 
 
 def test_a_row_that_was_changed_behind_the_archives_back_is_found(backups: Backups, folder: Path) -> None:
