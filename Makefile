@@ -87,6 +87,10 @@ evaluate: setup  ## diagnostics on recorded wells (DATA=folder)
 floor: setup  ## unit tests with the oldest dependencies that pyproject.toml allows
 	@.ci/floor.sh $(ARGS)
 
+.PHONY: pythons
+pythons: setup  ## unit tests under each newer Python that is on this machine
+	@.ci/pythons.sh $(ARGS)
+
 .PHONY: audit
 audit: setup  ## secrets in the history, known faults of dependencies, licences
 	@$(BIN)/python -m tools.audit $(ARGS)

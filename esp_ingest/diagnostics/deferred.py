@@ -34,7 +34,7 @@ class Deferred:
         self._clock = clock
         self._metrics = metrics
         self._max_wells = max_wells
-        self._trouble: dict[str, tuple[StoreUnavailable, float]] = {}  # what → why, and when it is tried again
+        self._trouble: dict[str, tuple[str, float]] = {}  # what → why, and when it is tried again
         self._log = Repeated(
             log, "diagnostics wait, their tables refuse; readings are stored", "diagnostics are stored again"
         )
@@ -45,7 +45,7 @@ class Deferred:
     def reason(self) -> str | None:
         """Why the diagnostics wait, for people; None while they do not."""
         found = next(iter(list(self._trouble.values())), None)
-        return None if found is None else str(found[0])
+        return None if found is None else found[0]
 
     def is_holding(self, what: str) -> bool:
         """It has not worked, and another try is not due yet."""
@@ -61,7 +61,7 @@ class Deferred:
         """It has not worked. ``begun``: monotonic seconds at which it was tried. Returns whether that is new."""
         now = self._clock.monotonic()
         is_news = what not in self._trouble
-        self._trouble[what] = error, now + max(_RETRY_SECONDS, _MOST_OF_THE_TIME * (now - begun))
+        self._trouble[what] = str(error), now + max(_RETRY_SECONDS, _MOST_OF_THE_TIME * (now - begun))
         self._log.failed(now, error.reason, detail=error.detail)
         self._measure()
         return is_news
@@ -74,7 +74,7 @@ class Deferred:
 
     def try_again(self) -> None:
         """Whatever stood in the way may be over."""
-        self._trouble = {what: (error, 0.0) for what, (error, _) in self._trouble.items()}
+        self._trouble = {what: (why, 0.0) for what, (why, _) in self._trouble.items()}
 
     def owe(self, row: DiagnosticRow) -> None:
         """Keep this row: it is the newest state of its occurrence. A row without a peak leaves the one from before."""

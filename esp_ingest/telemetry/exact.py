@@ -98,10 +98,10 @@ class BadItems:
 
     def add(self, place: int, refused: Refused, item: bytes) -> None:
         """One more, at ``place`` of its array; the first and a bounded number of others are kept."""
-        self.first = self.first or (place, refused)
+        self.first = self.first or (place, refused.kept())
         self.count += 1
         if self.count <= self.most:
-            self.rejects.append((place, refused, item))
+            self.rejects.append((place, refused.kept(), item))
 
     def settled(self, items: int, payload: bytes) -> list[tuple[int, Refused, bytes]]:
         """The rejects of a message of so many ``items``: one that holds the whole payload if there are too many."""
@@ -154,7 +154,7 @@ class ExactReader:
             try:
                 judged.readings.append((0, self.read(tree, well, received_us)))
             except Refused as refused:
-                judged.rejects.append((0, refused, payload))
+                judged.rejects.append((0, refused.kept(), payload))
             return judged
         pieces = self._take_apart(body)
         items = len(pieces.edges) - 1

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Callable
 from json.encoder import encode_basestring
-from typing import Any
+from typing import Any, Self
 
 from esp_ingest.model import RejectReason
 
@@ -56,6 +56,11 @@ class Refused(Exception):
         super().__init__(detail)
         self.reason = reason
         self.detail = detail[:200]
+
+    def kept(self) -> Self:
+        """Itself, to be kept: without the frames that it was raised in, which would keep the message and its arrays."""
+        self.__traceback__ = self.__context__ = None
+        return self
 
 
 class NotFinite(bytes):
