@@ -111,24 +111,6 @@ def test_the_newest_backup_is_restored_also_out_of_azure_blob(backups: Backups, 
     assert not folder.exists()
 
 
-def test_a_differential_backup_by_the_shipped_script_is_small_and_what_a_drill_restores(
-    backups: Backups, folder: Path
-) -> None:
-    backups.database.run("CREATE TABLE since_the_full_backup AS SELECT 1 AS one")
-    environment = ["env", f"ESP_INGEST_BACKUP__CONFIG={backups.config}", "BACKUP_REPOSITORIES=1"]
-    script = ["sh", str(ROOT / "config/backup/esp-ingest-backup"), "diff"]
-    done = subprocess.run([*backups.as_postgres(), *environment, *script], capture_output=True, text=True, cwd="/")
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads(backups.pgbackrest("--repo=1", "--output=json", "info"))[0]["backup"]
-    full, newest = found[0], found[-1]
-    assert (full["type"], newest["type"], newest["prior"]) == ("full", "diff", full["label"])
-    assert newest["info"]["repository"]["delta"] < full["info"]["repository"]["delta"] / 4
-    done = drill(backups, folder, "--repository", "1")
-    assert done.returncode == 0, done.stderr
-    assert f"restored backup {newest['label']} of repository 1" in done.stdout
-    assert "the backup is good" in done.stdout
-
-
 def test_a_row_that_was_changed_behind_the_archives_back_is_found(backups: Backups, folder: Path) -> None:
     where = f"WHERE well_id = 'ESP-05' AND timestamp >= '{midnight(1)}' AND flow_rate = 0.5"
     backups.database.run(f"UPDATE esp_telemetry SET motor_temp = 101 {where}")
@@ -262,6 +244,24 @@ def test_a_drill_that_is_stopped_or_killed_leaves_no_server_behind(backups: Back
     assert said == "esp-ingest: Stopped by a signal before the command was done.\n"
     assert not folder.exists()
     assert not processes(folder)
+
+
+def test_a_differential_backup_by_the_shipped_script_is_small_and_what_a_drill_restores(
+    backups: Backups, folder: Path
+) -> None:
+    backups.database.run("CREATE TABLE since_the_full_backup AS SELECT 1 AS one")
+    environment = ["env", f"ESP_INGEST_BACKUP__CONFIG={backups.config}", "BACKUP_REPOSITORIES=1"]
+    script = ["sh", str(ROOT / "config/backup/esp-ingest-backup"), "diff"]
+    done = subprocess.run([*backups.as_postgres(), *environment, *script], capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(backups.pgbackrest("--repo=1", "--output=json", "info"))[0]["backup"]
+    full, newest = found[0], found[-1]
+    assert (full["type"], newest["type"], newest["prior"]) == ("full", "diff", full["label"])
+    assert newest["info"]["repository"]["delta"] < full["info"]["repository"]["delta"] / 4
+    done = drill(backups, folder, "--repository", "1")
+    assert done.returncode == 0, done.stderr
+    assert f"restored backup {newest['label']} of repository 1" in done.stdout
+    assert "the backup is good" in done.stdout
 
 
 def titles() -> set[str]:
