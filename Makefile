@@ -5,20 +5,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 DURATION ?= 60
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 .NOTPARALLEL:
 
 .PHONY: help
 help:  ## list the targets
 	@grep -hE '^[a-z -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 36
 
-# Everything pinned in a lock, into the virtual environment.
+INTO_VENV = $(1) --require-hashes -r $(2) && $(1) --no-deps --no-build-isolation -e .
+
+# Everything pinned in a lock, into the virtual environment: by uv, which is ten times as fast as pip.
 define INSTALL
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "esp-ingest needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "   setting up $(VENV) with $(1) from PyPI ($(2); once)"
 	@$(PYTHON) -m venv $(VENV)
-	@SECONDS=0; $(PIP) --require-hashes -r $(1) && $(PIP) --no-deps --no-build-isolation -e . && \
-	  echo "   set up in $$SECONDS s"
+	@SECONDS=0; { $(PIP) --require-hashes -r requirements-uv.lock && $(call INTO_VENV,$(UV),$(1)); } || \
+	  { echo "   uv cannot, so pip does"; $(call INTO_VENV,$(PIP),$(1)); } && echo "   set up in $$SECONDS s"
 	@touch $@
 endef
 
@@ -102,6 +105,7 @@ lock: setup  ## pin the newest versions that pyproject.toml allows (ARGS=--upgra
 	@$(LOCK) pyproject.toml --extra api --extra archive -c requirements.lock -o requirements-run.lock $(ARGS)
 	@printf 'hatchling\neditables\n' | $(LOCK) pyproject.toml - --extra demo --extra api -c requirements.lock -o requirements-demo.lock $(ARGS)
 	@echo hatchling | $(LOCK) - -c requirements.lock -o requirements-build.lock $(ARGS)
+	@echo uv | $(LOCK) - -c requirements.lock -o requirements-uv.lock $(ARGS)
 
 .PHONY: docs
 docs: setup  ## write the pages that are made from code
