@@ -1,1 +1,1 @@
-"""Demo: a simulated fleet, and broker and database embedded in pip packages."""
+"""The demo: a simulated fleet, with a broker and a database that come as Python packages."""

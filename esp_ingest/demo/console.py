@@ -1,4 +1,5 @@
-"""The console of the demo: `esp-ingest api` on the demo's database, and a user who lives as long as the demo."""
+"""The console of the demo: `esp-ingest api` on the demo's database, with a user that exists as long as the demo
+runs."""
 
 import secrets
 import socket
@@ -21,7 +22,8 @@ _SILENT_AFTER_SECONDS = "86400"
 
 
 class DemoConsole:
-    """Started at once; ``await_ready()`` before anybody is told of it. Ends with ``stack``."""
+    """Started by the constructor and stopped with ``stack``. Call :meth:`await_ready` before anybody is told its
+    address."""
 
     def __init__(self, stack: ExitStack, folder: Path, environment: Mapping[str, str], daemon_port: int) -> None:
         """``environment`` is that of the demo's commands; the log goes to ``api.log`` in ``folder``."""
@@ -39,22 +41,22 @@ class DemoConsole:
             self._guarded = stack.enter_context(guarded)
 
     def add_user(self, connection: Connection) -> None:
-        """Make the demo's user, an operator with a random password."""
+        """Make the demo's user: an operator with a random password."""
         from esp_ingest.api.access import passwords  # needs the extra
 
         users.add(connection, USER, passwords.hashed(self.password), "operator", ["*"])
 
     def await_ready(self) -> None:
-        """Until it takes connections, which it does before it answers. Raises EmbeddedError if it does not start."""
+        """Block until it accepts connections. Raises EmbeddedError if it does not start."""
         wait_until(partial(accepts, self.port), self._guarded, "The console", self._log, _READY_SECONDS)
 
     def line(self) -> str:
-        """Where it is, and how to sign in."""
+        """The address and how to sign in, as a line for people."""
         return f"console: http://127.0.0.1:{self.port}/  user {USER}, password {self.password}  (until the demo ends)"
 
 
 def _port() -> int:
-    """8000 if nobody has it, else any free port."""
+    """Port 8000 if it is free, else any free port."""
     with socket.socket() as one:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -1,9 +1,9 @@
-"""``esp-ingest demo``: all of it on this machine, and a reckoning at the end.
+"""``esp-ingest demo``: runs everything on this machine, and accounts for every message at the end.
 
-Most wells play a recorded day in fast motion, so that the rules know each well's habit before something happens to
-it; some report live, with broken, doubled, late and future messages among theirs. With ``--csv`` a recording takes the
-place of both. At the end everything published has to be written, a duplicate or a reject, or the exit code is 1.
-"""
+Most wells replay a recorded day in fast motion, so that the rules know each well's habits before something happens
+to it. Some wells report live, with broken, doubled, late and future messages among theirs. With ``--csv`` a
+recording is replayed instead of both. At the end every published item must have been written, be a duplicate, or
+have been rejected; otherwise the exit code is 1."""
 
 import argparse
 import json
@@ -36,8 +36,8 @@ limits = { motor_current = "55 A", motor_temp = "300 °F" }
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What was published and what became of it; items are readings and broken messages. ``diagnostics``: occurrences
-    that were raised, but for those that another one explains."""
+    """What was published and what became of it. Items are readings and broken messages. ``diagnostics`` counts the
+    occurrences that were raised, except those that another one explains."""
 
     published: int
     written: int
@@ -86,7 +86,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
 
 
 class _Play:
-    """The traffic of one demo, and the screen that follows it."""
+    """The traffic of one demo, and the screen that shows it."""
 
     def __init__(self, processes: Processes, clock: SystemClock, arguments: argparse.Namespace, stop: Stop) -> None:
         self._processes = processes
@@ -149,7 +149,8 @@ class _Play:
         return self._processes.start_simulator(name, arguments)
 
     def _watch(self, screen: Screen, doing: str, simulators: Sequence[Simulator]) -> None:
-        """Until they are done, or somebody asks to stop, or the time is long over; then count what they published."""
+        """Show the demo until the simulators have ended, somebody asks to stop, or the time is long over. Then add
+        up what they published."""
         while any(simulator.running for simulator in simulators) and not self._stop.asked:
             if self._processes.daemon_ended or self._elapsed() > self._duration_seconds + _SETTLE_SECONDS:
                 break
@@ -158,7 +159,7 @@ class _Play:
         self.published += sum(simulator.finish() for simulator in simulators)
 
     def _settle(self, screen: Screen) -> None:
-        """Wait until the daemon has seen all of it."""
+        """Wait until the daemon has handled everything that was published."""
         deadline = self._clock.monotonic() + _SETTLE_SECONDS
         while True:
             picture = self._show(screen, "done" if not self._stop.asked else "stopping")
@@ -177,7 +178,7 @@ class _Play:
 
 
 def begun(recording: Recording, picture: Picture) -> dict[str, str]:
-    """Well → its fault, of those whose time the well's newest stored reading has reached."""
+    """The faults that have begun, by well: those whose time the newest stored reading of the well has reached."""
     newest = {well.well_id: well.time.timestamp() * 1e6 for well in picture.wells}
     return {
         well: fault for well, fault in recording.faults.items() if newest.get(well, 0.0) >= recording.begin_us[well]
@@ -188,7 +189,8 @@ _Diagnoses = list[tuple[str, str, int]]
 
 
 def _reckon(processes: Processes, play: _Play) -> tuple[Totals, str, _Diagnoses]:
-    """Stop the daemon and compare: what was published, what it counted, what the tables hold. "" when all agree."""
+    """Stop the daemon, and compare what was published, what the daemon counted, and what the tables hold. The second
+    value says what does not agree; it is empty if all agree."""
     status = processes.stop_daemon()
     stored = processes.stored()
     last = play.last

@@ -48,7 +48,8 @@ class FaultName(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Something goes wrong ``after_seconds`` from the fleet's start, at one well (its number) or, with None, at all."""
+    """A fault that begins ``after_seconds`` from the fleet's start, at one well (its number) or, with None, at all
+    wells."""
 
     name: FaultName
     well: int | None = None
@@ -109,7 +110,8 @@ _BLOCK_VALUES = 400_000
 
 @dataclass(slots=True)
 class _Conditions:
-    """What acts on the wells during a block, each (samples, wells); 1 and 0 stand for healthy."""
+    """What acts on the wells during a block of samples, each (samples, wells). A factor of 1 and an addition of 0
+    stand for a healthy well."""
 
     head: FloatArray  # factor on the pump's head
     load: FloatArray  # factor on the current
@@ -124,8 +126,8 @@ class _Conditions:
 
 
 class Fleet:
-    """``wells`` wells, sampled each ``interval_seconds``. The same arguments give the same readings, however they are
-    asked for. Memory is that of one block, about 400 000 values a signal."""
+    """``wells`` wells, each sampled every ``interval_seconds``. The same arguments give the same readings, in
+    whatever portions they are asked for. Memory is bounded by one block of about 400 000 values a signal."""
 
     def __init__(
         self,
@@ -177,8 +179,8 @@ class Fleet:
         return next(iter(self.run(1)))
 
     def run(self, samples: int) -> Iterator[Readings]:
-        """The next ``samples`` samples of each well, in blocks, ordered by sample and then by well. A well that is
-        silent (the fault ``stale``) has no rows; a signal without a value is NaN."""
+        """The next ``samples`` samples of each well, in blocks, sorted by sample and then by well. A well that is
+        silent (the fault ``stale``) has no rows. A signal without a value is NaN."""
         while samples > 0:
             if not self._pending:
                 self._pending = self._block()
@@ -188,7 +190,8 @@ class Fleet:
             yield _joined(block)
 
     def _block(self) -> list[Readings]:
-        """One block, cut into samples. Always generated whole, so that the random numbers fall alike however asked."""
+        """One block, cut into samples. It is always generated as a whole, so that the random numbers do not depend
+        on how many samples are asked for."""
         n, wells = self._block_samples, len(self.wells)
         seconds: FloatArray = np.arange(self._samples, self._samples + n, dtype=np.float64) * self._interval_seconds
         conditions, silent, effects = self._conditions(seconds)
@@ -205,7 +208,8 @@ class Fleet:
         return block
 
     def _wander_block(self, n: int) -> FloatArray:
-        """(channels, samples, wells), spread 1, bounded: the exact discretisation of the process at this interval."""
+        """Slow random variations (channels, samples, wells) with a spread of 1, bounded. They are the exact
+        discretisation of the process at this interval."""
         keep = np.exp(-self._interval_seconds / np.array([seconds for _, seconds in _WANDER.values()]))[:, None]
         shocks = self._random.standard_normal((n, len(_WANDER), len(self.wells))) * np.sqrt(1 - keep**2)
         state = self._wander
@@ -219,7 +223,7 @@ class Fleet:
         return scaled
 
     def _physics(self, seconds: FloatArray, c: _Conditions) -> FloatArray:
-        """(signals, samples, wells)"""
+        """The true values of the signals: (signals, samples, wells)."""
         wander = dict(zip(_WANDER, self._wander_block(len(seconds)), strict=True))
         running = c.speed > 0
         frequency = (self._f0 + wander["frequency"]) * c.speed
@@ -266,7 +270,7 @@ class Fleet:
         return values
 
     def _lag(self, targets: FloatArray) -> FloatArray:
-        """First-order response (2, samples, wells) of intake pressure and winding temperature."""
+        """The delayed response of intake pressure and winding temperature: (2, samples, wells), first order."""
         seconds = np.array([_STORAGE_SECONDS, _THERMAL_SECONDS])[:, None]
         share = 1 - np.exp(-self._interval_seconds / seconds)
         out = np.empty_like(targets)
@@ -277,7 +281,8 @@ class Fleet:
         return out
 
     def _report(self, values: FloatArray, effects: "_GaugeEffects") -> None:
-        """What the instruments make of it: noise, resolution, and the faults of the gauges. In place."""
+        """What the instruments report of the true values: noise, limited resolution, and the faults of the gauges.
+        Changes the values in place."""
         stopped = values[SIGNAL_ROW["vsd_frequency"]] == 0
         for name, (spread, decimals) in _NOISE.items():
             signal = values[SIGNAL_ROW[name]]
@@ -320,7 +325,8 @@ class Fleet:
         rows: npt.NDArray[np.intp],
         t: FloatArray,
     ) -> None:
-        """``t``: seconds since the fault set in, at ``rows`` of one well. Signatures: docs/simulator.md."""
+        """Apply a fault. ``t``: seconds since it began, at ``rows`` of one well. docs/simulator.md describes what
+        each fault does."""
         at = (rows, well)
         if name == FaultName.GAS_LOCK:
             onset = _ramp(t, 120)

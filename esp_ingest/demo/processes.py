@@ -1,7 +1,6 @@
-"""What the demo runs: broker, database, the daemon, simulators; and how it looks at them.
+"""Runs the parts of the demo (broker, database, daemon, simulators), and reads what they do.
 
-Daemon and simulators are the real commands in processes of their own, set up by environment variables alone.
-"""
+Daemon and simulators are the real commands, in processes of their own, configured by environment variables alone."""
 
 import contextlib
 import fcntl
@@ -45,7 +44,8 @@ _RATE_SECONDS = 2.0  # rates and lag are means over at least so long
 
 
 def sweep(temporary: Path) -> None:
-    """Remove what demos that were killed could not remove themselves: folders of ours whose owner is gone."""
+    """Remove the folders of demos that were killed and could not remove them: folders of ours whose owner no longer
+    runs."""
     for folder in temporary.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):  # another's, in use, or gone meanwhile
             if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
@@ -56,7 +56,8 @@ def sweep(temporary: Path) -> None:
 
 
 class Processes:
-    """Broker, database and daemon, up and ready after ``with``; gone after it, however it is left."""
+    """Broker, database and daemon. They are started and ready inside the with-statement, and are stopped and removed
+    when it is left, however that happens."""
 
     def __init__(
         self, clock: SystemClock, settings: Mapping[str, str], more_rules: str = "", config: Path | None = None
@@ -101,7 +102,8 @@ class Processes:
     # -- Processes
 
     def environment(self) -> dict[str, str]:
-        """Of the commands: the caller's own ESP_INGEST_ variables are for other brokers and databases."""
+        """The environment of the commands. ESP_INGEST_ variables of the caller are left out: they belong to other
+        brokers and databases."""
         kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(ENV_PREFIX)}
         return kept | {
             "ESP_INGEST_MQTT__HOST": self._broker.host,
@@ -118,7 +120,7 @@ class Processes:
         }
 
     def _start_console(self, daemon_port: int) -> DemoConsole | None:
-        """It starts beside the daemon. None if its extra is not installed: the demo runs as well without it."""
+        """Start the console beside the daemon. None if its extra is not installed: the demo works without it."""
         if extra.missing("api"):
             return None
         console = DemoConsole(self._stack, self.folder, self.environment(), daemon_port)
@@ -139,7 +141,7 @@ class Processes:
         wait_until(lambda: _fetch(address) is not None, self._daemon, "The daemon", log_file, _READY_SECONDS)
 
     def start_simulator(self, name: str, arguments: Sequence[str]) -> "Simulator":
-        """``esp-ingest simulate`` with ``arguments``; its output goes to a file called ``name``."""
+        """Run ``esp-ingest simulate`` with ``arguments``. Its output goes to a file named after ``name``."""
         path = self.folder / f"{name}.out"
         with path.open("wb") as output:
             guarded = self._stack.enter_context(
@@ -153,7 +155,7 @@ class Processes:
         return Simulator(name, guarded, path)
 
     def stop_daemon(self) -> int:
-        """SIGTERM, drain; its exit status."""
+        """Ask the daemon to drain (SIGTERM), and wait until it has ended. Returns its exit status."""
         return self._daemon.stop()
 
     @property
@@ -164,7 +166,7 @@ class Processes:
     # -- Looking
 
     def look(self) -> Picture:
-        """Counters from /metrics, wells and alarms from the database."""
+        """The counters from /metrics, the wells and the alarms from the database."""
         picture = Picture(wells=self._wells(), alarms=self._alarms())
         page = _fetch(f"{self._http}/metrics")
         if page is None:
@@ -205,12 +207,12 @@ class Processes:
         return [Alarm(*row) for row in self._connection.execute(query("demo_alarms")).fetchall()]
 
     def stored(self) -> "Stored":
-        """What the tables hold."""
+        """How many rows the tables hold."""
         row = only_row(self._connection.execute(query("demo_totals")))
         return Stored(*row)
 
     def diagnoses(self) -> list[tuple[str, str, int]]:
-        """(diagnosis, severity, occurrences), the gravest first."""
+        """Diagnosis, severity and number of occurrences, the most severe first."""
         return self._connection.execute(query("demo_diagnoses")).fetchall()
 
 
@@ -237,9 +239,8 @@ class Simulator:
         return self.guarded.poll() is None
 
     def finish(self) -> int:
-        """Stop it if it still runs; how many messages it published, each of them one reading or broken.
-
-        Raises EmbeddedError where it failed or did not say."""
+        """Stop it if it is still running. Returns how many messages it published, each of which is one reading or is
+        broken. Raises EmbeddedError if it failed or did not say how many."""
         ran = self.running
         status = self.guarded.stop()
         text = self.output.read_text(errors="replace")
@@ -258,7 +259,7 @@ _INTERRUPTED = (0, 1, 128 + signal.SIGINT)
 
 
 def _fetch(address: str) -> str | None:
-    """The page, None where it is not (yet) to be had. The address is our own daemon's on loopback."""
+    """The page, None if it cannot be had yet. The address is that of our own daemon on loopback."""
     try:
         with urllib.request.urlopen(address, timeout=2) as answer:  # noqa: S310 - http, by our own making
             return str(answer.read().decode())
@@ -273,7 +274,7 @@ def _samples(page: str) -> Iterable[tuple[str, dict[str, str], float]]:
 
 
 def _sums(page: str) -> defaultdict[str, float]:
-    """Metric → sum over its labels; 0 for what is not there."""
+    """Metrics summed over their labels; 0 for a metric that is not there."""
     sums: defaultdict[str, float] = defaultdict(float)
     for name, _, value in _samples(page):
         sums[name] += value

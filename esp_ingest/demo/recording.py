@@ -1,9 +1,9 @@
-"""A recording for the demo: a calm day of a fleet, then two hours in which something happens to most of its wells.
+"""A recording for the demo: a calm day of a fleet, followed by two hours in which something happens to most of its
+wells.
 
-The rules judge a well against its own habit, which takes hours to know. So the demo plays a day of the simulated fleet
-as fast as it goes and the last two hours in fast motion. All of it is the simulator's physics, sample by sample; only
-the clock runs faster.
-"""
+The rules compare a well with its own habits, which they need hours to learn. So the demo replays a day of the
+simulated fleet as fast as possible, and the last two hours in fast motion. All readings come from the simulator's
+physics, sample by sample; only the clock runs faster."""
 
 import csv
 from collections.abc import Callable, Iterable
@@ -38,7 +38,8 @@ _SCRIPT: tuple[tuple[FaultName, float], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """Two files as ``simulate --csv`` reads them; ``faults``: what happens to which well, ``begin_us``: when."""
+    """Two files as ``simulate --csv`` reads them. ``faults``: which fault happens to which well; ``begin_us``: when
+    it begins."""
 
     calm: Path
     eventful: Path
@@ -47,7 +48,8 @@ class Recording:
 
 
 def write_recording(folder: Path, wells: int, seed: int, end_us: int) -> Recording:
-    """Record ``wells`` wells so that the last reading is of ``end_us``. Some 20 000 rows a second on one core."""
+    """Record ``wells`` wells so that the last reading has the time ``end_us``. Writes about 20 000 rows a second on
+    one core."""
     fleet = eventful_fleet(wells, seed, end_us)
     calm, eventful = folder / "calm.csv", folder / "eventful.csv"
     _write(calm, fleet, round(CALM_SECONDS / _INTERVAL_SECONDS))
@@ -63,7 +65,7 @@ def _start_us(end_us: int) -> int:
 
 
 def eventful_fleet(wells: int, seed: int, end_us: int) -> Fleet:
-    """The fleet that is recorded, at its first sample."""
+    """The fleet that is recorded, before its first sample."""
     faults = tuple(
         Fault(name, well, CALM_SECONDS + minutes * 60)
         for well, (name, minutes) in zip(range(1, wells), _SCRIPT, strict=False)

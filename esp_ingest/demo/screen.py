@@ -1,4 +1,4 @@
-"""What the demo shows while it runs: a live table on a terminal, a line every few seconds elsewhere."""
+"""What the demo shows while it runs: a live table on a terminal, or else a line every few seconds."""
 
 import sys
 from abc import ABC, abstractmethod
@@ -35,7 +35,7 @@ SHOWN = {
 
 @dataclass(frozen=True, slots=True)
 class Well:
-    """A row of the table. ``values`` are in the order of SHOWN, None where there is no value."""
+    """A row of the table. ``values`` are in the order of SHOWN, None if there is no value."""
 
     well_id: str
     time: datetime
@@ -43,7 +43,7 @@ class Well:
 
     @property
     def is_stopped(self) -> bool:
-        """Whether its motor stands, by its frequency or its current."""
+        """Whether its motor stands still, judged by frequency or current."""
         shown = dict(zip(SHOWN, self.values, strict=True))
         frequency, current = shown["vsd_frequency"], shown["motor_current"]
         return (frequency is not None and frequency <= _STANDING_HZ) or (current is not None and current <= 0)
@@ -110,12 +110,12 @@ class Screen(ABC):
 
 
 def open_screen() -> Screen:
-    """The live table on a terminal, plain lines elsewhere."""
+    """The live table on a terminal, or else plain lines."""
     return LiveScreen() if sys.stdout.isatty() else PlainScreen(lambda text: print(text, flush=True))
 
 
 class PlainScreen(Screen):
-    """A line each few seconds of the demo's own time, for logs and pipes, and one for each new alarm."""
+    """For logs and pipes: a line every few seconds of the demo's own time, and a line for each new alarm."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
@@ -134,7 +134,7 @@ class PlainScreen(Screen):
 
 
 class LiveScreen(Screen):
-    """A table that is drawn again in place."""
+    """A table on the terminal that is drawn again in place."""
 
     def __init__(self, console: "Console | None" = None) -> None:
         from rich.live import Live
@@ -175,7 +175,8 @@ class LiveScreen(Screen):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What of a picture goes on a terminal: ``columns`` of SHOWN, from the left; characters of a well's name; rows."""
+    """What fits on the terminal: how many columns of SHOWN, from the left, the widths of names and diagnoses, and
+    which wells."""
 
     columns: int
     name_width: int
@@ -185,8 +186,8 @@ class Layout:
 
 
 def fit(picture: Picture, width: int, height: int) -> Layout:
-    """For ``width`` characters and ``height`` lines, heading included. Names and diagnoses stay, numbers go first;
-    where there are too many wells, those with a diagnosis stay."""
+    """The layout for ``width`` characters and ``height`` lines, the heading included. Names and diagnoses stay,
+    numbers are left out first. If there are too many wells, those with a diagnosis stay."""
     names = max([len(well.well_id) for well in picture.wells], default=0)
     name_width = max(min(names, max(12, width // 4)), len("well"))
     said = max([len(_diagnoses(picture, well)) for well in picture.wells], default=0)
@@ -210,7 +211,7 @@ def fit(picture: Picture, width: int, height: int) -> Layout:
 
 
 def shortened(name: str, width: int) -> str:
-    """Cut in the middle: wells of one field begin alike, and differ at the end."""
+    """A name cut in the middle, because the names of wells in one field begin alike and differ at the end."""
     if len(name) <= width:
         return name
     head = (width - 1) // 2
@@ -244,7 +245,7 @@ def _table(picture: Picture, layout: Layout) -> "Table":
 
 
 def cells(well: Well) -> list[str]:
-    """The values of a row as text; a dash where the reading had none."""
+    """The values of a row as text; a dash for a value that the reading does not have."""
     return [
         "–" if value is None else f"{value:.{decimals}f}"
         for value, (_, decimals) in zip(well.values, SHOWN.values(), strict=True)

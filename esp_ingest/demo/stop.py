@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a question first, for commands that have something to say at their end."""
+"""Lets a command that prints totals at its end answer Ctrl-C and SIGTERM by stopping in order."""
 
 import signal
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from esp_ingest.service import lifetime
 
 
 class Stop:
-    """The first SIGINT or SIGTERM asks, the second one interrupts."""
+    """The first SIGINT or SIGTERM sets ``asked``, the second one raises lifetime.Interrupted."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -25,7 +25,8 @@ class Stop:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """What held before holds again; but a process that was loading before is ending now, and nothing cuts it short
-        between its last line and its exit status."""
+        """Restore the handlers from before. If a handler belonged to the time while the process was loading, the
+        signal is ignored from now on: the process is ending, and nothing should cut it short between its last line
+        and its exit status."""
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_IGN if handler is lifetime.end_at_once else handler)

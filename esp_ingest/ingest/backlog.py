@@ -1,4 +1,5 @@
-"""What waits in the spool, as the writer stage sees it: logs, metrics, and an append that may fail."""
+"""The spool as the writer stage uses it: with logs and metrics, and with an append that reports failure instead of
+raising."""
 
 import logging
 from collections.abc import Iterator
@@ -14,8 +15,8 @@ log = logging.getLogger(__name__)
 
 
 class Backlog:
-    """First in, first out: while anything is in it, everything goes through it. Without a spool it is empty and takes
-    nothing."""
+    """A queue on disk, first in, first out: while it holds messages, all new messages go through it too. Without a
+    spool it is always empty and takes nothing."""
 
     def __init__(self, spool: Spool | None, clock: Clock, metrics: Metrics) -> None:
         self._spool = spool
@@ -28,17 +29,17 @@ class Backlog:
 
     @property
     def exists(self) -> bool:
-        """There is a spool."""
+        """Whether there is a spool."""
         return self._spool is not None
 
     @property
     def waits(self) -> bool:
-        """It holds something."""
+        """Whether the spool holds messages that are not stored in the database yet."""
         return self._spool is not None and self._spool.messages > 0
 
     def append(self, deliveries: list[Delivery], reason: str | None) -> bool:
-        """Spool the messages, on disk when this returns. ``reason``: why the database cannot take them. False if the
-        spool cannot take them now."""
+        """Append the messages; they are safe on disk when this returns True. Blocks while the disk writes.
+        ``reason``: why the database cannot take them, for the log. Returns False if the spool cannot take them now."""
         assert self._spool is not None
         was_empty = not self.waits
         try:
@@ -66,14 +67,15 @@ class Backlog:
             return self._spool.peek(max_messages, max_bytes)
 
     def discard(self, piece: SpoolBatch) -> None:
-        """``piece`` is stored. Raises StoreUnavailable if that cannot be noted; it comes again then."""
+        """Remove ``piece``, which is stored in the database. Raises StoreUnavailable if this cannot be recorded;
+        then the same messages come again."""
         assert self._spool is not None
         with self._readable():
             self._spool.discard(piece)
         self._metrics.spool_drained.inc(len(piece))
 
     def after_drain(self) -> None:
-        """Bring the gauges up to date, and say when nothing waits any more."""
+        """Bring the gauges up to date, and log when nothing waits any more."""
         self._note()
         if not self.waits:
             log.info("spool drained")

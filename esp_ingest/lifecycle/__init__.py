@@ -1,3 +1,4 @@
-"""The life of the data after it was stored: archive a finished day, prove the copy, drop it, read it back.
+"""What happens to the data after it was stored: finished days are archived, the copy is verified, old days are dropped,
+and archived days can be read back.
 
-This package stands beside ingest and is never imported by the daemon. It needs the extra ``[archive]``."""
+This package stands beside ingest, and the daemon never imports it. It needs the extra ``[archive]``."""

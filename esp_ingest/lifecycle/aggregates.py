@@ -1,7 +1,9 @@
-"""Keeps the hours and days of each well, from which esp_telemetry_hourly and esp_telemetry_daily are made.
+"""Keeps hourly and daily aggregates of each well, from which the views esp_telemetry_hourly and esp_telemetry_daily are
+made.
 
-An hour is gathered anew when it holds another number of readings than the last time, so late readings count whenever
-they come, and a run that was killed is made good by the next one. Hours of dropped days are never gathered again."""
+An hour is aggregated again if it holds another number of readings than the last time. So late readings are counted
+whenever they come, and the next run completes what a killed run left undone. Hours of dropped days are never
+aggregated again."""
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -16,9 +18,9 @@ _TABLES = ("aggregate_hours", "aggregate_days", "aggregate_alarm_hours", "aggreg
 
 
 def keep(connection: Connection, keep_days: int, beat: Callable[[], None]) -> int:
-    """Bring the aggregates up to the last full hour and drop those older than ``keep_days`` (0: never). One transaction
-    for each day with a change; ``beat`` is called before each. Returns how many days had a change. May raise
-    psycopg.Error, and what ``beat`` raises."""
+    """Bring the aggregates up to the last full hour, and delete those older than ``keep_days`` (0: never). Each day
+    with a change is one transaction, and ``beat`` is called before each. Returns the number of days with a change.
+    Raises psycopg.Error, and whatever ``beat`` raises."""
     # As text: since may be -infinity, which Python cannot hold.
     since, until = only_row(connection.execute(query("lifecycle_aggregates_span")))
     found = connection.execute(query("lifecycle_aggregates_changed"), {"since": since, "until": until}).fetchall()
@@ -41,7 +43,7 @@ def keep(connection: Connection, keep_days: int, beat: Callable[[], None]) -> in
 
 
 def _gather(connection: Connection, since: datetime, until: datetime, assignments: sql.Composed) -> None:
-    """Hours from ``since`` to ``until``, and the days that they are in."""
+    """Aggregate the hours from ``since`` to ``until``, and the days that they belong to."""
     with connection.transaction():
         connection.execute(query("lifecycle_aggregates_see"), {"since": since, "until": until})
         _upsert(connection, "lifecycle_aggregates_hours", since, until, assignments)
@@ -57,7 +59,7 @@ def _upsert(connection: Connection, name: str, since: datetime, until: datetime,
 
 
 def _assignments(connection: Connection) -> sql.Composed:
-    """Every column but the key, as excluded has it."""
+    """The SET list of an upsert: every column except the key, from the row that was excluded."""
     found = connection.execute(query("lifecycle_columns"), ("aggregate_hours",)).fetchall()
     names = [sql.Identifier(name) for name, *_ in found if name not in ("well_id", "bucket")]
     return sql.SQL(", ").join(sql.SQL("{0} = excluded.{0}").format(name) for name in names)
@@ -72,5 +74,5 @@ def _alarms(connection: Connection, until: str) -> None:
 
 
 def _midnight(at: datetime) -> datetime:
-    """Of its day in UTC; the sessions of the lifecycle are in UTC."""
+    """The beginning of the day in UTC. The sessions of the lifecycle are in UTC."""
     return at.replace(hour=0, minute=0, second=0, microsecond=0)

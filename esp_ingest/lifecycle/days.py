@@ -1,4 +1,4 @@
-"""What the database knows of each day: the rows that it holds, and what it remembers of the archive."""
+"""What the database knows about each day: how many rows it holds, and what was archived of it."""
 
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -19,7 +19,7 @@ from esp_ingest.store.queries import query
 
 @dataclass(frozen=True)
 class Held:
-    """What the database holds of a day. ``changed`` or ``checksum`` is empty, depending on the table."""
+    """What the database holds of a day. Either ``changed`` or ``checksum`` is empty, depending on the table."""
 
     rows: int
     changed: str = ""
@@ -28,7 +28,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Record:
-    """What is remembered of a day; see the columns of archive_days in sql/migrations."""
+    """What is remembered about a day. The columns of archive_days in sql/migrations are described there."""
 
     day: date
     version: int
@@ -47,37 +47,39 @@ class Record:
 
     @property
     def content(self) -> Content:
-        """What the archive holds of the day."""
+        """The rows and the checksum of the archived version."""
         return Content(self.rows, self.checksum)
 
     @property
     def held(self) -> Content:
-        """What the database held when this version was made."""
+        """The rows and the checksum that the database had when this version was archived."""
         return Content(self.held_rows, self.held_checksum)
 
     def is_current(self, held: Held) -> bool:
-        """Whether the archived version has all that the database holds now, as far as a cheap look can tell."""
+        """Whether the archived version holds everything that the database holds now, as far as a comparison of
+        counts and newest changes can tell."""
         if self.version == 0 or self.held_rows != held.rows:
             return False
         return self.held_checksum == held.checksum if held.checksum else self.held_changed == held.changed
 
 
 class Days:
-    """The three tables' days in one database. Methods may raise psycopg.Error."""
+    """The days of the three tables in one database. Every method may raise psycopg.Error."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self._columns: dict[str, list[Column]] = {}
 
     def columns(self, table: Table) -> list[Column]:
-        """The table's columns in their order. Raises LifecycleError where the archive cannot hold one."""
+        """The columns of the table, in their order. Raises LifecycleError if the archive cannot hold the type of
+        one."""
         if table.name not in self._columns:
             found = self.connection.execute(query("lifecycle_columns"), (table.name,)).fetchall()
             self._columns[table.name] = [column(table.name, *row) for row in found]
         return self._columns[table.name]
 
     def statement(self, name: str, table: Table, **more: sql.Composable) -> sql.Composed:
-        """The template ``name`` of sql/queries.sql for this table."""
+        """The named query from sql/queries.sql, with the names of this table filled in."""
         text = query(name).decode()
         names = table.names() | more
         if "{columns}" in text and "columns" not in more:
@@ -85,7 +87,8 @@ class Days:
         return sql.SQL(text).format(**names)
 
     def held(self, table: Table) -> dict[date, Held]:
-        """Every day with rows. One pass over the table's index or, where rows change, the table."""
+        """Every day that has rows. Reads the table's index once; if rows of the table can change, it reads the
+        table."""
         name = "lifecycle_days_summed" if table.rows_change else "lifecycle_days"
         found = {}
         for number, rows, changed, high, low in self.connection.execute(self.statement(name, table)).fetchall():
@@ -99,18 +102,18 @@ class Days:
         return {row[0]: Record(*row) for row in found}
 
     def checksum(self, table: Table, day: date) -> Content:
-        """The content of the day as it is now, computed by the server: some microseconds a row."""
+        """The content of the day as it is now. The server computes it, in some microseconds a row."""
         start, end = bounds(day)
         statement = self.statement("lifecycle_day_checksum", table)
         row = only_row(self.connection.execute(statement, {"start": start, "end": end}))
         return Content.of(row[0], int(row[1]), int(row[2]))
 
     def begin(self, table: Table, day: date, pending_id: UUID) -> None:
-        """Remember what the manifest will be called that is about to be written."""
+        """Remember the id of the manifest that is about to be written."""
         self._execute("lifecycle_begin", table, day, pending_id=pending_id)
 
     def archived(self, table: Table, day: date, manifest: Manifest, held: Content, changed: str) -> None:
-        """The manifest counts from now on."""
+        """From now on this manifest is the archived version."""
         self._execute(
             "lifecycle_archived",
             table,
@@ -126,12 +129,12 @@ class Days:
         )
 
     def verified(self, table: Table, day: date) -> None:
-        """The archive was read back and is whole."""
+        """Remember that the archived version was read back and is complete."""
         self.connection.execute(query("lifecycle_verified"), (table.name, day))
 
     def problem(self, table: Table, day: date, error: LifecycleError) -> None:
-        """Remember what is wrong with the day. A copy that is damaged is no longer proven; one that differs from the
-        database is made anew by the next run."""
+        """Remember what is wrong with the day. An archived version that is damaged counts as unverified; one that
+        differs from the database is written again by the next run."""
         self._execute(
             "lifecycle_problem",
             table,
@@ -142,7 +145,7 @@ class Days:
         )
 
     def dropped(self, table: Table, day: date, left: Content) -> None:
-        """To be called in the transaction that drops the day."""
+        """Remember that the day was dropped. To be called in the transaction that drops it."""
         self._execute("lifecycle_dropped", table, day, held_rows=left.rows, held_checksum=left.checksum)
 
     def _execute(self, name: str, table: Table, day: date, **values: Any) -> None:
@@ -168,13 +171,14 @@ def _day(table: Table, number: int) -> date:
 
 
 def lock(connection: Connection) -> bool:
-    """Whether this session may run the lifecycle: one at a time may. Blocks for nobody."""
+    """Try to take the lock of the lifecycle: one run at a time may work on a database. Returns whether it was taken;
+    does not wait."""
     row = connection.execute(query("lifecycle_lock")).fetchone()
     return row is not None and bool(row[0])
 
 
 def explain(error: psycopg.Error) -> LifecycleError:
-    """An error of the database as a sentence."""
+    """An error of the database as a LifecycleError."""
     from esp_ingest.store import sqlstate
 
     return LifecycleError(Reason.DATABASE, sqlstate.sentence(error))

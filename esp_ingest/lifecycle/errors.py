@@ -1,4 +1,5 @@
-"""What can stop the lifecycle. Each error is one sentence for people and a reason from a closed list for metrics."""
+"""The errors that can stop the lifecycle. Each has a sentence for people and a reason from a closed list for
+metrics."""
 
 from enum import StrEnum
 
@@ -6,7 +7,7 @@ from esp_ingest.errors import Error
 
 
 class Reason(StrEnum):
-    """Why a day is neither archived nor dropped: a closed list, so that it can be a metric's label."""
+    """Why a day was neither archived nor dropped. The list is closed, so that it can be the label of a metric."""
 
     UNSET = "unset"  # archive.url is empty
     STORAGE = "storage"  # unreachable, read-only, full, slow, or refusing our key
@@ -29,4 +30,5 @@ class LifecycleError(Error):
 
 
 class BackupError(Error):
-    """The backup could not be restored or is not what it should be. The message is a sentence that says what to do."""
+    """The backup cannot be restored, or its content is not what it should be. The message is a sentence that says
+    what to do."""

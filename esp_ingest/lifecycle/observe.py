@@ -1,4 +1,4 @@
-"""How the tables and their archive are: for metrics and for `esp-ingest check`. Only reads, and
+"""The condition of the tables and of their archive, for the metrics and for `esp-ingest check`. It only reads, and
 needs nothing of the extra [archive]."""
 
 import math
@@ -21,8 +21,8 @@ _DRILL_DAYS = 9  # one a week, and a day to repeat it
 
 @dataclass(frozen=True)
 class TableState:
-    """Of one table. Ages are seconds; ``lag_seconds`` is 0 where every finished day has a proven copy, ``overdue_days``
-    where nothing is past its time."""
+    """One table. Ages are in seconds. ``lag_seconds`` is 0 if every finished day has a verified copy,
+    ``overdue_days`` is 0 if no row is older than it should be."""
 
     table: str
     rows: int
@@ -41,7 +41,8 @@ class TableState:
 
 @dataclass(frozen=True)
 class Job:
-    """A background job of TimescaleDB on one of our tables. ``success_seconds`` is infinite before its first."""
+    """A background job of TimescaleDB on one of our tables. ``success_seconds`` is the time since its last success,
+    infinite before the first."""
 
     name: str
     success_seconds: float
@@ -50,8 +51,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Backup:
-    """What is known of the backup. Times are Unix seconds, 0 before the first; ``drill_problem`` is empty after a good
-    drill and before the first. ``is_archiving`` says whether the server archives its WAL at all."""
+    """What is known about the backup. Times are Unix seconds, 0 before the first. ``drill_problem`` is empty after a
+    successful drill and before the first. ``is_archiving`` says whether the server archives its WAL at all."""
 
     drill_success: float
     drill_age_seconds: float
@@ -65,7 +66,8 @@ class Backup:
 
 @dataclass(frozen=True)
 class State:
-    """All of it. ``growth_bytes`` is NaN on the first day, ``disk_free_bytes`` where no disk_path is set."""
+    """All of it. ``growth_bytes`` is the growth in a day, NaN on the first day; ``disk_free_bytes`` is NaN if
+    lifecycle.disk_path is not set."""
 
     tables: tuple[TableState, ...]
     jobs: tuple[Job, ...]
@@ -77,14 +79,15 @@ class State:
 
     @property
     def disk_full_days(self) -> float:
-        """Days until the disk is full, infinite where that is not known or the database does not grow."""
+        """Days until the disk is full; infinite if that is not known, or if the database does not grow."""
         if math.isnan(self.disk_free_bytes) or not self.growth_bytes > 0:
             return math.inf
         return self.disk_free_bytes / self.growth_bytes
 
 
 def look(connection: Connection, settings: LifecycleSettings, now: datetime) -> State:
-    """Ask the database: a pass over each table. Raises psycopg.Error, OSError for a disk_path that is not there."""
+    """Ask the database. Each table is read once. Raises psycopg.Error, and OSError if the folder lifecycle.disk_path
+    does not exist."""
     has_timescaledb = "timescaledb" in capabilities(connection).features
     tables = tuple(_table(connection, settings, table, now, has_timescaledb) for table in TABLES)
     jobs: list[Job] = []
@@ -116,7 +119,7 @@ def _backup(connection: Connection, now: datetime) -> Backup:
 
 
 def _unix(at: object) -> float:
-    """Unix seconds, 0 for none."""
+    """A time in Unix seconds, 0 for None."""
     return at.timestamp() if isinstance(at, datetime) else 0.0
 
 
@@ -144,12 +147,12 @@ def _table(
 
 
 def _age(at: object, now: datetime) -> float:
-    """Seconds since then; 0 for no row, or one of a time before year 1."""
+    """Seconds since a time; 0 if there is no row, or if its time lies before the year 1."""
     return max((now - at).total_seconds(), 0.0) if isinstance(at, datetime) else 0.0
 
 
 def export(state: State, metrics: LifecycleMetrics) -> None:
-    """Into the gauges."""
+    """Set the gauges."""
     for table in state.tables:
         for gauge, value in (
             (metrics.table_rows, table.rows),
@@ -191,7 +194,7 @@ def _backup_line(backup: Backup) -> tuple[bool, str]:
 
 
 def lines(state: State) -> list[tuple[bool, str]]:
-    """(whether it is well, text) a line, for people."""
+    """A line for each thing that was looked at: whether it is well, and a text for people."""
     found = []
     for table in state.tables:
         parts = [f"{table.table}: {table.rows} rows, {_bytes(table.bytes)}"]

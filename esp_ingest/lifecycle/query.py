@@ -1,10 +1,11 @@
-"""`lifecycle query`: one SELECT over archive and database together, answered by DuckDB in this process.
+"""`lifecycle query`: runs one SELECT over the archive and the database together. DuckDB answers it in this process.
 
-Each table is a view of the same name and columns. Of a day whose archived version has all that the database holds,
-rows come from the archive; of any other day from the database, and where the archive has more of that day, from both,
-each key once. DuckDB reads the archive's files through the storage, only the columns and row groups that it needs. What
-comes from the database lies in temporary files meanwhile, so memory stays bounded. DuckDB's own extensions for
-PostgreSQL and object stores are not needed: it would download them."""
+Each table is a view with the table's own name and columns. The rows of a day come from the archive if its archived
+version holds everything that the database holds. Otherwise they come from the database; and if the archive has
+further rows of that day, from both, each key once. DuckDB reads the archived files through the storage, and only the
+columns and row groups that it needs. What comes from the database is kept in temporary files meanwhile, so memory
+stays bounded. DuckDB's own extensions for PostgreSQL and for object stores are not used, because DuckDB would
+download them."""
 
 import re
 import tempfile
@@ -34,7 +35,8 @@ Answer = tuple[list[str], list[tuple[Any, ...]]]
 
 
 def ask(settings: Settings, text: str) -> Iterator[Answer]:
-    """(column names, some rows), at least once, until all rows have come. Raises LifecycleError, ConfigError."""
+    """Yields column names with some rows, at least once, until all rows have come. Raises LifecycleError, and
+    ConfigError for a query that cannot be answered."""
     wanted = [table for table in TABLES if re.search(rf"\b{table.name}\b", text, re.IGNORECASE)]
     with tempfile.TemporaryDirectory(prefix="esp-ingest-query-") as scratch, reading.opened(settings) as here:
         options: dict[str, Any] = {
@@ -68,7 +70,7 @@ def _answers(engine: duckdb.DuckDBPyConnection, text: str) -> Iterator[Answer]:
 def _view(
     engine: duckdb.DuckDBPyConnection, days: Days, storage: Storage, origin: Origin, table: Table, scratch: Path
 ) -> None:
-    """Make the view of ``table``: of what lies where, see above."""
+    """Make the view of ``table`` in DuckDB, as described above."""
     held, records = days.held(table), days.records(table)
     archived = [day for day, record in records.items() if record.version]
     stored = [day for day, found in held.items() if day not in records or not records[day].is_current(found)]
@@ -99,7 +101,7 @@ def _view(
 
 
 def _export(days: Days, table: Table, path: Path, day: Any) -> bool:
-    """Write what the database holds of the day. Returns whether there was a row."""
+    """Write what the database holds of the day to a file. Returns whether there was a row."""
     columns = days.columns(table)
     rows = 0
     with (

@@ -1,4 +1,4 @@
-"""Verify and restore as commands: over days, with a line each."""
+"""`lifecycle verify` and `lifecycle restore`: both go over a range of days and report each of them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +25,8 @@ Report = Callable[[str, dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to restore: a table's days, both included, of one well or all, into another table or its own."""
+    """What to restore: the days of a table from ``first`` to ``last``, both included, of one well or of all wells,
+    into the table itself or into the table ``into``."""
 
     table: str
     first: date
@@ -36,7 +37,7 @@ class Wanted:
 
 @contextmanager
 def opened(settings: Settings) -> Iterator[tuple[Days, Storage, Origin]]:
-    """Database and archive, which must be of this database. Raises LifecycleError."""
+    """Open the database and its archive. Raises LifecycleError, also if the archive belongs to another database."""
     if not settings.archive.url:
         raise LifecycleError(Reason.UNSET, "archive.url is not set: there is no archive to read.")
     try:
@@ -59,8 +60,8 @@ def opened(settings: Settings) -> Iterator[tuple[Days, Storage, Origin]]:
 
 
 def verify_days(settings: Settings, name: str | None, first: date | None, last: date | None, report: Report) -> int:
-    """Read back every day of the archive, and every day that the database remembers to be in it. Returns the exit code:
-    1 where one is not whole. Raises LifecycleError."""
+    """Read back every day of the archive, and every day that should be in it according to the database. Blocks while
+    all of it is read. Returns the exit code, which is 1 if a day is not complete. Raises LifecycleError."""
     wrong = 0
     with opened(settings) as (days, storage, origin):
         for table in [table for table in TABLES if name in (None, table.name)]:
@@ -94,7 +95,8 @@ def verify_days(settings: Settings, name: str | None, first: date | None, last: 
 
 
 def restore_days(settings: Settings, wanted: Wanted, report: Report) -> int:
-    """Returns the exit code: 1 where no archived day is in that time. Raises LifecycleError."""
+    """Restore the wanted days. Returns the exit code. Raises LifecycleError, also if the archive has no day in that
+    range."""
     (table,) = [table for table in TABLES if table.name == wanted.table]
     done = 0
     with opened(settings) as (days, storage, origin):

@@ -1,9 +1,10 @@
-"""Dropping days whose copy was proven a moment ago: check and drop are one transaction.
+"""Drops days whose archived copy was verified a moment ago. The comparison and the drop are one transaction.
 
-On TimescaleDB telemetry and rejects go by whole chunks. Their chunks are locked against late rows, the server computes
-what the days hold, and only if that is what was read back from the archive a moment ago they are dropped. Elsewhere,
-and for diagnostics, rows are deleted day by day, and the statement that deletes also says what it deleted: where that
-is not what was read back, the transaction is rolled back. A late row either is in that sum or is not deleted."""
+With TimescaleDB, telemetry and rejects are dropped in whole chunks. The chunks are locked against late rows, the
+server computes the content of their days, and they are dropped only if this is what was read back from the archive.
+Without TimescaleDB, and always for diagnostics, rows are deleted day by day. The statement that deletes them also
+returns what it deleted: if this is not what was read back, the transaction is rolled back. So a late row is either
+part of the comparison, or it is not deleted."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,20 +32,21 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Drop:
-    """What goes in one transaction: these days, with these chunks; without chunks their rows are deleted."""
+    """What is dropped in one transaction: these days with these chunks. Without chunks the rows of the days are
+    deleted."""
 
     days: tuple[date, ...]
     chunks: tuple[Chunk, ...] = ()
 
 
 def cutoff(keep_days: int, today: date) -> date:
-    """The first day that stays: so many whole days before today do, and today."""
+    """The first day that is kept: today and ``keep_days`` whole days before it stay."""
     return today - timedelta(days=keep_days)
 
 
 def plan(table: Table, held: Sequence[date], first_kept: date, chunks: Sequence[Chunk] | None) -> list[Drop]:
-    """What may be dropped of the days ``held`` in the database. ``chunks`` is None where rows are deleted. A chunk goes
-    when all of its days may; one that reaches beyond ``first_kept`` stays whole."""
+    """What may be dropped of the days ``held`` in the database. ``chunks`` is None if rows are deleted one by one. A
+    chunk is dropped once all of its days may be dropped; one that reaches beyond ``first_kept`` stays."""
     due = [day for day in sorted(held) if day < first_kept]
     if chunks is None or table.by_row:
         return [Drop((day,)) for day in due]
@@ -57,7 +59,7 @@ def plan(table: Table, held: Sequence[date], first_kept: date, chunks: Sequence[
 
 
 def _groups(chunks: Sequence[Chunk]) -> list[list[Chunk]]:
-    """Chunks that share a day stay together."""
+    """The chunks in groups: chunks that share a day are in one group."""
     groups: list[list[Chunk]] = []
     for chunk in sorted(chunks, key=lambda each: each.start):
         if groups and chunk.start.astimezone(UTC) < _end_of_day(groups[-1][-1].end):
@@ -74,7 +76,7 @@ def _end_of_day(end: datetime) -> datetime:
 
 
 def chunks_of(days: Days, table: Table, *, has_timescaledb: bool) -> list[Chunk] | None:
-    """The chunks of the table, oldest first; None where it is a plain table."""
+    """The chunks of the table, oldest first; None if the table has no chunks."""
     if not has_timescaledb:
         return None
     row = days.connection.execute(query("lifecycle_is_hypertable"), (table.name,)).fetchone()
@@ -84,8 +86,9 @@ def chunks_of(days: Days, table: Table, *, has_timescaledb: bool) -> list[Chunk]
 
 
 def drop(days: Days, table: Table, what: Drop, proven: Mapping[date, Content] | None) -> int:
-    """Drop it, if the database still holds of each day what was ``proven`` to be in the archive (None: unarchived days
-    may go). Returns rows dropped. Raises LifecycleError where it holds something else: nothing is dropped then."""
+    """Drop the days, if the database still holds exactly what was ``proven`` to be in the archive (None: days may be
+    dropped without a copy). Returns the number of rows. Raises LifecycleError if the content differs, and then
+    nothing is dropped."""
     try:
         with days.connection.transaction():
             if what.chunks:
@@ -139,12 +142,12 @@ def _compare(table: Table, day: date, content: Content, proven: Mapping[date, Co
 
 
 def _parts(name: str) -> tuple[str, ...]:
-    """Schema and table of a name as TimescaleDB prints it."""
+    """The schema and the table in a name as TimescaleDB prints it."""
     return tuple(part.strip('"') for part in name.split("."))
 
 
 def drop_empty_chunks(days: Days, table: Table, chunks: Sequence[Chunk], first_kept: date) -> None:
-    """Chunks before ``first_kept`` from which every row was deleted."""
+    """Drop the chunks before ``first_kept`` from which every row has been deleted."""
     for chunk in chunks:
         if chunk.end > bounds(first_kept)[0]:
             continue

@@ -1,5 +1,5 @@
-"""One run of the lifecycle: archive what is finished, prove it, then drop what is old. Nothing is dropped while
-anything is unarchived, unproven or in doubt."""
+"""One run of the lifecycle: archive the days that are finished, verify the copies, then drop old days. Nothing is
+dropped while any day is unarchived, unverified or in doubt."""
 
 import json
 import logging
@@ -40,16 +40,17 @@ BUSY = "Another lifecycle run is at work on this database: this one does nothing
 
 
 class Stopped(Exception):
-    """Somebody asked this run to end; what was begun is left as it was before."""
+    """Somebody asked the run to end. The day that was in progress is left as it was before."""
 
 
 class _Ended(Exception):
-    """The storage cannot be used, which the outcome says already: other days would only wait for it too."""
+    """The storage cannot be used, and the outcome says so already. The other days are not tried, because they would
+    fail in the same way."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Why something was not done. ``table`` and ``day`` are empty where it concerns all."""
+    """Why something was not done. ``table`` and ``day`` are empty if the problem concerns the whole run."""
 
     reason: Reason
     sentence: str
@@ -59,7 +60,7 @@ class Problem:
 
 @dataclass
 class Outcome:
-    """What a run did. ``busy``: nothing, since another one is at work."""
+    """What a run did. ``busy``: it did nothing, because another run is at work."""
 
     busy: bool = False
     archived: list[tuple[str, date]] = field(default_factory=list)
@@ -79,8 +80,8 @@ Report = Callable[[str, dict[str, Any]], None]
 
 @contextmanager
 def session(settings: Settings) -> Iterator[Connection]:
-    """A connection for the lifecycle, direct to the server: its lock and settings belong to the session. Raises
-    LifecycleError."""
+    """A connection for the lifecycle. It must go to the server itself and not through a pooler, because the lock and
+    the settings belong to the session. Raises LifecycleError."""
     try:
         with connect(settings.database, autocommit=True, patient=True) as connection:
             if isinstance(connection, Session) and connection.pooled:
@@ -124,7 +125,7 @@ class Run:
         self._has_timescaledb = "timescaledb" in capabilities(connection).features
 
     def run(self) -> Outcome:
-        """Do all that is due. Raises Stopped; anything else that goes wrong is in the outcome."""
+        """Do everything that is due. Raises Stopped; any other failure is in the outcome."""
         if not known.lock(self._connection):
             self._outcome.busy = True
             return self._outcome
@@ -174,8 +175,8 @@ class Run:
         return any(record.version for table in TABLES for record in self._days.records(table).values())
 
     def _checked_clock(self) -> tuple[str, int]:
-        """(identity of the database, its schema's version). Raises LifecycleError where the clock cannot be believed:
-        what counts as old hangs on it."""
+        """The identity of the database and the version of its schema. Raises LifecycleError if the clock of this
+        machine or of the database cannot be trusted, because the clock decides which days are old."""
         row = self._connection.execute(query("lifecycle_clock")).fetchone()
         if row is None:
             raise LifecycleError(Reason.DATABASE, "The table archive_identity is empty: restore its row from a backup.")
@@ -196,7 +197,7 @@ class Run:
     # -- Archive.
 
     def _archive(self, storage: "Storage", origin: "Origin", table: Table) -> None:
-        """Every finished day whose copy is missing, old or unproven."""
+        """Archive every finished day whose copy is missing, out of date or unverified."""
         records = self._days.records(table)
         for day, held in self._days.held(table).items():
             if bounds(day)[1] + timedelta(minutes=self._settings.lifecycle.settle_minutes) > self._now:
@@ -280,7 +281,7 @@ class Run:
         return retention.cutoff(keep_days, self._now.date())
 
     def _drop_proven(self, storage: "Storage", origin: "Origin") -> None:
-        """First read back every day that is due; only if all of them are whole, drop them one by one."""
+        """Read back every day that is due, and only if all of them are complete drop them, one after the other."""
         from esp_ingest.lifecycle.archive import verify
 
         due = [(table, what) for table in TABLES for what in self._due(table)]
@@ -339,15 +340,16 @@ def _place(problem: Problem) -> dict[str, str]:
 
 
 def _is_left(record: Record | None, held: Held) -> bool:
-    """Whether what the database holds of the day is what its last drop left there: occurrences that are still open."""
+    """Whether the database only holds what the last drop of this day left there: occurrences that are still open."""
     if record is None or record.dropped_at is None or not record.is_current(held):
         return False
     return record.archived_at is None or record.archived_at < record.dropped_at
 
 
 def claim(storage: "Storage", origin: "Origin", url: str, *, has_archived: bool) -> None:
-    """Make sure that this archive is of this database: the first database that writes to it has it. ``has_archived``:
-    this database has archived something before, so an empty place is the wrong one. Raises LifecycleError."""
+    """Make sure that the archive belongs to this database: the first database that writes to an archive owns it.
+    ``has_archived``: this database has archived days before, so an empty place must be a wrong place. Raises
+    LifecycleError."""
     data = storage.read(IDENTITY, _IDENTITY_BYTES)
     if data is None:
         if has_archived:
@@ -366,7 +368,7 @@ def claim(storage: "Storage", origin: "Origin", url: str, *, has_archived: bool)
 
 
 def check_identity(data: bytes, origin: "Origin") -> None:
-    """Raises LifecycleError where ``data``, the archive's identity, is not of this database."""
+    """Raises LifecycleError if ``data``, the identity file of the archive, names another database."""
     try:
         owner = str(json.loads(data)["database"])
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -388,7 +390,7 @@ def run_once(
     adopt: bool = False,
     beat: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    """Connect, run, disconnect. Raises Stopped."""
+    """Connect, do one run, and disconnect. Raises Stopped."""
     try:
         with session(settings) as connection:
             return Run(settings, connection, clock, report, adopt=adopt, beat=beat).run()
@@ -402,7 +404,8 @@ def run_once(
 
 
 def status(settings: Settings) -> list[dict[str, Any]]:
-    """What there is of each table and day: rows here, archived, verified, dropped, bytes. Raises LifecycleError."""
+    """A dictionary for each table and day: rows in the database and in the archive, when it was verified and
+    dropped, bytes, and what is wrong. Raises LifecycleError."""
     found = []
     with session(settings) as connection:
         days = Days(connection)

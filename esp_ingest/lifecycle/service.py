@@ -1,4 +1,4 @@
-"""`lifecycle run` as a process: one run or a loop, its metrics and its health."""
+"""`lifecycle run` as a process: one run or many, with metrics and a health check."""
 
 import logging
 import os
@@ -29,8 +29,9 @@ ARCHIVE = "archive"
 
 
 def run(settings: Settings, every_seconds: float, *, adopt: bool) -> int:
-    """Run until a signal. The first one ends the run that is under way between two pages of rows, which leaves the
-    archive and the database as they were before that day; the second one ends the process. Returns the exit code."""
+    """Do runs until a signal comes. The first signal ends the run that is in progress between two pages of rows,
+    which leaves archive and database as they were before that day. The second signal ends the process at once.
+    Returns the exit code."""
     logs.configure(settings.log)
     clock = SystemClock()
     metrics = LifecycleMetrics()
@@ -51,7 +52,7 @@ def run(settings: Settings, every_seconds: float, *, adopt: bool) -> int:
 
 
 class Runner:
-    """Runs the lifecycle once, and brings the metrics up to date."""
+    """Does one run, and brings the metrics up to date."""
 
     def __init__(
         self, settings: Settings, clock: Clock, metrics: LifecycleMetrics, report: runs.Report, *, adopt: bool
@@ -90,7 +91,7 @@ class Runner:
         return outcome
 
     def _observe(self) -> None:
-        """What cannot be asked now keeps its value."""
+        """Set the gauges. A value that cannot be asked for now stays as it was."""
         settings = self._settings.lifecycle
         try:
             with runs.session(self._settings) as connection:
@@ -102,7 +103,7 @@ class Runner:
             self._write(Path(settings.metrics_file))
 
     def _write(self, path: Path) -> None:
-        """For node_exporter, which must never see half a file."""
+        """Write the metrics to a file for node_exporter, in one step, so that it never reads half a file."""
         fresh = path.with_name(f"{path.name}.{os.getpid()}")
         try:
             fresh.write_bytes(self._metrics.render())
@@ -112,7 +113,7 @@ class Runner:
 
 
 class Loop:
-    """Runs, and pauses between them. A run that fails is tried again at the next one's time."""
+    """Does one run after the other, with pauses between them. A run that fails is repeated when the next one is due."""
 
     def __init__(self, runner: Runner, clock: Clock, health: Health, every_seconds: float) -> None:
         self._runner = runner
@@ -122,14 +123,14 @@ class Loop:
         self._stopping = False
 
     def stop(self, number: int, _frame: FrameType | None = None) -> None:
-        """Handler of a signal."""
+        """The handler of a signal."""
         if self._stopping:
             os._exit(1)  # a crash at any step leaves the old version of a day or the new one
         self._stopping = True
         log.info("stopping", extra={"signal": signal.Signals(number).name})
 
     def run(self) -> None:
-        """Return when stopped."""
+        """Run until stopped."""
         while not self._stopping:
             due = self._clock.monotonic() + self._every_seconds
             self._health.idle(_LOOP)  # a large day takes as long as it takes

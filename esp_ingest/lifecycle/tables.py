@@ -1,4 +1,4 @@
-"""The three tables whose days are archived and dropped, and what is particular to each."""
+"""The three tables whose days are archived and dropped, and how they differ."""
 
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
@@ -13,14 +13,15 @@ FIRST_DAY, LAST_DAY = date(1, 1, 2), date(9999, 12, 30)
 
 @dataclass(frozen=True)
 class Table:
-    """``time`` is the column that says which day (UTC) a row belongs to. ``key`` is the primary key in the order in
-    which rows stand in a file. ``changed`` is an expression that grows when rows are added or changed.
+    """``time`` is the column that decides which day (UTC) a row belongs to. ``key`` is the primary key, in the order in
+    which rows are sorted in a file. ``changed`` is an SQL expression that grows when rows are added or changed.
 
-    ``rows_change`` says that stored rows are updated: such a table is compared by checksum, the others by count and
-    ``changed``. ``archived_wins`` decides which of two rows with one key a new version of a dropped day keeps: the
-    first reading stored stays, but the newer state of an occurrence or a reject replaces the older one.
+    ``rows_change``: rows are updated after they were stored. Such a table is compared by checksum, the others by their
+    count and ``changed``. ``archived_wins`` decides which of two rows with the same key is kept when a dropped day is
+    archived again: the first reading that was stored stays, but the newer state of an occurrence or of a reject
+    replaces the older one.
 
-    ``droppable`` is the condition of rows that may go. ``by_row`` says that days are deleted row by row even on
+    ``droppable`` is the SQL condition of rows that may be dropped. ``by_row``: days are deleted row by row even with
     TimescaleDB, because some rows of a day may have to stay."""
 
     name: str
@@ -34,11 +35,11 @@ class Table:
     by_row: bool = False
 
     def keep_days(self, settings: LifecycleSettings) -> int:
-        """Days that rows stay in the database; 0 means for ever."""
+        """How many days rows stay in the database; 0 means for ever."""
         return int(getattr(settings, self.days_setting))
 
     def names(self) -> dict[str, sql.Composable]:
-        """What the templates of sql/queries.sql ask for, but for the columns."""
+        """The names that the queries of sql/queries.sql ask for, except the columns."""
         return {
             "table": sql.Identifier(self.name),
             "time": sql.Identifier(self.time),
@@ -72,11 +73,11 @@ TABLE_NAMES = tuple(table.name for table in TABLES)
 
 
 def day_of(number: int) -> date:
-    """The day that begins ``number`` days after 1970-01-01. Raises OverflowError outside of years 1 to 9999."""
+    """The day that begins ``number`` days after 1970-01-01. Raises OverflowError outside the years 1 to 9999."""
     return _EPOCH_DAY + timedelta(days=number)
 
 
 def bounds(day: date) -> tuple[datetime, datetime]:
-    """Start of the day in UTC, and start of the next."""
+    """The beginning of the day in UTC, and the beginning of the next day."""
     start = datetime.combine(day, time(), UTC)
     return start, start + timedelta(days=1)

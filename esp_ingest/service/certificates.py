@@ -1,4 +1,5 @@
-"""When certificates end, for the metrics: the files that the settings name, and what the broker shows."""
+"""Finds out when certificates expire, for the metrics: those in the files that the settings name, and the one that
+the broker presents."""
 
 import contextlib
 import logging
@@ -20,8 +21,8 @@ _UTC_TIME, _EXPLICIT_0 = 0x17, 0xA0
 
 
 def expires(path: Path, *, is_trusted: bool) -> float:
-    """Unix seconds at which a PEM file is of no more use: of a chain its first certificate's end, of certificates that
-    are trusted the last one's. Raises OSError, ValueError."""
+    """When the certificates of a PEM file expire, in Unix seconds. For a chain that is the end of its first
+    certificate; for a list of trusted certificates it is the latest end. Raises OSError and ValueError."""
     ends = [not_after(ssl.PEM_cert_to_DER_cert(each)) for each in _PEM.findall(path.read_text(encoding="ascii"))]
     if not ends:
         raise ValueError("no certificate in it")
@@ -29,7 +30,8 @@ def expires(path: Path, *, is_trusted: bool) -> float:
 
 
 def not_after(der: bytes) -> float:
-    """The end of a certificate's validity (RFC 5280, section 4.1) in Unix seconds. Raises ValueError."""
+    """The end of a certificate's validity (RFC 5280, section 4.1) in Unix seconds. ``der`` is the certificate in
+    DER. Raises ValueError."""
     try:
         at = _inside(der, _inside(der, 0))  # Certificate, TBSCertificate
         if der[at] == _EXPLICIT_0:
@@ -46,19 +48,19 @@ def not_after(der: bytes) -> float:
 
 
 def _inside(der: bytes, at: int) -> int:
-    """Where the contents of the element at ``at`` begin."""
+    """Where the contents of the DER element at ``at`` begin."""
     length = der[at + 1]
     return at + 2 + (length & 0x7F if length & 0x80 else 0)
 
 
 def _behind(der: bytes, at: int) -> int:
-    """Where the element behind that at ``at`` begins."""
+    """Where the DER element after the one at ``at`` begins."""
     start, length = _inside(der, at), der[at + 1]
     return start + (int.from_bytes(der[at + 2 : start], "big") if length & 0x80 else length)
 
 
 def note_broker(connection: object, metrics: Metrics) -> None:
-    """What the broker showed on a connection that stands, nothing without TLS."""
+    """Set the metric from the certificate that the broker presented. Does nothing for a connection without TLS."""
     if isinstance(connection, ssl.SSLSocket):
         with contextlib.suppress(ValueError, OSError):
             if der := connection.getpeercert(binary_form=True):
@@ -66,14 +68,16 @@ def note_broker(connection: object, metrics: Metrics) -> None:
 
 
 class CertificateWatch:
-    """Looks once a minute at ``files``, by the names that their series have. For one thread."""
+    """Reads the certificate files once a minute. ``files``: their paths, by the name that is the label of the
+    metric. For one thread."""
 
     def __init__(self, files: Mapping[str, Path], metrics: Metrics) -> None:
         self._files, self._metrics = files, metrics
         self._next_look = 0.0
 
     def look(self, now: float) -> None:
-        """``now`` is monotonic. A file that cannot be read has no series: the connection says why."""
+        """Read the files if a minute has passed; ``now`` is monotonic seconds. A file that cannot be read has no
+        series: the connection that needs it reports why."""
         if now < self._next_look:
             return
         self._next_look = now + LOOK_SECONDS

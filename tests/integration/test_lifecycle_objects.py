@@ -9,7 +9,8 @@ import pytest
 from esp_ingest.config.settings import ArchiveSettings
 from esp_ingest.lifecycle import query, reading
 from esp_ingest.lifecycle.archive import storage
-from esp_ingest.lifecycle.archive.storage import ObjectStorage, open_storage
+from esp_ingest.lifecycle.archive.object_storage import ObjectStorage
+from esp_ingest.lifecycle.archive.storage import open_storage
 from esp_ingest.lifecycle.errors import Reason
 from tests.support.databases import Database, free_port
 from tests.support.lifecycle_data import TABLES, contents, fill, fill_diagnostics, migrated, run, settings_for, today

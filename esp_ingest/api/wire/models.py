@@ -240,7 +240,7 @@ class Loud(BaseModel):
 
 
 class Chattering(BaseModel):
-    """A diagnosis at a well that was raised again and again within a minute."""
+    """A diagnosis at a well that was raised three or more times within a minute."""
 
     well_id: str
     diagnosis: str
@@ -248,7 +248,7 @@ class Chattering(BaseModel):
 
 
 class Stale(BaseModel):
-    """An alarm that has been open for more than 24 hours."""
+    """An alarm that had been open for more than 24 hours when the range ended."""
 
     well_id: str
     diagnosis: str

@@ -1,17 +1,16 @@
-"""What a well does by habit: how low and how long its load drops, how much it varies, on each of its last days.
+"""The habits of a well from day to day: how low and for how long its load drops, and how much it varies.
 
-A well that slugs or hunts drops its load several times a day and clears itself. Fixed limits call each of these; here
-the well's own days are the measure. Each closed 5-minute bucket of settled running gives a few quantities. Of each day
-of running (48 settled half-hours, as the habits of baseline.py) the extreme is kept, for 14 days. What is usual is the
-median over the last 5 days, so that a day or two of trouble do not become a habit.
+A well that slugs or hunts drops its load several times a day and recovers by itself. Fixed limits would report each of
+these drops, so here the well's own days are the measure. Each closed 5-minute bucket of settled running gives a few
+quantities. The extreme of each day of running (48 settled half-hours, as for the habits of baseline.py) is kept for 14
+days. The usual value is the median of the last 5 days, so that a day or two of trouble do not become a habit.
 
 A drop is a fall of the 5-minute mean from at least 90 % of its running median to below 80 %. How low and how long drops
-usually are is known only where there are at least 3 of them on the median day: else nothing is a habit, and limits hold
-as they stand.
+usually are is known only if the median day has at least 3 of them. Otherwise the well has no habit of dropping, and the
+limits apply as they are.
 
-All of it is a function of the sequence of closed buckets, however the readings are cut into batches: extremes and
-counts are associative, sums are made strictly in order.
-"""
+The result depends only on the sequence of closed buckets, not on how the readings were cut into batches: extremes
+and counts can be combined in any order, and sums are made strictly in order."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -44,9 +43,9 @@ _OF_DROPS = ("drops", "drops_trend", "usual_low", "usual_low_time", "low_time")
 
 @dataclass(slots=True)
 class OwnPlan:
-    """What a batch makes of the days. By well of the batch with closings: ``healthy_us``, ``excursion`` and ``drops``
-    (signals, wells), ``extreme`` (quantities, wells); ``days`` and ``drop_days`` (…, 14, wells of the batch), if a day
-    ended."""
+    """The changes that a batch makes, for the wells of the batch in which a bucket closed: ``healthy_us``,
+    ``excursion`` and ``drops`` are (signals, wells), ``extreme`` is (quantities, wells). ``days`` and ``drop_days``
+    are (quantities or signals, 14, wells of the batch); they are None if no day ended."""
 
     healthy_us: IntArray
     excursion: Array
@@ -57,7 +56,8 @@ class OwnPlan:
 
 
 class OwnDays:
-    """The days of all wells, kept in ``state``. ``keys``: the features that are made here, see :func:`sources_of`."""
+    """The days of all wells, kept in ``state``. ``keys`` are the features that are computed here, see
+    :func:`sources_of`."""
 
     def __init__(self, state: WellArrays, keys: Iterable[Key], row: dict[Key, int]) -> None:
         keys = sorted(keys, key=str)
@@ -77,7 +77,7 @@ class OwnDays:
         state.add("own_drops", np.float64, np.nan, self._dropping, (_KEPT_DAYS,))
 
     def lows(self) -> list[str]:
-        """The signals whose 30-minute mean is read."""
+        """The signals whose 30-minute mean is read by a rule."""
         return self._lows
 
     def plan(
@@ -89,8 +89,10 @@ class OwnDays:
         day: IntArray,
         ended: BoolArray,
     ) -> OwnPlan:
-        """``features`` (features, runs) is filled in; ``means`` by signal (closings,): of what closes. By closing:
-        ``settled``, ``day`` (which of its well's days of running it belongs to), ``ended`` (it ends that day)."""
+        """What the closed buckets of a batch change. ``features`` (features, runs) is filled in. ``means`` are the
+        5-minute means by signal, (closings,). For each closing, ``settled`` says whether the well ran steadily,
+        ``day`` which of the well's days of running it belongs to, and ``ended`` whether it is the last one of that
+        day."""
         state, slots = self._state, runs.closing_slot
         first = np.flatnonzero(runs.new)
         last = np.append(first[1:], runs.new.shape[0]) - 1
@@ -138,7 +140,7 @@ class OwnDays:
         ended: BoolArray,
         plan: OwnPlan,
     ) -> OwnPlan:
-        """The extremes of each day that the batch touches; days that ended go into what is usual."""
+        """Find the extremes of each day that the batch touches. Days that ended become part of what is usual."""
         state = self._state
         opens = runs.new[starts]  # the day was open before the batch
         slots = runs.closing_slot[starts[opens]]
@@ -161,7 +163,8 @@ class OwnDays:
     def _end(
         self, runs: Runs, features: FloatArray, plan: OwnPlan, at: Slots, extreme: FloatArray, drops: FloatArray
     ) -> None:
-        """Days that end at the closings ``at``: one day of each well at a time. Newest first in the rings."""
+        """Append the days that end at the closings ``at`` to the rings of 14 days, newest first: one day of each
+        well at a time."""
         state = self._state
         plan.days = state["own_days"][:, :, runs.slots]
         plan.drop_days = state["own_drops"][:, :, runs.slots]
@@ -181,7 +184,7 @@ class OwnDays:
             rest = np.delete(rest, where)
 
     def _made(self, days: FloatArray, drop_days: FloatArray) -> dict[int, FloatArray]:
-        """Features by row, (wells,), from the days of these wells, newest first."""
+        """The features by row, each (wells,), computed from the days of these wells, newest day first."""
         made: dict[int, FloatArray] = {}
         habitual = {}
         for at, name in enumerate(self._dropping):
@@ -214,12 +217,12 @@ class OwnDays:
 
 
 def is_own(key: Key) -> bool:
-    """Whether the column ``key`` is a feature that is made here."""
+    """Whether the column ``key`` is one of the features that are computed here."""
     return key[0] in _USUAL or key[0] in ("low", "low_time", "drops", "drops_trend")
 
 
 def sources_of(key: Key) -> list[Key]:
-    """The other columns that the column ``key`` is made of."""
+    """The other columns that the column ``key`` is computed from."""
     if key[0] in _USUAL:
         found = [_source(key)]
         return found if key[0] not in _OF_DROPS else [*found, ("median", key[1])]
@@ -227,8 +230,8 @@ def sources_of(key: Key) -> list[Key]:
 
 
 def mean_share(window: FloatArray, usual: FloatArray) -> FloatArray:
-    """The mean of the newest 30 minutes over ``usual`` (closings,), from means ``window`` (buckets, closings), the
-    newest first; NaN where fewer than half of them are there."""
+    """The mean of the newest 30 minutes as a share of ``usual``, (closings,). ``window`` holds the 5-minute means
+    (buckets, closings), newest first. NaN if fewer than half of them are there."""
     part = window[:_MEAN_BUCKETS]
     there = ~np.isnan(part)
     count = there.sum(axis=0)
@@ -240,11 +243,12 @@ def _source(key: Key) -> Key:
 
 
 def _carried(flag: BoolArray, values: Array, before: Array, first: Slots, which: Slots) -> Array:
-    """``values`` (closings,) at the newest flagged closing so far of the same well, else ``before`` (wells,)."""
+    """For each closing, the value at the newest flagged closing of the same well so far; if there is none yet, the
+    value in ``before`` (wells,)."""
     newest = np.maximum.accumulate(np.where(flag, np.arange(flag.shape[0]), -1))
     return np.where(newest >= first[which], values[newest], before[which])
 
 
 def _median_of(days: FloatArray, least: int = _LEAST_DAYS) -> FloatArray:
-    """Median over the first axis, NaN with fewer than ``least`` days."""
+    """The median over the first axis; NaN if there are fewer than ``least`` days."""
     return median(np.ascontiguousarray(days.T), least)

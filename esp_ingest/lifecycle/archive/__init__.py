@@ -1,1 +1,2 @@
-"""The archive: a day in Parquet files with a manifest, written, proven and read back."""
+"""The archive: each day of a table lies in Parquet files with a manifest, which are written, verified and read back
+here."""

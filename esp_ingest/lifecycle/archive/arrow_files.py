@@ -1,4 +1,4 @@
-"""An object store as pyarrow reads it: parts of files by name, nothing else."""
+"""An object store as a file system for pyarrow, which reads parts of files by name and does nothing else."""
 
 import io
 from typing import Any
@@ -11,30 +11,30 @@ _BUFFER_BYTES = 1_048_576
 
 
 class ObjectFiles(pyarrow.fs.FileSystemHandler):  # type: ignore[misc]  # pyarrow has no annotations
-    """Reads through obstore, with the same credentials as everything else."""
+    """Reads through obstore, with the same credentials as all other access."""
 
     def __init__(self, store: Any) -> None:
         self._store = store
 
     def open_input_file(self, path: str) -> Any:
-        """A file that can be read from any place."""
+        """A file that can be read from any position."""
         reader = io.BufferedReader(_Reader(obstore.open_reader(self._store, path)), _BUFFER_BYTES)
         return pa.PythonFile(reader, mode="r")
 
     def open_input_stream(self, path: str) -> Any:
-        """The same: nothing reads it in another way."""
+        """The same as :meth:`open_input_file`."""
         return self.open_input_file(path)
 
     def get_file_info(self, paths: list[str]) -> list[Any]:
-        """Names come out of manifests, so they are files."""
+        """Every name is a file, because the names are taken from manifests."""
         return [pyarrow.fs.FileInfo(path, pyarrow.fs.FileType.File) for path in paths]
 
     def get_type_name(self) -> str:
-        """For messages."""
+        """The name of this file system in pyarrow's messages."""
         return "esp-ingest archive"
 
     def normalize_path(self, path: str) -> str:
-        """Names are normal already."""
+        """The path as it is: names from manifests need no change."""
         return path
 
     def _refuse(self, *_: Any) -> Any:
@@ -45,7 +45,7 @@ class ObjectFiles(pyarrow.fs.FileSystemHandler):  # type: ignore[misc]  # pyarro
 
 
 class _Reader(io.RawIOBase):
-    """A file of obstore's as Python knows files."""
+    """A file of obstore with the interface of Python's raw files."""
 
     def __init__(self, file: Any) -> None:
         self._file = file

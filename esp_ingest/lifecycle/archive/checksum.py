@@ -20,14 +20,14 @@ _MODULUS = 2**64
 
 @dataclass(frozen=True)
 class Content:
-    """How many rows, and their checksum: 32 hexadecimal digits."""
+    """The number of rows and their checksum, which is 32 hexadecimal digits."""
 
     rows: int
     checksum: str
 
     @staticmethod
     def of(rows: int, high: int, low: int) -> "Content":
-        """From the two sums, of any size and sign."""
+        """The content for the two sums of hashes, which may have any size and sign."""
         return Content(rows, f"{high % _MODULUS:016x}{low % _MODULUS:016x}")
 
 
@@ -35,14 +35,14 @@ NOTHING = Content.of(0, 0, 0)
 
 
 class Summing:
-    """Adds up Arrow batches."""
+    """Adds up the hashes of rows in Arrow batches."""
 
     def __init__(self, columns: Sequence[Column]) -> None:
         self._columns = tuple(columns)
         self._rows = self._high = self._low = 0
 
     def add(self, batch: Any) -> None:
-        """``batch``: a RecordBatch with these columns in this order. About 3 µs a row of 18 columns."""
+        """Add a RecordBatch that has these columns in this order. Takes about 3 µs a row of 18 columns."""
         if not batch.num_rows:
             return
         rows = row_bytes(self._columns, batch)
@@ -59,7 +59,7 @@ class Summing:
 
 
 def row_bytes(columns: Sequence[Column], batch: Any) -> list[memoryview]:
-    """Each row as ``record_send`` gives it."""
+    """The bytes of each row, as PostgreSQL's ``record_send`` writes them."""
     count = batch.num_rows
     fields = [wire(column, batch.column(at)) for at, column in enumerate(columns)]
     sizes = np.full(count, 4 + 8 * len(columns), np.int64)

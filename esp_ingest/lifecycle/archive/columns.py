@@ -25,8 +25,8 @@ _UNITS = {signal.name: signal.unit for signal in SIGNALS}
 
 @dataclass(frozen=True)
 class Kind:
-    """A type of PostgreSQL. ``loader`` is the type as which psycopg reads a binary COPY; ``width`` is the length of its
-    binary form in bytes, 0 where that varies."""
+    """A type of PostgreSQL. ``loader`` is the type as which psycopg reads a binary COPY. ``width`` is the length of
+    its binary form in bytes, 0 if the length varies."""
 
     name: str
     oid: int
@@ -73,7 +73,7 @@ class Column:
 
 
 def column(table: str, name: str, oid: int, type_name: str) -> Column:
-    """The column called ``name``. Raises LifecycleError where the archive cannot hold its type."""
+    """The column called ``name``. Raises LifecycleError if the archive cannot hold its type."""
     if oid not in _KINDS:
         raise LifecycleError(
             Reason.SCHEMA,
@@ -84,7 +84,7 @@ def column(table: str, name: str, oid: int, type_name: str) -> Column:
 
 
 def column_of(field: Any) -> Column:
-    """The column that an Arrow field of the archive stands for. Raises LifecycleError."""
+    """The column that an Arrow field of an archived file stands for. Raises LifecycleError."""
     name = (field.metadata or {}).get(b"postgresql_type", b"").decode()
     if name not in _BY_NAME or field.type != _BY_NAME[name].arrow:
         raise LifecycleError(
@@ -99,7 +99,7 @@ def schema(columns: list[Column]) -> Any:
 
 
 def to_arrow(table: str, each: Column, values: tuple[Any, ...] | list[Any]) -> Any:
-    """Raw values → an Arrow array. Raises LifecycleError for a value that the archive cannot hold."""
+    """Convert raw values to an Arrow array. Raises LifecycleError for a value that the archive cannot hold."""
     kind = each.kind
     if kind.name == "timestamp with time zone":
         array = pa.array(values, pa.int64())
@@ -127,7 +127,7 @@ def to_arrow(table: str, each: Column, values: tuple[Any, ...] | list[Any]) -> A
 
 
 def to_raw(each: Column, array: Any) -> list[Any]:
-    """An Arrow array → raw values: the opposite of :func:`to_arrow`."""
+    """Convert an Arrow array to raw values: the opposite of :func:`to_arrow`."""
     kind = each.kind
     if kind.name == "timestamp with time zone":
         return [None if value is None else value - _EPOCH_US for value in array.cast(pa.int64()).to_pylist()]
@@ -142,8 +142,8 @@ def to_raw(each: Column, array: Any) -> list[Any]:
 
 
 def wire(each: Column, array: Any) -> tuple[Lengths, Bytes]:
-    """The binary form that the server's send functions give: (n,) lengths, -1 for NULL, and the bytes of all values one
-    after the other."""
+    """The values in the binary form of PostgreSQL's send functions: their lengths (n,), -1 for NULL, and the bytes
+    of all values joined."""
     valid = np.asarray(array.is_valid())
     if each.kind.width:
         lengths = np.where(valid, each.kind.width, -1)
@@ -163,7 +163,8 @@ def wire(each: Column, array: Any) -> tuple[Lengths, Bytes]:
 
 
 def _fixed(kind: Kind, array: Any) -> Bytes:
-    """(n, width) bytes, most significant first; those of NULLs are of no meaning."""
+    """The values of a type of fixed width as bytes (n, width), most significant first. The bytes of NULL values have
+    no meaning."""
     count, width = len(array), kind.width
     if kind.name == "boolean":
         return np.asarray(array.fill_null(False)).astype(np.uint8).reshape(count, 1)

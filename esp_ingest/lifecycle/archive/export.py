@@ -1,8 +1,9 @@
-"""One day into the archive: export, upload, manifest last. A crash at any step leaves the old version or the new one.
+"""Archives one day: export it, upload it, and write the manifest last. A crash at any step leaves either the old
+version or the new one.
 
-A new version of a day is a merge of the version before with what the database holds now: late rows come in, and what
-was dropped from the database, or deleted by somebody, stays in the archive. Both streams come in the order of the file,
-so memory holds a few thousand rows of each."""
+A new version of a day merges the previous version with what the database holds now. So late rows are added, and rows
+that were dropped from the database, or deleted by somebody, stay in the archive. Both are read in the sort order of
+the file, so only a few thousand rows of each are in memory."""
 
 import contextlib
 import hashlib
@@ -32,7 +33,7 @@ _PAGE_BYTES = 8_388_608
 
 
 class _Export(NamedTuple):
-    """What a file holds, and what of it the database held."""
+    """The content of a file, and what of it the database held."""
 
     content: Content
     first_us: int
@@ -53,9 +54,10 @@ def archive_day(
     adopt: bool = False,
     beat: Callable[[], None] = lambda: None,
 ) -> Manifest:
-    """Export the day as a new version, unless the one that lies there has exactly what the database holds. Ingest goes
-    on: this takes no lock that a writer waits for. ``held`` is what the day looked like when it was found due. ``beat``
-    is called every few thousand rows. Raises LifecycleError, psycopg.Error."""
+    """Write the day to the archive as a new version, unless the version that lies there has exactly the content of
+    the database. Ingest goes on meanwhile: no lock is taken that a writer would wait for. ``held`` is what the day
+    looked like when it was found to be due. ``beat`` is called every few thousand rows. Returns the manifest. Raises
+    LifecycleError and psycopg.Error."""
     place = folder(table.name, day)
     before = _before(storage, origin, table, day, record, adopt)
     if before is not None and (record is None or before.id != str(record.id)):
@@ -107,7 +109,8 @@ def archive_day(
 
 
 def clean(storage: Storage, found: Manifest, table: Table, day: date) -> None:
-    """Remove files of the day that no manifest names: of an older version, or of a run that was killed."""
+    """Remove files of the day that the manifest does not name: those of an older version, or of a run that was
+    killed."""
     place = folder(table.name, day)
     ours = {file.name for file in found.files} | {FILE_NAME}
     for name in storage.names(place):
@@ -118,7 +121,7 @@ def clean(storage: Storage, found: Manifest, table: Table, day: date) -> None:
 def _before(
     storage: Storage, origin: Origin, table: Table, day: date, record: Record | None, adopt: bool
 ) -> Manifest | None:
-    """The version that the new one must contain: read back and found whole. None where there is none, or where it is
+    """The version that the new one must contain, read back and found complete. None if there is none, or if it is
     damaged while the database still holds the whole day. Raises LifecycleError."""
     try:
         found = verify.read_manifest(storage, origin, table, day)
@@ -151,7 +154,7 @@ def _export(
     *,
     archived_wins: bool,
 ) -> _Export:
-    """Write the file ``local``: what the database holds, merged with the version before."""
+    """Write the file ``local``: what the database holds, merged with the previous version."""
     columns = days.columns(table)
     sums = None if before is None else Summing(columns)
     with (
@@ -170,7 +173,8 @@ def _export(
 
 
 def stored_rows(days: Days, table: Table, day: date, sums: Summing | None) -> Generator[Row]:
-    """The day's rows from the database, raw, in the order of the file. ``sums`` gets them too."""
+    """The day's rows from the database as raw values (see columns.py), in the sort order of the file. They are added
+    to ``sums`` too."""
     start, end = bounds(day)
     columns = days.columns(table)
     by_name = {each.name: each for each in columns}
@@ -190,7 +194,7 @@ def stored_rows(days: Days, table: Table, day: date, sums: Summing | None) -> Ge
 
 
 def archived_rows(storage: Storage, before: Manifest, table: Table, day: date, columns: list[Column]) -> Iterator[Row]:
-    """The rows of an archived version, in the order of the file, as rows of the table is today."""
+    """The rows of an archived version, in the sort order of the file, with the columns that the table has today."""
     place = folder(table.name, day)
     for file in before.files:
         with verify.opened(storage, place, file) as path:
@@ -199,8 +203,8 @@ def archived_rows(storage: Storage, before: Manifest, table: Table, day: date, c
 
 
 def fitted(table: Table, columns: list[Column], archived: list[Column], rows: list[Row]) -> list[Row]:
-    """Rows with the columns that the table has today: those added since are NULL. Raises LifecycleError where the table
-    lost a column, or gave it another type."""
+    """Rows with the columns that the table has today; columns that were added since are NULL. Raises LifecycleError
+    if the table has lost a column or changed its type."""
     if archived == columns:
         return rows
     places = {each: at for at, each in enumerate(archived)}
@@ -216,7 +220,7 @@ def fitted(table: Table, columns: list[Column], archived: list[Column], rows: li
 def _merged(
     table: Table, columns: list[Column], here: Iterator[Row], archived: Iterator[Row], *, archived_wins: bool
 ) -> Iterator[Row]:
-    """Both, in order, one row a key: the archived one where ``archived_wins``, else the database's."""
+    """Both, sorted, with one row a key: the archived row if ``archived_wins``, else the row of the database."""
     names = [each.name for each in columns]
     places = [names.index(name) for name in table.key]
 
@@ -238,7 +242,7 @@ def _merged(
 
 
 def pages(rows: Iterator[Row], most_rows: int = _PAGE, most_bytes: int = _PAGE_BYTES) -> Iterator[list[Row]]:
-    """Lists of rows, bounded in rows and, about, in bytes of text."""
+    """Lists of rows, bounded by their number and, roughly, by their size in bytes."""
     page: list[Row] = []
     size = 0
     for row in rows:

@@ -1,4 +1,4 @@
-"""Parquet files of a day: written from raw rows in row groups of bounded size, read back as Arrow batches."""
+"""Parquet files of a day: written from raw rows, in row groups of bounded size, and read back as Arrow batches."""
 
 import uuid
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ _DICTIONARY = frozenset(("well_id", "diagnosis", "severity", "state", "topic", "
 
 
 class Writer:
-    """Writes one file ``path``. Use as a context manager: without :meth:`finish` the file is of no use."""
+    """Writes the file ``path``. Use it as a context manager; without :meth:`finish` the file is incomplete."""
 
     def __init__(self, path: Path, table: str, columns: list[Column], time: str) -> None:
         self.path = path
@@ -45,7 +45,7 @@ class Writer:
         self._last: int | None = None
 
     def add(self, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Rows of raw values, in the order of the columns; at most some thousands at a time."""
+        """Append rows of raw values, in the order of the columns, at most some thousands at a time."""
         batch = batch_of(self._table, self._columns, rows)
         self._sums.add(batch)
         span = pc.min_max(batch.column(self._time).cast(pa.int64())).as_py()
@@ -63,7 +63,8 @@ class Writer:
         self._held, self._held_rows, self._held_bytes = [], 0, 0
 
     def finish(self) -> tuple[Content, int, int]:
-        """(content, first time, last time), times in µs since 1970. There must have been a row."""
+        """Complete the file. Returns its content, and the first and the last time in it, µs since 1970. There must
+        have been a row."""
         self._flush()
         self._parquet.close()
         assert self._first is not None
@@ -85,12 +86,13 @@ def batch_of(table: str, columns: list[Column], rows: Sequence[tuple[Any, ...]])
 
 
 def new_name(version: int, identity: str) -> str:
-    """A file name that was never used before."""
+    """A file name that has never been used before."""
     return f"v{version:04d}-{identity[:8]}-{uuid.uuid4().hex[:4]}.parquet"
 
 
 def batches(path: Path, where: str) -> Iterator[tuple[list[Column], Any]]:
-    """(columns, RecordBatch) of the file, in its order. Raises LifecycleError where it cannot be read."""
+    """Yields the columns and a RecordBatch, through the whole file in its order. Raises LifecycleError if the file
+    cannot be read."""
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             columns = [column_of(field) for field in file.schema_arrow]
@@ -103,5 +105,5 @@ def batches(path: Path, where: str) -> Iterator[tuple[list[Column], Any]]:
 
 
 def raw_rows(columns: list[Column], batch: Any) -> list[tuple[Any, ...]]:
-    """The batch as rows of raw values."""
+    """The rows of a batch as raw values."""
     return list(zip(*(to_raw(column, batch.column(at)) for at, column in enumerate(columns)), strict=True))

@@ -1,4 +1,4 @@
-"""The manifest of an archived day: what its files hold, said by whoever wrote them. Written last, read first."""
+"""The manifest of an archived day says what its files hold. It is written last and read first."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -26,9 +26,9 @@ class File:
 
 @dataclass(frozen=True)
 class Manifest:
-    """``first`` and ``last`` are the smallest and largest time of the day's rows, RFC 3339 in UTC with microseconds.
+    """``first`` and ``last`` are the earliest and the latest time of the day's rows, RFC 3339 in UTC with microseconds.
 
-    ``id`` names this writing of the day; ``database`` is the identity of the database that it came from."""
+    ``id`` identifies this version of the day; ``database`` is the identity of the database that it came from."""
 
     table: str
     day: str
@@ -56,17 +56,18 @@ class Manifest:
         return sum(file.bytes for file in self.files)
 
     def encoded(self) -> bytes:
-        """As it lies in the archive."""
+        """The manifest as JSON, as it lies in the archive."""
         return json.dumps(asdict(self), indent=1).encode() + b"\n"
 
 
 def folder(table: str, day: date) -> str:
-    """Where a day lies, relative to the archive, with a slash at the end."""
+    """The folder of a day, relative to the archive, with a slash at the end."""
     return f"{table}/day={day.isoformat()}/"
 
 
 def decode(data: bytes, table: str, day: date) -> Manifest:
-    """The manifest of that table and day. Raises LifecycleError: DAMAGED, or NEWER than this program."""
+    """Read the manifest of this table and day. Raises LifecycleError: DAMAGED, or NEWER if a newer version of this
+    program wrote it."""
     place = folder(table, day) + FILE_NAME
 
     def damaged(why: str) -> LifecycleError:

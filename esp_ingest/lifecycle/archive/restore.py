@@ -1,4 +1,5 @@
-"""Archived rows back into the database. What is there already stays as it is, so restoring twice is harmless."""
+"""Copies archived rows back into the database. Rows that are there already stay as they are, so restoring twice does
+no harm."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ _PAGE_ROWS, _PAGE_BYTES = 500, 262_144  # about 100 kB of telemetry a statement
 
 @dataclass(frozen=True)
 class Restored:
-    """Of one day: rows in the archive (of that well), and how many of them were not there and are now."""
+    """What was restored of a day: ``archived`` rows are in the archive (of that well), and ``inserted`` of them were
+    not in the database before."""
 
     table: str
     day: date
@@ -67,8 +69,8 @@ class _ArrayDumper(Dumper):
 def restore_day(
     days: Days, storage: Storage, origin: Origin, table: Table, day: date, well: str | None, into: str | None
 ) -> Restored:
-    """One archived day into its table, or into the table ``into``, all of it or nothing. The day is read back and
-    compared with its manifest before a row is written. Raises LifecycleError, psycopg.Error."""
+    """Copy one archived day into its table, or into the table ``into``: either all of it or nothing. The day is read
+    back and compared with its manifest before any row is written. Raises LifecycleError and psycopg.Error."""
     found = verify.read_manifest(storage, origin, table, day)
     if found is None:
         raise LifecycleError(
@@ -92,7 +94,7 @@ def restore_day(
 
 
 def make_table(days: Days, table: Table, into: str) -> None:
-    """A table like the source, unless it is there. Raises LifecycleError where its name is one of ours."""
+    """Make a table like the source, unless it exists. Raises LifecycleError for a name that cannot be used."""
     if into in TABLE_NAMES:
         raise LifecycleError(Reason.SCHEMA, f"--into {into} is a table of the program: leave it out, or name another.")
     try:
@@ -104,7 +106,7 @@ def make_table(days: Days, table: Table, into: str) -> None:
 
 
 def archived_days(storage: Storage, table: Table, first: date, last: date) -> Iterator[date]:
-    """The days from ``first`` to ``last`` that the archive has a manifest of, oldest first."""
+    """The days from ``first`` to ``last`` for which the archive has a folder, oldest first."""
     for day in sorted(storage.days(table.name)):
         if first <= day <= last:
             yield day

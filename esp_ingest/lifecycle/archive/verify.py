@@ -1,4 +1,5 @@
-"""Is what lies in the archive what it should be? Read back from where it lies, every byte and every row."""
+"""Checks that the archive holds what it should. A day is read back from where it is stored, every byte and every
+row."""
 
 import contextlib
 from collections.abc import Iterator
@@ -22,15 +23,15 @@ from esp_ingest.service.text import rfc3339
 
 @dataclass(frozen=True)
 class Origin:
-    """Which database writes here, and its schema's version: what a manifest is held against."""
+    """The database that a manifest must belong to, and the version of its schema."""
 
     database: str
     schema_version: int
 
 
 def read_manifest(storage: Storage, origin: Origin, table: Table, day: date) -> Manifest | None:
-    """The day's manifest, None where there is none. Raises LifecycleError: damaged, of a newer program or schema, of
-    another database, or StorageError."""
+    """The manifest of a day, None if there is none. Raises LifecycleError if it is damaged, comes from a newer
+    program or schema or from another database, and StorageError."""
     data = storage.read(folder(table.name, day) + manifest.FILE_NAME, manifest.MAX_BYTES)
     if data is None:
         return None
@@ -51,7 +52,7 @@ def read_manifest(storage: Storage, origin: Origin, table: Table, day: date) -> 
 
 
 def expected_manifest(storage: Storage, origin: Origin, table: Table, day: date, record: Record) -> Manifest:
-    """The day's manifest, which must be the one that the database remembers. Raises LifecycleError."""
+    """The manifest of a day, which must be the one that the database remembers. Raises LifecycleError."""
     found = read_manifest(storage, origin, table, day)
     place = folder(table.name, day) + manifest.FILE_NAME
     if found is None:
@@ -65,7 +66,7 @@ def expected_manifest(storage: Storage, origin: Origin, table: Table, day: date,
 
 
 def refuse_newer(found: Manifest, record: Record | None) -> None:
-    """Raises LifecycleError where the archive is ahead of what this database remembers."""
+    """Raises LifecycleError if the archive has a newer version of a day than this database remembers."""
     version = record.version if record is not None else 0
     is_our_pending = record is not None and found.id == str(record.pending_id)
     if found.version > version and not is_our_pending:
@@ -78,8 +79,9 @@ def refuse_newer(found: Manifest, record: Record | None) -> None:
 
 
 def read_back(storage: Storage, found: Manifest, table: Table, day: date) -> list[Column]:
-    """Read every file of the day and compare with its manifest: size, SHA-256, rows, first and last time, checksum. All
-    of it is read from the storage; memory is bounded by a row group. Returns the columns. Raises LifecycleError."""
+    """Read every file of the day and compare it with the manifest: size, SHA-256, rows, first and last time, and
+    checksum. All of it is read from the storage; one row group is in memory at a time. Returns the columns. Raises
+    LifecycleError."""
     place = folder(table.name, day)
     columns: list[Column] = []
     sums: Summing | None = None

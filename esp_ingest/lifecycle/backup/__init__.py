@@ -1,1 +1,1 @@
-"""Whether the backup can be restored: pgBackRest, a copy that is started, its comparison with the archive."""
+"""Drills of the backup: restore it with pgBackRest, start the copy, and compare it with the archive."""

@@ -1,4 +1,4 @@
-"""Does a restored database hold what the archive's manifests say? A day at a time, by rows and checksum."""
+"""Compares a restored database with the manifests of the archive, day by day, by rows and checksum."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,8 +19,8 @@ _SCRATCH = "esp_ingest_drill_{}"
 
 @dataclass
 class Compared:
-    """``days`` were compared and hold ``rows``; ``skipped`` are not archived yet, or newer in the archive than in the
-    backup; ``problems`` has a sentence for each day that is not what it should be."""
+    """``days`` were compared and hold ``rows`` rows. ``skipped`` days are not archived yet, or are newer in the
+    archive than in the backup. ``problems`` has a sentence for each day that is not as it should be."""
 
     days: int = 0
     rows: int = 0
@@ -29,8 +29,8 @@ class Compared:
 
 
 def compare(days: Days, storage: Storage, origin: Origin, beat: Callable[[], None]) -> Compared:
-    """Every day that this database holds, or should hold, against its manifest. Makes scratch tables in the database,
-    which must be one to throw away. Raises LifecycleError where the archive cannot be read, psycopg.Error."""
+    """Compare every day that this database holds, or should hold, with its manifest. Makes scratch tables, so the
+    database must be one that is thrown away. Raises LifecycleError if the archive cannot be read, and psycopg.Error."""
     found = Compared()
     for table in TABLES:
         records = days.records(table)
@@ -55,8 +55,8 @@ def compare(days: Days, storage: Storage, origin: Origin, beat: Callable[[], Non
 def _compare_day(
     days: Days, storage: Storage, origin: Origin, table: Table, day: date, record: Record | None
 ) -> int | None:
-    """The rows that were compared, None where there is nothing to compare with. Raises LifecycleError: MISMATCH where
-    rows are missing or differ, DAMAGED where the manifest is not what was written."""
+    """The number of rows that were compared, None if there is nothing to compare with. Raises LifecycleError:
+    MISMATCH if rows are missing or differ, DAMAGED if the manifest is not the one that was written."""
     known = record is not None and record.version > 0
     manifest = verify.read_manifest(storage, origin, table, day)
     if manifest is None and not known:
@@ -85,7 +85,7 @@ def _compare_day(
 
 
 def _missing(days: Days, storage: Storage, origin: Origin, table: Table, day: date) -> int:
-    """How many archived rows the table lacks. Of a table whose rows change, a row is there if its key is."""
+    """How many archived rows the table lacks. If rows of the table can change, a row counts as there if its key is."""
     scratch = _SCRATCH.format(table.name)
     restore.make_table(days, table, scratch)
     restore.restore_day(days, storage, origin, table, day, None, scratch)

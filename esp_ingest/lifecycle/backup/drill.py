@@ -1,5 +1,6 @@
-"""`lifecycle drill`: restore the newest backup into an empty folder, start it, compare it with the archive's manifests,
-throw it away, and remember how that went. The live database is only read, but for the result's own row."""
+"""`lifecycle drill`: restores the newest backup into an empty folder, starts it, compares it with the manifests of
+the archive, throws it away, and remembers the result. The live database is only read, apart from the row with the
+result."""
 
 import contextlib
 import fcntl
@@ -32,8 +33,8 @@ Report = Callable[[str], None]
 
 @dataclass
 class Result:
-    """How a drill went: ``problem`` is empty after a good one, else its sentence. ``recovered_at`` is the time of the
-    newest transaction in the copy."""
+    """The result of a drill. ``problem`` is empty after a successful drill, else a sentence. ``recovered_at`` is the
+    time of the newest transaction in the copy."""
 
     seconds: float = 0.0
     problem: str = ""
@@ -44,8 +45,8 @@ class Result:
 
 
 def run(settings: Settings, clock: Clock, report: Report) -> Result:
-    """One drill; blocks for as long as it takes. Raises ConfigError where it cannot be begun at all; whatever goes
-    wrong later is in the result."""
+    """Do one drill. Blocks until it has ended. Raises ConfigError if it cannot be begun; whatever goes wrong later
+    is in the result."""
     if os.geteuid() == 0:
         raise ConfigError(
             "PostgreSQL does not start as root: run the drill as a user that may read the backup, as with "
@@ -108,7 +109,7 @@ def _drill(settings: Settings, folder: Path, clock: Clock, result: Result, repor
 
 
 def _look(settings: Settings, copy: Instance, backup: Backup, result: Result) -> None:
-    """What the copy can say of itself. Raises BackupError where WAL or a library is missing."""
+    """Ask the copy what it recovered. Raises BackupError if WAL or a library is missing."""
     try:
         with psycopg.connect(copy.settings(settings.database).dsn.get_secret_value(), autocommit=True) as connection:
             row = connection.execute(query("drill_recovery")).fetchone()
@@ -137,13 +138,13 @@ def _compared(settings: Settings, copy: Instance) -> compare.Compared:
 
 
 def _nothing() -> None:
-    """A drill is ended by the exception that a signal raises."""
+    """No beat is needed: a drill is ended by the exception that a signal raises."""
 
 
 @contextmanager
 def _emptied(folder: Path) -> Iterator[None]:
-    """The folder for one drill: made, or empty; and empty again, or gone, at the end. What a drill left that was killed
-    is removed first. Raises BackupError, OSError."""
+    """The folder for one drill. It is made if it does not exist, must be empty otherwise, and is emptied or removed
+    at the end. What a drill that was killed left in it is removed first. Raises BackupError and OSError."""
     mark = folder / _MARK
     is_ours = mark.exists() or not folder.exists()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -173,7 +174,7 @@ def _emptied(folder: Path) -> Iterator[None]:
 
 
 def _empty(folder: Path) -> None:
-    """Remove all but the mark. Raises OSError."""
+    """Remove everything in the folder except the mark. Raises OSError."""
     for each in folder.iterdir():
         if each.is_dir() and not each.is_symlink():
             shutil.rmtree(each)
@@ -182,7 +183,8 @@ def _empty(folder: Path) -> None:
 
 
 def remember(settings: Settings, result: Result) -> str:
-    """Write how the drill went into the live database, for the metrics of `lifecycle run`. Returns why it could not."""
+    """Write the result into the live database, for the metrics of `lifecycle run`. Returns a sentence if that
+    failed, else an empty text."""
     backup = result.backup
     values = {
         "seconds": result.seconds,

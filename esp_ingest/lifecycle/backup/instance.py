@@ -1,5 +1,5 @@
-"""A restored copy of the database, started for a look at it and thrown away: it must be unable to do anything to the
-live database, its backup or whoever it talks to."""
+"""A restored copy of the database that is started to be looked at and is then thrown away. It must not be able to do
+anything to the live database, to the backup, or to anything that the live database talks to."""
 
 import re
 import shutil
@@ -92,7 +92,7 @@ def programs(version: str, given: str) -> Path:
 
 
 class Instance:
-    """PostgreSQL over ``folder``/data, reached through a socket that only this user can open."""
+    """PostgreSQL on ``folder``/data, reached through a socket that only this user can open."""
 
     def __init__(self, binaries: Path, folder: Path, sockets: Path, guarded: GuardedProcess) -> None:
         self._binaries = binaries
@@ -101,7 +101,7 @@ class Instance:
         self._guarded = guarded
 
     def settings(self, live: DatabaseSettings) -> DatabaseSettings:
-        """How to reach this copy as the user and database that ``live`` names."""
+        """The settings to connect to this copy, with the user and the database that ``live`` names."""
         given = conninfo_to_dict(conninfo(live))
         place: dict[str, Any] = {key: given[key] for key in ("user", "dbname", "service") if key in given}
         # Empty, and not absent: what PG* variables say is for the live database.
@@ -118,7 +118,7 @@ class Instance:
     def await_ready(
         self, live: DatabaseSettings, timeout_seconds: float, clock: Clock, beat: Callable[[], None]
     ) -> None:
-        """Block until all WAL is replayed and it answers. Raises BackupError."""
+        """Block until all WAL is replayed and the server answers. Raises BackupError."""
         info = self.settings(live).dsn.get_secret_value()
         deadline = clock.monotonic() + timeout_seconds
         while True:
@@ -143,7 +143,7 @@ class Instance:
             clock.sleep(_LOOK_SECONDS)
 
     def has_library(self, version: str) -> bool:
-        """Whether this version of TimescaleDB is installed beside PostgreSQL."""
+        """Whether this version of TimescaleDB is installed for these programs of PostgreSQL."""
         return has_timescaledb(self._binaries, version)
 
     def _said(self) -> str:
@@ -154,14 +154,14 @@ class Instance:
 
 
 def has_timescaledb(binaries: Path, version: str = "") -> bool:
-    """Whether TimescaleDB, or this version of it, is installed for that PostgreSQL."""
+    """Whether TimescaleDB is installed for these programs, in this version or in any."""
     name = f"timescaledb-{version}.so" if version else "timescaledb.so"
     return any((binaries / place / name).exists() for place in _LIBRARIES)
 
 
 @contextmanager
 def started(binaries: Path, folder: Path, restore_command: str) -> Iterator[Instance]:
-    """Start PostgreSQL over ``folder``/data, and stop it at the end, whatever comes. Raises BackupError."""
+    """Start PostgreSQL on ``folder``/data, and stop it at the end, however the block is left. Raises BackupError."""
     sockets = Path(tempfile.mkdtemp(prefix="esp-drill-"))  # the path of a socket has 107 bytes at most
     try:
         for name, text in (("postgresql.conf", ""), ("pg_hba.conf", "local all all trust\n"), ("pg_ident.conf", "")):
@@ -191,7 +191,7 @@ def started(binaries: Path, folder: Path, restore_command: str) -> Iterator[Inst
 
 
 def _controlled(binaries: Path, data: Path) -> dict[str, str]:
-    """Settings that must not be smaller than the live database had them. Raises BackupError."""
+    """The settings that must not be smaller than they were in the live database. Raises BackupError."""
     done = subprocess.run(  # noqa: S603 - the command is ours
         [str(binaries / "pg_controldata"), str(data)],
         capture_output=True,

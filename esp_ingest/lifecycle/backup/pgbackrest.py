@@ -1,5 +1,5 @@
-"""What pgBackRest has, and how it restores. It is run as the command that an operator would type; nothing here writes
-to a repository."""
+"""Asks pgBackRest for its backups, and has it restore one. It is run as a command, as an operator would type it;
+nothing here writes to a repository."""
 
 import json
 import re
@@ -22,8 +22,8 @@ _LOOK_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class Backup:
-    """One that can be restored. ``ended_seconds`` is Unix time, ``bytes`` the size of the database in it, ``last_wal``
-    the name of the newest WAL segment in its repository."""
+    """A backup that can be restored. ``ended_seconds`` is Unix time, ``bytes`` is the size of the database in it,
+    ``last_wal`` is the name of the newest WAL segment in its repository."""
 
     label: str
     repository: int
@@ -34,7 +34,7 @@ class Backup:
 
 
 def newest(settings: BackupSettings) -> Backup:
-    """The newest backup in ``settings.repository``, or in any. Reads the repositories. Raises BackupError."""
+    """The newest backup in ``settings.repository``, or in any repository. Raises BackupError."""
     command = [*_command(settings), "--log-level-console=off", "--log-level-stderr=error", "--output=json", "info"]
     try:
         done = subprocess.run(  # noqa: S603 - the command is ours
@@ -83,8 +83,8 @@ def _newest(stanzas: list[dict[str, Any]], settings: BackupSettings) -> Backup:
 
 
 def restore(settings: BackupSettings, backup: Backup, folder: Path, clock: Clock, beat: Callable[[], None]) -> None:
-    """``backup`` into ``folder``/data, tablespaces beside it; pgBackRest compares the checksum of every file. Blocks,
-    and calls ``beat`` meanwhile. Raises BackupError."""
+    """Restore ``backup`` into ``folder``/data, with its tablespaces beside it. pgBackRest compares the checksum of
+    every file. Blocks, and calls ``beat`` meanwhile. Raises BackupError."""
     command = [
         *_command(settings, backup, folder),
         f"--set={backup.label}",
@@ -110,15 +110,15 @@ def restore(settings: BackupSettings, backup: Backup, folder: Path, clock: Clock
 
 
 def restore_command(settings: BackupSettings, backup: Backup, folder: Path) -> str:
-    """What the restored instance fetches WAL with: from the same repository, and without the queue of segments that the
-    live database has in pgBackRest's spool-path."""
+    """The command with which the restored server fetches WAL: from the same repository, and without the queue of
+    segments that the live database keeps in pgBackRest's spool-path."""
     command = [*_command(settings, backup, folder), "--no-archive-async", "archive-get"]
     return shlex.join(command).replace("%", "%%") + ' %f "%p"'
 
 
 def _command(settings: BackupSettings, backup: Backup | None = None, folder: Path | None = None) -> list[str]:
-    """pgBackRest with the options that all of its commands take. Nothing of the live database's is used: not its data
-    folder, nor its locks, nor its log."""
+    """pgBackRest with the options that all of its commands take. It uses nothing of the live database: neither its
+    data folder, nor its locks, nor its log."""
     options = [f"--stanza={settings.stanza}", "--log-level-file=off"]
     if settings.config:
         options.append(f"--config={settings.config}")
@@ -131,7 +131,7 @@ def _command(settings: BackupSettings, backup: Backup | None = None, folder: Pat
 
 
 def _said(output: str) -> str:
-    """The first error in what pgBackRest printed, without its number."""
+    """The first error in the output of pgBackRest, without its number."""
     found = re.search(r"ERROR: \[\d+\]: (.+)", output)
     lines = output.strip().splitlines() or ["it says nothing"]
     return (found[1] if found else lines[-1]).strip().rstrip(".")
