@@ -3,10 +3,10 @@
 The parent only starts, watches and ends them; each worker is a whole daemon with a client id, a spool and a health port
 of its own. Order within a well: docs/decisions/0009-order-in-a-share-group.md.
 
-The broker deals to every session of the group, to that of an absent worker too, and queues for a daemon that was alone
-before. So whoever an earlier start had and this one has not is started once more, to leave for good: it takes what its
-session and its spool hold, ends the session and removes its files (daemon.py). Until that has succeeded it is tried
-again, at later starts too.
+The broker gives messages to every session of the group, even to that of a worker that is absent, and it queues messages
+for a daemon that ran alone before. So a worker of an earlier start that this start does not have is started once more, to
+leave for good: it takes what its session and its spool hold, ends the session and removes its files (daemon.py). This is
+repeated until it has succeeded, at later starts too.
 """
 
 import contextlib
@@ -56,7 +56,7 @@ def run(settings: Settings, config_file: Path | None, count: int) -> int:
 
 @contextlib.contextmanager
 def leaving(settings: Settings, config_file: Path | None) -> Iterator[None]:
-    """For a daemon without workers: those of an earlier start leave for good while it runs."""
+    """For a daemon without workers: while it runs, the workers of an earlier start leave for good."""
     logs.configure(settings.log)
     found = [index for index in surplus(settings, 0) if index != ALONE]
     started = [start(settings, config_file, index, leaves=True) for index in found]
@@ -74,7 +74,8 @@ def leaving(settings: Settings, config_file: Path | None) -> Iterator[None]:
 
 
 def surplus(settings: Settings, count: int) -> list[int]:
-    """Who left something at an earlier start and is none of ``count`` workers: their numbers, or ALONE."""
+    """The numbers of workers that left something at an earlier start and are not among ``count`` workers now. ALONE
+    stands for a daemon without workers."""
     folder = settings.spool.folder()
     if not settings.spool.enabled or not folder.is_dir():
         return []
@@ -201,7 +202,7 @@ class Supervisor:
 
 
 def start(settings: Settings, config_file: Path | None, index: int, *, leaves: bool) -> subprocess.Popen[bytes]:
-    """A worker as a process of its own; ``leaves``: to leave for good."""
+    """Start a worker as a process of its own. ``leaves``: it leaves for good."""
     command = [sys.executable, "-m", "esp_ingest", "run", *(["--retire"] if leaves else [])]
     if config_file is not None:
         command += ["--config", str(config_file)]
@@ -218,8 +219,8 @@ def start(settings: Settings, config_file: Path | None, index: int, *, leaves: b
 
 
 def _prepare() -> None:
-    """In the worker, before it is one: a request to drain waits until it can answer, and should the supervisor be
-    killed, the kernel asks it to drain (Linux)."""
+    """Runs in the new process before the worker's program: a request to drain is held back until the worker can
+    answer it, and if the supervisor is killed the kernel sends that request (Linux)."""
     import ctypes
 
     lifetime.hold_back()
@@ -227,7 +228,8 @@ def _prepare() -> None:
 
 
 def worker_environment(settings: Settings, index: int) -> dict[str, str]:
-    """What differs between workers: client id, share group, spool folder and, from the second on, the health port."""
+    """The settings in which workers differ: client id, share group, spool folder and, for all but the first, the
+    port of the health check."""
     port = settings.http.port
     return {
         f"{ENV_PREFIX}MQTT__CLIENT_ID": f"{settings.mqtt.client_id}-{index}",

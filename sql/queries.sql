@@ -566,7 +566,7 @@ SELECT EXISTS (SELECT FROM esp_telemetry WHERE well_id = %(well)s),
        EXISTS (SELECT FROM diagnostic_results WHERE well_id = %(well)s AND diagnosis = %(diagnosis)s);
 
 -- name: list_alarms
--- Open ones, the gravest first; on request cleared ones too, the newest first within a severity.
+-- Open ones, the most severe first; on request cleared ones too, the newest first within a severity.
 SELECT d.well_id, d.diagnosis, d."timestamp", d.severity, d.state, d.cleared_at, d.value, d.threshold, d.peak,
        d.occurrences, d.confidence, d.message, d.actions, d.telemetry_snapshot, s.shelved_to, s.by_whom, s.why
 FROM diagnostic_results d
@@ -720,7 +720,7 @@ FROM well_latest
 ORDER BY well_id;
 
 -- name: demo_alarms
--- Open occurrences, the gravest first; events (info) and what is suppressed need nobody's attention.
+-- Open occurrences, the most severe first; events (info) and what is suppressed need nobody's attention.
 SELECT well_id, diagnosis, severity, message
 FROM active_diagnostics
 WHERE severity <> 'info' AND state NOT IN ('suppressed', 'shelved', 'out_of_service')

@@ -336,7 +336,7 @@ class ApiSettings(Section):
     )
     oidc_role_claim: str = Field("roles", description="claim that names the roles; a dot goes into an object")
     oidc_roles: dict[str, Literal["viewer", "operator", "admin"]] = Field(
-        default_factory=dict, description="role by value of that claim; whoever has none of them is refused"
+        default_factory=dict, description="role by value of that claim; a user with none of them is refused"
     )
     oidc_wells_claim: str = Field("", description="claim with patterns of the wells to be seen, empty for all wells")
     sign_in_per_minute: int = Field(30, ge=1, le=10_000, description="attempts to sign in from one address in a minute")

@@ -63,7 +63,7 @@ class Subscription:
 
     def subscribe(self, client: BulkClient, *, is_mqtt5: bool) -> None:
         """Ask for what this configuration wants. The filter is recorded before it is asked for: a crash in between must
-        not leave a filter that nobody knows of."""
+        not leave a filter that is not recorded anywhere."""
         self._record.keep(self._record.filters | {self._topics.wanted})
         self.next_attempt = inf
         if is_mqtt5:

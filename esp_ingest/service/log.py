@@ -60,7 +60,7 @@ def configure(settings: "LogSettings", stream: TextIO | None = None) -> None:
     root.setLevel(settings.level.upper())
     # The pool warns at each failed attempt; the writer tells of an outage once, through Repeated.
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
-    # It warns of a pipeline that an error has ended; the error itself is told by whoever gets it.
+    # It warns of a pipeline that an error has ended; the error itself is reported where it is caught.
     logging.getLogger("psycopg").setLevel(logging.ERROR)
     logging.captureWarnings(True)
     threading.excepthook = _log_thread_death

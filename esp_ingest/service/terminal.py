@@ -17,7 +17,7 @@ def accept_all_text() -> None:
     codecs.register_error(__name__, _in_ascii)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            with contextlib.suppress(LookupError, OSError, ValueError):  # closed, or of an encoding nobody knows
+            with contextlib.suppress(LookupError, OSError, ValueError):  # closed, or its encoding is not known
                 stream.reconfigure(errors=__name__)
 
 

@@ -122,8 +122,8 @@ def knows(connection: Connection, well_id: str, diagnosis: str) -> tuple[bool, b
 
 
 def list_alarms(connection: Connection, well_id: str | None, *, everything: bool) -> list[dict[str, Any]]:
-    """What wants attention, the gravest first; ``everything``: cleared, shelved and suppressed ones and events too. A
-    dictionary a row, by the names of the columns."""
+    """What wants attention, the most severe first, a dictionary for each row by the names of the columns.
+    ``everything``: also what is cleared, shelved or suppressed, and events."""
     with connection.transaction(), connection.cursor(row_factory=dict_row) as cursor:
         return cursor.execute(query("list_alarms"), {"well": well_id, "all": everything}).fetchall()
 

@@ -189,7 +189,7 @@ def _migrate(
 
 def _one_step(connection: Connection, choose: Callable[[Ledger], Migration | None]) -> Migration | None:
     """One migration in one transaction. The advisory lock lasts as long, so that a pooler in transaction mode will do;
-    whoever waited for it reads the ledger afresh."""
+    a process that has waited for it reads the ledger again."""
     with connection.transaction():
         connection.execute(query("migration_lock"))
         step = choose(_read_ledger(connection))

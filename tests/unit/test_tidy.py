@@ -213,8 +213,15 @@ def explains_itself(file: File) -> Iterator[str]:
 
 
 def documents_what_others_call(file: File) -> Iterator[str]:
-    """Every public class, function and method has a docstring. A method may have it in a base class of the file."""
+    """Every public class, function and method has a docstring. A method may have it in a base class of the package."""
     classes = {node.name: node for node in file.tree.body if isinstance(node, ast.ClassDef)}
+    for node in file.tree.body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("esp_ingest."):
+            path = ROOT / f"{(node.module or '').replace('.', '/')}.py"
+            if path.exists():
+                names = {alias.name for alias in node.names}
+                bodies = (each for each in read(path).tree.body if isinstance(each, ast.ClassDef))
+                classes |= {each.name: each for each in bodies if each.name in names}
     owners: list[tuple[str, ast.Module | ast.ClassDef]] = [("", file.tree)]
     for prefix, owner in owners:
         bases = [classes[base] for base in map(dotted, getattr(owner, "bases", ())) if base in classes]

@@ -76,7 +76,7 @@ class Event:
 
 
 class Feed:
-    """Runs on the event loop while somebody watches."""
+    """The stream of changes in this process. To be used in the event loop."""
 
     def __init__(self, database: Database, monitor: Monitor, clock: Clock) -> None:
         self._database = database
@@ -108,28 +108,29 @@ class Feed:
 
     @property
     def watchers(self) -> int:
-        """How many watch now."""
+        """How many clients watch now."""
         return self._watchers
 
     @property
     def position(self) -> int:
-        """The number of the next event."""
+        """The number that the next event will have."""
         return self._next
 
     def join(self) -> None:
-        """Somebody watches from now on."""
+        """A client begins to watch."""
         self._watchers += 1
         if self._task is None or self._task.done():
             self._clear()
             self._task = asyncio.create_task(self._run())
 
     def leave(self) -> None:
-        """He has gone."""
+        """A client has stopped watching."""
         self._watchers -= 1
         self._idle_since = self._clock.monotonic()
 
     def after(self, last_event_id: str) -> int | None:
-        """The position of whoever has seen everything up to this event, None where that is no longer known."""
+        """The position of a client that has seen every event up to this one; None if the ring no longer holds what
+        follows, or never did."""
         generation, _, number = last_event_id.partition("-")
         if generation != self.generation or not number.isdecimal() or len(number) > 15:
             return None
@@ -137,14 +138,14 @@ class Feed:
         return position if self._oldest() <= position <= self._next else None
 
     def events(self, position: int) -> list[Event] | None:
-        """What came from there on; None for whoever has fallen out of the ring."""
+        """The events from this position on; None if the ring no longer holds all of them."""
         oldest = self._oldest()
         if position < oldest:
             return None
         return [self._ring[at] for at in range(position - oldest, len(self._ring))]
 
     def health(self) -> dict[str, Any]:
-        """The database and the daemon, as last seen."""
+        """The health of the database and of the daemon, as last seen."""
         return self._health
 
     def _oldest(self) -> int:
@@ -153,7 +154,7 @@ class Feed:
     # -- The loop.
 
     async def stop(self) -> None:
-        """Send everybody home."""
+        """End all streams and stop looking."""
         self.stopping = True
         self.changed.set()
         if self._task is not None:
@@ -258,14 +259,14 @@ class Feed:
 
 
 def _without_ages(health: dict[str, Any]) -> dict[str, Any]:
-    """Details say how long ago something moved, which is no news."""
+    """The health without its details, which say how long ago something moved and would be news at every look."""
     daemon = health.get("daemon", {})
     checks = {name: check.get("ok", check.get("status")) for name, check in daemon.get("checks", {}).items()}
     return {"database": health.get("database"), "daemon": daemon.get("status"), "checks": checks}
 
 
 def wants(principal: Principal, well_ids: frozenset[str]) -> tuple[Any, Callable[[str], bool] | None]:
-    """A watcher's filter, and a key that is equal for equal filters. None lets everything through."""
+    """A client's filter of wells, None if it lets everything through, and a key that is equal for equal filters."""
     if principal.sees_everything and not well_ids:
         return "", None
     return (principal.wells, well_ids), lambda well: principal.sees(well) and (not well_ids or well in well_ids)

@@ -116,7 +116,7 @@ async def methods(request: Request, api: Parts) -> Response:
 
 @router.get("/me", summary="Who one is", responses=answers(Me, _ME))
 async def me(request: Request, principal: Viewer) -> Response:
-    """Name, role and wells of whoever sends the token."""
+    """Name, role and wells of the user that the token belongs to."""
     document = {
         "name": principal.name,
         "role": principal.role,

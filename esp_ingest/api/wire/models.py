@@ -156,7 +156,7 @@ class Fleet(BaseModel):
     unacknowledged: int
     shelved: int
     alarms_24h: int
-    rejects_24h: int | None = Field(description="null for whoever may not see all wells")
+    rejects_24h: int | None = Field(description="null for a user who may not see all wells")
     flow_rate: float | None = Field(description="sum of the newest rates of the running wells")
     last_seen: datetime | None
     units: dict[str, str]

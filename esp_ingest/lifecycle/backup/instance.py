@@ -148,8 +148,8 @@ class Instance:
 
     def _said(self) -> str:
         lines = (self._folder / "postgres.log").read_text(errors="replace").splitlines()
-        graver = [line for line in lines if re.search(r"\b(FATAL|PANIC):", line)]
-        text = (graver or lines or ["it says nothing"])[0]
+        fatal = [line for line in lines if re.search(r"\b(FATAL|PANIC):", line)]
+        text = (fatal or lines or ["it says nothing"])[0]
         return re.sub(r"^.*?\b(FATAL|PANIC):\s*", "", text).strip().rstrip(".")
 
 

@@ -24,7 +24,7 @@ class PostgresDiagnosticsStore:
         self, settings: DatabaseSettings, publish: bool = False, may_connect: Callable[[], bool] = lambda: True
     ) -> None:
         self._publish = publish
-        # Whoever locks these tables must not hold up the batch that waits for what they say.
+        # A lock on these tables must not delay for long the batch that waits for the answer.
         brief = min(settings.lock_timeout_seconds, _LOCK_SECONDS)
         self._connection = OnDemand(settings.model_copy(update={"lock_timeout_seconds": brief}), may_connect)
 

@@ -34,7 +34,7 @@ class PostgresOutbox:
         self._holder = holder
 
     def waiting(self) -> Waiting:
-        """For the metrics; whoever has the turn."""
+        """For the metrics, whichever daemon has the turn."""
         ((backlog, set_aside),) = self._connection.rows("outbox_size")
         return Waiting(backlog, set_aside)
 

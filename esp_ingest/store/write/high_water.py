@@ -12,7 +12,7 @@ import numpy.typing as npt
 from esp_ingest.model import Readings
 
 _NEVER = np.iinfo(np.int64).min
-_MAX_WELLS = 200_000  # a topic is anyone's invention: what is remembered of them is bounded
+_MAX_WELLS = 200_000  # topics come from outside, so this map is bounded
 
 
 class HighWaterMarks:

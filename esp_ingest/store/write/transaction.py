@@ -73,7 +73,7 @@ class Last:
 
 
 class TooMuch(StoreUnavailable):
-    """Perhaps the moment, perhaps the batch is more than the database takes in one transaction."""
+    """The server is overloaded now, or this transaction is too large for it."""
 
 
 class NextRung(Exception):
