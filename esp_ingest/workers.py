@@ -1,13 +1,12 @@
 """`esp-ingest run --workers N`: N daemons on this machine that share the work through a share group (MQTT 5).
 
-The parent only starts, watches and ends them; each worker is a whole daemon with a client id, a spool and a health port
+The parent only starts, watches and ends them. Each worker is a whole daemon with a client id, a spool and a health port
 of its own. Order within a well: docs/decisions/0009-order-in-a-share-group.md.
 
-The broker gives messages to every session of the group, even to that of a worker that is absent, and it queues messages
-for a daemon that ran alone before. So a worker of an earlier start that this start does not have is started once more, to
-leave for good: it takes what its session and its spool hold, ends the session and removes its files (daemon.py). This is
-repeated until it has succeeded, at later starts too.
-"""
+The broker gives messages to every session of the group, even to that of a worker that is absent, and it queues
+messages for a daemon that ran alone before. So a worker of an earlier start that this start does not have is started
+once more, to leave for good: it takes what its session and its spool hold, ends the session and removes its files
+(daemon.py). This is repeated until it has succeeded, at later starts too."""
 
 import contextlib
 import logging

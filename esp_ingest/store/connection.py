@@ -73,9 +73,8 @@ class Session(Connection):
         # A pooler has to give its clients a cancel key of its own, whose process number is made up.
         self.pooled = server_pid != self.info.backend_pid
         self.adapters.register_loader("timestamptz", _MomentLoader)
-        self.isolation_level = (
-            psycopg.IsolationLevel.READ_COMMITTED
-        )  # after a wait for a lock, what was committed before is seen
+        # After a wait for a lock, a statement sees what was committed before it.
+        self.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
         statement = psycopg.ClientCursor(self).mogrify(
             query("session_settings").decode(),
             session_parameters(
