@@ -103,7 +103,7 @@ def _parts(settings: Settings, clock: Clock) -> Api:
         database=database,
         auth=Auth(settings, database, keys.load(settings), clock, metrics),
         fleet=Fleet(database, clock),
-        feed=Feed(database, monitor, clock),
+        feed=Feed(database, monitor, clock, settings.api.silent_after_seconds),
         monitor=monitor,
         readiness=Readiness(database, clock, metrics),
         metrics=metrics,

@@ -142,6 +142,22 @@ def test_a_new_reading_shows_by_itself(otto: Page, database: Database) -> None:
     assert before != "777"
 
 
+def test_a_trip_shows_with_its_reading_in_the_state_and_in_the_sums(otto: Page, database: Database) -> None:
+    expect(otto.locator("#live")).to_have_text("Live")
+    state = row(otto, "ESP-06").locator(".state")
+    stopped = otto.locator(".sums a[href='#/fleet?state=stopped']")
+    expect(state).to_have_text("running")
+    before = int(stopped.text_content() or "")
+    insert_reading(database, "ESP-06", datetime.now(UTC), flow_rate=0.0, current=0.0, frequency=0.0)
+    expect(row(otto, "ESP-06").locator("td.number").first).to_have_text("0.0")
+    assert state.text_content() == "stopped", "with the values of its reading"
+    expect(stopped).to_have_text(str(before + 1), timeout=5_000)
+    go(otto, "#/well/ESP-06")
+    expect(otto.locator(".head .state")).to_have_text("stopped")
+    insert_reading(database, "ESP-06", datetime.now(UTC))
+    expect(otto.locator(".head .state")).to_have_text("running", timeout=5_000)
+
+
 def test_an_operator_of_one_well_sees_no_other(browser: Browser, api: ApiProcess) -> None:
     with tab(browser, api.url) as page:
         sign_in(page, "olga")

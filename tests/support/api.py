@@ -161,10 +161,11 @@ READING = (
 
 
 def insert_reading(
-    database: Database, well: str, at: Any, flow_rate: float | None = 1800.0, pip: float | None = 600.0
-) -> None:
+    database: Database, well: str, at: Any, flow_rate: float | None = 1800.0, pip: float | None = 600.0,
+    current: float | None = 40.0, frequency: float | None = 52.0,
+) -> None:  # fmt: skip
     with database.connect() as connection:
-        connection.execute(READING, (at, well, flow_rate, pip, 40.0, 52.0))
+        connection.execute(READING, (at, well, flow_rate, pip, current, frequency))
 
 
 def insert_alarm(

@@ -324,11 +324,11 @@ def test_need_leaves_out_what_is_held_back() -> None:
 class TestTheRing:
     @pytest.fixture
     def feed(self) -> Feed:
-        return Feed(SimpleNamespace(), SimpleNamespace(), FakeClock())  # type: ignore[arg-type]
+        return Feed(SimpleNamespace(), SimpleNamespace(), FakeClock(), 900.0)  # type: ignore[arg-type]
 
     @given(st.lists(st.integers(1, 700), max_size=400), st.integers(0, 400))
     def test_a_watcher_gets_all_or_is_told(self, sizes: list[int], seen: int) -> None:
-        feed = Feed(SimpleNamespace(), SimpleNamespace(), FakeClock())  # type: ignore[arg-type]
+        feed = Feed(SimpleNamespace(), SimpleNamespace(), FakeClock(), 900.0)  # type: ignore[arg-type]
         for size in sizes:
             feed._tell("readings", b"[", [("W", b"1")] * size)
         position = feed.after(f"{feed.generation}-{seen}")

@@ -36,17 +36,20 @@ class Well:
     alarms: list[dict[str, Any]] = field(default_factory=list)
 
     def state(self, now: datetime, silent_after_seconds: float) -> State:
-        """Whether the pump runs, judged by frequency and current. A well that has sent nothing for
-        ``silent_after_seconds`` is silent."""
-        if (now - self.at).total_seconds() > silent_after_seconds:
-            return "silent"
-        return running(self.values)
+        """The state that its newest reading shows ``now``: see state_of()."""
+        return state_of(self.at, self.values, now, silent_after_seconds)
 
     @property
     def need(self) -> int:
         """The severity of the worst alarm that wants attention: 5 for critical to 1 for info, 0 if there is none."""
         wanting = [SEVERITIES.index(a["severity"]) for a in self.alarms if a["state"] not in _HELD_BACK]
         return 5 - min(wanting) if wanting else 0
+
+
+def state_of(at: datetime, values: tuple[float | None, ...], now: datetime, silent_after_seconds: float) -> State:
+    """Whether the pump runs, judged by frequency and current of a reading of ``at``. A well that has sent nothing for
+    ``silent_after_seconds`` is silent."""
+    return "silent" if (now - at).total_seconds() > silent_after_seconds else running(values)
 
 
 def running(values: tuple[float | None, ...]) -> State:

@@ -26,6 +26,7 @@ from psycopg_pool import PoolTimeout
 from esp_ingest.api.access.principal import Principal
 from esp_ingest.api.database import Database
 from esp_ingest.api.monitor import Monitor
+from esp_ingest.api.reads.fleet import state_of
 from esp_ingest.interfaces import Clock, StoreUnavailable
 from esp_ingest.model import SIGNAL_NAMES, at_us
 from esp_ingest.service.log import Repeated
@@ -40,7 +41,7 @@ _MONITOR_BEATS = 5
 _BACKLOG = timedelta(days=2)
 _LEAST_OVERLAP, _MOST_OVERLAP = timedelta(seconds=2), timedelta(seconds=60)
 _QUICK_SECONDS, _SLOW_SECONDS = 0.01, 0.05
-READING_COLUMNS = ("well_id", "timestamp", *SIGNAL_NAMES)
+READING_COLUMNS = ("well_id", "timestamp", *SIGNAL_NAMES, "state")
 ALARM_FIELDS = (
     "well_id", "diagnosis", "timestamp", "severity", "state", "cleared_at", "value", "threshold", "peak", "occurrences",
     "message",
@@ -78,7 +79,8 @@ class Event:
 class Feed:
     """The stream of changes in this process. To be used in the event loop."""
 
-    def __init__(self, database: Database, monitor: Monitor, clock: Clock) -> None:
+    def __init__(self, database: Database, monitor: Monitor, clock: Clock, silent_after_seconds: float) -> None:
+        self._silent_after_seconds = silent_after_seconds
         self._database = database
         self._monitor = monitor
         self._clock = clock
@@ -204,6 +206,7 @@ class Feed:
 
     def _news_of_readings(self, rows: Iterable[tuple[Any, ...]]) -> None:
         items = []
+        now = at_us(self._clock.now_us())
         for row in rows:
             well, at, received = row[0], row[1], row[-1]
             if self._received is None or received > self._received:
@@ -211,7 +214,8 @@ class Feed:
             known = self._newest.get(well)
             if known is None or at > known:
                 self._newest[well] = at
-                items.append((well, msgspec.json.encode(row[:-1])))
+                state = state_of(at, row[2:-1], now, self._silent_after_seconds)
+                items.append((well, msgspec.json.encode((*row[:-1], state))))
         self._tell_in_parts("readings", _READINGS_HEAD, items)
 
     async def _news_of_alarms(self, rows: list[tuple[Any, ...]], actions: list[tuple[Any, ...]]) -> None:

@@ -30,7 +30,8 @@ data: {"database": "ok", "daemon": {"status": "ok", "checks": {}}}
 
 event: readings
 id: 5f3a9c01-42
-data: {"columns": ["well_id", "timestamp", "flow_rate"], "rows": [["ESP-01", "2026-11-25T12:00:00Z", 1850.0]]}
+data: {"columns": ["well_id", "timestamp", "flow_rate", "state"],
+data: "rows": [["ESP-01", "2026-11-25T12:00:00Z", 1850.0, "running"]]}
 
 event: alarms
 id: 5f3a9c01-43
@@ -56,11 +57,12 @@ async def stream(
     well_id: WellQuery = None,
     last_event_id: Annotated[str | None, Header(max_length=100, description="of the last event that was seen")] = None,
 ) -> Response:
-    """Events: `hello` first, with the health of database and daemon; `readings` (columns and rows: the newest reading
-    of each well that has a new one), `alarms` (occurrences whose row changed), `health` where it changes, and `reset`:
-    what was missed is not known, read the lists again. A line `: ping` comes every 15 s. With Last-Event-ID the stream
-    goes on behind that event, if this process still has it; else it begins with `reset`. It ends with the access token:
-    come again with a new one. Who reads too slowly is cut off."""
+    """Events: `hello` first, with the health of database and daemon; `readings` (columns and rows: the newest
+    reading of each well that has a new one, and the state that it shows), `alarms` (occurrences whose row changed),
+    `health` where it changes, and `reset`: what was missed is not known, read the lists again. A line `: ping`
+    comes every 15 s. With Last-Event-ID the stream goes on behind that event, if this process still has it; else it
+    begins with `reset`. It ends with the access token: come again with a new one. Who reads too slowly is cut
+    off."""
     for each in well_id or ():
         if not principal.sees(each):
             raise no_such_well(each)

@@ -21,6 +21,7 @@ export function open(root, context) {
   let units = {};
   let asked = null;
   const rows = new Map();
+  const newest = new Map(); // the live reading of each well in the list
   const inTurn = limited(4);
 
   const sums = h("dl", { class: "sums", "aria-label": "The fleet in sums" });
@@ -72,7 +73,7 @@ export function open(root, context) {
     list.setAttribute("aria-busy", "true");
     try {
       const [page, fleet] = await Promise.all([get("wells", parameters, signal), get("fleet", { units: prefs.units }, signal)]);
-      wells = page.items;
+      wells = page.items.map(withNewest);
       units = page.units;
       draw();
       drawSums(fleet);
@@ -87,6 +88,13 @@ export function open(root, context) {
     } finally {
       if (!signal.aborted) list.removeAttribute("aria-busy");
     }
+  }
+
+  // A list of a large fleet may be some seconds old: what came live since is newer.
+  function withNewest(well) {
+    const reading = newest.get(well.well_id);
+    if (!reading || Date.parse(reading.timestamp) <= Date.parse(well.last_seen)) return well;
+    return { ...well, reading, state: reading.state, last_seen: reading.timestamp };
   }
 
   const noWells = (fleet) => (fleet.wells === 0 ? "No well has sent anything yet: a well is there as soon as its first reading is stored." : "No well fits the filter.");
@@ -230,25 +238,25 @@ export function open(root, context) {
   const reload = throttled(load, 1_500);
   const ends = [
     live.on("readings", ({ columns, rows: changed }) => {
-      let isNew = false;
       for (const values of changed) {
         const reading = readingOf(columns, values);
         const well = wells.find((each) => each.well_id === reading.well_id);
         if (!well) {
-          isNew = true;
+          reloadSlowly();
           continue;
         }
-        if (well.state === "silent" || well.state === "unknown") isNew = true;
-        well.reading = reading;
-        well.last_seen = reading.timestamp;
+        newest.set(well.well_id, reading);
+        if (well.state !== reading.state) reload(); // sums, order and filters go by the state
+        Object.assign(well, withNewest(well));
         rows.get(well.well_id)?.update(well);
       }
-      if (isNew) reloadSlowly();
+      sumSoon();
     }),
     live.on("alarms", reload),
     live.on("reset", reload),
   ];
   const reloadSlowly = throttled(load, 10_000);
+  const sumSoon = throttled(() => get("fleet", { units: prefs.units }).then(drawSums, () => {}), 5_000);
   const ages = setInterval(() => {
     for (const well of wells) rows.get(well.well_id)?.update(well);
   }, 5_000);
@@ -277,6 +285,7 @@ export function open(root, context) {
       clearInterval(fresh);
       reload.cancel();
       reloadSlowly.cancel();
+      sumSoon.cancel();
       for (const end of ends) end();
     },
   };

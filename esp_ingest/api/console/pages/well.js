@@ -146,7 +146,8 @@ export function open(root, context) {
       const reading = readingOf(columns, row);
       well.last_seen = reading.timestamp;
       well.reading = reading;
-      if (well.state === "silent" || well.state === "unknown") reload();
+      well.state = reading.state;
+      replace(state, stateMark(well.state));
       showAge();
       trends?.push(Date.parse(reading.timestamp) / 1000, reading);
       trends?.showReading(reading);
