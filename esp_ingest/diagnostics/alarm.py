@@ -53,6 +53,11 @@ class Occurrence:
         """The condition came back before the occurrence was over: it counts once more."""
         return replace(self, occurrences=self.occurrences + 1, latched_us=None)
 
+    def reminded(self, reminder: str) -> "Occurrence":
+        """Told again while it stands: no longer acknowledged, and ``reminder`` ends its message."""
+        message = self.message.split(" Reminder: ")[0]
+        return replace(self, message=f"{message} {reminder}", acknowledged=False)
+
     def cleared(self, at_us: int) -> "Occurrence":
         """The occurrence with its end at ``at_us``, µs of event time."""
         return replace(self, cleared_us=at_us)

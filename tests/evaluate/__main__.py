@@ -15,7 +15,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 
-from tests.evaluate import report, simulated
+from tests.evaluate import report, simulated, slow
 from tests.evaluate.recorded import FOLDER
 
 
@@ -66,8 +66,11 @@ def _simulated(days: float, paste: bool) -> bool:
     rule_set = simulated.rule_set()
     cases = list(simulated.cases(using=rule_set))
     fleet = simulated.healthy(days=days)
-    _tables("simulated", [*report.confusion(cases, rule_set), *report.health(fleet)], paste)
-    return fleet.alarms_per_10_minutes <= 1 and not any(case.faults(rule_set) for case in cases)
+    weeks, year = list(slow.every(using=rule_set)), slow.healthy(using=rule_set)
+    lines = [*report.confusion(cases, rule_set), *report.health(fleet)]
+    _tables("simulated", [*lines, *report.slow_faults(weeks), *report.slow_health(year)], paste)
+    at_peace = fleet.alarms_per_10_minutes <= 1 and not year.raised
+    return at_peace and not any(case.faults(rule_set) for case in cases) and not any(each.faults for each in weeks)
 
 
 def _tables(part: str, lines: list[str], paste: bool) -> None:

@@ -59,6 +59,11 @@ def shifted(by: float, over_hours: float = 0.0) -> Change:
     return change
 
 
+def crept(factor: float) -> Change:
+    """To ``factor`` in 60 days."""
+    return scaled(factor, 60 * 24)
+
+
 def hunting(values: FloatArray, t: FloatArray) -> FloatArray:
     return np.where(t >= 0, values * (1 + 0.16 * np.sin(t * 2 * np.pi / 0.37)), values)
 
@@ -77,6 +82,15 @@ def more_slugs(values: FloatArray, t: FloatArray) -> FloatArray:
 def stops(values: FloatArray, t: FloatArray) -> FloatArray:
     """Stopped for 20 minutes of every 80."""
     return np.where((t >= 0) & (t % (4 / 3) < 1 / 3), 0.0, values)
+
+
+def ramped_stop(power: int) -> Change:
+    """Run down in a quarter of an hour, and started again after two hours; current goes with the speed's square."""
+
+    def change(values: FloatArray, t: FloatArray) -> FloatArray:
+        return np.where(t < 2, values * (1 - np.clip(t / 0.25, 0, 1)) ** power, values)
+
+    return change
 
 
 def short_stop(values: FloatArray, t: FloatArray) -> FloatArray:
@@ -122,6 +136,10 @@ EXAMPLES: dict[str, Example] = {
     "current_imbalance": Example(("current_imbalance",), extra="current_imbalance"),
     "leakage": Example(("leakage_current",), changes={"leakage_current": scaled(2.2, 1)}),
     "trip": Example(("motor_current", "vsd_frequency"), FaultName.TRIP),
+    "planned_stop": Example(
+        ("motor_current", "vsd_frequency"),
+        changes={"motor_current": ramped_stop(2), "vsd_frequency": ramped_stop(1), "flow_rate": ramped_stop(1)},
+    ),
     "cycling": Example(
         ("motor_current", "vsd_frequency"),
         changes={"motor_current": stops, "vsd_frequency": stops, "flow_rate": stops},
@@ -142,6 +160,34 @@ EXAMPLES: dict[str, Example] = {
             "flow_rate": scaled(0.7, 0.5),
         },
     ),
+    "pump_wear": Example(
+        ("flow_rate", "pip", "discharge_pressure"),
+        changes={
+            "flow_rate": crept(0.8),
+            "pip": crept(1.1),
+            "discharge_pressure": crept(0.96),
+            "motor_current": crept(0.93),
+        },
+        onset_hours=9 * 24.0,
+        hours=40 * 24.0,
+    ),
+    "scale_or_sand": Example(
+        ("motor_current", "vibration"),
+        changes={"motor_current": crept(1.2), "vibration": crept(1.6)},
+        onset_hours=9 * 24.0,
+        hours=45 * 24.0,
+    ),
+    "inflow_decline": Example(
+        ("pip", "flow_rate"),
+        changes={"pip": crept(0.75), "flow_rate": crept(0.8), "motor_current": crept(0.93)},
+        onset_hours=9 * 24.0,
+        hours=45 * 24.0,
+    ),
+    "insulation_decline": Example(
+        ("leakage_current",), changes={"leakage_current": crept(2.0)}, onset_hours=9 * 24.0, hours=40 * 24.0
+    ),
+    "gauge_drift": Example(("pip", "flow_rate"), changes={"pip": crept(1.2)}, onset_hours=9 * 24.0, hours=45 * 24.0),
+    "frequency_tag": Example(("vsd_frequency", "motor_current", "pip"), changes={"vsd_frequency": shifted(-5)}),
     "gauge_dropout": Example(("pip", "motor_temp"), FaultName.GAUGE_DROPOUT),
     "gauge_failure": Example(("pip", "discharge_pressure"), changes={"pip": shifted(2_500)}),
     "frozen_signal": Example(("pip", "motor_current"), FaultName.FROZEN_SIGNAL),

@@ -195,8 +195,8 @@ class Agreement:
 def agreements() -> Iterator[Agreement]:
     plain = played(ESP01)
     for event, ours in (
-        ("STOP", ("trip",)),
-        ("STOP_AFTER_UNDERLOAD", ("trip",)),
+        ("STOP", ("trip", "planned_stop")),
+        ("STOP_AFTER_UNDERLOAD", ("trip", "planned_stop")),
         ("GAUGE_DROPOUT", ("gauge_dropout",)),
     ):
         times = [at for name, at, _ in derived_events() if name == event]

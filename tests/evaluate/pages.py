@@ -34,7 +34,11 @@ _GROUPS = (
         "Motor, drive and vibration",
         ("overload", "motor_hot", "motor_heating", "vibration", "frequency_deviation", "current_imbalance", "leakage"),
     ),
-    ("Starts and stops", ("trip", "cycling", "early_restart", "failed_start")),
+    (
+        "Slow faults",
+        ("pump_wear", "scale_or_sand", "inflow_decline", "insulation_decline", "gauge_drift", "frequency_tag"),
+    ),
+    ("Starts and stops", ("trip", "planned_stop", "cycling", "early_restart", "failed_start")),
     ("Instruments and link", ("gauge_dropout", "gauge_failure", "frozen_signal", "stale_well", "clock_skew")),
 )
 _APPLIES = {
@@ -103,6 +107,10 @@ def _facts(rule_set: RuleSet, rule: Rule) -> Iterator[tuple[str, str]]:
         yield "graver", f"{rule.upgrade.severity} where {', '.join(rule.upgrade.after)} stood in the {within} before"
     yield "on-delay", "" if rule.stale else span(rule.on_delay_us / 1e6)
     yield "off-delay", "" if rule.stale else span(rule.off_delay_us / 1e6)
+    yield (
+        "told again",
+        f"each {span(rule.remind_us / 1e6)} while it stands, and unacknowledged" if rule.remind_us else "",
+    )
     yield "deadband", "" if rule.stale else rule.deadband
     yield "applies", _APPLIES[rule.applies]
     yield "latching", "until acknowledged" if rule.latching else ""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from esp_ingest.demo.fleet import FaultName
 from esp_ingest.diagnostics.language.rules import RuleSet
 from esp_ingest.model import Severity
-from tests.evaluate import judged, simulated, wells
+from tests.evaluate import judged, simulated, slow, wells
 from tests.evaluate.musts import Must
 from tests.evaluate.recorded import ESP01, ESP02, SAMPLES, played
 from tests.evaluate.simulated import EXPECTED, Case, Health
@@ -216,3 +216,26 @@ def health(found: Health) -> Iterator[str]:
 def simulated_faults(seeds: Sequence[int], intervals: Sequence[float]) -> Iterator[str]:
     rule_set = simulated.rule_set()
     yield from confusion(list(simulated.cases(seeds, intervals, using=rule_set)), rule_set)
+
+
+# --- slow faults
+
+
+def slow_faults(found: Sequence[slow.Found]) -> Iterator[str]:
+    """Each slow fault and what operators do over months, at simulated wells."""
+    yield "### Slow faults and operations over 60 days, simulated at 15-minute samples"
+    rows: list[tuple[object, ...]] = []
+    for kind in dict.fromkeys(each.slow for each in found):
+        some = [each for each in found if each.slow is kind]
+        days = [each.named_day for each in some]
+        others = sorted({name for each in some for name in each.others})
+        named = f"{min(days):.1f} to {max(days):.1f}" if kind.rule else "–"
+        rows.append((kind.name, kind.rule or "none", len(some), named, kind.by_day or "–", ", ".join(others) or "none"))
+    yield from table(("what", "rule", "wells", "named on day", "allowed", "other slow rules"), rows)
+
+
+def slow_health(found: Health) -> Iterator[str]:
+    """A fleet in good health, before the slow rules."""
+    raised = sum(found.raised.values())
+    yield f"{found.wells} healthy wells for {found.days:g} days at 30-minute samples: {raised} alarms of slow rules."
+    yield ""

@@ -151,7 +151,7 @@ def figures(each: Played, part: Part) -> Figures:
 def _ruled(
     rows: Sequence[DiagnosticRow], stops: IntArray, chance: float, since: float, until: float
 ) -> Iterator[Ruled]:
-    for name in sorted({row.diagnosis for row in rows} - {"trip"}):
+    for name in sorted({row.diagnosis for row in rows} - {"trip", "planned_stop"}):
         some = [row for row in rows if row.diagnosis == name]
         soon = _soon(_raised(some), stops)
         following = stops[np.minimum(np.searchsorted(stops, _raised(some)), len(stops) - 1)]

@@ -8,7 +8,7 @@ from esp_ingest.demo.fleet import FaultName
 from esp_ingest.diagnostics.language import rules_file
 from esp_ingest.diagnostics.language.rules import RuleSet
 from esp_ingest.resources import config_file
-from tests.evaluate import judged, pages, simulated, wells
+from tests.evaluate import judged, pages, simulated, slow, wells
 from tests.evaluate.musts import Must, musts
 from tests.evaluate.recorded import ESP01, ESP02, FOLDER, SAMPLES, STEADY, played, shipped_with
 from tests.evaluate.simulated import EXPECTED, INTERVALS, LIMITS, SEEDS
@@ -122,3 +122,9 @@ def test_a_nervous_rule_would_not_leave_it_in_peace() -> None:
 @pytest.mark.timeout(1_200)
 def test_a_year_of_a_healthy_fleet() -> None:
     assert simulated.healthy(days=365).alarms_per_10_minutes <= 1
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1_200)
+def test_slow_rules_are_silent_for_a_year_at_a_hundred_healthy_wells() -> None:
+    assert slow.healthy(wells=100, days=365).raised == {}

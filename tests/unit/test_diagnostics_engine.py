@@ -131,9 +131,9 @@ def test_nothing_is_known_before_six_hours_of_running() -> None:
     assert "underload" not in well.names()
 
 
-def test_a_stop_is_an_event_and_a_trip_after_underload_is_high(well: Well) -> None:
+def test_a_stop_is_an_alarm_and_a_trip_at_low_load_is_high(well: Well) -> None:
     well.send(3, **STOPPED)
-    assert [(row.severity, row.state) for row in well.rows("trip")] == [(Severity.INFO, "unacknowledged")]
+    assert [(row.severity, row.state) for row in well.rows("trip")] == [(Severity.MEDIUM, "unacknowledged")]
     well.send(12 * 3)
     assert well.rows("trip")[0].cleared_us is not None
     well.send(4, motor_current=32.0)

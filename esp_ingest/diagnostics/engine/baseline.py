@@ -33,6 +33,7 @@ from esp_ingest.diagnostics.engine.buckets import (
     windowed,
 )
 from esp_ingest.diagnostics.engine.own_days import OwnDays, OwnPlan, is_own, mean_share, sources_of
+from esp_ingest.diagnostics.engine.slow_trends import SPEED, SlowPlan, SlowTrends, slow_keys
 from esp_ingest.diagnostics.engine.well_state import NEVER, Array, Journal, WellArrays
 from esp_ingest.diagnostics.language.functions import Need, needs_of
 from esp_ingest.model import FloatArray, IntArray
@@ -66,6 +67,7 @@ class Plan:
     half_n: IntArray | None = None
     pushes: "_Pushes | None" = None
     own: OwnPlan | None = None
+    slow: SlowPlan | None = None
 
 
 @dataclass(slots=True)
@@ -88,6 +90,8 @@ class Baselines:
         columns = set(columns) | {("median", "motor_current")}
         columns |= {source for key in columns for source in sources_of(key)}
         own = sorted((key for key in columns if is_own(key)), key=str)
+        slow = slow_keys(columns)
+        columns |= {("median", SPEED)} if slow else set()
         windowed = [key for key in columns if Need.MEANS in needs_of(key) and not is_own(key)]
         self._habits = _names(columns, Need.HABIT)
         self._medians = _names(columns, Need.MEDIAN)
@@ -101,6 +105,7 @@ class Baselines:
             *[("habit", name) for name in self._habits],
             *self._windowed,
             *own,
+            *slow,
         ]
         self.row = {key: at for at, key in enumerate(self.features)}
         self._place = {name: at for at, name in enumerate(self.signals)}
@@ -112,6 +117,7 @@ class Baselines:
         self._state = state
         self._allocate(state)
         self._own = OwnDays(state, own, self.row)
+        self._slow = SlowTrends(state, slow, self._medians, self.row)
 
     def _allocate(self, state: WellArrays) -> None:
         state.add("bucket", np.int64, NEVER)
@@ -224,7 +230,10 @@ class Baselines:
         plan.half_n = np.where(is_over[last], 0, counts[:, last])
         pushed = np.flatnonzero(is_over & (counts > 0).any(axis=0))
         if pushed.size:
-            self._push(runs, plan, ends[pushed], sums[:, pushed] / counts[:, pushed])
+            means = sums[:, pushed] / counts[:, pushed]
+            self._push(runs, plan, ends[pushed], means)
+            if self._slow.is_used:
+                plan.slow = self._slow.plan(runs, ends[pushed], means, plan.features)
 
     def _push(self, runs: Runs, plan: Plan, at: Slots, means: FloatArray) -> None:
         """Half-hour ``means`` (medians, pushes) go into the running medians at the closings ``at``."""
@@ -359,6 +368,8 @@ class Baselines:
             self._commit_pushes(journal, runs, plan.pushes)
         if plan.own is not None:
             self._own.commit(journal, runs, plan.own)
+        if plan.slow is not None:
+            self._slow.commit(journal, plan.slow)
 
     def _commit_ring(self, journal: Journal, runs: Runs, plan: Plan) -> None:
         """The last 16 buckets; what is older in this batch would be overwritten at once."""

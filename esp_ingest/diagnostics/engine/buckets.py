@@ -120,7 +120,10 @@ class Past:
 
 
 def windowed(function: str, past: FloatArray, k: int) -> FloatArray:
-    """The spread of the newest ``k`` buckets, or the change over them, from means ``past`` (15, closings)."""
+    """The mean or spread of the newest ``k`` buckets, or the change over them, from means ``past`` (15, closings)."""
+    if function == "mean":
+        there = ~np.isnan(past[:k])
+        return np.asarray(in_order(np.where(there, past[:k], 0.0)) / there.sum(axis=0))
     return spread(past[:k]) if function == "spread" else latest(past, 0) - latest(past, k)
 
 

@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from esp_ingest.diagnostics.alarm import Occurrence
+from esp_ingest.diagnostics.engine import stops
 from esp_ingest.diagnostics.engine.baseline import Baselines
 from esp_ingest.diagnostics.engine.buckets import Key
 from esp_ingest.diagnostics.engine.columns import BatchColumns, Rows, grouped
@@ -96,8 +97,9 @@ class Engine:
         state.add("active_us", np.int64, NEVER, names)
         state.add("within_us", np.int64, NEVER, site_labels(self._steps, self.rules.sites))
         self._signal_state = SignalState(state, self._names)
-        self._baselines = Baselines(state, columns)
+        self._baselines = Baselines(state, columns | stops.columns_of(columns))
         self._run_state = RunState(state, self._baselines)
+        self._stop_grades = stops.StopGrades(state, self._baselines)
         return state
 
     # -- the batch
@@ -164,11 +166,13 @@ class Engine:
         values = self._values(readings, rows)
         last_us, last_received = state["last_us"][rows.slots], state["received_us"][rows.slots]
         measured = self._signal_state.measure(journal, rows, values, self._bad(readings, rows))
-        running = self._run_state.advance(journal, rows, measured.usable, last_us)
         frozen = self._signal_state.frozen(journal, rows, measured) if self._has_frozen else {}
+        running = self._run_state.advance(journal, rows, measured.usable, last_us)
         journal.put(state["last_us"], rows.slots, rows.t[rows.last])
         journal.put(state["received_us"], rows.slots, rows.received[rows.last])
         facts = facts_of(rows, measured, running, frozen, last_us, last_received)
+        if self._stop_grades.is_used:
+            facts |= self._stop_grades.advance(journal, rows, measured, running)
         frame = BatchColumns(
             rows=rows,
             signals=measured.usable,
@@ -190,7 +194,9 @@ class Engine:
             dropped=bool(measured.dropped.any()),
             not_running=running.running != 1,
             not_settled=~running.settled,
+            not_opened=np.ones(len(rows), np.bool_),
         )
+        batch.not_opened[running.opened] = False
         self._silence.passed(batch, last_us)
         for step in self._steps:
             self._runner.run(batch, step)

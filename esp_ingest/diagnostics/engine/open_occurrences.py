@@ -20,9 +20,11 @@ from esp_ingest.diagnostics.engine.messages import (
 )
 from esp_ingest.diagnostics.engine.rule_step import BatchContext, RuleStep
 from esp_ingest.diagnostics.engine.signals import GAUGE
+from esp_ingest.diagnostics.engine.trend_words import trends_of
 from esp_ingest.diagnostics.engine.well_state import NEVER, Journal, WellArrays
 from esp_ingest.diagnostics.language.rules import Rule, RuleSet
 from esp_ingest.model import DiagnosticRow
+from esp_ingest.service.text import span
 
 Place = tuple[int, int]  # (step, slot of the well)
 
@@ -74,10 +76,16 @@ class OpenOccurrences:
             value=value,
             threshold=threshold,
             message=sentence(
-                step, value, threshold, since, self._signals_at(batch, rule, row), well, self._trend_at(batch, row)
+                step,
+                value,
+                threshold,
+                since,
+                self._signals_at(batch, rule, row),
+                well,
+                self._trend_at(batch, rule, row),
             ),
             actions_json=as_json(list(rule.actions)),
-            snapshot_json=self._snapshot(batch, row),
+            snapshot_json=self._snapshot(batch, rule, row),
             confidence=self._confidence(batch, rule, row),
             held_by=held_by_of(held),
         )
@@ -93,10 +101,18 @@ class OpenOccurrences:
         occurrence = occurrence.again()
         if "{trend}" in step.rule.seen:
             value, threshold = told_of(step, batch, row)
-            signals, trend = self._signals_at(batch, step.rule, row), self._trend_at(batch, row)
+            signals, trend = self._signals_at(batch, step.rule, row), self._trend_at(batch, step.rule, row)
             message = sentence(step, value, threshold, occurrence.raised_us, signals, occurrence.well_id, trend)
             occurrence = replace(occurrence, value=value, threshold=threshold, message=message)
         self.store(step.index, slot, occurrence)
+
+    def remind(self, step: RuleStep, slot: int, at_us: int) -> None:
+        """Tell an open occurrence again: it is unacknowledged once more. What is held back is not told."""
+        occurrence = self.open.get((step.index, slot))
+        if occurrence is None or occurrence.held_by:
+            return
+        stood = (at_us - occurrence.raised_us) / 1e6
+        self.store(step.index, slot, occurrence.reminded(f"Reminder: it has stood for {span(stood)}."))
 
     def escalate(self, batch: BatchContext, step: RuleStep, row: int, since: int) -> None:
         """Make the open occurrence as severe as the escalation of its rule, if it is not."""
@@ -142,8 +158,8 @@ class OpenOccurrences:
         key = (occurrence.diagnosis, occurrence.severity.value)
         self.journal.put_key(self.counts, key, self.counts.get(key, 0) + by)
 
-    def _snapshot(self, batch: BatchContext, row: int) -> str:
-        """The signals as sent, what the well is used to, and whether it runs."""
+    def _snapshot(self, batch: BatchContext, rule: Rule, row: int) -> str:
+        """The signals as sent, what the well is used to, whether it runs, and the slow trends that ``rule`` reads."""
         signals = {
             name: float(values[row]) for name, values in batch.measured.raw.items() if values[row] == values[row]
         }
@@ -154,7 +170,9 @@ class OpenOccurrences:
             if key[0] == "median" and batch.running.features[at, run] == batch.running.features[at, run]
         }
         state = {1: "running", 0: "stopped"}.get(int(batch.running.running[row]), "not known")
-        return as_json({**signals, "median_24h": medians, "well": state})
+        slow = trends_of(rule, self._baselines.row, batch.running.features[:, run])
+        trends = {"trends": {trend.signal: trend.figures() for trend in slow}} if slow else {}
+        return as_json({**signals, "median_24h": medians, "well": state, **trends})
 
     def _signals_at(self, batch: BatchContext, rule: Rule, row: int) -> str:
         """Which signals a rule on gauges is about."""
@@ -168,10 +186,14 @@ class OpenOccurrences:
             return ", ".join(name for name in GAUGE if batch.measured.seen[name][1][row] != NEVER)
         return ""
 
-    def _trend_at(self, batch: BatchContext, row: int) -> str:
-        """How the drops of this week stand to those of the week before, for people."""
+    def _trend_at(self, batch: BatchContext, rule: Rule, row: int) -> str:
+        """For people: the slow trend that ``rule`` reads, else how the drops of this week stand to the week before."""
+        features = batch.running.features[:, batch.running.run[row]]
+        slow = trends_of(rule, self._baselines.row, features)
+        if slow:
+            return "; ".join(trend.words for trend in slow)
         at = self._baselines.row.get(("drops_trend", "current_load"))
-        trend = number_of(batch.running.features[at, batch.running.run[row]]) if at is not None else None
+        trend = number_of(features[at]) if at is not None else None
         if trend is None:
             return "too early to compare with the week before"
         return f"{100 * trend:.0f} % of those of the week before"

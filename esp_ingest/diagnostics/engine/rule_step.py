@@ -8,6 +8,7 @@ from esp_ingest.diagnostics.engine.columns import BatchColumns, Rows
 from esp_ingest.diagnostics.engine.signals import Measured, Running
 from esp_ingest.diagnostics.language.conditions import Condition
 from esp_ingest.diagnostics.language.evaluation import BoolArray
+from esp_ingest.diagnostics.language.functions import FUNCTIONS
 from esp_ingest.diagnostics.language.rules import Rule, RuleSet
 from esp_ingest.model import FloatArray, Severity
 
@@ -42,7 +43,11 @@ class RuleStep:
     suppressors: list["RuleStep"] = field(default_factory=list)
     upgraders: list["RuleStep"] = field(default_factory=list)
     is_read: bool = False  # another step reads whether this one is active
+    by_bucket: bool = False  # all that it reads changes only when a 5-minute bucket is closed: judged then
     failed: str = ""
+
+    def __post_init__(self) -> None:
+        self.by_bucket = not self.condition.sites and all(map(_changes_by_bucket, self.condition.columns))
 
     @property
     def name(self) -> str:
@@ -62,8 +67,17 @@ class BatchContext:
     dropped: bool
     not_running: BoolArray
     not_settled: BoolArray
+    not_opened: BoolArray  # the row is not the first of its 5-minute bucket
     active: dict[int, BoolArray] = field(default_factory=dict)
     changed_wells: dict[int, set[int]] = field(default_factory=dict)
+
+
+def _changes_by_bucket(key: tuple[object, ...]) -> bool:
+    """Whether a column is made when buckets close, or is configured, or tells what is measured at all."""
+    name = str(key[0])
+    if name in ("limit", "parameter", "measured"):
+        return True
+    return name in FUNCTIONS and FUNCTIONS[name].evaluate is None
 
 
 def steps_of(rules: RuleSet) -> tuple[list[RuleStep], list[Rule]]:

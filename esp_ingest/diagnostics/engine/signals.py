@@ -3,7 +3,7 @@
 Each step takes columns and state and gives columns; all of it is vectorised over the batch, whatever its shape.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ HOLD_US = 60_000_000  # controllers that send signals in separate messages: a va
 RECOVER_US = 3_600_000_000  # a failed gauge is believed again after an hour without a bad value
 FAIL_SAMPLES = 3
 FROZEN_SAMPLES = 12
+DISTRUST_SECONDS = 86_400.0  # a signal that has stood still for so long is left out
 MIN_FREQUENCY_HZ = 5.0
 MIN_LOAD = 0.05
 # A gauge without supply reads the zero of its own scale: 0 psi, and 0 °C. Seen on a real well with some noise on it, up
@@ -171,7 +172,9 @@ class SignalState:
         return np.asarray((count >= FAIL_SAMPLES) | (rows.t - when < RECOVER_US))
 
     def frozen(self, journal: Journal, rows: Rows, measured: Measured) -> dict[str, FloatArray]:
-        """Seconds for which a signal has not moved at all over 12 samples, while another has; by signal, where any."""
+        """Seconds for which a signal has not moved at all over 12 samples, while another has; by signal, where any.
+
+        After a day of it the signal is no longer usable: neither rules nor what the well is used to read it."""
         moved, counts = {}, {}
         for at, name in enumerate(FREEZABLE):
             value, when, old, _ = measured.seen[name]
@@ -194,6 +197,8 @@ class SignalState:
             frozen &= ~np.isnan(measured.held[name])
             if frozen.any():
                 out[name] = np.where(frozen, (rows.t - when) / 1e6, 0.0)
+                if (out[name] >= DISTRUST_SECONDS).any():
+                    measured.usable[name] = np.where(out[name] >= DISTRUST_SECONDS, np.nan, measured.usable[name])
         return out
 
 
@@ -212,6 +217,7 @@ class Running:
     run: Slots
     interval: FloatArray  # µs, as known before the row
     changed: bool = False  # some well started or stopped
+    opened: Slots = field(default_factory=lambda: np.empty(0, np.intp))  # rows with which a 5-minute bucket was closed
 
 
 class RunState:
@@ -254,7 +260,7 @@ class RunState:
             if np.array_equal(again, running):
                 break
             running = again
-        out.features, out.run = plan.features, run
+        out.features, out.run, out.opened = plan.features, run, begins[runs.opening]
         out.interval = rows.shifted(out.features[0][run], state["features"][0][rows.slots])
         baselines.commit(journal, runs, plan)
         self._commit(journal, rows, out)

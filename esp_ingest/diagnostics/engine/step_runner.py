@@ -61,6 +61,8 @@ class StepRunner:
         A condition that fails is switched off and counted; it never holds back a batch."""
         if step.failed:
             return
+        if step.by_bucket and not batch.running.opened.size and not self._is_busy(batch, step):
+            return
         try:
             self._settings.set_parameters(batch, step.rule)
             truth = step.condition.evaluate(batch.columns)
@@ -68,6 +70,9 @@ class StepRunner:
             self._fail(step, error)
             return
         self._apply(batch, step, truth)
+
+    def _is_busy(self, batch: BatchContext, step: RuleStep) -> bool:
+        return bool(self._state["phase"][step.index][batch.rows.slots].any())
 
     def _fail(self, step: RuleStep, error: Exception) -> None:
         step.failed = f"{type(error).__name__}: {error}"
@@ -91,7 +96,7 @@ class StepRunner:
         what = WHAT[phase * 5 + code]
         changes = what == CHANGE
         if busy:
-            self._due(step, rows, what, changes)
+            self._due(step, rows, phase, what, changes)
         wells = set(rows.group[changes].tolist()) if changes.any() else set()
         for other in (*step.suppressors, *([step.escalation] if step.escalation else [])):
             wells |= {
@@ -110,13 +115,16 @@ class StepRunner:
             self._note_active(batch, step)
 
     def _code(self, batch: BatchContext, step: RuleStep, truth: Truth) -> Array:
-        """Off, on, neither, skip (a gauge dropout) or apart (stopped, starting, disabled) for each row."""
+        """Of each row: off, on, neither, skip (a gauge dropout, or between buckets) or apart (stopped, starting,
+        disabled)."""
         count = len(batch.rows)
         yes, no = np.broadcast_to(truth.yes, count), np.broadcast_to(truth.no, count)
         code = 2 - yes.view(np.int8) - 2 * no.view(np.int8)
         rule = step.rule
         if batch.dropped and rule.skip_dropouts:
             code[batch.measured.dropped] = SKIP
+        if step.by_bucket:
+            code[batch.not_opened] = SKIP
         if rule.applies == "settled":
             code[batch.not_settled] = APART
         elif rule.applies == "running":
@@ -125,8 +133,12 @@ class StepRunner:
             code[~self._settings.arrays["enabled"][step.index][batch.rows.slot]] = APART
         return code
 
-    def _due(self, step: RuleStep, rows: Rows, what: Array, changes: BoolArray) -> None:
-        """Add to ``changes`` the rows at which a running delay is over."""
+    def _due(self, step: RuleStep, rows: Rows, phase: Array, what: Array, changes: BoolArray) -> None:
+        """Add to ``changes`` the rows at which a running delay is over, or a reminder is due."""
+        if step.rule.remind_us and not step.is_escalation:
+            active = np.flatnonzero(phase == ACTIVE)
+            told = self._state["since"][step.index][rows.slot[active]]
+            changes[active[rows.t[active] - told >= step.rule.remind_us]] = True
         for kind, name in ((DUE_ON, "on_us"), (DUE_OFF, "off_us")):
             waiting = np.flatnonzero(what == kind)
             if waiting.size:

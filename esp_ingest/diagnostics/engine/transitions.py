@@ -87,13 +87,24 @@ class Transitions:
             return
         if forced:
             self._force(begin, held)
-            return
-        if code == ON:
+        elif code == ON:
             self._turned_on(begin, end, held)
         elif code == OFF:
             self._turned_off(begin, end)
         elif code == HOLD and self._phase == PENDING:
             self._phase = NORMAL
+        if self._step.rule.remind_us and self._phase == ACTIVE and not self._step.is_escalation:
+            self._remind(begin, end)
+
+    def _remind(self, begin: int, end: int) -> None:
+        """Told again each ``remind_us`` while it stands; ``since`` is when it was told last."""
+        while True:
+            at = begin + int(np.searchsorted(self._t[begin:end], self._since + self._step.rule.remind_us))
+            if at >= end:
+                return
+            self._since = int(self._t[at])
+            self._catch_up(at)
+            self._occurrences.remind(self._step, self._slot, self._since)
 
     def _turned_on(self, begin: int, end: int, held: int) -> None:
         if self._phase == NORMAL:
@@ -155,8 +166,10 @@ class Transitions:
         elif self._values is not None and self._thresholds is not None:
             told = number_of(self._values[at]), number_of(self._thresholds[at])
         occurrences.raise_(self._batch, step, at, self._since, forced, held, told)
+        self._since = int(self._t[at])
 
     def _again(self, at: int) -> None:
+        self._since = int(self._t[at])
         if not self._step.is_escalation:
             self._occurrences.again(self._batch, self._step, at)
 

@@ -65,6 +65,7 @@ class Rule:
     when: Condition | None
     on_delay_us: int
     off_delay_us: int
+    remind_us: int
     applies: str
     latching: bool
     skip_dropouts: bool

@@ -146,6 +146,7 @@ class _Reader:
             when=None if table.when is None else self._condition(place, table.when, units, table.deadband),
             on_delay_us=table.on_delay,
             off_delay_us=table.off_delay,
+            remind_us=table.remind,
             applies=table.applies,
             latching=table.latching,
             skip_dropouts=table.skip_dropouts,

@@ -175,6 +175,7 @@ class RuleTable(_Table):
     when: StrictStr | None = None
     on_delay: Delay = 0
     off_delay: Delay = 0
+    remind: Delay = 0
     deadband: Deadband = "0 %"
     applies: Applies = "settled"
     latching: StrictBool = False

@@ -1,0 +1,261 @@
+"""What changes over weeks: each signal at equal speed against the well's own start, with slope and confidence.
+
+A running median follows a pump that wears and sees nothing. Here each closed half-hour of settled running adds to a
+block of 6 hours; the median of 12 blocks (3 days of running) is a point, and the last 24 points are kept: about ten
+weeks. Work is done once a half-hour of event time, and the trend is computed once in 3 days; the state of a signal is a
+sum, 12 blocks, 24 points and its start, in single precision.
+
+Equal speed: a point whose frequency is more than 1 Hz off the one of the start is left out; after three of them in a
+row (9 days) the well has another operating point, and its start begins anew, as it does after a pause of 14 days, in
+which a pump is changed. What is left of the difference is taken out by the affinity laws (flow ~ f, head ~ f²).
+
+* start: the median of the first three points;
+* ratio: the newest point ÷ the start;
+* rate: the slope of the points, the median over pairs half a series apart (Theil's incomplete method), ÷ the start;
+* confidence: 1 − the probability of so many rises or falls among the points by chance (Mann–Kendall, two-sided). It
+  is 0 if one step between neighbours makes more than half of the change since the start: that is an event, no trend.
+
+All of it is a function of the sequence of closed half-hours, however the readings are cut into batches.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from esp_ingest.diagnostics.engine.buckets import BUCKET_US, Key, Runs, Slots, added, median
+from esp_ingest.diagnostics.engine.well_state import Array, Journal, WellArrays
+from esp_ingest.model import FloatArray, IntArray
+
+FUNCTIONS = ("slow_ratio", "slow_rate", "slow_confidence")
+SPEED = "vsd_frequency"
+_POWER_OF_SPEED = {"flow_rate": 1, "pump_head": 2, "motor_current": 2}  # affinity laws; current_load is A/f² already
+_HALVES = 12  # half-hours in a block
+_BLOCKS = 12  # blocks in a point: 72 h of running
+_POINTS = 24
+_LEAST_BLOCKS = 3
+_START_POINTS = 3
+_LEAST_POINTS = 5
+_SAME_SPEED_HZ = 1.0
+_AWAY_POINTS = 3
+_PAUSE_MINUTES = 14 * 1_440
+_STEP_SHARE = 0.5
+_OLDER, _NEWER = np.triu_indices(_POINTS, 1)[::-1]  # the newest point is the first
+_WELLS_AT_ONCE = 256  # bounds the memory of a fleet whose points fall together
+
+
+@dataclass(slots=True)
+class SlowPlan:
+    """What a batch makes of the trends, for the wells with closed half-hours (``slots``): half-hours so far, and sum
+    and count of the open block. If a block was closed: the wells of ``block_slots`` with everything that is kept."""
+
+    slots: Slots
+    halves: IntArray
+    sums: FloatArray
+    counts: IntArray
+    block_slots: Slots | None = None
+    blocks: Array | None = None
+    trends: "_Trends | None" = None
+
+
+@dataclass(slots=True)
+class _Trends:
+    """Of some wells (last axis): ``points`` (signals, 24, wells) newest first with their ``minutes`` since 1970, how
+    many are ``known``, the ``start`` (signals, wells), and how many points in a row were ``away`` from its speed."""
+
+    points: Array
+    minutes: Array
+    known: Array
+    start: Array
+    away: Array
+
+
+class SlowTrends:
+    """The trends of all wells, kept in ``state``. ``keys``: the features that are made here; ``medians``: the signals
+    whose half-hour means are handed in, in their order."""
+
+    def __init__(self, state: WellArrays, keys: Iterable[Key], medians: list[str], row: dict[Key, int]) -> None:
+        keys = list(keys)
+        self.is_used = bool(keys)
+        self._state = state
+        self._signals = sorted({str(key[1]) for key in keys} | ({SPEED} if keys else set()))
+        self._of = [medians.index(name) for name in self._signals]
+        self._speed = self._signals.index(SPEED) if keys else -1
+        self._power = np.array([_POWER_OF_SPEED.get(name, 0) for name in self._signals])[:, None]
+        self._rows = [(row[key], str(key[0]), self._signals.index(str(key[1]))) for key in keys]
+        if not keys:
+            return
+        state.add("slow_halves", np.int64, 0)
+        state.add("slow_sum", np.float64, 0.0, self._signals)
+        state.add("slow_count", np.int64, 0, self._signals)
+        state.add("slow_blocks", np.float32, np.nan, self._signals, (_BLOCKS,))
+        state.add("slow_points", np.float32, np.nan, self._signals, (_POINTS,))
+        state.add("slow_minutes", np.int32, 0, shape=(_POINTS,))
+        state.add("slow_known", np.int8, 0)
+        state.add("slow_start", np.float32, np.nan, self._signals)
+        state.add("slow_away", np.int8, 0)
+
+    def plan(self, runs: Runs, at: Slots, means: FloatArray, features: FloatArray) -> SlowPlan:
+        """Half-hour ``means`` (medians, h) are over at the closings ``at`` (h,), well after well and in order.
+        ``features`` (features, runs) is filled in."""
+        state, well = self._state, runs.closing_well[at]
+        new = np.ones(at.shape[0], np.bool_)
+        new[1:] = well[1:] != well[:-1]
+        first = np.flatnonzero(new)
+        slots = runs.slots[well[first]]
+        which = np.cumsum(new) - 1
+        number = state["slow_halves"][slots][which] + np.arange(at.shape[0]) - first[which]
+        block = number // _HALVES
+        begins = new.copy()
+        begins[1:] |= block[1:] != block[:-1]
+        starts = np.flatnonzero(begins)
+        goes_on = new[starts] & (number[starts] % _HALVES != 0)
+        sums = np.zeros((len(self._signals), starts.shape[0]))
+        counts = np.zeros(sums.shape, np.int64)
+        continued = slots[which[starts[goes_on]]]
+        sums[:, goes_on], counts[:, goes_on] = state["slow_sum"][:, continued], state["slow_count"][:, continued]
+        part = means[self._of]
+        there = ~np.isnan(part)
+        group = np.cumsum(begins) - 1
+        sums, counts = added(sums, group, np.where(there, part, 0.0)), added(counts, group, there)
+        ends = np.append(starts[1:], at.shape[0]) - 1
+        full = (number[ends] + 1) % _HALVES == 0
+        last = np.append(np.flatnonzero(new[starts])[1:], starts.shape[0]) - 1
+        plan = SlowPlan(
+            slots,
+            number[ends][last] + 1,
+            np.where(full[last], 0.0, sums[:, last]),
+            np.where(full[last], 0, counts[:, last]),
+        )
+        if full.any():
+            over = ends[full]
+            self._close(runs, features, plan, at[over], block[over], sums[:, full] / counts[:, full])
+        return plan
+
+    def _close(
+        self, runs: Runs, features: FloatArray, plan: SlowPlan, at: Slots, block: IntArray, values: FloatArray
+    ) -> None:
+        """Blocks with ``values`` (signals, blocks) are over at the closings ``at``: a point of each well at a time."""
+        state, run = self._state, runs.opening[at]
+        wells, which = np.unique(runs.closing_well[at], return_inverse=True)
+        slots = plan.block_slots = runs.slots[wells]
+        blocks = plan.blocks = state["slow_blocks"][:, :, slots]
+        plan.trends = trends = _Trends(
+            state["slow_points"][:, :, slots],
+            state["slow_minutes"][:, slots],
+            state["slow_known"][slots],
+            state["slow_start"][:, slots],
+            state["slow_away"][slots],
+        )
+        point = block // _BLOCKS
+        rank = point - point[np.searchsorted(which, np.arange(wells.shape[0]))][which]
+        minutes = (runs.closed[at] + 1) * (BUCKET_US // 60_000_000)
+        after = np.searchsorted(runs.well, wells, side="right")
+        for turn in range(int(rank.max()) + 1):
+            some = np.flatnonzero(rank == turn)
+            blocks[:, (block[some] % _BLOCKS).astype(np.intp), which[some]] = values[:, some]
+            done = some[block[some] % _BLOCKS == _BLOCKS - 1]
+            for part in (done[k : k + _WELLS_AT_ONCE] for k in range(0, done.shape[0], _WELLS_AT_ONCE)):
+                made = self._add(trends, which[part], blocks, minutes[part])
+                for place, (begin, well) in enumerate(zip(run[part].tolist(), which[part].tolist(), strict=True)):
+                    for row, function, signal in self._rows:
+                        features[row, begin : after[well]] = made[function][signal, place]
+
+    def _add(self, trends: _Trends, wells: Slots, blocks: Array, minutes: IntArray) -> dict[str, FloatArray]:
+        """One more point of each of ``wells``; what is known of their signals after it, each (signals, wells)."""
+        by_signal = (np.ascontiguousarray(of[:, wells].T, np.float64) for of in blocks)
+        value = np.stack([median(of, _LEAST_BLOCKS) for of in by_signal])
+        speed = value[self._speed]
+        scale = np.where(np.isnan(speed), 1.0, speed) ** self._power
+        value = (value / scale).astype(np.float32)
+        part = _Trends(
+            trends.points[:, :, wells],
+            trends.minutes[:, wells],
+            trends.known[wells],
+            trends.start[:, wells],
+            trends.away[wells],
+        )
+        moved = np.abs(value[self._speed] - part.start[self._speed]) > _SAME_SPEED_HZ
+        part.away = np.where(moved, part.away + 1, 0).astype(np.int8)
+        paused = (part.known > 0) & (minutes - part.minutes[0] > _PAUSE_MINUTES)
+        anew = paused | (part.away >= _AWAY_POINTS)
+        part.points[:, :, anew], part.known[anew], part.start[:, anew], part.away[anew] = np.nan, 0, np.nan, 0
+        taken = np.flatnonzero(~moved | anew)
+        for ring, newest in ((part.points, value[:, taken]), (part.minutes, minutes[taken])):
+            ring[..., 1:, taken] = ring[..., :-1, taken]
+            ring[..., 0, taken] = newest
+        part.known[taken] = np.minimum(part.known[taken] + 1, _POINTS)
+        _set_start(part, self._speed)
+        for name in ("points", "minutes", "start"):
+            getattr(trends, name)[..., wells] = getattr(part, name)
+        trends.known[wells], trends.away[wells] = part.known, part.away
+        return _judged(part)
+
+    def commit(self, journal: Journal, plan: SlowPlan) -> None:
+        """Write the plan of a batch into the state."""
+        state = self._state
+        journal.put(state["slow_halves"], plan.slots, plan.halves)
+        journal.put(state["slow_sum"], (slice(None), plan.slots), plan.sums)
+        journal.put(state["slow_count"], (slice(None), plan.slots), plan.counts)
+        trends, slots = plan.trends, plan.block_slots
+        if trends is None:
+            return
+        journal.put(state["slow_blocks"], (slice(None), slice(None), slots), plan.blocks)
+        journal.put(state["slow_points"], (slice(None), slice(None), slots), trends.points)
+        journal.put(state["slow_minutes"], (slice(None), slots), trends.minutes)
+        journal.put(state["slow_start"], (slice(None), slots), trends.start)
+        journal.put(state["slow_known"], slots, trends.known)
+        journal.put(state["slow_away"], slots, trends.away)
+
+
+def slow_keys(columns: Iterable[Key]) -> list[Key]:
+    """The features to be made here so that ``columns`` can be read: of each signal all three, as messages tell them."""
+    signals = {str(key[1]) for key in columns if key[0] in FUNCTIONS}
+    return [(function, signal) for function in FUNCTIONS for signal in sorted(signals)]
+
+
+def _set_start(part: _Trends, speed: int) -> None:
+    """The speed of the first point and the median of the first three of each other signal are the start."""
+    there = (~np.isnan(part.points)).sum(axis=1)
+    due = np.isnan(part.start) & (there == _START_POINTS)
+    due[speed] = np.isnan(part.start[speed]) & (there[speed] >= 1)
+    if due.any():
+        signal, well = np.nonzero(due)
+        part.start[signal, well] = np.nanmedian(part.points[signal, :, well].astype(np.float64), axis=-1)
+
+
+def _judged(part: _Trends) -> dict[str, FloatArray]:
+    """By name of function: ratio, rate (1/s) and confidence, each (signals, wells)."""
+    y = part.points.astype(np.float64)
+    start = part.start.astype(np.float64)
+    n = (~np.isnan(y)).sum(axis=1)
+    newest = y[:, 0]
+    rises = np.abs(np.nansum(np.sign(y[:, _NEWER] - y[:, _OLDER]), axis=1))
+    z = np.maximum(rises - 1, 0) / np.sqrt(n * (n - 1) * (2 * n + 5) / 18)
+    confidence = _erf(z / math.sqrt(2))
+    steps = np.fmax.reduce(np.abs(np.diff(y, axis=1)), axis=1)
+    confidence[steps > _STEP_SHARE * np.abs(newest - start)] = 0.0
+    confidence[(n < _LEAST_POINTS) | np.isnan(newest) | np.isnan(start)] = np.nan
+    rate = _slope(y, part.minutes * 60.0, part.known) / start
+    rate[np.isnan(confidence)] = np.nan
+    return {"slow_ratio": newest / start, "slow_rate": rate, "slow_confidence": confidence}
+
+
+def _slope(y: FloatArray, seconds: FloatArray, known: npt.NDArray[np.int8]) -> FloatArray:
+    """Median slope over pairs of points half of the series apart, (signals, wells); NaN with fewer than two points."""
+    out = np.full((y.shape[0], y.shape[2]), np.nan)
+    for count in np.unique(known[known > 1]).tolist():
+        wells = np.flatnonzero(known == count)
+        apart = count // 2
+        rise = y[:, : count - apart, wells] - y[:, apart:count, wells]
+        time = seconds[: count - apart, wells] - seconds[apart:count, wells]
+        slopes = rise / time
+        for signal in range(y.shape[0]):
+            out[signal, wells] = median(np.ascontiguousarray(slopes[signal].T), 1)
+    return out
+
+
+def _erf(values: FloatArray) -> FloatArray:
+    return np.array([math.erf(value) for value in values.ravel().tolist()]).reshape(values.shape)
