@@ -259,6 +259,22 @@ WHERE well_id LIKE ANY (%(wells)s::text[])
 GROUP BY diagnosis
 ORDER BY diagnosis;
 
+-- name: api_losses
+-- What stops cost in a range, by well and reason, the most hours first: the part of each stop that lies in it.
+SELECT well_id, planned, reason, count(*) AS stops, sum(hours) AS lost_hours,
+       sum(hours / 24 * usual_flow_rate) AS lost_production, count(*) FILTER (WHERE usual_flow_rate IS NULL) AS without_rate,
+       count(*) FILTER (WHERE started_at IS NULL) AS down
+FROM (
+    SELECT *, extract(epoch FROM least(coalesce(started_at, %(to)s), %(to)s) - greatest(stopped_at, %(from)s))::double precision
+              / 3600 AS hours
+    FROM well_stops
+    WHERE stopped_at < %(to)s AND (started_at IS NULL OR started_at > %(from)s)
+      AND (%(well)s::text[] IS NULL OR well_id = ANY (%(well)s))
+      AND well_id LIKE ANY (%(wells)s::text[])
+) AS stop
+GROUP BY well_id, planned, reason
+ORDER BY lost_hours DESC, well_id, planned, reason;
+
 -- name: api_kpis
 -- ISA-18.2 over a range: how many alarms, how they spread over 10 minutes, how soon they were acknowledged. Events (info)
 -- and what was suppressed or shelved from the start are no alarms.

@@ -19,7 +19,19 @@ from esp_ingest.api.monitor import Monitor
 from esp_ingest.api.readiness import Readiness
 from esp_ingest.api.reads.fleet import Fleet
 from esp_ingest.api.reads.live import Feed
-from esp_ingest.api.routes import actions, alarms, operations, pages, pump, rules, session, stream, telemetry, wells
+from esp_ingest.api.routes import (
+    actions,
+    alarms,
+    losses,
+    operations,
+    pages,
+    pump,
+    rules,
+    session,
+    stream,
+    telemetry,
+    wells,
+)
 from esp_ingest.api.wire import problems
 from esp_ingest.api.wire.models import ProblemDocument
 from esp_ingest.api.wire.schema import PROBLEM_EXAMPLE
@@ -33,7 +45,7 @@ DESCRIPTION = """\
 What esp-ingest stores, for SCADA, notebooks, Grafana and the console. Every request needs a bearer token; errors are
 problem documents (RFC 9457); lists are `{items, next}`, `next` is the address of the next page; times are RFC
 3339 in UTC. Lists come as JSON, CSV (`Accept: text/csv`) or Arrow (`Accept: application/vnd.apache.arrow.stream`)."""
-ROUTERS = (session, wells, pump, telemetry, alarms, actions, rules, operations, stream, pages)
+ROUTERS = (session, wells, pump, telemetry, losses, alarms, actions, rules, operations, stream, pages)
 
 
 def create_app(settings: Settings, clock: Clock | None = None) -> FastAPI:

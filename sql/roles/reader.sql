@@ -10,6 +10,7 @@ ALTER ROLE esp_ingest_reader SET default_transaction_read_only = on;
 ALTER ROLE esp_ingest_reader SET statement_timeout = '60s';
 GRANT SELECT ON esp_telemetry, diagnostic_results, well_latest, active_diagnostics, alarm_actions, alarm_shelves, alarm_verdicts
     TO esp_ingest_reader;
+GRANT SELECT ON well_stops TO esp_ingest_reader;
 GRANT SELECT ON well_newest, well_newest_now, well_newest_stale TO esp_ingest_reader;
 GRANT SELECT ON esp_telemetry_hourly, esp_telemetry_daily, aggregate_hours, aggregate_days, aggregate_state, archive_days
     TO esp_ingest_reader;

@@ -26,6 +26,7 @@ OPERATIONS: dict[str, tuple[str, str, dict[str, Any] | None, str, bool]] = {
     "well": ("GET", f"/api/v1/wells/{OWN}", None, "viewer", True),
     "telemetry": ("GET", f"/api/v1/wells/{OWN}/telemetry", None, "viewer", True),
     "pump": ("GET", f"/api/v1/wells/{OWN}/pump", None, "viewer", True),
+    "losses": ("GET", "/api/v1/losses", None, "viewer", False),
     "signals": ("GET", "/api/v1/signals", None, "viewer", False),
     "alarms": ("GET", "/api/v1/alarms", None, "viewer", False),
     "kpis": ("GET", "/api/v1/alarms/kpis", None, "viewer", False),

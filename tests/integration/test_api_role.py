@@ -41,7 +41,7 @@ def test_it_can_do_all_that_the_api_does_and_nothing_else(
     process.dsn = limited
     with process, process.signed_in("ada") as client:
         paths = "me fleet wells wells/A-1 wells/A-1/telemetry wells/A-1/telemetry?resolution=1h alarms alarms/kpis"
-        paths += " alarms/history alarms/precision rejects archive audit users"
+        paths += " alarms/history alarms/precision losses rejects archive audit users"
         for path in paths.split():
             answer = client.get(f"/api/v1/{path}")
             assert answer.status_code == 200, answer.text

@@ -296,6 +296,28 @@ class PrecisionPage(BaseModel):
     next: Next
 
 
+class Loss(BaseModel):
+    """What the stops of a well for one reason cost within the range."""
+
+    well_id: str
+    planned: bool = Field(description="commanded or ramped down: the rule planned_stop, else trip")
+    reason: str | None = Field(description="the stop reason of the last verdict on the stop, else its cause")
+    stops: int
+    lost_hours: float
+    lost_production: float | None = Field(
+        description="bbl: lost hours at the 24-hour median of the flow before each stop; null if that is not known"
+    )
+    without_rate: int = Field(description="stops that lost_production leaves out, because their flow is not known")
+    down: int = Field(description="stops that are not over")
+
+
+class LossPage(BaseModel):
+    """All wells and reasons, the most lost hours first; there is only one page."""
+
+    items: list[Loss]
+    next: Next
+
+
 class Reject(BaseModel):
     """A message, or an item of one, that could not be stored as a reading."""
 

@@ -162,14 +162,14 @@ FUNCTIONS: dict[str, Function] = {
     "slow_ratio": Function(
         Form.SIGNAL,
         "median of the last 3 days of running ÷ that of the first 9 at this speed, moved to equal speed",
-        "{0} over 3 days ÷ its own start at equal speed",
+        "{0} over 3 days ÷ its start",
         unit=_no_unit,
         needs=_MEDIAN,
     ),
     "slow_rate": Function(
         Form.SIGNAL,
         "slope of the 3-day medians of the last 72 days of running ÷ the start, per time; known after 15 days",
-        "the slow trend of {0}, against its own start,",
+        "the slow trend of {0}",
         unit=lambda _: _per_time(NONE),
         needs=_MEDIAN,
     ),
