@@ -206,13 +206,14 @@ class Daemon:
     def _new_service(self, replay_until: Callable[[], int | None]) -> "DiagnosticsService":
         """Raises RulesError."""
         from esp_ingest.diagnostics.language.rules_file import load
+        from esp_ingest.diagnostics.pump_limits import with_pumps
         from esp_ingest.diagnostics.service import DiagnosticsService
         from esp_ingest.store.diagnostics.checkpoints import PostgresDiagnosticsStore
 
         settings = self._settings
         path = settings.diagnostics.rules_file or config_file("rules.toml")
         return DiagnosticsService(
-            lambda: load(path),
+            lambda: with_pumps(load(path), settings.pumps),
             PostgresDiagnosticsStore(settings.database, settings.diagnostics.publish, lambda: self._store.connected),
             self._clock,
             self._metrics,

@@ -19,6 +19,7 @@ from esp_ingest.diagnostics.language import rules_file
 from esp_ingest.diagnostics.language.functions import DERIVED, FUNCTIONS, Form
 from esp_ingest.diagnostics.language.rules import Rule, RulesError, RuleSet
 from esp_ingest.diagnostics.language.units import Unit
+from esp_ingest.diagnostics.pump_limits import with_pumps
 from esp_ingest.interfaces import StoreUnavailable
 from esp_ingest.model import Delivery, DiagnosticRow, Readings
 from esp_ingest.resources import config_file
@@ -72,7 +73,8 @@ def run(settings: Settings, arguments: argparse.Namespace) -> int:
 
 def lines(settings: Settings, arguments: argparse.Namespace, now_us: int) -> Iterator[str]:
     """As :func:`run`, the lines to print."""
-    rule_set = rules_file.load(arguments.rules or settings.diagnostics.rules_file or config_file("rules.toml"))
+    path = arguments.rules or settings.diagnostics.rules_file or config_file("rules.toml")
+    rule_set = with_pumps(rules_file.load(path), settings.pumps)
     if arguments.action == "check":
         yield from check(settings, rule_set)
     elif arguments.action == "explain":

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from esp_ingest.config.pumps import Pump, PumpsSettings
 from esp_ingest.demo.fleet import Fault, FaultName, Fleet
 from esp_ingest.diagnostics.dry_run import DryRun
+from esp_ingest.diagnostics.pump_limits import with_pumps
 from esp_ingest.model import SIGNAL_ROW, DiagnosticRow, FloatArray, Readings
 from tests.evaluate.simulated import in_batches, rule_set
 
@@ -24,6 +26,9 @@ class Example:
     fault: FaultName | None = None
     changes: Mapping[str, Change] = field(default_factory=dict)
     extra: str = ""  # name of an extra signal, which is 12 from the onset on and 2 before
+    pumps: PumpsSettings = field(
+        default_factory=PumpsSettings
+    )  # for the rules on the operating point
     ahead_seconds: float = 0.0  # of the device's clock, from the onset on
     onset_hours: float = 10.0
     hours: float = 15.0
@@ -102,6 +107,17 @@ def short_run(values: FloatArray, t: FloatArray) -> FloatArray:
     """Stopped for an hour, started, and stopped again after another."""
     return np.where((t >= 0) & ((t < 1) | (t > 2)), 0.0, values)
 
+
+# The pump of the simulated well: 2 100 psi at shut-in, 1 500 psi at 1 000 bbl/d (see esp_ingest/demo/fleet.py).
+PUMP = Pump(
+    coefficients=[5_250, 0, -0.0015],
+    coefficients_to_bpd=1_800,
+    recommended_bpd=(700, 1_250),
+    bubble_point_psi=1_700,
+    reservoir_pressure_psi=3_200,
+    max_drawdown_psi=1_500,
+)
+PUMPS = PumpsSettings(by_well={"sim-00000": PUMP})
 
 EXAMPLES: dict[str, Example] = {
     "gas_lock": Example(("motor_current", "flow_rate", "pip"), FaultName.GAS_LOCK),
@@ -187,6 +203,10 @@ EXAMPLES: dict[str, Example] = {
         ("leakage_current",), changes={"leakage_current": crept(2.0)}, onset_hours=9 * 24.0, hours=40 * 24.0
     ),
     "gauge_drift": Example(("pip", "flow_rate"), changes={"pip": crept(1.2)}, onset_hours=9 * 24.0, hours=45 * 24.0),
+    "downthrust": Example(("flow_rate", "vsd_frequency"), changes={"flow_rate": scaled(0.6, 0.5)}, pumps=PUMPS),
+    "upthrust": Example(("flow_rate", "vsd_frequency"), changes={"flow_rate": scaled(1.4, 0.5)}, pumps=PUMPS),
+    "below_bubble_point": Example(("pip",), changes={"pip": scaled(0.8, 1)}, pumps=PUMPS),
+    "high_drawdown": Example(("pip",), changes={"pip": scaled(0.8, 1)}, pumps=PUMPS),
     "frequency_tag": Example(("vsd_frequency", "motor_current", "pip"), changes={"vsd_frequency": shifted(-5)}),
     "gauge_dropout": Example(("pip", "motor_temp"), FaultName.GAUGE_DROPOUT),
     "gauge_failure": Example(("pip", "discharge_pressure"), changes={"pip": shifted(2_500)}),
@@ -212,7 +232,7 @@ def play(rule: str) -> Shown:
         readings.extra = {at: json.dumps({example.extra: 12 if t >= 0 else 2}) for at, t in enumerate(since.tolist())}
     ahead_us = np.where(since >= 0, example.ahead_seconds * 1e6, 0).astype(np.int64)
     readings.received_us = readings.timestamp_us + 1_000_000 - ahead_us
-    dry_run = DryRun(rule_set())
+    dry_run = DryRun(with_pumps(rule_set(), example.pumps))
     dry_run.feed(readings)
     return Shown(hours, readings, [row for row in dry_run.seen() if row.diagnosis == rule], start)
 

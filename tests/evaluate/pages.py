@@ -34,6 +34,7 @@ _GROUPS = (
         "Motor, drive and vibration",
         ("overload", "motor_hot", "motor_heating", "vibration", "frequency_deviation", "current_imbalance", "leakage"),
     ),
+    ("Operating point", ("downthrust", "upthrust", "below_bubble_point", "high_drawdown")),
     (
         "Slow faults",
         ("pump_wear", "scale_or_sand", "inflow_decline", "insulation_decline", "gauge_drift", "frequency_tag"),

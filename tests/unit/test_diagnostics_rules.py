@@ -14,6 +14,7 @@ DIAGNOSES = {
     "low_flow", "high_gor", "trip", "planned_stop", "cycling", "gauge_dropout", "gauge_failure",
     "frozen_signal", "stale_well",
     "clock_skew", "current_imbalance", "leakage",
+    "downthrust", "upthrust", "below_bubble_point", "high_drawdown",
     "pump_wear", "scale_or_sand", "inflow_decline", "insulation_decline", "gauge_drift", "frequency_tag",
 }  # fmt: skip
 

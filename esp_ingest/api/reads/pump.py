@@ -3,10 +3,9 @@ laws move it to another: the flow is proportional to the frequency, the head to 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from esp_ingest.api.reads.fleet import MIN_FREQUENCY_HZ
-from esp_ingest.config.pumps import Pump, PumpsSettings
+from esp_ingest.config.pumps import Pump, PumpsSettings, flow_at, head_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +19,10 @@ class OperatingPoint:
     flow_rate: float | None
     head: float | None  # None if a pressure is missing
     curve_head: float | None  # what the curve gives at this flow, None beside its ends
+    virtual_flow_rate: float | None  # where the curve gives this head: the rate of a pump that is as new
+    thrust: str | None  # "down", "normal" or "up": the flow beside the recommended range; None if not known
+    drawdown: float | None  # psi, reservoir less intake pressure
+    bubble_point_margin: float | None  # psi, intake pressure less bubble point
 
 
 def operating_point(
@@ -37,29 +40,39 @@ def operating_point(
     turns = frequency is not None and frequency > MIN_FREQUENCY_HZ
     hz = frequency if frequency is not None and turns else pump.reference_hz
     ratio = hz / pump.reference_hz
-    curve = scaled(pump.curve, pump.stages, ratio)
+    curve = scaled(pump.points, pump.stages, ratio)
     gradient = pump.gradient_psi_per_ft or pumps.gradient_psi_per_ft
+    recommended = pump.recommended_bpd
+    if recommended is not None:
+        recommended = (recommended[0] * ratio, recommended[1] * ratio)
+    head = None if intake is None or discharge is None else (discharge - intake) / gradient
+    virtual = None if head is None or not turns else flow_at(curve, head)
     return OperatingPoint(
         curve_hz=hz,
         curve=curve,
-        recommended=None
-        if pump.recommended_bpd is None
-        else (pump.recommended_bpd[0] * ratio, pump.recommended_bpd[1] * ratio),
+        recommended=recommended,
         gradient_psi_per_ft=gradient,
         flow_rate=flow_rate,
-        head=None if intake is None or discharge is None else (discharge - intake) / gradient,
+        head=head,
         curve_head=None if flow_rate is None or not turns else head_at(curve, flow_rate),
+        virtual_flow_rate=virtual,
+        thrust=thrust_of(flow_rate if flow_rate is not None else virtual, recommended) if turns else None,
+        drawdown=_difference(pump.reservoir_pressure_psi, intake),
+        bubble_point_margin=_difference(intake, pump.bubble_point_psi),
     )
+
+
+def thrust_of(flow: float | None, recommended: tuple[float, float] | None) -> str | None:
+    """On which side the flow leaves the recommended range; None if one of the two is not known."""
+    if flow is None or recommended is None:
+        return None
+    return "down" if flow < recommended[0] else "up" if flow > recommended[1] else "normal"
+
+
+def _difference(left: float | None, right: float | None) -> float | None:
+    return None if left is None or right is None else left - right
 
 
 def scaled(curve: Sequence[tuple[float, float]], stages: int, ratio: float) -> list[tuple[float, float]]:
     """The curve of the whole pump, all stages together, at ``ratio`` times the frequency of the catalogue."""
     return [(flow * ratio, head * stages * ratio**2) for flow, head in curve]
-
-
-def head_at(curve: Sequence[tuple[float, float]], flow: float) -> float | None:
-    """The head at this flow, interpolated between two points of the curve; None outside the curve."""
-    for (low, high_head), (high, low_head) in pairwise(curve):
-        if low <= flow <= high:
-            return high_head + (low_head - high_head) * (flow - low) / (high - low)
-    return None

@@ -18,7 +18,8 @@ _PUMP = {
     "well_id": "ESP-01", "timestamp": "2026-11-25T12:00:00Z", "vsd_frequency": 52.0, "curve_hz": 52.0,
     "curve": [[0.0, 4686.9], [1300.0, 3965.9], [2600.0, 721.1]], "recommended": [953.3, 1820.0],
     "gradient_psi_per_ft": 0.4, "flow_rate": 1300.0, "head": 3900.0, "curve_head": 3965.9,
-    "units": {"flow_rate": "bbl/d", "head": "ft"},
+    "virtual_flow_rate": 1326.4, "thrust": "normal", "drawdown": 850.0, "bubble_point_margin": 120.0,
+    "units": {"flow_rate": "bbl/d", "head": "ft", "pip": "psi"},
 }  # fmt: skip
 
 
@@ -68,6 +69,10 @@ async def pump(
         "flow_rate": flow(found.flow_rate),
         "head": head(found.head),
         "curve_head": head(found.curve_head),
-        "units": {name: unit(name, units) for name in ("flow_rate", HEAD)},
+        "virtual_flow_rate": flow(found.virtual_flow_rate),
+        "thrust": found.thrust,
+        "drawdown": convert(found.drawdown, "pip", units),
+        "bubble_point_margin": convert(found.bubble_point_margin, "pip", units),
+        "units": {name: unit(name, units) for name in ("flow_rate", HEAD, "pip")},
     }
     return respond(request, document)

@@ -133,6 +133,16 @@ class PumpPoint(BaseModel):
     flow_rate: float | None
     head: float | None = Field(description="of discharge less intake pressure, null if one of them is missing")
     curve_head: float | None = Field(description="what the curve gives at this flow, null beside its ends")
+    virtual_flow_rate: float | None = Field(
+        description="the flow at which the curve gives this head: what a pump as new would give, if nothing meters it"
+    )
+    thrust: Literal["down", "normal", "up"] | None = Field(
+        description="flow_rate (without one virtual_flow_rate) beside the recommended range; null if one is not known"
+    )
+    drawdown: float | None = Field(description="reservoir less intake pressure, null where it is not configured")
+    bubble_point_margin: float | None = Field(
+        description="intake pressure less bubble point: below 0 gas is free at the intake; null if not configured"
+    )
     units: dict[str, str]
 
 

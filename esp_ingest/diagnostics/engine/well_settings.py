@@ -35,7 +35,7 @@ class WellSettings:
             if name in override.rules.get(rule.name, {})
         }
         config.add("parameters", np.float64, np.nan, sorted(self._per_well))
-        self._limits_set = bool(self._rules.limit_defaults) or any(o.limits for o in self._rules.overrides)
+        self._limits_set = set(self._rules.limit_defaults).union(*(o.limits for o in self._rules.overrides))
         self._fixed_on = np.array([self._step_delay(step) for step in steps], np.int64)
         self._fixed_off = np.array([0 if step.is_escalation else step.rule.off_delay_us for step in steps], np.int64)
 
@@ -69,11 +69,12 @@ class WellSettings:
             config["parameters"][at, slot] = self._rules.settings_of(self._rules.rule(rule), well)[name]
 
     def limit_columns(self, rows: Rows) -> dict[Key, Any]:
-        """The limits of each row's well, by key, each (n,)."""
-        if not self._limits_set:
-            return {("limit", name): np.full(len(rows), np.nan) for name in self._rules.limits}
-        limits = self.arrays["limits"][:, rows.slots]
-        return {("limit", name): limits[at][rows.group] for at, name in enumerate(self._rules.limits)}
+        """The limits of each row's well, by key, each (n,), or a scalar NaN where no well has one."""
+        limits = self.arrays["limits"]
+        return {
+            ("limit", name): limits[at][rows.slots][rows.group] if name in self._limits_set else np.float64(np.nan)
+            for at, name in enumerate(self._rules.limits)
+        }
 
     def set_parameters(self, batch: BatchContext, rule: Rule) -> None:
         """Make the parameters of ``rule`` columns of the batch: scalars, or (n,) if wells have values of their own."""
