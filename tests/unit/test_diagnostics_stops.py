@@ -64,9 +64,9 @@ def stops(readings: Readings, size: int = 10**9) -> list[DiagnosticRow]:
     ("what", "diagnosis", "severity"),
     [
         ({}, "trip", Severity.MEDIUM),
-        ({"load_before": 0.8}, "trip", Severity.HIGH),
+        ({"load_before": 0.87}, "trip", Severity.HIGH),
         ({"load_before": 1.2}, "trip", Severity.HIGH),
-        ({"load_before": 0.9}, "trip", Severity.MEDIUM),
+        ({"load_before": 0.93}, "trip", Severity.MEDIUM),
         ({"ramp": (0.7, 0.3)}, "planned_stop", Severity.INFO),
         ({"ramp": (0.7,), "load_before": 0.7, "low_samples": 6}, "trip", Severity.HIGH),  # the drive ran it down
         ({"setpoint": True}, "planned_stop", Severity.INFO),

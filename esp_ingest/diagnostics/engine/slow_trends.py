@@ -235,7 +235,8 @@ def _judged(part: _Trends) -> dict[str, FloatArray]:
     rises = np.abs(np.nansum(np.sign(y[:, _NEWER] - y[:, _OLDER]), axis=1))
     z = np.maximum(rises - 1, 0) / np.sqrt(n * (n - 1) * (2 * n + 5) / 18)
     confidence = _erf(z / math.sqrt(2))
-    steps = np.fmax.reduce(np.abs(np.diff(y, axis=1)), axis=1)
+    smooth = np.sort(np.stack([y[:, :-2], y[:, 1:-1], y[:, 2:]]), axis=0)[1]  # a single bad point is no step
+    steps = np.fmax.reduce(np.abs(np.diff(smooth, axis=1)), axis=1)
     confidence[steps > _STEP_SHARE * np.abs(newest - start)] = 0.0
     confidence[(n < _LEAST_POINTS) | np.isnan(newest) | np.isnan(start)] = np.nan
     rate = _slope(y, part.minutes * 60.0, part.known) / start
