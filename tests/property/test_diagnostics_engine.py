@@ -23,7 +23,18 @@ LIMITED = rules_file.parse(
     + """
 [groups.limited]
 wells = ["W-1", "W-3"]
-limits = { motor_current = "52 A", motor_temp = "240 °F", gor = "500 scf/bbl", pip_low = "250 psi" }
+limits.motor_current = "52 A"
+limits.motor_temp = "240 °F"
+limits.gor = "500 scf/bbl"
+limits.pip_low = "250 psi"
+limits.pump_hz = "50 Hz"
+limits.pump_flow_low = "700 bbl/d"
+limits.pump_flow_high = "1100 bbl/d"
+limits.pump_lift_at_flow_low = "1500 psi"
+limits.pump_lift_at_flow_high = "1200 psi"
+limits.bubble_point = "330 psi"
+limits.reservoir_pressure = "1200 psi"
+limits.drawdown = "880 psi"
 rules.underload = { load = "85 %", on_delay = "2 min" }
 rules.trip = { severity = "low" }
 """
@@ -72,7 +83,10 @@ def _fault(rng: np.random.Generator, values: np.ndarray, count: int) -> None:
     length = int(rng.integers(1, max(2, count // 4)))
     part = slice(start, start + length)
     kind = int(rng.integers(0, 16))
-    if kind == 0:  # stops, one or several
+    if kind == 0:  # stops, one or several, the first of some ramped down
+        if rng.random() < 0.5:
+            values[row["vsd_frequency"], max(0, start - 1)] *= 0.6
+            values[row["motor_current"], max(0, start - 1)] *= 0.36
         for begin in range(start, start + 2 * length * int(rng.integers(1, 5)), 2 * length):
             values[[row["motor_current"], row["vsd_frequency"], row["flow_rate"]], begin : begin + length] = 0
     elif kind == 1:  # underload, or a loss of flow
@@ -244,8 +258,12 @@ def test_the_stories_raise_most_rules() -> None:
                 key[1] for key in whole(merged([story(seed * 7 + at, count, step) for at in range(4)], None), LIMITED)
             }
     missing = {rule.name for rule in LIMITED.rules} - seen
-    # These need a signal that no story sends, a clock that is off, or days of data (test_diagnostics_habit.py).
-    assert missing <= {"current_imbalance", "clock_skew", "blocked_intake", "slugging", "slugging_worse"}
+    # These need a signal that no story sends, a clock that is off, a load that does not follow the speed, more flow, or
+    # days and weeks of data (test_diagnostics_habit.py, test_diagnostics_slow.py).
+    assert missing <= {
+        "current_imbalance", "clock_skew", "blocked_intake", "slugging", "slugging_worse", "frequency_tag", "upthrust",
+        "pump_wear", "scale_or_sand", "inflow_decline", "insulation_decline", "gauge_drift",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("step", [1.0, 300.0])
