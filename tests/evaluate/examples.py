@@ -26,9 +26,7 @@ class Example:
     fault: FaultName | None = None
     changes: Mapping[str, Change] = field(default_factory=dict)
     extra: str = ""  # name of an extra signal, which is 12 from the onset on and 2 before
-    pumps: PumpsSettings = field(
-        default_factory=PumpsSettings
-    )  # for the rules on the operating point
+    pumps: PumpsSettings = field(default_factory=PumpsSettings)  # for the rules on the operating point
     ahead_seconds: float = 0.0  # of the device's clock, from the onset on
     onset_hours: float = 10.0
     hours: float = 15.0

@@ -8,16 +8,20 @@ from typing import Any
 import httpx
 import pytest
 
+from esp_ingest.api.wire.units import convert, unit
 from esp_ingest.store.schema import migrate
 from tests.support.api import ApiProcess
 from tests.support.databases import Database, Server
 
-PUMPS = {
-    "A-1": {"curve": [[0, 52], [1500, 44], [3000, 8]], "stages": 120, "recommended_bpd": [1100, 2100]},
+PUMPS: dict[str, Any] = {
+    "A-1": {
+        "curve": [[0, 52], [1500, 44], [3000, 8]], "stages": 120, "recommended_bpd": [1100, 2100],
+        "bubble_point_psi": 700, "reservoir_pressure_psi": 1500,
+    },
     "A-2": {"curve": [[0, 6000], [3000, 0]], "gradient_psi_per_ft": 0.5},
     "B-1": {"curve": [[0, 6000], [3000, 0]]},
     "B-2": {"curve": [[0, 6000], [3000, 0]]},
-}
+}  # fmt: skip
 INSERT = (
     'INSERT INTO esp_telemetry ("timestamp", well_id, flow_rate, pip, discharge_pressure, vsd_frequency, received_at) '
     "VALUES (%s, %s, %s, %s, %s, %s, now())"
@@ -63,12 +67,16 @@ def test_the_curve_is_at_the_newest_frequency(client: httpx.Client) -> None:
     assert (found["flow_rate"], found["head"], found["curve_head"]) == (
         1000.0, pytest.approx(4000.0), pytest.approx(3800.0),
     )  # fmt: skip
-    assert found["units"] == {"flow_rate": "bbl/d", "head": "ft"}
+    # 4 000 ft lie between 0 (4 333.3) and 1 250 bbl/d (3 666.7).
+    assert (found["virtual_flow_rate"], found["thrust"]) == (pytest.approx(625.0), "normal")
+    assert (found["drawdown"], found["bubble_point_margin"]) == (pytest.approx(900.0), pytest.approx(-100.0))
+    assert found["units"] == {"flow_rate": "bbl/d", "head": "ft", "pip": "psi"}
 
 
 def test_metric_units(client: httpx.Client) -> None:
     found = pump(client, "A-1", units="metric")
-    assert found["units"] == {"flow_rate": "m³/d", "head": "m"}
+    assert found["units"] == {"flow_rate": "m³/d", "head": "m", "pip": unit("pip", "metric")}
+    assert found["drawdown"] == pytest.approx(convert(900.0, "pip", "metric"))
     assert found["flow_rate"] == pytest.approx(158.987, abs=0.001)
     assert found["head"] == pytest.approx(1219.2)
     assert found["curve"][1] == [pytest.approx(198.734, abs=0.001), pytest.approx(1117.6)]
@@ -77,6 +85,8 @@ def test_metric_units(client: httpx.Client) -> None:
 def test_what_the_reading_does_not_say_is_null(client: httpx.Client) -> None:
     found = pump(client, "A-2")
     assert [found[name] for name in ("vsd_frequency", "flow_rate", "head", "curve_head", "recommended")] == [None] * 5
+    unknown = ("virtual_flow_rate", "thrust", "drawdown", "bubble_point_margin")
+    assert [found[name] for name in unknown] == [None] * 4
     assert (found["curve_hz"], found["curve"], found["gradient_psi_per_ft"]) == (60.0, [[0, 6000], [3000, 0]], 0.5)
 
 
