@@ -39,9 +39,9 @@ class Clock(Protocol):
 class Source(Protocol):
     """Where deliveries come from. All methods are called from the pipeline's thread."""
 
-    def take(self, max_messages: int, max_bytes: int, timeout_seconds: float) -> list[Delivery]:
-        """Deliveries in the order received, oldest first; waits up to ``timeout_seconds`` for the first one, and
-        returns at once with what is there when anything is."""
+    def take(self, max_messages: int, max_bytes: int, timeout_seconds: float, *, at_least: int = 1) -> list[Delivery]:
+        """Deliveries in the order received, oldest first; waits up to ``timeout_seconds`` for ``at_least`` of them or
+        for ``max_bytes``, and returns with what is there."""
         ...
 
     def settle(self, deliveries: Sequence[Delivery]) -> int:

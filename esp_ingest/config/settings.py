@@ -170,6 +170,12 @@ class BatchSettings(Section):
     max_rows: int = Field(5_000, ge=1, le=1_000_000, description="readings in a batch")
     max_bytes: int = Field(4_194_304, ge=1_024, description="payload bytes in a batch, or one larger message")
     max_age_seconds: float = Field(0.25, gt=0, le=60, description="age of the oldest message in a batch")
+    min_interval_seconds: float = Field(
+        0.08,
+        ge=0,
+        le=60,
+        description="shortest time from one batch to the next that is not full, while nothing is written",
+    )
 
 
 class Limits(Section):

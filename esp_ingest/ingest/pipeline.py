@@ -41,7 +41,7 @@ class Pipeline:
         self._metrics = metrics
         self._bounds = batch
         self._beat = beat
-        self._open = _OpenBatch(batch)
+        self._open = _OpenBatch(batch, clock.monotonic())
         self._alarm = RejectAlarm(service, clock)
 
     def run(self, stopping: Callable[[], bool]) -> None:
@@ -53,7 +53,7 @@ class Pipeline:
         """One turn; waits at most ``timeout_seconds`` for something to do."""
         self._beat()
         self._collect(timeout_seconds)
-        if self._open.due(self._clock.monotonic()):
+        if self._open.due(self._clock.monotonic(), self._stage.busy):
             self._submit()
         self._turn_stage(timeout_seconds)
         if self._alarm.is_raised:  # where nothing comes any more, no batch would end it
@@ -81,14 +81,16 @@ class Pipeline:
         if self._open.full:
             return
         patience = 0.0 if self._stage.busy else self._open.patience(self._clock.monotonic(), timeout_seconds)
-        deliveries = self._source.take(*self._open.room(), patience)
+        messages, size = self._open.room()
+        # Once the first is here, the rest of the batch need not wake this thread before it is due.
+        deliveries = self._source.take(messages, size, patience, at_least=messages if self._open.deliveries else 1)
         if deliveries:
             self._open.add(deliveries, self._clock.monotonic())
 
     def _submit(self) -> None:
         if self._stage.has_room:
             size = self._open.bytes
-            self._stage.submit(Batch(self._open.take(), size))
+            self._stage.submit(Batch(self._open.take(self._clock.monotonic()), size))
 
     def _turn_stage(self, timeout_seconds: float) -> None:
         """Settle what has come back. Waits for the stage only where there is no other work."""
@@ -114,12 +116,13 @@ class Pipeline:
 class _OpenBatch:
     """Deliveries collected for the next batch, and how far it is from its bounds."""
 
-    def __init__(self, bounds: BatchSettings) -> None:
+    def __init__(self, bounds: BatchSettings, now: float) -> None:
         self._bounds = bounds
         self.deliveries: list[Delivery] = []
         self._rows = 0
         self.bytes = 0
         self._since = 0.0
+        self._cut_at = now  # the batch before this one
         self._rows_a_message = 1.0  # of those that came last, so that a batch of arrays ends near its bound
 
     def add(self, deliveries: list[Delivery], now: float) -> None:
@@ -148,19 +151,33 @@ class _OpenBatch:
         rows = self._bounds.max_rows - self._rows
         return max(int(rows / self._rows_a_message), 1), self._bounds.max_bytes - self.bytes
 
-    def due(self, now: float) -> bool:
-        return bool(self.deliveries) and (self.full or now >= self._since + self._bounds.max_age_seconds)
+    def due(self, now: float, stage_is_busy: bool) -> bool:
+        """Whether to cut it now. A stage without work gets what there is, but not so often that the cost of a
+        transaction counts; a busy one would only get smaller batches by it."""
+        if not self.deliveries:
+            return False
+        return self.full or now >= (self._oldest_until if stage_is_busy else self._idle_until)
 
     def patience(self, now: float, timeout_seconds: float) -> float:
-        """How long to wait for more: not past the batch's age."""
+        """How long to wait for more while the stage has no work: not past the moment at which it is due."""
         if not self.deliveries:
             return timeout_seconds
-        return min(timeout_seconds, max(self._since + self._bounds.max_age_seconds - now, 0.0))
+        return min(timeout_seconds, max(self._idle_until - now, 0.0))
 
-    def take(self) -> list[Delivery]:
+    @property
+    def _oldest_until(self) -> float:
+        return self._since + self._bounds.max_age_seconds
+
+    @property
+    def _idle_until(self) -> float:
+        return min(self._oldest_until, self._cut_at + self._bounds.min_interval_seconds)
+
+    def take(self, now: float) -> list[Delivery]:
+        """Cut it: what it holds, and the next one begins."""
         deliveries = self.deliveries
         self.deliveries = []
         self._rows = self.bytes = 0
+        self._cut_at = now
         return deliveries
 
 

@@ -26,6 +26,8 @@ class Buffer:
         self._messages = 0
         self._bytes = 0
         self._partial_bytes = 0
+        self._wanted_messages = 1  # what the pipeline waits for
+        self._wanted_bytes = max_bytes
         self._unsettled = 0
         self._ages: deque[list[float]] = deque()  # [messages, monotonic seconds of the first of them]
 
@@ -49,14 +51,17 @@ class Buffer:
                 self._ages[-1][0] += len(chunk)
             else:
                 self._ages.append([len(chunk), now])
-            self._arrived.notify()
+            if self._messages >= self._wanted_messages or self._bytes >= self._wanted_bytes:
+                self._arrived.notify()
             return dropped
 
-    def take(self, max_messages: int, max_bytes: int, timeout_seconds: float) -> list[Delivery]:
+    def take(self, max_messages: int, max_bytes: int, timeout_seconds: float, at_least: int = 1) -> list[Delivery]:
         """The oldest messages within both bounds, and at least one where there is one, however large. Waits up to
-        ``timeout_seconds`` for the first. The caller owns the list."""
+        ``timeout_seconds`` for ``at_least`` of them or ``max_bytes``: a wake-up for each chunk costs more than the
+        rest. The caller owns the list."""
         with self._arrived:
-            if not self._chunks and timeout_seconds > 0:
+            if self._messages < at_least and self._bytes < max_bytes and timeout_seconds > 0:
+                self._wanted_messages, self._wanted_bytes = at_least, max_bytes
                 self._arrived.wait(timeout_seconds)
             taken: list[Delivery] = []
             size = 0

@@ -28,6 +28,8 @@ class Competitor:
     settles_bad_input: bool = True
     splits_arrays: bool = True
     writes_received_at: bool = True
+    folder: Path = _ROOT  # whose program runs: another checkout is another competitor
+    settings: tuple[tuple[str, str], ...] = ()  # environment overrides
 
     @property
     def answers_http(self) -> bool:
@@ -38,8 +40,9 @@ class Competitor:
         """The process, started. Its log is in the broker's folder."""
         log = (broker.folder / f"{self.kind}.log").open("ab")
         with log:
+            chosen = environment(broker, database) | dict(self.settings)
             return subprocess.Popen(
-                self._command(broker, database), cwd=_ROOT, env=environment(broker, database), stdout=log, stderr=log
+                self._command(broker, database), cwd=self.folder, env=chosen, stdout=log, stderr=log
             )
 
     def _command(self, broker: Broker, database: Database) -> list[str]:

@@ -134,9 +134,9 @@ class FakeSource:
 
     # -- The seam.
 
-    def take(self, max_messages: int, max_bytes: int, timeout_seconds: float) -> list[Delivery]:
+    def take(self, max_messages: int, max_bytes: int, timeout_seconds: float, *, at_least: int = 1) -> list[Delivery]:
         self._receive()
-        if not self._buffer:
+        if len(self._buffer) < at_least:
             self._clock.sleep(timeout_seconds)
             self._receive()
         taken: list[Delivery] = []

@@ -23,6 +23,7 @@ class StageByHand:
     submitted: list[Batch] = field(default_factory=list)
     finished: Outcome | None = None
     hurried: bool = False
+    most_waiting: int = 1
 
     @property
     def busy(self) -> bool:
@@ -30,7 +31,7 @@ class StageByHand:
 
     @property
     def has_room(self) -> bool:
-        return not self.submitted
+        return len(self.submitted) < self.most_waiting
 
     def submit(self, batch: Batch) -> None:
         self.submitted.append(batch)
@@ -47,7 +48,8 @@ class StageByHand:
 
 class Rig:
     def __init__(self, **batch: float) -> None:
-        settings = load(batch={"max_rows": 3, "max_age_seconds": 1.0} | batch, mqtt={"receive_maximum": 100})
+        bounds = {"max_rows": 3, "max_age_seconds": 1.0, "min_interval_seconds": 1.0}
+        settings = load(batch=bounds | batch, mqtt={"receive_maximum": 100})
         self.clock = FakeClock()
         self.source = FakeSource(self.clock)
         self.stage = StageByHand()
@@ -74,14 +76,42 @@ def test_a_batch_is_cut_by_rows() -> None:
     assert [len(batch.deliveries) for batch in rig.stage.submitted] == [3]
 
 
-def test_a_batch_is_cut_by_age() -> None:
-    rig = Rig()
+def test_an_idle_stage_gets_what_there_is_after_the_shortest_interval() -> None:
+    rig = Rig(min_interval_seconds=0.5)
+    rig.clock.advance(0.5)
+    rig.publish(1)
+    rig.pipeline.run_once(0.1)
+    assert [len(batch.deliveries) for batch in rig.stage.submitted] == [1], "nothing was cut lately"
+    rig.stage.finished = Outcome(written=1)
+    rig.pipeline.run_once(0.1)
+    rig.publish(2)
+    rig.pipeline.run_once(0.1)
+    assert not rig.stage.submitted, "too soon after the one before"
+    rig.clock.advance(0.5)
+    rig.pipeline.run_once(0.1)
+    assert [len(batch.deliveries) for batch in rig.stage.submitted] == [2]
+
+
+def test_behind_a_batch_that_is_written_the_next_one_is_cut_by_age() -> None:
+    rig = Rig(min_interval_seconds=0.0)
+    rig.stage.most_waiting = 2
+    for _ in range(2):
+        rig.publish(1)
+        rig.pipeline.run_once(0.1)
+    assert len(rig.stage.submitted) == 1, "the stage is busy: it would only get smaller batches"
+    rig.clock.advance(1.0)
+    rig.pipeline.run_once(0.1)
+    assert len(rig.stage.submitted) == 2
+
+
+def test_the_age_bounds_the_interval() -> None:
+    rig = Rig(max_age_seconds=0.2, min_interval_seconds=60.0)
     rig.publish(1)
     rig.pipeline.run_once(0.1)
     assert not rig.stage.submitted
-    rig.clock.advance(1.0)
+    rig.clock.advance(0.2)
     rig.pipeline.run_once(0.1)
-    assert [len(batch.deliveries) for batch in rig.stage.submitted] == [1]
+    assert len(rig.stage.submitted) == 1
 
 
 def test_a_batch_is_cut_by_bytes() -> None:
@@ -186,7 +216,7 @@ def test_the_alarm_ends_when_traffic_stops() -> None:
 
 
 def test_an_ordinary_backlog_counts_as_its_readings() -> None:
-    batch = _OpenBatch(BatchSettings())
+    batch = _OpenBatch(BatchSettings(), 0.0)
     item = b'{"timestamp":"2026-11-24T21:00:00.000Z","flow_rate":1000.5,"pip":2000,"motor_current":50,"gor":300}'
     batch.add([Delivery(b"esp/w/telemetry", b"[" + b",".join([item] * 50) + b"]", 1, 1, 1, 0)], now=0.0)
     assert batch.room()[0] == (5_000 - 50) // 50, "messages, if they go on as they came"
@@ -196,7 +226,7 @@ def test_an_ordinary_backlog_counts_as_its_readings() -> None:
 @pytest.mark.parametrize("before", [b"", b"\n "])
 def test_a_backlog_counts_as_the_rows_that_it_may_become(item: bytes, before: bytes) -> None:
     """However it is spelled: rows that are not counted are rows that no bound holds."""
-    batch = _OpenBatch(BatchSettings())
+    batch = _OpenBatch(BatchSettings(), 0.0)
     payload = before + b"[" + b",".join([item] * 100) + b"]"
     batch.add([Delivery(b"esp/w/telemetry", payload, 1, 1, 1, 0)], now=0.0)
     assert (5_000 - 200) // 200 <= batch.room()[0] <= (5_000 - 100) // 100
