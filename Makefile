@@ -74,6 +74,10 @@ soak: setup  ## the long fault runs
 faults: setup test-machine  ## every fault case, and their table into docs/faults.md
 	@$(BIN)/python -m tests.fault $(ARGS)
 
+.PHONY: cluster
+cluster: setup test-machine  ## a share group on three nodes of rmqttd, its parts killed in turn (builds rmqttd once, 20 minutes)
+	@$(BIN)/python -m tests.cluster $(ARGS)
+
 .PHONY: bench
 bench: setup test-machine  ## throughput and cost beside the peers, as a table
 	@$(BIN)/python -m tests.bench $(ARGS)
