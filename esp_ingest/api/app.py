@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import anyio.to_thread
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.middleware import Middleware
@@ -45,6 +47,7 @@ DESCRIPTION = """\
 What esp-ingest stores, for SCADA, notebooks, Grafana and the console. Every request needs a bearer token; errors are
 problem documents (RFC 9457); lists are `{items, next}`, `next` is the address of the next page; times are RFC
 3339 in UTC. Lists come as JSON, CSV (`Accept: text/csv`) or Arrow (`Accept: application/vnd.apache.arrow.stream`)."""
+THREADS = 8  # that files are read in; and as many for passwords, writes and names of hosts
 ROUTERS = (session, wells, pump, telemetry, losses, alarms, actions, rules, operations, stream, pages)
 
 
@@ -55,6 +58,9 @@ def create_app(settings: Settings, clock: Clock | None = None) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        # Few threads, however many processors there are: the unit's TasksMax has room for them.
+        anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "api"))
         await api.database.open()
         watching = asyncio.create_task(api.readiness.watch())
         try:

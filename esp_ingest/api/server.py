@@ -1,6 +1,6 @@
 """Runs uvicorn, and adds what it lacks: a socket that is opened before anything else, problem documents for requests
-that cannot be parsed, a time limit for the head of a request, and an orderly end of live streams when the process
-drains."""
+that cannot be parsed, a time limit for the head of a request, room for new clients where old ones send nothing, and an
+orderly end of live streams when the process drains."""
 
 import asyncio
 import contextlib
@@ -120,8 +120,11 @@ class Protocol(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         """See asyncio. A client that does not send the whole head of a request within ten seconds is disconnected."""
+        most, self.limit_concurrency = self.limit_concurrency, None  # uvicorn would answer in plain text
         super().connection_made(transport)
-        self.app_state = {**self.app_state, "abort": transport.abort}
+        is_crowded = most is not None and len(self.connections) > most and not self._make_room()
+        self.app_state = {**self.app_state, "abort": transport.abort, "is_crowded": is_crowded}
+        self._waiting_since = self.loop.time()
         self._head_timer = self.loop.call_later(HEAD_SECONDS, self._cut_if_idle)
         self._status_hint = 400
         next_event = self.conn.next_event
@@ -145,11 +148,26 @@ class Protocol(H11Protocol):
         if self.cycle is not None and self.cycle.response_complete:
             self._head_timer.cancel()
             self._head_timer = self.loop.call_later(HEAD_SECONDS, self._cut_if_idle)
+            self._waiting_since = self.loop.time()
         super().data_received(data)
 
     def _cut_if_idle(self) -> None:
         if self.cycle is None or self.cycle.response_complete:
             self.transport.abort()
+
+    def _make_room(self) -> bool:
+        """Disconnect the client that has kept us waiting for its request the longest. False where all are at work."""
+        others = (each for each in self.connections if isinstance(each, Protocol) and each is not self)
+        waiting = [each for each in others if each.waits_for_its_client]
+        if waiting:
+            min(waiting, key=lambda each: each._waiting_since).transport.abort()
+        return bool(waiting)
+
+    @property
+    def waits_for_its_client(self) -> bool:
+        """Head or body of a request are still to come."""
+        cycle = self.cycle
+        return cycle is None or cycle.response_complete or (cycle.more_body and not cycle.response_started)
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - the signature is the library's
         """Answer with a problem document what is not HTTP/1.1 or has too large a head."""

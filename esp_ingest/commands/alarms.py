@@ -5,13 +5,17 @@ import json
 import sys
 from collections.abc import Iterator
 from datetime import UTC
+from pathlib import Path
 from typing import Any
 
 from esp_ingest.commands.arguments import AddAction
 from esp_ingest.config.settings import ConfigError, Settings
+from esp_ingest.diagnostics.language import rules_file
 from esp_ingest.diagnostics.language.units import ConditionError, duration_us
 from esp_ingest.model import at_us
+from esp_ingest.resources import config_file
 from esp_ingest.service.clock import SystemClock
+from esp_ingest.service.text import did_you_mean
 from esp_ingest.store import alarms
 from esp_ingest.store.alarms import Changed, Request
 from esp_ingest.store.connection import Connection, Moment, connect
@@ -61,6 +65,7 @@ def alarm_lines(settings: Settings, arguments: argparse.Namespace, now_us: int) 
         if arguments.action == "ack":
             yield from _ack(connection, request)
         elif arguments.action == "shelve":
+            _must_be_a_rule(connection, request, settings)
             yield from _shelve(connection, request, until_us)
         else:
             yield from _unshelve(connection, request)
@@ -115,6 +120,15 @@ def _unshelve(connection: Connection, request: Request) -> Iterator[str]:
         )
     yield f"{request.well_id} {request.diagnosis}: no longer shelved"
     yield from (_said(request, each) for each in changed)
+
+
+def _must_be_a_rule(connection: Connection, request: Request, settings: Settings) -> None:
+    """A shelf for a misspelt diagnosis would silence nothing, unnoticed."""
+    rules = rules_file.load(Path(settings.diagnostics.rules_file or config_file("rules.toml"))).rules
+    names = {rule.name for rule in rules}
+    if request.diagnosis not in names and not alarms.knows(connection, request.well_id, request.diagnosis)[1]:
+        hint = did_you_mean(request.diagnosis, names)
+        raise LookupError(f"There is no rule {request.diagnosis}{hint}: see `esp-ingest rules explain`.")
 
 
 def _must_exist(connection: Connection, request: Request) -> None:

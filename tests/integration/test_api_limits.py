@@ -10,7 +10,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import httpx
@@ -87,6 +88,54 @@ class TestTooMuch:
             with contextlib.suppress(ConnectionResetError):
                 assert client.recv(100) == b""
         assert time.monotonic() - started < 15
+
+    def test_a_body_that_does_not_come(self, api: ApiProcess) -> None:
+        form = b"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 100"
+        started = time.monotonic()
+        with socket.create_connection(("127.0.0.1", api.port), timeout=30) as client:
+            client.sendall(b"POST /api/v1/auth/token HTTP/1.1\r\nHost: x\r\n" + form + b"\r\n\r\nusername=")
+            found = client.recv(65_536)
+        assert found.startswith(b"HTTP/1.1 408")
+        assert b"application/problem+json" in found
+        assert time.monotonic() - started < 15
+
+    def test_clients_that_send_nothing_make_room_for_those_that_do(self, database: Database, tmp_path: Path) -> None:
+        with contextlib.ExitStack() as stack, ApiProcess(tmp_path, database.dsn, {"API__MAX_CONNECTIONS": "20"}) as api:
+            for number in range(60):
+                client = stack.enter_context(socket.create_connection(("127.0.0.1", api.port), timeout=30))
+                form = b"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 100\r\n\r\nuser"
+                body = form if number % 2 else b""
+                client.sendall(b"POST /api/v1/auth/token HTTP/1.1\r\nHost: x\r\n" + body)
+            time.sleep(0.5)
+            assert [api.health("live") for _ in range(5)] == [200] * 5
+            assert "ERROR" not in api.log()
+
+    def test_where_all_are_at_work_a_new_client_is_told_to_come_again(self, database: Database, tmp_path: Path) -> None:
+        api = ApiProcess(tmp_path, database.dsn, {"API__MAX_CONNECTIONS": "16"})
+        api.add_user("vera", "viewer")
+        with api, contextlib.ExitStack() as stack, api.client() as other:
+            token = api.sign_in("vera")["access_token"]
+            request = f"GET /api/v1/stream HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n".encode()
+            for _ in range(16):
+                client = stack.enter_context(socket.create_connection(("127.0.0.1", api.port), timeout=30))
+                client.sendall(request)
+                assert client.recv(12) == b"HTTP/1.1 200"
+            answer = other.get("/api/v1/me")
+            is_problem(answer, 503)
+            assert answer.headers["retry-after"] == "5"
+
+    @pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/metrics", "/", "/api/v1/me", "/openapi.json"])
+    def test_head_is_answered_like_get_without_the_body(self, olga: httpx.Client, path: str) -> None:
+        answer = olga.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
+        assert int(answer.headers["content-length"]) > 0
+
+    def test_a_crowd_that_wants_files_leaves_threads_for_passwords(self, api: ApiProcess) -> None:
+        with ThreadPoolExecutor(60) as pool, api.client() as client:
+            statuses = list(pool.map(lambda _: client.get("/app.js").status_code, range(300)))
+        assert set(statuses) == {200}
+        assert len(list(Path(f"/proc/{api.pid}/task").iterdir())) <= 32
+        assert api.sign_in("olga")["access_token"]
 
     @pytest.mark.parametrize(
         ("content", "kind"),
@@ -369,6 +418,27 @@ def test_actions_are_those_of_the_command_line(api: ApiProcess, olga: httpx.Clie
     assert [each["action"] for each in history][:2] == ["verdict", "verdict"]
     told = database.value("SELECT count(*) FROM diagnostics_outbox WHERE occurrence ->> 'state' = 'acknowledged'")
     assert told == 1, "the broker hears of it"
+
+
+def test_what_can_be_no_alarm_is_neither_shelved_nor_noted(api: ApiProcess, olga: httpx.Client) -> None:
+    items = [{"well_id": "A-1", "diagnosis": "underlaod"}]
+    is_problem(olga.post("/api/v1/alarms/shelve", json={"items": items, "why": "x", "duration": "8h"}), 404)
+    is_problem(olga.post("/api/v1/alarms/note", json={"items": items, "why": "x"}), 404)
+    items[0]["diagnosis"] = "underload"
+    is_problem(olga.post("/api/v1/alarms/note", json={"items": items, "why": " "}), 422)
+    done = api.command("alarms", "shelve", "A-1", "underlaod", "--by", "x", "--why", "y", "--for", "1h")
+    assert done.returncode == 1
+    assert "did you mean underload?" in done.stderr
+
+
+def test_a_time_comes_back_in_utc(olga: httpx.Client, database: Database) -> None:
+    at = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=3)
+    with database.connect() as connection:
+        insert_alarm(connection, "A-1", "vibration", at)
+    sent = at.astimezone(timezone(timedelta(hours=-7))).isoformat()
+    body = {"items": [{"well_id": "A-1", "diagnosis": "vibration", "timestamp": sent}], "why": "x"}
+    answer = olga.post("/api/v1/alarms/ack", json=body).json()["items"][0]
+    assert answer["timestamp"] == at.isoformat().replace("+00:00", "Z")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
+import psycopg
 import pyarrow as pa
 import pytest
 
@@ -209,6 +210,22 @@ def test_unchanged_is_not_sent_again(vera: httpx.Client) -> None:
     again = vera.get("/api/v1/wells/B-1/telemetry", params=path, headers={"If-None-Match": first.headers["etag"]})
     assert (first.status_code, again.status_code, again.content) == (200, 304, b"")
     assert "immutable" in first.headers["cache-control"]
+    moving = vera.get("/api/v1/wells/B-1/telemetry", params={"from": "41d", "to": "40d"})
+    assert "immutable" not in moving.headers["cache-control"], "an age is another time tomorrow"
+
+
+def test_a_spreadsheet_runs_nothing_out_of_a_csv(api: ApiProcess, vera: httpx.Client) -> None:
+    topic = "=cmd|'/c calc'!A1"
+    insert = (
+        "INSERT INTO ingest_rejects (received_at, digest, item, topic, reason, detail, payload, redelivered) "
+        "VALUES (now(), gen_random_uuid(), 0, %s, 'invalid_topic', '@SUM(1+1)', 'x', false)"
+    )
+    with psycopg.connect(api.dsn, autocommit=True) as connection:
+        connection.execute(insert, (topic,))
+        text = vera.get("/api/v1/rejects", headers={"Accept": "text/csv"}).text
+        connection.execute("DELETE FROM ingest_rejects WHERE topic = %s", (topic,))
+    row = next(row for row in csv.DictReader(io.StringIO(text)) if "cmd" in row["topic"])
+    assert (row["topic"], row["detail"]) == (f"'{topic}", "'@SUM(1+1)")
 
 
 @pytest.mark.parametrize(
@@ -235,6 +252,8 @@ def test_kpis(vera: httpx.Client) -> None:
     kpis = got(vera, "/api/v1/alarms/kpis", **{"from": "7d"})
     assert (kpis["alarms"], kpis["wells"], kpis["peak_10_minutes"]) == (3, 2, 1)
     assert [each["diagnosis"] for each in kpis["stale"]] == ["leakage"]
+    first_day = got(vera, "/api/v1/alarms/kpis", **{"from": "0001-01-01T00:00:00Z", "to": "0001-01-02T00:00:00Z"})
+    assert first_day["alarms"] == 0
     assert kpis["by_severity"] == {"critical": 0, "high": 1, "medium": 1, "low": 1}
 
 

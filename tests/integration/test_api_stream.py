@@ -15,6 +15,7 @@ import pytest
 from esp_ingest.store.schema import migrate
 from tests.support.api import ApiProcess, insert_alarm, insert_reading
 from tests.support.databases import Database, Server
+from tests.support.proxy import TcpProxy
 
 CLIENTS = 500
 
@@ -134,6 +135,24 @@ def test_the_database_goes_and_comes(api: ApiProcess, olga: httpx.Client, databa
         until(events, "health", lambda data: data["database"] == "ok")
         insert_reading(database, "A-7", datetime.now(UTC), 7.0)
         until(events, "readings", has_reading("A-7", 7.0))
+
+
+def test_a_server_that_is_away_over_a_ping_sends_nobody_home(database: Database, tmp_path: Path) -> None:
+    """For longer than the 15 s between two pings; what comes afterwards comes over the same stream."""
+    with TcpProxy("127.0.0.1", database.server.port) as proxy:
+        process = ApiProcess(tmp_path, database.dsn.replace(f":{database.server.port}/", f":{proxy.port}/"))
+        with process, process.signed_in("olga") as client, process.events(client) as events:
+            until(events, "hello")
+            proxy.stop()
+            until(events, "health", lambda data: data["database"] == "unavailable")
+            time.sleep(16)
+            proxy.start()
+            back = time.monotonic()
+            until(events, "health", lambda data: data["database"] == "ok")
+            insert_reading(database, "A-8", datetime.now(UTC), 8.0)
+            until(events, "readings", has_reading("A-8", 8.0))
+            assert time.monotonic() - back < 20
+            assert "ERROR" not in process.log()
 
 
 class Watcher:

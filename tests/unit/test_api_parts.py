@@ -147,7 +147,7 @@ class TestThrottle:
             wait = throttle.wait("here", "ada")
             waits.append(wait)
             clock.advance(wait + 0.001)
-            throttle.failed("here", "ada")
+            assert not wait or throttle.wait("here", "ada") == 0
         assert waits[:FREE_FAILURES] == [0.0] * FREE_FAILURES
         assert [round(wait) for wait in waits[FREE_FAILURES:]] == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300]
         assert max(waits) <= LONGEST_WAIT_SECONDS
@@ -156,8 +156,17 @@ class TestThrottle:
         clock.advance(400)
         assert throttle.wait("here", "ada") == 0
         throttle.succeeded("here", "ada")
-        throttle.failed("here", "ada")
-        assert throttle.wait("here", "ada") == 0
+        assert [throttle.wait("here", "ada") for _ in range(FREE_FAILURES)] == [0.0] * FREE_FAILURES
+
+    def test_attempts_at_the_same_time_are_counted_when_they_begin(self) -> None:
+        throttle = SignInThrottle(FakeClock(), 1_000)
+        assert [throttle.wait("here", "ada") > 0 for _ in range(30)] == [False] * FREE_FAILURES + [True] * 25
+
+    def test_an_attempt_that_nobody_could_judge_is_no_failure(self) -> None:
+        throttle = SignInThrottle(FakeClock(), 1_000)
+        for _ in range(3 * FREE_FAILURES):
+            assert throttle.wait("here", "ada") == 0
+            throttle.unjudged("here", "ada")
 
     def test_an_address_has_so_many_a_minute(self) -> None:
         clock = FakeClock()
@@ -170,7 +179,6 @@ class TestThrottle:
         throttle = SignInThrottle(FakeClock(), 10)
         for number in range(12_000):
             throttle.wait(f"a{number}", "x")
-            throttle.failed(f"a{number}", "x")
         assert max(len(throttle._failures), len(throttle._attempts)) <= 10_000
 
 

@@ -10,6 +10,7 @@ import logging
 import secrets
 from collections import OrderedDict
 from collections.abc import Awaitable
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -170,10 +171,14 @@ class Auth:
         Retry-After after too many attempts."""
         self._refuse_under_oidc()
         self._refuse_in_haste(address, name)
-        user = await self._database.write(lambda connection: users.find(connection, name)) if "\0" not in name else None
-        right = await self._matches(user, password)
+        try:
+            find = partial(users.find, name=name)
+            user = await self._database.write(find) if "\0" not in name else None
+            right = await self._matches(user, password)
+        except Exception:
+            self._throttle.unjudged(address, name)
+            raise
         if user is None or not right or user.disabled:
-            self._throttle.failed(address, name)
             self._metrics.sign_ins.labels("refused").inc()
             await self._record(name, address, "sign-in refused")
             if user is None and (row := await self._database.fetch_one("api_has_users")) and not row[0]:

@@ -21,7 +21,7 @@ class _Failures:
 
 
 class SignInThrottle:
-    """Call ``wait`` first, then ``failed`` or ``succeeded``. For one thread."""
+    """Call ``wait`` first, then ``succeeded`` or ``unjudged`` where the attempt did not fail. For one thread."""
 
     def __init__(self, clock: Clock, per_minute: int) -> None:
         self._clock = clock
@@ -30,16 +30,29 @@ class SignInThrottle:
         self._attempts: OrderedDict[str, tuple[float, float]] = OrderedDict()  # address → (tokens, when)
 
     def wait(self, address: str, user: str) -> float:
-        """How many seconds to wait before this attempt may be made, 0 if it may be made now; then it is counted."""
+        """How many seconds to wait before this attempt may be made, 0 if it may be made now. Then it counts as a
+        failure until it is known to be none: attempts at the same time cannot all be the first."""
         now = self._clock.monotonic()
         found = self._failures.get((address, user))
         if found is not None and found.until > now:
             return found.until - now
-        return self._take(address, now)
+        wait = self._take(address, now)
+        if wait == 0.0:
+            self._count(address, user, now)
+        return wait
 
-    def failed(self, address: str, user: str) -> None:
-        """The password was wrong."""
-        now = self._clock.monotonic()
+    def succeeded(self, address: str, user: str) -> None:
+        """The password was right."""
+        self._failures.pop((address, user), None)
+
+    def unjudged(self, address: str, user: str) -> None:
+        """Nobody could tell whether the password was right: the attempt is not counted."""
+        found = self._failures.get((address, user))
+        if found is not None:
+            found.count -= 1
+            found.until = min(found.until, self._clock.monotonic())
+
+    def _count(self, address: str, user: str, now: float) -> None:
         found = self._failures.pop((address, user), None)
         if found is None or now - found.last > _FORGET_AFTER_SECONDS:
             found = _Failures(0, now, now)
@@ -50,10 +63,6 @@ class SignInThrottle:
         self._failures[address, user] = found
         if len(self._failures) > _REMEMBERED:
             self._failures.popitem(last=False)
-
-    def succeeded(self, address: str, user: str) -> None:
-        """The password was right."""
-        self._failures.pop((address, user), None)
 
     def _take(self, address: str, now: float) -> float:
         """Take a token from the bucket of an address, which holds ``per_minute`` tokens and fills up in a minute.

@@ -34,6 +34,8 @@ from esp_ingest.service.log import Repeated
 log = logging.getLogger(__name__)
 
 BEAT_SECONDS = 1.0
+_SHARE = 0.05  # of the time that looks may take: readings come first
+_LONGEST_PAUSE_SECONDS = 30.0
 LINGER_SECONDS = 60.0  # after the last watcher has gone, so that he can come back
 MOST_EVENTS, MOST_ITEMS = 2_000, 100_000
 _ITEMS_AN_EVENT = 1_000
@@ -185,7 +187,8 @@ class Feed:
             self.primed.set()
             beat += 1
             took = self._clock.monotonic() - started
-            await asyncio.sleep(max(BEAT_SECONDS - took, 19 * took) if took < 5 else BEAT_SECONDS)
+            pause = min(max(BEAT_SECONDS - took, took / _SHARE - took), _LONGEST_PAUSE_SECONDS)
+            await asyncio.sleep(pause if database == "ok" else BEAT_SECONDS)  # a failed look was no work
 
     async def _look(self) -> None:
         now = at_us(self._clock.now_us())

@@ -5,7 +5,7 @@ refused and nothing is done. Then each item is handled in a transaction of its o
 outcome says so."""
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
@@ -13,6 +13,7 @@ from fastapi.responses import Response
 
 from esp_ingest.api.access.principal import Principal
 from esp_ingest.api.context import Api, Operator, Parts, address_of
+from esp_ingest.api.routes.rules import read_rules
 from esp_ingest.api.wire import bodies, models
 from esp_ingest.api.wire.answers import respond
 from esp_ingest.api.wire.problems import Problem, invalid
@@ -68,7 +69,7 @@ async def shelve(request: Request, api: Parts, principal: Operator, body: bodies
     def do(connection: Connection, asked: alarms.Request, item: Item) -> Done:
         return True, alarms.shelve(connection, asked, until_us)
 
-    return await _each(request, api, principal, body.items, body.why, "shelve", do)
+    return await _each(request, api, principal, body.items, body.why, "shelve", do, await _rules(api))
 
 
 @_action("unshelve", "End a shelving", why="gauge was changed")
@@ -89,7 +90,7 @@ async def note(request: Request, api: Parts, principal: Operator, body: bodies.N
         alarms.note(connection, asked, item.timestamp)
         return True, ()
 
-    return await _each(request, api, principal, body.items, body.why, "note", do)
+    return await _each(request, api, principal, body.items, body.why, "note", do, await _rules(api))
 
 
 @_action(
@@ -141,14 +142,16 @@ async def _each(
     why: str,
     action: str,
     do: Callable[[Connection, alarms.Request, Item], Done],
+    rules: frozenset[str] | None = None,
 ) -> Response:
-    """Check all items, then handle each. Returns the outcomes."""
+    """Check all items, then handle each. Returns the outcomes. ``rules``: the diagnoses that may be meant although the
+    well has never had them; None for any."""
     wanted = list({(i.well_id, i.diagnosis, i.timestamp): i for i in items}.values())
     settings = api.settings.diagnostics
     publish = settings.enabled and settings.publish
 
     def work(connection: Connection) -> list[dict[str, Any]]:
-        _refuse_unknown(connection, principal, wanted)
+        _refuse_unknown(connection, principal, wanted, rules)
         outcomes = []
         for item in wanted:
             asked = alarms.Request(item.well_id, item.diagnosis, principal.name, why.strip(), publish)
@@ -164,12 +167,23 @@ async def _each(
     return answer
 
 
-def _refuse_unknown(connection: Connection, principal: Principal, items: Sequence[Item]) -> None:
+async def _rules(api: Api) -> frozenset[str] | None:
+    """The names of all rules, None where they cannot be read on this host."""
+    try:
+        return frozenset(each["diagnosis"] for each in await read_rules(api))
+    except Problem:
+        return None
+
+
+def _refuse_unknown(
+    connection: Connection, principal: Principal, items: Sequence[Item], rules: frozenset[str] | None
+) -> None:
     """Raises Problem 404 that names each item which does not exist for this operator. A diagnosis may be shelved
-    before it is ever raised, so for an item without a time only the well has to exist."""
+    before it is ever raised, so for an item without a time the well has to exist, and a rule of that name."""
     errors = []
     for place, item in enumerate(items):
-        there = principal.sees(item.well_id) and alarms.knows(connection, item.well_id, item.diagnosis)[0]
+        has_sent, was_raised = alarms.knows(connection, item.well_id, item.diagnosis)
+        there = principal.sees(item.well_id) and has_sent and (was_raised or rules is None or item.diagnosis in rules)
         if there and item.timestamp is not None:
             there = alarms.occurrence(connection, item.well_id, item.diagnosis, item.timestamp) is not None
         if not there:
@@ -194,7 +208,7 @@ def _outcome(connection: Connection, item: Item, is_done: bool, changed: Sequenc
     return {
         "well_id": item.well_id,
         "diagnosis": item.diagnosis,
-        "timestamp": item.timestamp if item.timestamp is not None else _newest(changed),
+        "timestamp": item.timestamp.astimezone(UTC) if item.timestamp is not None else _newest(changed),
         "outcome": "done" if is_done else "unchanged",
         "state": state,
     }

@@ -14,7 +14,7 @@ from esp_ingest.api.routes.telemetry import FromQuery, ToQuery
 from esp_ingest.api.routes.wells import CursorQuery, LimitQuery
 from esp_ingest.api.wire import cursors, models
 from esp_ingest.api.wire.answers import Column, Table, respond
-from esp_ingest.api.wire.ranges import check, moment, range_of
+from esp_ingest.api.wire.ranges import check, days_before, moment, range_of
 from esp_ingest.api.wire.schema import OCCURRENCE_EXAMPLE, answers
 from esp_ingest.config.section import WELL_ID_PATTERN
 
@@ -134,7 +134,7 @@ async def kpis(
     parameters: Mapping[str, Any] = {
         "from": asked.start,
         "to": asked.end,
-        "oldest": asked.start - timedelta(days=settings.max_range_days),
+        "oldest": days_before(asked.start, settings.max_range_days),
         "wells": principal.like,
     }
     sums, loudest, chattering, stale = await api.database.ask(

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
-from esp_ingest.api.context import Parts, Viewer
+from esp_ingest.api.context import Api, Parts, Viewer
 from esp_ingest.api.wire import models
 from esp_ingest.api.wire.answers import respond
 from esp_ingest.api.wire.problems import Problem
@@ -57,15 +57,19 @@ _known: dict[Path, tuple[int, list[dict[str, Any]]]] = {}  # by file: its time o
 )
 async def rules(request: Request, api: Parts, principal: Viewer) -> Response:
     """Of the rules file that stands on this host (diagnostics.rules_file), else of the rules that ship."""
+    return respond(request, {"items": await read_rules(api), "next": None})
+
+
+async def read_rules(api: Api) -> list[dict[str, Any]]:
+    """The rules in force on this host, as the route returns them. Raises Problem 503."""
     path = Path(api.settings.diagnostics.rules_file or config_file("rules.toml"))
     try:
-        items = await asyncio.to_thread(_read, path)
+        return await asyncio.to_thread(_read, path)
     except (OSError, ValueError) as error:
         log.warning("the rules cannot be read", extra={"path": str(path), "error": str(error)})
         raise Problem(
             503, "rules-unreadable", "The rules cannot be read on this host: the log of the API says why."
         ) from None
-    return respond(request, {"items": items, "next": None})
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

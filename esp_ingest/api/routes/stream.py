@@ -14,7 +14,7 @@ from esp_ingest.api.context import Api, Parts, Viewer
 from esp_ingest.api.reads.live import wants
 from esp_ingest.api.routes.alarms import WellQuery
 from esp_ingest.api.routes.wells import no_such_well
-from esp_ingest.api.wire.problems import Problem
+from esp_ingest.api.wire.problems import Problem, from_error
 from esp_ingest.api.wire.schema import problem_answers
 
 router = APIRouter(prefix="/api/v1", tags=["live"])
@@ -158,8 +158,8 @@ class EventStream(Response):
     async def _still_welcome(self) -> bool:
         try:
             found = await self._api.auth.principal(self._authorization)
-        except Problem as problem:
-            return problem.status == 503  # nobody can be asked: an outage sends nobody home
+        except Exception as error:
+            return from_error(error).status == 503  # nobody can be asked: an outage sends nobody home
         return (found.role, found.wells) == (self._principal.role, self._principal.wells)
 
 

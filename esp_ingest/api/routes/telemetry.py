@@ -13,7 +13,7 @@ from esp_ingest.api.routes.wells import CursorQuery, UnitsQuery, WellIdPath, no_
 from esp_ingest.api.wire import cursors, models
 from esp_ingest.api.wire.answers import Column, Kind, Table, link, respond
 from esp_ingest.api.wire.problems import Problem, invalid
-from esp_ingest.api.wire.ranges import Range, range_of
+from esp_ingest.api.wire.ranges import Range, is_fixed, range_of
 from esp_ingest.api.wire.schema import answers
 from esp_ingest.api.wire.units import System, convert_rows, unit
 from esp_ingest.api.wire.units import units as units_of
@@ -92,7 +92,8 @@ async def telemetry(
         "next": following,
     }
     table = Table(_columns(page, units), page.rows)
-    return respond(request, document, table=table, following=following, is_final=_is_final(api, asked, now_us))
+    is_final = is_fixed(start, to) and _is_final(api, asked, now_us)
+    return respond(request, document, table=table, following=following, is_final=is_final)
 
 
 async def _read(reader: TelemetryReader, asked: Range, resolution: Resolution, max_points: int) -> Page:

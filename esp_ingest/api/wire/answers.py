@@ -113,6 +113,9 @@ def _matches(header: str | None, tag: str) -> bool:
     return header is not None and any(each.strip().removeprefix("W/") in (tag, "*") for each in header.split(","))
 
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
 def _csv(table: Table) -> bytes:
     out = io.StringIO()
     writer = csv.writer(out)
@@ -130,6 +133,8 @@ def _cell(value: Any) -> Any:
         return base64.b64encode(value).decode()
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, str) and value.startswith(_FORMULA):
+        return f"'{value}"  # a spreadsheet would run it, and whoever publishes chooses topics
     return value
 
 

@@ -2,7 +2,16 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AliasChoices,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+)
 
 from esp_ingest.config.section import WELL_ID_PATTERN
 
@@ -79,6 +88,13 @@ class NoteBody(_Body):
 
     items: list[AlarmItem] = Field(min_length=1, max_length=_MOST_ITEMS)
     why: str = _text(_LONGEST_TEXT, 1, "the remark")
+
+    @field_validator("why")
+    @classmethod
+    def _says_something(cls, why: str) -> str:
+        if not why.strip():
+            raise ValueError("A remark says something: write it in why.")
+        return why
 
 
 class ShelveBody(_Body):

@@ -1,6 +1,6 @@
 """Reads the parameters `from` and `to` of a request, and limits the length of a range."""
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from esp_ingest.api.wire.problems import Problem, invalid
@@ -37,6 +37,17 @@ def moment(name: str, text: str | None, now_us: int) -> datetime | None:
             f"{name} is not a time{hint}: write RFC 3339 with an offset, such as 2026-11-24T06:00:00Z, or an age such "
             "as 2h.",
         ) from None
+
+
+def days_before(moment: datetime, days: int) -> datetime:
+    """So many days before ``moment``, or the beginning of the calendar."""
+    beginning = datetime.min.replace(tzinfo=UTC)
+    return moment - min(timedelta(days=days), moment - beginning)
+
+
+def is_fixed(*texts: str | None) -> bool:
+    """Whether each of these spellings stands for one moment for ever: a time, and neither an age nor nothing."""
+    return all(text is not None and text.strip()[:4].isdigit() and text.strip()[4:5] == "-" for text in texts)
 
 
 def range_of(start: str | None, end: str | None, now_us: int, max_days: int, default: timedelta) -> Range:
