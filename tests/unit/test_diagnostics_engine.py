@@ -100,6 +100,17 @@ def test_underload_is_raised_after_its_delay_and_cleared_after_its_own(well: Wel
     assert row.peak <= row.value  # type: ignore[operator]
 
 
+def test_an_escalated_occurrence_has_its_value_within_its_peak() -> None:
+    well = Well(step_us=10_000_000)
+    well.send(12, vibration=0.5)
+    for vibration in (0.75, 0.8, 0.85, 0.9):
+        well.send(1, vibration=vibration)
+    (row,) = well.rows("vibration")
+    assert row.severity is Severity.HIGH
+    assert row.value is not None
+    assert row.peak == row.value
+
+
 def test_a_dip_shorter_than_the_delay_raises_nothing(well: Well) -> None:
     well.send(2, motor_current=32.0)
     well.send(1)

@@ -148,6 +148,7 @@ class Transitions:
         if self._phase == RETURNING:
             self._phase = ACTIVE
             self._again(begin)
+        self._peak(begin, begin + 1)
         self._occurrences.escalate(self._batch, self._step, begin, int(self._t[begin]))
 
     # -- transitions
