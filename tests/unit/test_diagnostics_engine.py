@@ -102,7 +102,7 @@ def test_underload_is_raised_after_its_delay_and_cleared_after_its_own(well: Wel
 
 def test_an_escalated_occurrence_has_its_value_within_its_peak() -> None:
     well = Well(step_us=10_000_000)
-    well.send(12, vibration=0.5)
+    well.send(40, vibration=0.6)
     for vibration in (0.75, 0.8, 0.85, 0.9):
         well.send(1, vibration=vibration)
     (row,) = well.rows("vibration")
