@@ -249,6 +249,7 @@ class DiagnosticRow:
 
     Written with INSERT … ON CONFLICT (key) DO UPDATE, so that writing it again changes nothing.
     ``actions_json`` and ``snapshot_json`` are JSON texts; ``cleared_us`` is None while the occurrence is open.
+    ``reminded``: it is told again, so that an acknowledgement counts no more and it is published; no column.
     """
 
     well_id: str
@@ -265,6 +266,7 @@ class DiagnosticRow:
     message: str
     actions_json: str
     snapshot_json: str
+    reminded: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -381,7 +381,7 @@ RELEASE SAVEPOINT findings;
 
 -- name: upsert_diagnostic
 -- The present state of an occurrence, but for what an operator did to it. Writing the same again touches nothing. A
--- change of severity, state or end goes to the outbox.
+-- change of severity, state or end goes to the outbox, and so does a reminder, for which an acknowledgement counts no more.
 WITH old AS (
     SELECT severity, state, cleared_at FROM diagnostic_results
     WHERE well_id = %(well_id)s AND diagnosis = %(diagnosis)s AND "timestamp" = %(raised_at)s
@@ -404,7 +404,7 @@ stored AS (
     FROM shelf
     ON CONFLICT (well_id, diagnosis, "timestamp") DO UPDATE SET
         severity = excluded.severity,
-        state = alarm_state(d.state, d.severity, d.cleared_at,
+        state = alarm_state(CASE WHEN NOT %(reminded)s THEN d.state END, d.severity, d.cleared_at,
                             excluded.state, excluded.severity, excluded.cleared_at, false),
         cleared_at = excluded.cleared_at, value = excluded.value, threshold = excluded.threshold,
         peak = coalesce(excluded.peak, d.peak), occurrences = excluded.occurrences, confidence = excluded.confidence,
@@ -413,7 +413,7 @@ stored AS (
            d.actions, d.telemetry_snapshot)
        IS DISTINCT FROM
           (excluded.severity,
-           alarm_state(d.state, d.severity, d.cleared_at,
+           alarm_state(CASE WHEN NOT %(reminded)s THEN d.state END, d.severity, d.cleared_at,
                        excluded.state, excluded.severity, excluded.cleared_at, false),
            excluded.cleared_at, excluded.value, excluded.threshold, coalesce(excluded.peak, d.peak),
            excluded.occurrences, excluded.confidence, excluded.message, excluded.actions, excluded.telemetry_snapshot)
@@ -423,7 +423,7 @@ INSERT INTO diagnostics_outbox (well_id, occurrence)
 SELECT stored.well_id, stored.occurrence
 FROM stored LEFT JOIN old ON true
 WHERE %(publish)s
-  AND (old.state IS NULL
+  AND (old.state IS NULL OR %(reminded)s
        OR (old.severity, old.state, old.cleared_at)
           IS DISTINCT FROM (stored.severity, stored.state, stored.cleared_at));
 

@@ -63,8 +63,8 @@ class Occurrence:
         return replace(self, cleared_us=at_us)
 
 
-def to_row(occurrence: Occurrence, peak: float | None) -> DiagnosticRow:
-    """The row of diagnostic_results. ``peak`` None leaves the stored one."""
+def to_row(occurrence: Occurrence, peak: float | None, reminded: bool = False) -> DiagnosticRow:
+    """The row of diagnostic_results. ``peak`` None leaves the stored one; ``reminded``: see DiagnosticRow."""
     return DiagnosticRow(
         well_id=occurrence.well_id,
         diagnosis=occurrence.diagnosis,
@@ -80,6 +80,7 @@ def to_row(occurrence: Occurrence, peak: float | None) -> DiagnosticRow:
         message=occurrence.message,
         actions_json=occurrence.actions_json,
         snapshot_json=occurrence.snapshot_json,
+        reminded=reminded,
     )
 
 

@@ -82,6 +82,8 @@ class Deferred:
         before = self.rows.get(key)
         if before is not None and row.peak is None:
             row = replace(row, peak=before.peak)
+        if before is not None and before.reminded:
+            row = replace(row, reminded=True)
         self.rows[key] = row
         self._metrics.diagnostics_rows_waiting.set(len(self.rows))
 

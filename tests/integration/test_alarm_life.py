@@ -139,6 +139,26 @@ def test_acknowledged_while_open_stays_so_and_ends_normal(well: Well, killed: bo
     assert well.states == ["normal"]
 
 
+def test_a_reminder_takes_the_acknowledgement_back_and_is_published(well: Well) -> None:
+    well.rules = rules_file.parse(TEXT.replace("[rules.vibration]", '[rules.vibration]\nremind = "10 min"'))
+    well.kill()
+    well.send(QUIET, 2)
+    well.send(SHAKING, 3)
+    well.command("ack")
+    well.send(SHAKING, 6)
+    assert well.states == ["acknowledged"]
+    well.send(SHAKING, 3)
+    assert well.states == ["unacknowledged"]
+    assert well.told == [("medium", "unacknowledged"), ("medium", "acknowledged"), ("medium", "unacknowledged")]
+    (message,) = well.database.all("SELECT message FROM diagnostic_results WHERE diagnosis = 'vibration'")
+    assert message[0].endswith("Reminder: it has stood for 10 min.")
+    well.send(SHAKING, 10)
+    assert well.told[3:] == [("medium", "unacknowledged")], "told again though nobody acknowledged the reminder"
+    well.command("ack")
+    well.send(SHAKING, 1)
+    assert well.states == ["acknowledged"]
+
+
 def test_an_acknowledgement_that_the_daemon_has_not_heard_of_is_not_overwritten(well: Well) -> None:
     well.send(QUIET, 2)
     well.send(SHAKING, 3)

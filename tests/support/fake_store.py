@@ -133,7 +133,11 @@ class FakeStore:
         old = self.diagnostics.get(key)
         if old is not None and row.peak is None:
             row = replace(row, peak=old.peak)
-        if old is None or (old.severity, old.state, old.cleared_us) != (row.severity, row.state, row.cleared_us):
+        if (
+            old is None
+            or row.reminded
+            or (old.severity, old.state, old.cleared_us) != (row.severity, row.state, row.cleared_us)
+        ):
             self.revisions.append(Change(len(self.revisions) + 1, row.well_id, row.message))
             self.outbox.append(self.revisions[-1])
         self.diagnostics[key] = row

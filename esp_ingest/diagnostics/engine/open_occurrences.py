@@ -46,6 +46,7 @@ class OpenOccurrences:
         self.changed: dict[tuple[str, str, int], DiagnosticRow] = {}
         self.raised: Counter[tuple[str, str]] = Counter()
         self.shown: list[tuple[str, str, int]] = []
+        self._reminded: set[tuple[str, str, int]] = set()
 
     def well(self, slot: int) -> str:
         """The well that has ``slot``."""
@@ -111,6 +112,7 @@ class OpenOccurrences:
         occurrence = self.open.get((step.index, slot))
         if occurrence is None or occurrence.held_by:
             return
+        self._reminded.add((occurrence.well_id, occurrence.diagnosis, occurrence.raised_us))
         stood = (at_us - occurrence.raised_us) / 1e6
         self.store(step.index, slot, occurrence.reminded(f"Reminder: it has stood for {span(stood)}."))
 
@@ -144,9 +146,9 @@ class OpenOccurrences:
         if new and not occurrence.held_by:
             self.show(occurrence)
         self.journal.put_key(self.open, key, None if gone else occurrence)
-        self.changed[occurrence.well_id, occurrence.diagnosis, occurrence.raised_us] = alarms.to_row(
-            occurrence, number_of(self.state["peak"][step, slot]) if occurrence.value is not None else None
-        )
+        peak = number_of(self.state["peak"][step, slot]) if occurrence.value is not None else None
+        name = (occurrence.well_id, occurrence.diagnosis, occurrence.raised_us)
+        self.changed[name] = alarms.to_row(occurrence, peak, reminded=name in self._reminded)
 
     def show(self, occurrence: Occurrence) -> None:
         """Count an occurrence that is raised or let go, and not held back."""

@@ -152,4 +152,5 @@ def _parameters(row: DiagnosticRow) -> dict[str, Any]:
         "message": storable(row.message),
         "actions": row.actions_json,
         "snapshot": row.snapshot_json,
+        "reminded": row.reminded,
     }
