@@ -10,7 +10,7 @@ Everything here but :meth:`ask_reload` is called by the writer's thread.
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 
@@ -97,6 +97,7 @@ class DiagnosticsService:
         self._active.show(self._engine)
         self._known: set[str] = set()
         self._dirty: dict[str, None] = {}  # wells by how long they have waited for a checkpoint
+        self._unsaved: dict[str, None] = {}  # wells that have never had one: they come first
         self._parting: dict[str, Checkpoint] = {}  # of evicted wells, not written yet
         self._reload_asked = False
         self._allowance = 0.0
@@ -186,6 +187,7 @@ class DiagnosticsService:
         for checkpoint in diagnosis.checkpoints:
             if refusal is None or checkpoint.well_id not in refusal.wells:
                 self._dirty.pop(checkpoint.well_id, None)
+                self._unsaved.pop(checkpoint.well_id, None)
                 self._parting.pop(checkpoint.well_id, None)
         self._dirty.update(dict.fromkeys(diagnosis.wells))
 
@@ -322,7 +324,7 @@ class DiagnosticsService:
     # -- checkpoints
 
     def _due_checkpoints(self) -> list[Checkpoint]:
-        """As many as keep the whole fleet within a cycle, the longest waiting first."""
+        """As many as keep the whole fleet within a cycle, those without any first, then the longest waiting."""
         now = self._clock.monotonic()
         parting = list(self._parting.values())
         self._allowance += (now - self._allowed_at) * len(self._dirty) / CYCLE_SECONDS
@@ -332,7 +334,8 @@ class DiagnosticsService:
             return parting
         self._next_checkpoints = now + _BETWEEN_CHECKPOINTS_SECONDS
         self._allowance = min(self._allowance - count, _MOST_A_BATCH)
-        return parting + self._checkpoints(list(islice(self._dirty, count)))
+        first = islice((well for well in self._unsaved if well in self._dirty), count)
+        return parting + self._checkpoints(list(islice(dict.fromkeys(chain(first, islice(self._dirty, count))), count)))
 
     def _checkpoints(self, wells: Sequence[str]) -> list[Checkpoint]:
         found = []
@@ -384,6 +387,7 @@ class DiagnosticsService:
         self._known.difference_update(gone)
         for well in gone:
             self._dirty.pop(well, None)
+            self._unsaved.pop(well, None)
         self._metrics.diagnostics_wells_evicted.inc(len(gone))
         self._active.show(self._engine)
 
@@ -408,6 +412,7 @@ class DiagnosticsService:
     def _restore_states(self, wells: Sequence[str]) -> None:
         fresh = [well for well in wells if self._engine.newest_us(well) is None]
         states = {each.well_id: each.state for each in self._store.states(fresh)}
+        self._unsaved.update(dict.fromkeys(well for well in fresh if well not in states))
         for well in self._engine.restore(states):
             log.error("diagnostic state cannot be read, the well starts anew", extra={"well_id": well})
 
