@@ -1,3 +1,4 @@
+-- works with programs of schema >= 12
 -- Stops of each well: since when and until when, planned or not, why (the last word of an operator, see alarm_verdicts), and
 -- the rate that the well had by its 24-hour median before (bbl/d; NULL where flow is not measured or was not yet known).
 CREATE VIEW well_stops AS
