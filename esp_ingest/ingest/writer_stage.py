@@ -11,7 +11,8 @@ through it (first in, first out), and the stage drains it between them.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
@@ -20,15 +21,16 @@ from esp_ingest.diagnostics.service import Diagnosis, DiagnosticsService
 from esp_ingest.ingest.backlog import Backlog
 from esp_ingest.ingest.batch import Batch, Outcome, needs_slices, slices
 from esp_ingest.ingest.batch_queue import BatchQueue
-from esp_ingest.ingest.diagnosing import Diagnosing, findings_of
 from esp_ingest.ingest.outage import Outage
-from esp_ingest.interfaces import Clock, Store, StoreUnavailable, WriteResult
-from esp_ingest.model import Arrival, Decoded, Delivery, Readings, Reject, RejectReason
+from esp_ingest.interfaces import Clock, Refusal, Store, StoreUnavailable, WriteResult
+from esp_ingest.model import Arrival, Checkpoint, Decoded, Delivery, DiagnosticRow, Readings, Reject, RejectReason
+from esp_ingest.service.log import Repeated
 from esp_ingest.service.metrics import Metrics
 from esp_ingest.store.spool.spool import Spool
 
 log = logging.getLogger(__name__)
 
+_FINISH_SECONDS = 5.0  # for the last checkpoints; what is missing is replayed from the table at the next start
 _PING_SECONDS = 5.0  # an idle stage asks this often whether the database is still there
 
 
@@ -56,7 +58,7 @@ class Stage:
         self._queue = queue
         self._beat = beat
         self._backlog = Backlog(spool, clock, metrics)
-        self._rules = Diagnosing(diagnostics, store, clock, metrics, beat)
+        self._rules = Rules(diagnostics, store, clock, metrics, beat)
         self._underway_bytes = 0
         self._outage = Outage(settings.database, clock, metrics)
         self._next_ping = 0.0
@@ -311,3 +313,113 @@ def _internal_error(delivery: Delivery, error: Exception) -> Reject:
         connection=delivery.connection,
         packet_id=delivery.packet_id,
     )
+
+
+class Rules:
+    """Runs the rules beside the writes of the stage, if there are any. Whatever they do wrong costs no reading.
+    Their state advances with the transaction that stores the readings, or stays as it was: :meth:`accept` or
+    :meth:`discard` follows each :meth:`evaluate`."""
+
+    def __init__(
+        self,
+        diagnostics: DiagnosticsService | None,
+        store: Store,
+        clock: Clock,
+        metrics: Metrics,
+        beat: Callable[[], None],
+    ) -> None:
+        self._diagnostics = diagnostics
+        self._store = store
+        self._clock = clock
+        self._metrics = metrics
+        self._beat = beat
+        self._is_ready = False  # for the readings that come
+        self._log = Repeated(log, "diagnostics fail between batches", "diagnostics work between batches again")
+
+    def prepare(self, readings: Readings, *, is_after_outage: bool) -> None:
+        """Everything that has to be known before these readings. ``is_after_outage``: the database was away, so it is
+        asked first, and the diagnostics need not find out. Raises StoreUnavailable if it may be away now."""
+        self._is_ready = False
+        diagnostics = self._diagnostics
+        if diagnostics is None:
+            return
+        if is_after_outage:
+            self._store.ping()
+            diagnostics.try_again()
+        with self._costing_no_reading():
+            diagnostics.prepare(readings.wells)
+            self._is_ready = True
+
+    def evaluate(self, readings: Readings) -> Diagnosis | None:
+        """Run the rules; None if there are none, or if they failed. Raises StoreUnavailable."""
+        if self._diagnostics is not None and self._is_ready:
+            with self._costing_no_reading():
+                return self._diagnostics.evaluate(readings)
+        return None
+
+    def accept(self, diagnosis: Diagnosis | None, refusal: Refusal | None) -> None:
+        """The readings are stored, and so is ``diagnosis`` but for ``refusal``."""
+        if self._diagnostics is not None and diagnosis is not None:
+            self._diagnostics.accept(diagnosis, refusal)
+
+    def discard(self, diagnosis: Diagnosis | None) -> None:
+        """Nothing of it was stored."""
+        if self._diagnostics is not None and diagnosis is not None:
+            self._diagnostics.discard(diagnosis)
+
+    def maintain(self) -> None:
+        """What the diagnostics do between batches. Raises StoreUnavailable."""
+        if self._diagnostics is None:
+            return
+        try:
+            diagnosis = self._diagnostics.maintain()
+            if diagnosis is not None:
+                self._write(diagnosis)
+        except StoreUnavailable:
+            raise
+        except Exception as error:  # they never stop the writer
+            self._metrics.diagnostics_rule_failures.labels(diagnosis="engine").inc()
+            self._log.failed(self._clock.monotonic(), type(error).__name__, detail=str(error))
+        else:
+            self._log.ended(self._clock.monotonic())
+
+    def finish(self) -> None:
+        """The last checkpoints. Not having them costs the next start a replay, and nothing else. Raises nothing."""
+        if self._diagnostics is None:
+            return
+        deadline = self._clock.monotonic() + _FINISH_SECONDS
+        try:
+            for diagnosis in self._diagnostics.finish():
+                self._write(diagnosis)
+                self._beat()
+                if self._clock.monotonic() >= deadline:
+                    break
+        except StoreUnavailable as error:
+            log.warning("last checkpoints not written", extra={"reason": str(error)})
+        except Exception:
+            log.exception("last checkpoints not written")
+
+    def _write(self, diagnosis: Diagnosis) -> None:
+        """A transaction without readings."""
+        try:
+            result = self._store.write(Readings.empty(), (), diagnosis.rows, diagnosis.checkpoints)
+        except BaseException:
+            self.discard(diagnosis)
+            raise
+        self.accept(diagnosis, result.refusal)
+
+    @contextmanager
+    def _costing_no_reading(self) -> Iterator[None]:
+        """Log and count an error of our own code. StoreUnavailable passes: it may be an outage of the database."""
+        try:
+            yield
+        except StoreUnavailable:
+            raise
+        except Exception:
+            log.exception("diagnostics failed on a batch, its readings are stored without")
+            self._metrics.diagnostics_rule_failures.labels(diagnosis="engine").inc()
+
+
+def findings_of(diagnosis: Diagnosis | None) -> tuple[Sequence[DiagnosticRow], Sequence[Checkpoint]]:
+    """What of it is to be stored."""
+    return ((), ()) if diagnosis is None else (diagnosis.rows, diagnosis.checkpoints)
