@@ -111,14 +111,12 @@ LIMIT %(limit)s;
 
 -- name: api_newest
 -- The newest reading of each well.
-SELECT well_id, "timestamp", flow_rate, pip, motor_current, motor_temp, vibration, vsd_frequency, gor,
-       discharge_pressure, wellhead_pressure, casing_pressure, intake_temp, leakage_current, drive_voltage
+SELECT well_id, "timestamp", :signals
 FROM well_latest;
 
 -- name: api_newest_of_well
 -- The newest reading of one.
-SELECT "timestamp", received_at, flow_rate, pip, motor_current, motor_temp, vibration, vsd_frequency, gor,
-       discharge_pressure, wellhead_pressure, casing_pressure, intake_temp, leakage_current, drive_voltage, extra, quality
+SELECT "timestamp", received_at, :signals, extra, quality
 FROM esp_telemetry
 WHERE well_id = %(well)s
 ORDER BY "timestamp" DESC
@@ -356,8 +354,7 @@ LIMIT %(limit)s;
 -- For the live feed: the newest reading of each well among what was received of late. The bound on event time leaves out
 -- old chunks; what is older than two days is a backlog and not news.
 SELECT DISTINCT ON (well_id)
-       well_id, "timestamp", flow_rate, pip, motor_current, motor_temp, vibration, vsd_frequency, gor,
-       discharge_pressure, wellhead_pressure, casing_pressure, intake_temp, leakage_current, drive_voltage, received_at
+       well_id, "timestamp", :signals, received_at
 FROM esp_telemetry
 WHERE received_at > %(after)s AND "timestamp" > %(oldest)s
 ORDER BY well_id, "timestamp" DESC;

@@ -137,9 +137,7 @@ SELECT 1;
 
 -- name: copy_telemetry
 -- Fresh readings, straight into the table. The columns are TELEMETRY_COLUMNS of esp_ingest/store/write/copy_format.py.
-COPY esp_telemetry ("timestamp", received_at, flow_rate, pip, motor_current, motor_temp, vibration, vsd_frequency, gor,
-                    discharge_pressure, wellhead_pressure, casing_pressure, intake_temp, leakage_current, drive_voltage,
-                    well_id, extra, quality)
+COPY esp_telemetry ("timestamp", received_at, :signals, well_id, extra, quality)
 FROM STDIN (FORMAT binary);
 
 -- name: create_staging
@@ -161,30 +159,20 @@ CREATE TEMPORARY TABLE esp_ingest_staging (
 
 -- name: copy_staging
 -- Suspect readings; the same columns as copy_telemetry.
-COPY esp_ingest_staging ("timestamp", received_at, flow_rate, pip, motor_current, motor_temp, vibration, vsd_frequency,
-                         gor, discharge_pressure, wellhead_pressure, casing_pressure, intake_temp, leakage_current,
-                         drive_voltage, well_id, extra, quality)
+COPY esp_ingest_staging ("timestamp", received_at, :signals, well_id, extra, quality)
 FROM STDIN (FORMAT binary);
 
 -- name: insert_staged
 -- The first one stored stays. Without a conflict target: an index that an operator added counts as well.
-INSERT INTO esp_telemetry ("timestamp", received_at, flow_rate, pip, motor_current, motor_temp, vibration,
-                           vsd_frequency, gor, discharge_pressure, wellhead_pressure, casing_pressure, intake_temp,
-                           leakage_current, drive_voltage, well_id, extra, quality)
-SELECT "timestamp", received_at, flow_rate, pip, motor_current, motor_temp, vibration, vsd_frequency, gor,
-       discharge_pressure, wellhead_pressure, casing_pressure, intake_temp, leakage_current, drive_voltage, well_id,
-       extra, quality
+INSERT INTO esp_telemetry ("timestamp", received_at, :signals, well_id, extra, quality)
+SELECT "timestamp", received_at, :signals, well_id, extra, quality
 FROM esp_ingest_staging
 ON CONFLICT DO NOTHING;
 
 -- name: insert_staged_range
 -- As insert_staged, for a batch that is being halved.
-INSERT INTO esp_telemetry ("timestamp", received_at, flow_rate, pip, motor_current, motor_temp, vibration,
-                           vsd_frequency, gor, discharge_pressure, wellhead_pressure, casing_pressure, intake_temp,
-                           leakage_current, drive_voltage, well_id, extra, quality)
-SELECT "timestamp", received_at, flow_rate, pip, motor_current, motor_temp, vibration, vsd_frequency, gor,
-       discharge_pressure, wellhead_pressure, casing_pressure, intake_temp, leakage_current, drive_voltage, well_id,
-       extra, quality
+INSERT INTO esp_telemetry ("timestamp", received_at, :signals, well_id, extra, quality)
+SELECT "timestamp", received_at, :signals, well_id, extra, quality
 FROM esp_ingest_staging
 WHERE place BETWEEN %s AND %s
 ORDER BY place
@@ -210,12 +198,8 @@ LEFT JOIN LATERAL (
     LIMIT 1
 ) t ON true
 WHERE t.well_id IS NULL
-   OR NOT ROW (t.flow_rate, t.pip, t.motor_current, t.motor_temp, t.vibration, t.vsd_frequency, t.gor,
-               t.discharge_pressure, t.wellhead_pressure, t.casing_pressure, t.intake_temp, t.leakage_current,
-               t.drive_voltage)::record
-          *= ROW (s.flow_rate, s.pip, s.motor_current, s.motor_temp, s.vibration, s.vsd_frequency, s.gor,
-                  s.discharge_pressure, s.wellhead_pressure, s.casing_pressure, s.intake_temp, s.leakage_current,
-                  s.drive_voltage)::record
+   OR NOT ROW (:signals_of_t)::record
+          *= ROW (:signals_of_s)::record
    OR t.extra IS DISTINCT FROM s.extra
    OR t.quality IS DISTINCT FROM s.quality
 ORDER BY s.place;
@@ -257,35 +241,22 @@ SELECT set_config('esp_ingest.keeps_well_newest', %(keeps)s, false);
 
 -- name: stage_newest_of_wells
 -- The newest readings of these wells, beside those that were copied.
-INSERT INTO esp_ingest_staging ("timestamp", received_at, flow_rate, pip, motor_current, motor_temp, vibration,
-                                vsd_frequency, gor, discharge_pressure, wellhead_pressure, casing_pressure,
-                                intake_temp, leakage_current, drive_voltage, well_id, extra, quality)
+INSERT INTO esp_ingest_staging ("timestamp", received_at, :signals, well_id, extra, quality)
 SELECT latest.*
 FROM unnest(%s::text[]) AS well (well_id)
 CROSS JOIN LATERAL (
-    SELECT "timestamp", received_at, flow_rate, pip, motor_current, motor_temp, vibration, vsd_frequency, gor,
-           discharge_pressure, wellhead_pressure, casing_pressure, intake_temp, leakage_current, drive_voltage, well_id,
-           extra, quality
+    SELECT "timestamp", received_at, :signals, well_id, extra, quality
     FROM esp_telemetry t WHERE t.well_id = well.well_id ORDER BY t."timestamp" DESC LIMIT 1
 ) AS latest;
 
 -- name: keep_well_newest
 -- What is staged, where it is newer. In the order of wells, so that two daemons wait for each other and never both.
-INSERT INTO well_newest AS n ("timestamp", received_at, flow_rate, pip, motor_current, motor_temp, vibration,
-                              vsd_frequency, gor, discharge_pressure, wellhead_pressure, casing_pressure,
-                              intake_temp, leakage_current, drive_voltage, well_id, extra, quality)
-SELECT DISTINCT ON (well_id) "timestamp", received_at, flow_rate, pip, motor_current, motor_temp, vibration,
-       vsd_frequency, gor, discharge_pressure, wellhead_pressure, casing_pressure, intake_temp, leakage_current,
-       drive_voltage, well_id, extra, quality
+INSERT INTO well_newest AS n ("timestamp", received_at, :signals, well_id, extra, quality)
+SELECT DISTINCT ON (well_id) "timestamp", received_at, :signals, well_id, extra, quality
 FROM esp_ingest_staging
 ORDER BY well_id, "timestamp" DESC
 ON CONFLICT (well_id) DO UPDATE
-SET "timestamp" = excluded."timestamp", received_at = excluded.received_at, flow_rate = excluded.flow_rate,
-    pip = excluded.pip, motor_current = excluded.motor_current, motor_temp = excluded.motor_temp,
-    vibration = excluded.vibration, vsd_frequency = excluded.vsd_frequency, gor = excluded.gor,
-    discharge_pressure = excluded.discharge_pressure, wellhead_pressure = excluded.wellhead_pressure,
-    casing_pressure = excluded.casing_pressure, intake_temp = excluded.intake_temp,
-    leakage_current = excluded.leakage_current, drive_voltage = excluded.drive_voltage, extra = excluded.extra,
+SET "timestamp" = excluded."timestamp", received_at = excluded.received_at, :signals_as_excluded, extra = excluded.extra,
     quality = excluded.quality
 WHERE excluded."timestamp" > n."timestamp";
 
@@ -451,9 +422,7 @@ SELECT well_id FROM diagnostic_state WHERE well_id > %s ORDER BY well_id LIMIT %
 -- Ordered by event time within a microsecond of arrival, since nothing tells how an array was ordered.
 SELECT w.well_id, (extract(epoch FROM t."timestamp") * 1000000)::bigint,
        (extract(epoch FROM t.received_at) * 1000000)::bigint,
-       t.flow_rate, t.pip, t.motor_current, t.motor_temp, t.vibration, t.vsd_frequency, t.gor, t.discharge_pressure,
-       t.wellhead_pressure, t.casing_pressure, t.intake_temp, t.leakage_current, t.drive_voltage,
-       t.extra::text, t.quality::text
+       :signals_of_t, t.extra::text, t.quality::text
 FROM unnest(%(wells)s::text[], %(after)s::timestamptz[]) AS w (well_id, after)
 CROSS JOIN LATERAL (
     SELECT * FROM esp_telemetry e
@@ -665,9 +634,7 @@ UPDATE diagnostics_cursor SET received_at = %(to)s WHERE received_at = %(from)s;
 -- on event time keeps to chunks that are not in the columnstore, which knows no order by received_at.
 SELECT t.well_id, (extract(epoch FROM t."timestamp") * 1000000)::bigint,
        (extract(epoch FROM t.received_at) * 1000000)::bigint,
-       t.flow_rate, t.pip, t.motor_current, t.motor_temp, t.vibration, t.vsd_frequency, t.gor, t.discharge_pressure,
-       t.wellhead_pressure, t.casing_pressure, t.intake_temp, t.leakage_current, t.drive_voltage,
-       t.extra::text, t.quality::text
+       :signals_of_t, t.extra::text, t.quality::text
 FROM esp_telemetry t
 WHERE t.received_at > %(after)s AND t.received_at <= %(until)s AND t."timestamp" > %(oldest)s
   AND t."timestamp" < '10000-01-01Z'
@@ -755,9 +722,7 @@ SELECT well_id FROM found WHERE well_id IS NOT NULL;
 -- Rules on trial: what these wells sent in a span of event time, well by well.
 SELECT t.well_id, (extract(epoch FROM t."timestamp") * 1000000)::bigint,
        (extract(epoch FROM t.received_at) * 1000000)::bigint,
-       t.flow_rate, t.pip, t.motor_current, t.motor_temp, t.vibration, t.vsd_frequency, t.gor, t.discharge_pressure,
-       t.wellhead_pressure, t.casing_pressure, t.intake_temp, t.leakage_current, t.drive_voltage,
-       t.extra::text, t.quality::text
+       :signals_of_t, t.extra::text, t.quality::text
 FROM esp_telemetry t
 WHERE t.well_id = ANY (%(wells)s::text[]) AND t."timestamp" >= %(since)s AND t."timestamp" < %(until)s
 ORDER BY t.well_id, t."timestamp";

@@ -250,7 +250,7 @@ class Fleet:
         day = np.sin(seconds * (2 * np.pi / 86_400))[:, None] * np.cos(self._phase)
         vibration = self._vibration0 * r**2 * (1 + wander["vibration"]) * (0.5 + 0.5 * load) + c.shake * running
 
-        values = np.empty((len(SIGNALS), len(seconds), len(self.wells)))
+        values = np.full((len(SIGNALS), len(seconds), len(self.wells)), np.nan)  # a signal without physics is not sent
         for name, signal in {
             "flow_rate": surface_rate,
             "pip": pip,

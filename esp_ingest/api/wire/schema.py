@@ -5,6 +5,7 @@ from typing import Any
 
 from esp_ingest.api.wire.models import ProblemDocument
 from esp_ingest.api.wire.problems import MEDIA_TYPE
+from esp_ingest.model import SIGNAL_NAMES
 
 _CSV = {"schema": {"type": "string"}}
 _ARROW = {"schema": {"type": "string", "format": "binary"}}
@@ -52,7 +53,7 @@ PROBLEM_EXAMPLE = {
     "detail": "There is no well ESP-99 that you may see: /api/v1/wells lists them.",
     "instance": "/api/v1/wells/ESP-99",
 }
-READING_EXAMPLE = {
+READING_EXAMPLE: dict[str, Any] = dict.fromkeys(SIGNAL_NAMES) | {
     "timestamp": "2026-11-25T12:00:00Z", "flow_rate": 1850.0, "pip": 612.4, "motor_current": 41.2, "motor_temp": 248.9,
     "vibration": 0.11, "vsd_frequency": 52.0, "gor": 420.0, "discharge_pressure": 2810.0, "wellhead_pressure": 240.0,
     "casing_pressure": 180.0, "intake_temp": 176.0, "leakage_current": 0.4, "drive_voltage": 1180.0,
