@@ -7,6 +7,7 @@ same kind.
 import re
 from dataclasses import dataclass
 
+from esp_ingest.model import SIGNALS
 from esp_ingest.service.text import did_you_mean
 
 
@@ -74,6 +75,8 @@ NAMED: dict[str, Unit] = {
     "samples": NONE,
     "drops": Unit((("drops", 1),)),  # a day, of a signal that falls by habit
 }
+for _signal in SIGNALS:  # a new signal may bring a unit of its own, which is comparable with itself alone
+    NAMED.setdefault(_signal.unit, Unit(((_signal.unit, 1),)))
 _REFUSED = {
     "°C": "temperatures are in °F here, because a difference and a reading in °C convert differently",
     "g": "vibration is a velocity here (in/s or mm/s); an acceleration in g does not convert without its frequency",
