@@ -24,7 +24,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from esp_ingest.config.settings import ConfigError, MqttSettings
-from esp_ingest.interfaces import Clock
+from esp_ingest.interfaces import Clock, Source
 from esp_ingest.model import Delivery
 from esp_ingest.mqtt import sentences
 from esp_ingest.mqtt.buffer import Buffer
@@ -63,7 +63,7 @@ class _Link:
     end: str = ""  # why it ended, one sentence
 
 
-class MqttSource:
+class MqttSource(Source):
     """Deliveries from the broker. ``take``, ``settle``, ``buffered`` and the lifetime calls belong to the pipeline's
     thread; what health reads may be read from any.
 
@@ -118,14 +118,12 @@ class MqttSource:
     # -- The seam.
 
     def take(self, max_messages: int, max_bytes: int, timeout_seconds: float, *, at_least: int = 1) -> list[Delivery]:
-        """See interfaces.Source."""
         taken = self._buffer.take(max_messages, max_bytes, timeout_seconds, at_least)
         if self._is_paused and not self._buffer.is_full():
             self._wake()
         return taken
 
     def settle(self, deliveries: Sequence[Delivery]) -> int:
-        """See interfaces.Source."""
         if not deliveries:
             return 0
         queued = self._client.acknowledge(deliveries)
@@ -145,7 +143,6 @@ class MqttSource:
         return self._client.connection if self.connected else 0
 
     def buffered(self) -> tuple[int, int]:
-        """See interfaces.Source."""
         return self._buffer.size()
 
     # -- Lifetime.

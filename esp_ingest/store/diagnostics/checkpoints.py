@@ -8,6 +8,7 @@ import numpy as np
 import psycopg
 
 from esp_ingest.config.settings import DatabaseSettings
+from esp_ingest.interfaces import DiagnosticsStore
 from esp_ingest.model import SIGNALS, AlarmAction, Checkpoint, DiagnosticRow, Readings, Severity, at_us
 from esp_ingest.store.connection import Connection, OnDemand
 from esp_ingest.store.queries import query
@@ -16,7 +17,7 @@ _PAGE = 20_000
 _LOCK_SECONDS = 2.0
 
 
-class PostgresDiagnosticsStore:
+class PostgresDiagnosticsStore(DiagnosticsStore):
     """interfaces.DiagnosticsStore. The connection is opened when it is needed and again after it was lost. ``publish``:
     changes that are made here go to the outbox. ``may_connect`` as in OnDemand."""
 
@@ -29,50 +30,40 @@ class PostgresDiagnosticsStore:
         self._connection = OnDemand(settings.model_copy(update={"lock_timeout_seconds": brief}), may_connect)
 
     def states(self, wells: Sequence[str]) -> list[Checkpoint]:
-        """See interfaces.DiagnosticsStore."""
         rows = self._connection.rows("states_of_wells", (list(wells),))
         return [Checkpoint(well, event_us, bytes(state)) for well, event_us, state in rows]
 
     def wells_with_state(self, after: str, limit: int) -> list[str]:
-        """See interfaces.DiagnosticsStore."""
         rows = self._connection.rows("wells_with_state", (after, limit))
         return [row[0] for row in rows]
 
     def open_rows(self, wells: Sequence[str]) -> list[DiagnosticRow]:
-        """See interfaces.DiagnosticsStore."""
         return [_diagnostic(row) for row in self._connection.rows("open_occurrences", (list(wells),))]
 
     def open_anywhere(self, limit: int) -> list[tuple[str, str, str]]:
-        """See interfaces.DiagnosticsStore."""
         return [
             (well, diagnosis, severity)
             for well, diagnosis, severity in self._connection.rows("open_anywhere", (limit,))
         ]
 
     def newest_action(self) -> int:
-        """See interfaces.DiagnosticsStore."""
         return int(self._connection.rows("newest_action")[0][0])
 
     def actions_after(self, newest: int) -> list[AlarmAction]:
-        """See interfaces.DiagnosticsStore."""
         return [AlarmAction(*row) for row in self._connection.rows("actions_after", (newest,))]
 
     def shelves(self, wells: Sequence[str]) -> list[AlarmAction]:
-        """See interfaces.DiagnosticsStore."""
         rows = self._connection.rows("shelves_of_wells", (list(wells),))
         return [AlarmAction(0, well, diagnosis, "shelve", None, until_us) for well, diagnosis, until_us in rows]
 
     def end_shelvings(self) -> None:
-        """See interfaces.DiagnosticsStore."""
         self._connection.execute("end_shelvings", (self._publish,))
 
     def alarm_gauges(self) -> tuple[int, int, int]:
-        """See interfaces.DiagnosticsStore."""
         stale, shelved, unacknowledged = self._connection.rows("alarm_gauges")[0]
         return stale, shelved, unacknowledged
 
     def record_limits(self, scopes: Mapping[str, str], rules: str) -> list[str]:
-        """See interfaces.DiagnosticsStore."""
         before = {scope: json.loads(settings) for scope, settings in self._connection.rows("newest_limits")}
         now = {scope: json.loads(settings) for scope, settings in scopes.items()}
         gone: dict[str, Any] = {scope: {} for scope in before if scope not in now}
@@ -84,7 +75,6 @@ class PostgresDiagnosticsStore:
     def readings_after(
         self, since_us: Mapping[str, int], limit: int, until_us: int | None = None
     ) -> Iterator[Readings]:
-        """See interfaces.DiagnosticsStore."""
         parameters = {
             "wells": list(since_us),
             "after": [at_us(each) for each in since_us.values()],
@@ -98,7 +88,6 @@ class PostgresDiagnosticsStore:
             raise self._connection.lost(error) from None
 
     def close(self) -> None:
-        """See interfaces.DiagnosticsStore."""
         self._connection.close()
 
 

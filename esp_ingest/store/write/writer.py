@@ -23,7 +23,7 @@ import numpy as np
 import psycopg
 
 from esp_ingest.config.settings import DatabaseSettings
-from esp_ingest.interfaces import StoreUnavailable, WriteResult
+from esp_ingest.interfaces import Store, StoreUnavailable, WriteResult
 from esp_ingest.model import NOTHING_ARRIVED, Arrival, Checkpoint, DiagnosticRow, Readings, Reject
 from esp_ingest.store import schema, sqlstate
 from esp_ingest.store.connection import Connection, connect
@@ -54,7 +54,7 @@ _MOST_DAYS = 64  # of one transaction: each day is a chunk, and a new one takes 
 _TOO_MUCH_TRIES = 3  # a batch that is too much so often in a row is halved; a row that is so alone becomes a reject
 
 
-class PostgresStore:
+class PostgresStore(Store):
     """interfaces.Store on one connection of its own, opened when it is needed and opened again after it was lost.
 
     ``topic_root`` is the first level of the topic that is put down for a reading which the database refused.
@@ -85,7 +85,6 @@ class PostgresStore:
     def begin(
         self, readings: Readings, rejects: Sequence[Reject], arrival: Arrival = NOTHING_ARRIVED
     ) -> "PendingWrite":
-        """See interfaces.Store."""
         prepared = None
         if self._prepared is not None and self._prepared.readings is readings:
             prepared, self._prepared = self._prepared, None
@@ -112,7 +111,6 @@ class PostgresStore:
         cursor_us: tuple[int, int] | None = None,
         arrival: Arrival = NOTHING_ARRIVED,
     ) -> WriteResult:
-        """See interfaces.Store."""
         if not (len(readings) or rejects or diagnostics or checkpoints or cursor_us):
             return WriteResult(0, 0, 0)
         with self.begin(readings, rejects, arrival) as pending:
@@ -131,7 +129,6 @@ class PostgresStore:
                 self._newest.failed(self._session.connection, error)
 
     def idle(self) -> None:
-        """See interfaces.Store."""
         self._keep_newest()
 
     def prepare(self, readings: Readings) -> None:
