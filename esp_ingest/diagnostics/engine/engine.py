@@ -195,6 +195,7 @@ class Engine:
             not_running=running.running != 1,
             not_settled=~running.settled,
             not_opened=np.ones(len(rows), np.bool_),
+            busy=np.logical_or.reduce(state["phase"][:, rows.slots], axis=1).tolist(),
         )
         batch.not_opened[running.opened] = False
         self._silence.passed(batch, last_us)

@@ -68,6 +68,7 @@ class BatchContext:
     not_running: BoolArray
     not_settled: BoolArray
     not_opened: BoolArray  # the row is not the first of its 5-minute bucket
+    busy: list[bool]  # by step: it is pending, active or returning at some well of the batch
     active: dict[int, BoolArray] = field(default_factory=dict)
     changed_wells: dict[int, set[int]] = field(default_factory=dict)
 

@@ -61,7 +61,7 @@ class StepRunner:
         A condition that fails is switched off and counted; it never holds back a batch."""
         if step.failed:
             return
-        if step.by_bucket and not batch.running.opened.size and not self._is_busy(batch, step):
+        if step.by_bucket and not batch.running.opened.size and not batch.busy[step.index]:
             return
         try:
             self._settings.set_parameters(batch, step.rule)
@@ -70,9 +70,6 @@ class StepRunner:
             self._fail(step, error)
             return
         self._apply(batch, step, truth)
-
-    def _is_busy(self, batch: BatchContext, step: RuleStep) -> bool:
-        return bool(self._state["phase"][step.index][batch.rows.slots].any())
 
     def _fail(self, step: RuleStep, error: Exception) -> None:
         step.failed = f"{type(error).__name__}: {error}"
@@ -84,13 +81,12 @@ class StepRunner:
 
     def _apply(self, batch: BatchContext, step: RuleStep, truth: Truth) -> None:
         rows = batch.rows
-        phases = self._state["phase"][step.index][rows.slots]
-        any_yes = bool(np.any(truth.yes))
-        busy = bool(phases.any())
-        if not busy and not any_yes and step.escalation is None:
+        busy = batch.busy[step.index]
+        if not busy and step.escalation is None and not np.any(truth.yes):
             if step.is_read:
                 batch.active[step.index] = np.zeros(len(rows), np.bool_)
             return
+        phases = self._state["phase"][step.index][rows.slots]
         code = self._code(batch, step, truth)
         phase = phases[rows.group]
         what = WHAT[phase * 5 + code]
