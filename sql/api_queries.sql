@@ -140,12 +140,23 @@ ORDER BY diagnosis;
 SELECT diagnosis, reason FROM diagnostic_rules_off WHERE well_id = %(well)s ORDER BY diagnosis;
 
 -- name: api_counts
--- Sums of the last hour and day that the fleet page shows.
+-- Sums of now and of the last day that the fleet page shows. What is active and what waits is counted as api_alarms lists
+-- it, so that each figure is the length of the list behind it.
 SELECT (SELECT count(*) FROM ingest_rejects WHERE received_at > now() - INTERVAL '24 hours') AS rejects_24h,
        (SELECT count(*) FROM diagnostic_results
-        WHERE "timestamp" > now() - INTERVAL '24 hours' AND severity <> 'info' AND state <> 'suppressed'
+        WHERE "timestamp" > now() - INTERVAL '24 hours' AND severity <> 'info'
+          AND state NOT IN ('suppressed', 'shelved', 'out_of_service')
           AND well_id LIKE ANY (%(wells)s::text[])) AS alarms_24h,
-       (SELECT count(*) FROM alarm_shelves WHERE shelved_to > now() AND well_id LIKE ANY (%(wells)s::text[])) AS shelved;
+       count(*) FILTER (WHERE state = 'shelved') AS shelved,
+       count(*) FILTER (WHERE severity <> 'info' AND state IN ('unacknowledged', 'latched')) AS waiting,
+       count(*) FILTER (WHERE is_active AND severity = 'critical') AS critical,
+       count(*) FILTER (WHERE is_active AND severity = 'high') AS high,
+       count(*) FILTER (WHERE is_active AND severity = 'medium') AS medium,
+       count(*) FILTER (WHERE is_active AND severity = 'low') AS low,
+       count(*) FILTER (WHERE is_active AND severity = 'info') AS info
+FROM (SELECT severity, state, state NOT IN ('suppressed', 'shelved', 'out_of_service') AS is_active
+      FROM diagnostic_results
+      WHERE cleared_at IS NULL AND well_id LIKE ANY (%(wells)s::text[])) AS open;
 
 -- name: api_well_known
 -- Has it ever sent anything?
@@ -223,7 +234,10 @@ WHERE (%(well)s::text[] IS NULL OR d.well_id = ANY (%(well)s))
   AND d.well_id LIKE ANY (%(wells)s::text[])
   AND (%(severity)s::text[] IS NULL OR d.severity = ANY (%(severity)s))
   AND (%(state)s::text[] IS NULL OR d.state = ANY (%(state)s)
-       OR (%(open)s::boolean IS NOT NULL AND (d.cleared_at IS NULL) = %(open)s))
+       OR (%(open)s::boolean IS NOT NULL AND (d.cleared_at IS NULL) = %(open)s)
+       OR (%(active)s::boolean AND d.cleared_at IS NULL AND d.state NOT IN ('suppressed', 'shelved', 'out_of_service'))
+       OR (%(waiting)s::boolean AND d.cleared_at IS NULL AND d.severity <> 'info'
+           AND d.state IN ('unacknowledged', 'latched')))
   AND (%(diagnosis)s::text[] IS NULL OR d.diagnosis = ANY (%(diagnosis)s))
   AND (%(verdict)s::text IS NULL OR coalesce(v.verdict, 'none') = %(verdict)s)
   AND (%(from)s::timestamptz IS NULL OR d."timestamp" >= %(from)s)

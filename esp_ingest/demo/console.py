@@ -17,8 +17,6 @@ from esp_ingest.store.connection import Connection
 USER = "demo"
 _PORT = 8_000
 _READY_SECONDS = 30.0
-# A day is played in fast motion, so the newest reading of a well is hours old until the end: no well is silent for it.
-_SILENT_AFTER_SECONDS = "86400"
 
 
 class DemoConsole:
@@ -33,7 +31,6 @@ class DemoConsole:
         settings = {
             "ESP_INGEST_API__PORT": str(self.port),
             "ESP_INGEST_API__DAEMON_URL": f"http://127.0.0.1:{daemon_port}",
-            "ESP_INGEST_API__SILENT_AFTER_SECONDS": _SILENT_AFTER_SECONDS,
         }
         with self._log.open("wb") as log:
             command = [sys.executable, "-P", "-m", "esp_ingest", "api"]

@@ -59,8 +59,8 @@ def run_demo(arguments: argparse.Namespace) -> int:
     """The command. Reads duration (s), wells, rate (Hz), seed, csv and json from ``arguments``.
 
     Returns 0 when everything adds up, after Ctrl-C too; 1 otherwise. Raises EmbeddedError and ReplayError."""
-    if arguments.csv is not None:
-        replay.read(arguments.csv)  # one that cannot be used is found before anything starts
+    # One that cannot be used is found before anything starts.
+    span_seconds = EVENTFUL_SECONDS if arguments.csv is None else replay.read(arguments.csv).span_us / 1e6
     clock = SystemClock()
     stop = Stop()
     started = clock.monotonic()
@@ -69,6 +69,8 @@ def run_demo(arguments: argparse.Namespace) -> int:
         _say(f"not used, as the demo brings its own settings: {', '.join(ignored)}")
     _say("starting PostgreSQL, an MQTT broker and the daemon, all in temporary folders")
     settings, more_rules = ({}, EQUIPMENT) if arguments.csv is None else (_ANY_AGE, "")
+    # Fast motion ends at the present: until then the newest reading of a well that sends is up to the whole span old.
+    settings = {**settings, "ESP_INGEST_API__SILENT_AFTER_SECONDS": f"{span_seconds + 900:.0f}"}
     processes = Processes(clock, settings, more_rules, arguments.config)
     with stop, processes:
         for line in processes.schema_lines:

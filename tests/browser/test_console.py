@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from esp_ingest.store.schema import migrate
-from tests.support.api import PASSWORD, ApiProcess, insert_reading
+from tests.support.api import PASSWORD, ApiProcess, insert_alarm, insert_reading
 from tests.support.browser import sign_in, tab, until
 from tests.support.databases import Database, Server
 
@@ -276,9 +276,40 @@ def test_shelving_needs_a_reason_and_a_verdict_counts(otto: Page, database: Data
     otto.get_by_label("Cause").fill("loose gauge")
     otto.get_by_role("dialog").get_by_role("button", name="Verdict").click()
     expect(otto.locator("tr[data-alarm]").first).to_contain_text("verdict: false")
+    go(otto, "#/well/ESP-04")
+    expect(otto.locator(".done")).to_contain_text(re.compile("otto judged Vibration of .* false, cause: loose gauge$"))
     go(otto, "#/performance?range=30d")
     expect(otto.locator("main")).to_contain_text("Precision of each rule")
     expect(otto.get_by_role("region", name="Precision of each rule")).to_contain_text("Vibration")
+
+
+def test_each_sum_leads_to_the_alarms_that_it_counts(otto: Page, database: Database) -> None:
+    with database.connect() as connection:
+        for diagnosis, state in (("gas_lock", "suppressed"), ("no_flow", "shelved"), ("overload", "unacknowledged")):
+            insert_alarm(connection, "ESP-08", diagnosis, datetime.now(UTC), "high", state)
+    sums = otto.locator(".sums a[href^='#/alarms']")
+    otto.reload()
+    expect(sums.first).to_be_visible()
+    for href, figure in [(each.get_attribute("href"), each.text_content() or "") for each in sums.all()]:
+        go(otto, href or "")
+        # A severity's figure stands behind its mark, which has a figure too.
+        shown = figure[1:] if "severity" in (href or "") else figure
+        expect(otto.locator("tr[data-alarm]"), f"{href} says {figure}").to_have_count(int(shown))
+    database.run("DELETE FROM diagnostic_results WHERE well_id = 'ESP-08'")
+
+
+def test_the_limit_of_an_alarm_that_escalated_is_drawn(otto: Page, database: Database) -> None:
+    """Its value is of the escalation, its snapshot of the raising: they differ."""
+    with database.connect() as connection:
+        connection.execute(
+            "INSERT INTO diagnostic_results VALUES (now() - interval '1 hour', 'ESP-07', 'motor_hot', 'critical', "
+            "'unacknowledged', NULL, 331.2, 270, 331.2, 1, 0.9, 'hot', '[]', '{\"motor_temp\": 255.17}')"
+        )
+    go(otto, "#/well/ESP-07")
+    expect(otto.locator("[data-signal=motor_temp] .plot")).to_have_attribute(
+        "aria-label", re.compile("limits: Motor hot 270 °F")
+    )
+    database.run("DELETE FROM diagnostic_results WHERE well_id = 'ESP-07'")
 
 
 def test_an_alarm_is_explained(otto: Page) -> None:
@@ -287,7 +318,7 @@ def test_an_alarm_is_explained(otto: Page) -> None:
     shown = otto.locator(".explanation")
     expect(shown).to_contain_text("Less fluid reaches the pump.")
     expect(shown).to_contain_text("Check flow at surface: if there is none, stop.")
-    expect(shown).to_contain_text("24 h habit")
+    expect(shown).to_contain_text("24 h median")
     expect(shown).to_contain_text("The drive may trip")
 
 
@@ -313,6 +344,54 @@ def test_rejects_with_their_payloads(otto: Page) -> None:
     expect(otto.get_by_text("1 on this page")).to_be_visible()
     expect(otto).to_have_url(re.compile("topic="))
     expect(otto.get_by_text("It does not answer the API")).to_be_visible()
+
+
+# -- Addresses, and a database that is away.
+
+
+@pytest.mark.parametrize("address", ["#/well/%E0%A4%A", "#/wells", "#/well"])
+def test_an_address_of_no_page_says_so(otto: Page, address: str) -> None:
+    for _ in range(2):
+        go(otto, address)
+        expect(otto.get_by_role("alert")).to_contain_text("is the address of no page")
+        otto.reload()
+    otto.get_by_role("link", name="The fleet").click()
+    expect(row(otto, "ESP-01")).to_be_visible()
+
+
+def test_what_cannot_be_read_is_not_shown_as_nothing(otto: Page) -> None:
+    detail = "The database cannot be reached: try again in some seconds."
+    problem = {"type": "urn:esp-ingest:problem:database-unavailable", "status": 503, "detail": detail}
+    otto.route("**/api/v1/*", lambda route: route.fulfill(status=503, json=problem))
+    otto.route("**/api/v1/wells/**", lambda route: route.fulfill(status=503, json=problem))
+    otto.route("**/api/v1/alarms**", lambda route: route.fulfill(status=503, json=problem))
+    go(otto, "#/alarms")
+    expect(otto.get_by_text(f"The alarms could not be read: {detail}")).to_be_visible()
+    expect(otto.locator(".alarms-table")).to_be_hidden()
+    go(otto, "#/well/ESP-01")
+    expect(otto.get_by_role("alert").first).to_contain_text(f"The well could not be read: {detail}")
+    otto.unroute_all()
+    expect(otto.locator("tr[data-alarm]").first).to_be_visible()  # by itself
+    expect(otto.locator(".trend").first).to_be_visible()
+
+
+def test_the_banner_tells_a_database_that_is_away_from_an_api_that_does_not_answer(
+    browser: Browser, api: ApiProcess
+) -> None:
+    detail = "The database cannot be reached: try again in some seconds."
+    problem = {"type": "urn:esp-ingest:problem:database-unavailable", "status": 503, "detail": detail}
+    with tab(browser, api.url) as page:
+        page.route("**/api/v1/stream", lambda route: route.fulfill(status=503, json=problem))
+        sign_in(page, "otto")
+        expect(page.locator("#notice")).to_contain_text(
+            re.compile(
+                r"No database since \d+ \w+ \d\d:\d\d:\d\d UTC or before: the API answers, but the database does not"
+            )
+        )
+        expect(page.locator("#live")).to_have_text("No database")
+        page.unroute_all()
+        expect(page.locator("#live")).to_have_text("Live")
+        expect(page.locator("#notice")).to_be_empty()
 
 
 # -- By keyboard alone.

@@ -73,6 +73,18 @@ def test_nothing_is_wider_than_the_screen_and_targets_are_large_enough(
             picture(page, f"{name}-{size}")
             wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
             assert wide <= 0, f"{name} is {wide} px wider than the screen"
+            if name in ("well", "alarms"):
+                page.locator(".fold").first.click()
+                page.locator(".explanation .snapshot").first.wait_for()
+                picture(page, f"{name}-unfolded-{size}")
+            boxes = "nav" + (", .alarms-table, .explanation" if size == "phone" else "")
+            cut = page.evaluate(
+                """boxes => [...document.querySelectorAll(boxes)].map((each) => each.closest(".scroll") ?? each)
+                    .filter((each) => each.scrollWidth > each.clientWidth)
+                    .map((each) => `${each.className || each.tagName} ${each.scrollWidth} in ${each.clientWidth}`)""",
+                boxes,
+            )
+            assert not cut, f"{name} is cut off: {cut}"
             small = page.evaluate(
                 """() => [...document.querySelectorAll('button, select, input, textarea, nav a, summary')]
                     .filter((each) => each.offsetParent && (each.offsetHeight < 24 || each.offsetWidth < 24))

@@ -262,6 +262,37 @@ def test_fleet(vera: httpx.Client) -> None:
     assert fleet["states"] == {"running": 2, "stopped": 1, "unknown": 0, "silent": 1}
     assert fleet["alarms"]["high"] == 1
     assert fleet["rejects_24h"] == 5
+    assert fleet["silent_after_seconds"] == 86_400
+
+
+def test_each_sum_of_the_fleet_is_the_length_of_its_list(api: ApiProcess, vera: httpx.Client) -> None:
+    """Whatever is held back, is an event, or belongs to a well without readings."""
+    states = ("unacknowledged", "acknowledged", "latched", "suppressed", "shelved", "out_of_service")
+    severities = ("critical", "high", "medium", "low", "info")
+    with psycopg.connect(api.dsn) as connection:
+        for severity in severities:
+            for state in states:
+                insert_alarm(connection, "A-2", f"t_{severity}_{state}", NOW, severity, state)
+        insert_alarm(connection, "never-sent", "t_stale", NOW, "high")
+        insert_alarm(connection, "A-2", "t_returned", NOW, "high", "returned-unacknowledged", NOW)
+        connection.execute(
+            "INSERT INTO alarm_shelves (well_id, diagnosis, shelved_to, by_whom, why) "
+            "VALUES ('A-2', 'no_such_rule', now() + interval '1 day', 'x', 'y')"
+        )
+    try:
+        fleet = got(vera, "/api/v1/fleet")
+
+        def listed(**parameters: Any) -> int:
+            return len(pages(vera, "/api/v1/alarms", **parameters))
+
+        assert fleet["alarms"] == {each: listed(state="active", severity=each) for each in severities}
+        assert fleet["alarms"]["critical"] == 3
+        assert fleet["unacknowledged"] == listed(state="waiting") == 4 * 2 + 2
+        assert fleet["shelved"] == listed(state="shelved") == 5
+    finally:
+        with psycopg.connect(api.dsn) as connection:
+            connection.execute("DELETE FROM diagnostic_results WHERE diagnosis LIKE 't#_%' ESCAPE '#'")
+            connection.execute("DELETE FROM alarm_shelves")
 
 
 def test_rejects_byte_for_byte(vera: httpx.Client) -> None:

@@ -47,6 +47,12 @@ export function post(path, body) {
   return asked(BASE + path, { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" } });
 }
 
+/** Why a list or a figure is not there, as a sentence. */
+export const unread = (what, error) => `${what} could not be read: ${error.message}`;
+
+/** Whether asking again in some seconds may help. */
+export const isPassing = (error) => error.status === 0 || error.status === 503;
+
 /** The cursor in a next link, or "". */
 export function cursorOf(next) {
   return next ? (new URL(next, location.href).searchParams.get("cursor") ?? "") : "";

@@ -15,7 +15,10 @@ const PAGES = {
   performance: { title: "Performance", load: () => import("./pages/performance.js") },
   operations: { title: "Operations", load: () => import("./pages/operations.js") },
   well: { title: "Well", load: () => import("./pages/well.js"), isHidden: true },
+  nowhere: { title: "No such page", load: async () => ({ open: openNowhere }), isHidden: true },
 };
+
+const ENTER_MILLISECONDS = 5_000; // an API that could not say who is signed in is asked again after so long
 
 const main = document.getElementById("main");
 const header = document.getElementById("top");
@@ -24,11 +27,25 @@ let me = null;
 let shown = null; // {key, page, module}
 let turn = 0;
 
-/** {name, path, query} of the address behind #. */
+/** {name, path, query} of the address behind #; its name is "nowhere" if it is the address of no page. */
 export function route() {
   const [path, query = ""] = location.hash.replace(/^#\/?/, "").split("?");
-  const [name, ...rest] = path.split("/").map(decodeURIComponent);
-  return { name: Object.hasOwn(PAGES, name) ? name : "fleet", path: rest, query: new URLSearchParams(query) };
+  let name;
+  let rest;
+  try {
+    [name, ...rest] = path.split("/").map(decodeURIComponent);
+  } catch {
+    return { name: "nowhere", path: [path], query: new URLSearchParams() };
+  }
+  const isPage = Object.hasOwn(PAGES, name) && name !== "nowhere" && (name !== "well" || rest[0]);
+  if (name && !isPage) return { name: "nowhere", path: [path], query: new URLSearchParams() };
+  return { name: name || "fleet", path: rest, query: new URLSearchParams(query) };
+}
+
+function openNowhere(root) {
+  replace(root, h("h1", null, "No such page"),
+    h("p", { role: "alert" }, `#/${route().path[0]} is the address of no page. `, h("a", { href: "#/fleet" }, "The fleet"), " is a place to go on from."));
+  return { close() {} };
 }
 
 /** Write filters into the address. What is empty is left out; `isStep` makes it a step that Back returns from. */
@@ -89,23 +106,23 @@ const liveText = h("span", { id: "live" });
 function showLive() {
   const { state } = live;
   const daemon = live.health?.daemon?.status;
-  const database = live.health?.database;
   let text = "Live";
   let problem = "";
   if (state === "connecting") text = "Connecting";
-  if (state === "lost") {
-    text = "Not live";
-    problem = `Not live since ${moment(live.since)} ${zoneName()}: what you see is from then. The API does not answer; trying again.`;
-  } else if (state === "live" && database && database !== "ok") {
+  if (live.databaseLost) {
     text = "No database";
-    problem = "The database does not answer: nothing new can be shown until it is back. Trying again.";
+    problem = `No database since ${moment(live.databaseLost)} ${zoneName()}${live.isDatabaseLostSeen ? "" : " or before"}: `
+      + "the API answers, but the database does not. Nothing new can be shown until it is back; trying again.";
+  } else if (state === "lost") {
+    text = "Not live";
+    problem = `Not live since ${moment(live.since)} ${zoneName()}: what you see is from then. ${live.trouble} Trying again.`;
   } else if (state === "live" && daemon === "failing") {
     problem = "The daemon says that something is wrong. Operations has the details.";
   }
   liveText.dataset.state = problem ? "lost" : state;
   setText(liveText, text);
   setText(notice, problem);
-  document.body.classList.toggle("stale", state === "lost" || text === "No database");
+  document.body.classList.toggle("stale", state === "lost" || live.databaseLost !== null);
 }
 
 function drawHeader() {
@@ -144,6 +161,7 @@ async function showSignIn(trouble) {
   shown?.page.close();
   shown = null;
   me = null;
+  clearTimeout(entering);
   live.stop();
   replace(header, h("span", { class: "brand" }, "esp-ingest"));
   setText(notice, "");
@@ -153,14 +171,21 @@ async function showSignIn(trouble) {
   if (!me) open(main, trouble);
 }
 
+let entering = 0;
+
 async function enter() {
+  clearTimeout(entering);
+  let found;
   try {
-    me = await get("me");
+    found = await get("me");
   } catch (error) {
     if (error.status === 401) return;
-    replace(main, h("div", { class: "page" }, h("p", { role: "alert" }, `${error.message} `, h("button", { type: "button", onclick: enter }, "Try again"))));
+    replace(main, h("div", { class: "page" }, h("p", { role: "alert" }, `The console cannot be opened yet: ${error.message} `, h("button", { type: "button", onclick: enter }, "Try again"))));
+    entering = setTimeout(enter, ENTER_MILLISECONDS);
     return;
   }
+  if (me) return;
+  me = found;
   drawHeader();
   live.start();
   showLive();

@@ -44,6 +44,12 @@ class Live extends EventTarget {
   state = "off";
   since = null;
   health = null;
+  /** Why it is lost, as a sentence. */
+  trouble = "";
+  /** When the database was found away, null while it answers. */
+  databaseLost = null;
+  /** Whether it answered before, so that this is when it was lost. */
+  isDatabaseLostSeen = false;
   #lastId = "";
   #abort = null;
   #run = 0;
@@ -65,6 +71,7 @@ class Live extends EventTarget {
     this.#abort?.abort();
     this.#lastId = "";
     this.health = null;
+    this.databaseLost = null;
     this.#set("off");
   }
 
@@ -80,6 +87,14 @@ class Live extends EventTarget {
     return () => this.removeEventListener(kind, call);
   }
 
+  #setDatabase(isThere) {
+    if (isThere === (this.databaseLost === null)) return;
+    this.isDatabaseLostSeen = !isThere && this.health?.database === "ok";
+    this.databaseLost = isThere ? null : Date.now();
+    if (isThere) this.#tell("reset", {}); // what failed meanwhile is asked for again
+    this.#tell("state", this.state);
+  }
+
   #set(state) {
     if (this.state === state) return;
     this.state = state;
@@ -92,7 +107,11 @@ class Live extends EventTarget {
 
   async #loop(run) {
     while (run === this.#run) {
-      const patience = setTimeout(() => run === this.#run && this.#set("lost"), PATIENCE_MILLISECONDS);
+      const patience = setTimeout(() => {
+        if (run !== this.#run) return;
+        if (this.state !== "lost") this.trouble = "The API does not answer.";
+        this.#set("lost");
+      }, PATIENCE_MILLISECONDS);
       try {
         await this.#stream(run, () => clearTimeout(patience));
         this.#failures = 0;
@@ -100,11 +119,17 @@ class Live extends EventTarget {
         if (run !== this.#run) return;
         this.#failures += 1;
         if (error.status === 401) return; // signed out: the page shows the sign-in
+        this.trouble = error.status ? error.message : "The API does not answer.";
+        if (error.status) this.#setDatabase(error.kind !== "database-unavailable");
+        else this.databaseLost = null; // nobody can say
       } finally {
         clearTimeout(patience);
       }
       if (run !== this.#run) return;
-      if (this.#failures > 0) this.#set("lost");
+      if (this.#failures > 0) {
+        this.#set("lost");
+        this.#tell("state", this.state); // the reason may be another
+      }
       const pause = Math.min(1_000 * 2 ** (this.#failures - 1), LONGEST_PAUSE_MILLISECONDS);
       await new Promise((resolve) => {
         this.#wake = resolve;
@@ -146,6 +171,7 @@ class Live extends EventTarget {
     if (id) this.#lastId = id;
     const detail = JSON.parse(data);
     if (event === "hello" || event === "health") {
+      if (detail.database) this.#setDatabase(detail.database === "ok");
       this.health = detail;
       this.#tell("health", detail);
     } else {

@@ -25,8 +25,8 @@ STATES = (
     "out_of_service",
 )  # fmt: skip
 StateFilter = Literal[
-    "open", "cleared", "unacknowledged", "acknowledged", "returned-unacknowledged", "normal", "latched", "shelved",
-    "suppressed", "out_of_service",
+    "open", "cleared", "active", "waiting", "unacknowledged", "acknowledged", "returned-unacknowledged", "normal",
+    "latched", "shelved", "suppressed", "out_of_service",
 ]  # fmt: skip
 WellQuery = Annotated[
     list[Annotated[str, Query(pattern=f"^{WELL_ID_PATTERN}$")]] | None, Query(description="any of these wells")
@@ -70,7 +70,11 @@ async def alarms(
     well_id: WellQuery = None,
     severity: Annotated[list[models.Severity] | None, Query(description="any of these")] = None,
     state: Annotated[
-        list[StateFilter] | None, Query(description="any of these; open and cleared stand for all that are so")
+        list[StateFilter] | None,
+        Query(
+            description="any of these; open and cleared stand for all that are so, active for what is open and not "
+            "held back (suppressed, shelved, out of service), waiting for what is open, to be acknowledged and no event"
+        ),
     ] = None,
     diagnosis: Annotated[list[str] | None, Query(description="any of these rules", max_length=100)] = None,
     verdict: Annotated[
@@ -112,12 +116,18 @@ async def alarms(
 
 
 def _states(given: list[StateFilter] | None) -> dict[str, Any]:
-    """``open`` and ``cleared`` are of the end of an occurrence, the others of its state; any of them may hold."""
+    """``open`` and ``cleared`` are of the end of an occurrence, ``active`` and ``waiting`` of end and state as the sums
+    of the fleet count them, the others of its state; any of them may hold."""
     chosen = set(given or ())
     states = [each for each in STATES if each in chosen]
     whole = chosen & {"open", "cleared"}
     is_any = not chosen or whole == {"open", "cleared"}
-    return {"open": None if is_any or not whole else whole == {"open"}, "state": None if is_any else states}
+    return {
+        "open": None if is_any or not whole else whole == {"open"},
+        "active": "active" in chosen,
+        "waiting": "waiting" in chosen,
+        "state": None if is_any else states,
+    }
 
 
 @router.get(

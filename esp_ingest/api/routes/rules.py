@@ -22,6 +22,7 @@ router = APIRouter(prefix="/api/v1", tags=["alarms"])
 
 _RULE = {
     "diagnosis": "underload", "title": "Underload", "severity": "high", "signals": ["motor_current", "vsd_frequency"],
+    "value_signal": None,
     "cause": "less fluid reaches the pump: poor inflow, gas, a closed valve or a broken shaft",
     "consequence": "the drive may trip, and the motor may overheat for want of flow",
     "actions": ["check flow at surface: if there is none, stop", "lower the frequency only while the well flows"],
@@ -35,6 +36,10 @@ class Rule(BaseModel):
     title: str
     severity: models.Severity
     signals: list[str] = Field(description="that its condition reads; empty for a rule on gauges or on silence")
+    value_signal: str | None = Field(
+        description="the signal whose value and limit the alarm's value and threshold are; null if they are of "
+        "something calculated, such as a ratio"
+    )
     cause: str
     consequence: str
     actions: list[str]
@@ -94,6 +99,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
                     "title": rule.title,
                     "severity": rule.severity,
                     "signals": _signals(rule.when.columns if rule.when else (), parts_of),
+                    "value_signal": _value_signal(rule.when),
                     "cause": rule.cause,
                     "consequence": rule.consequence,
                     "actions": list(rule.actions),
@@ -103,6 +109,12 @@ def _read(path: Path) -> list[dict[str, Any]]:
         )
         _known[path] = known
     return known[1]
+
+
+def _value_signal(condition: Any) -> str | None:
+    """The measured signal of a condition's first comparison, if it is compared as it is."""
+    headline = condition.headline if condition else None
+    return headline.signal if headline and headline.signal in SIGNAL_NAMES else None
 
 
 def _signals(columns: Any, parts_of: Any) -> list[str]:

@@ -29,9 +29,8 @@ _FLEET = {
     "wells": 12, "states": {"running": 10, "stopped": 1, "unknown": 0, "silent": 1},
     "alarms": {"critical": 0, "high": 1, "medium": 2, "low": 0, "info": 0}, "unacknowledged": 2, "shelved": 1,
     "alarms_24h": 7, "rejects_24h": 3, "flow_rate": 18_400.0, "last_seen": "2026-11-25T12:00:00Z",
-    "units": {"flow_rate": "bbl/d"},
+    "silent_after_seconds": 900.0, "units": {"flow_rate": "bbl/d"},
 }  # fmt: skip
-_HELD_BACK = ("suppressed", "shelved", "out_of_service")
 Sort = Literal["well_id", "-well_id", "need", "last_seen", "-last_seen", "flow_rate", "-flow_rate"]
 
 
@@ -50,24 +49,22 @@ def refuse_foreign(principal: Principal, well_id: str) -> None:
 async def fleet(request: Request, api: Parts, principal: Viewer, units: UnitsQuery = "field") -> Response:
     """How many wells are in which state, what is open, and what the running ones produce."""
     wells = [well for well in await api.fleet.wells() if principal.sees(well.well_id)]
-    ((rejects, alarms, shelved),) = await api.database.fetch("api_counts", {"wells": principal.like})
+    ((rejects, alarms, shelved, waiting, *active),) = await api.database.fetch("api_counts", {"wells": principal.like})
     now, silent = api.fleet.now(), api.settings.api.silent_after_seconds
     states = [well.state(now, silent) for well in wells]
-    open_alarms = [each for well in wells for each in well.alarms if each["state"] not in _HELD_BACK]
     rates = [well.values[0] for well, state in zip(wells, states, strict=True) if state == "running"]
     known = [rate for rate in rates if rate is not None]
     document = {
         "wells": len(wells),
         "states": {state: states.count(state) for state in STATES},
-        "alarms": {s: sum(each["severity"] == s for each in open_alarms) for s in SEVERITIES},
-        "unacknowledged": sum(
-            each["state"] in ("unacknowledged", "latched") and each["severity"] != "info" for each in open_alarms
-        ),
+        "alarms": dict(zip(SEVERITIES, active, strict=True)),
+        "unacknowledged": waiting,
         "shelved": shelved,
         "alarms_24h": alarms,
         "rejects_24h": rejects if principal.sees_everything else None,
         "flow_rate": convert(sum(known), "flow_rate", units) if known else None,
         "last_seen": max((well.at for well in wells), default=None),
+        "silent_after_seconds": silent,
         "units": {"flow_rate": unit("flow_rate", units)},
     }
     return respond(request, document)
@@ -175,7 +172,7 @@ def _table(items: list[dict[str, Any]], system: System) -> Table:
         | {
             "units": _UNITS, "received_at": "2026-11-25T12:00:00.250Z", "extra": None, "quality": None,
             "limits": {"pip": {"low": 0.0, "high": 6000.0}}, "shelved": [], "rules_off": [],
-            "has_pump": False,
+            "has_pump": False, "silent_after_seconds": 900.0,
         },
         problems=(404,),
     ),
@@ -204,6 +201,7 @@ async def well(
         "shelved": [{"diagnosis": d, "shelved_to": to, "by_whom": by, "why": why} for d, to, by, why in shelved],
         "rules_off": [{"diagnosis": diagnosis, "reason": reason} for diagnosis, reason in off],
         "has_pump": well_id in api.settings.pumps.by_well,
+        "silent_after_seconds": api.settings.api.silent_after_seconds,
     }
     return respond(request, document)
 

@@ -115,6 +115,7 @@ class WellDetail(Well):
     shelved: list[dict[str, Any]]
     rules_off: list[dict[str, Any]] = Field(description="rules that cannot run at this well, and why")
     has_pump: bool = Field(description="whether a pump curve is configured: /api/v1/wells/{well_id}/pump")
+    silent_after_seconds: float = Field(description="a well that sent nothing for so long is silent")
 
 
 class PumpPoint(BaseModel):
@@ -162,13 +163,16 @@ class Fleet(BaseModel):
 
     wells: int
     states: dict[str, int]
-    alarms: dict[str, int] = Field(description="open alarms by severity, without those held back")
-    unacknowledged: int
-    shelved: int
-    alarms_24h: int
+    alarms: dict[str, int] = Field(
+        description="open by severity, without what is held back: /api/v1/alarms?state=active"
+    )
+    unacknowledged: int = Field(description="open, to be acknowledged and no event: /api/v1/alarms?state=waiting")
+    shelved: int = Field(description="open and shelved: /api/v1/alarms?state=shelved")
+    alarms_24h: int = Field(description="raised in the last 24 h, without events and what was held back")
     rejects_24h: int | None = Field(description="null for a user who may not see all wells")
     flow_rate: float | None = Field(description="sum of the newest rates of the running wells")
     last_seen: datetime | None
+    silent_after_seconds: float = Field(description="a well that sent nothing for so long is silent")
     units: dict[str, str]
 
 

@@ -44,13 +44,15 @@ from esp_ingest.service.text import did_you_mean
 
 
 class Headline(NamedTuple):
-    """The first comparison of a condition: what the occurrence reports as value, threshold and peak."""
+    """The first comparison of a condition: what the occurrence reports as value, threshold and peak. ``signal`` is the
+    signal that is compared as it is, None for what is calculated."""
 
     value: Numeric
     threshold: Numeric
     below: bool
     unit: Unit
     text: str
+    signal: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +260,7 @@ class _Parser:
         text = self._text[start : self._peek().at].strip()
         below = operator.text.startswith("<")
         if self.headline is None:
-            self.headline = Headline(left.number, right.number, below, left.unit, text)
+            self.headline = Headline(left.number, right.number, below, left.unit, text, left.signal)
         return _Node(None, truth=compare(left.number, right.number, operator.text, self._band(left.unit)))
 
     def _band(self, unit: Unit) -> tuple[float, bool]:

@@ -1,8 +1,8 @@
 // The fleet: every well with its state, newest values, a day of one signal and its open alarms, those in need first.
 
-import { cursorOf, get, limited } from "../api.js";
+import { cursorOf, get, isPassing, limited, unread } from "../api.js";
 import { choice, debounced, field, h, replace, select, setText, throttled } from "../dom.js";
-import { SEVERITIES, SIGNALS, STATES, WAITING, HELD_BACK, age, count, number, readingOf, ruleName, severityMark, signalName, stateMark, timeElement } from "../format.js";
+import { SEVERITIES, SIGNALS, STATES, WAITING, HELD_BACK, age, count, number, readingOf, ruleName, severityMark, signalName, span, stateMark, timeElement } from "../format.js";
 import { live } from "../live.js";
 import { prefs } from "../prefs.js";
 import { sparkline } from "../parts/spark.js";
@@ -77,14 +77,17 @@ export function open(root, context) {
       units = page.units;
       draw();
       drawSums(fleet);
-      setText(found, page.total === 0 ? noWells(fleet) : `${count(page.total)} ${page.total === 1 ? "well" : "wells"}`);
+      found.classList.remove("error");
+      setText(found, page.total === 0 ? noWells(fleet) : `${count(page.total)} ${page.total === 1 ? "well" : "wells"}. A well is silent once it has sent nothing for ${span(fleet.silent_after_seconds)}.`);
       const next = cursorOf(page.next);
       replace(pager,
         query.get("cursor") && h("button", { type: "button", onclick: () => context.setQuery({ cursor: "" }) }, "First page"),
         next && h("button", { type: "button", onclick: () => context.setQuery({ cursor: next }) }, "Next page"));
     } catch (error) {
-      if (error.name === "AbortError" || error.status === 0) return;
-      setText(found, error.message);
+      if (error.name === "AbortError") return;
+      found.classList.add("error");
+      setText(found, `${unread("The wells", error)}${rows.size ? " The list is as it was before." : ""}`);
+      if (isPassing(error)) retry();
     } finally {
       if (!signal.aborted) list.removeAttribute("aria-busy");
     }
@@ -105,8 +108,9 @@ export function open(root, context) {
     replace(sums,
       sum("Wells", count(fleet.wells), "#/fleet"),
       STATES.filter((state) => fleet.states[state] || state === "running").map((state) => sum(state, count(fleet.states[state]), `#/fleet?state=${state}`)),
-      h("div", null, h("dt", null, "open alarms"), h("dd", null, open.length === 0 ? "none" : open.map((each) => h("a", { class: "marked", href: `#/alarms?severity=${each}` }, severityMark(each), count(fleet.alarms[each]))))),
-      sum("unacknowledged", count(fleet.unacknowledged), "#/alarms?state=unacknowledged"),
+      h("div", null, h("dt", null, "active alarms"), h("dd", null, open.length === 0 ? "none" : open.map((each) => h("a", { class: "marked", href: `#/alarms?state=active&severity=${each}` }, severityMark(each), count(fleet.alarms[each]))))),
+      sum("unacknowledged", count(fleet.unacknowledged), "#/alarms?state=waiting"),
+      fleet.shelved > 0 && sum("shelved", count(fleet.shelved), "#/alarms?state=shelved"),
       sum("flow of running wells", `${number(fleet.flow_rate, fleet.units.flow_rate)} ${fleet.units.flow_rate}`),
       fleet.rejects_24h !== null && sum("rejects in 24 h", count(fleet.rejects_24h), "#/operations"));
   }
@@ -147,7 +151,7 @@ export function open(root, context) {
   function table() {
     const heading = (text, unit, isNumber) => h("th", { scope: "col", class: isNumber ? "number" : null }, text, unit && h("small", null, ` ${unit}`));
     return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Wells" }, h("table", null,
-      h("thead", null, h("tr", null, heading("Well"), heading("State"), heading("Open alarms"), heading(`${signalName(sparkOf())}, 24 h`, units[sparkOf()]),
+      h("thead", null, h("tr", null, heading("Well"), heading("State"), heading("Open alarms"), heading(`24 h of ${signalName(sparkOf()).toLowerCase()}`, units[sparkOf()]),
         COLUMNS.map((signal) => heading(signalName(signal), units[signal], true)), heading("Last seen"))),
       h("tbody")));
   }
@@ -256,6 +260,7 @@ export function open(root, context) {
     live.on("reset", reload),
   ];
   const reloadSlowly = throttled(load, 10_000);
+  const retry = throttled(load, 5_000);
   const sumSoon = throttled(() => get("fleet", { units: prefs.units }).then(drawSums, () => {}), 5_000);
   const ages = setInterval(() => {
     for (const well of wells) rows.get(well.well_id)?.update(well);
@@ -285,6 +290,7 @@ export function open(root, context) {
       clearInterval(fresh);
       reload.cancel();
       reloadSlowly.cancel();
+      retry.cancel();
       sumSoon.cancel();
       for (const end of ends) end();
     },

@@ -1,6 +1,6 @@
 // How the daemon does: its health, rates and spool; what was rejected; what is archived.
 
-import { cursorOf, get } from "../api.js";
+import { cursorOf, get, unread } from "../api.js";
 import { choice, debounced, field, h, replace, select, setText, uniqueId } from "../dom.js";
 import { bytes, count, number, span, timeElement } from "../format.js";
 import { live } from "../live.js";
@@ -18,7 +18,7 @@ const FIGURES = [
   ["buffer_messages", "Messages in the buffer", count],
   ["spool_messages", "Messages in the spool", count, (value) => value > 0],
   ["spool_bytes", "Size of the spool", bytes, (value) => value > 0],
-  ["diagnostics_active", "Open alarms", count],
+  ["diagnostics_active", "Open, with events and held-back alarms", (value) => h("a", { href: "#/alarms?state=open" }, count(value))],
   ["mqtt_reconnects_total", "Reconnects to the broker", count],
   ["database_retries_total", "Retries of the database", count],
 ];
@@ -57,7 +57,7 @@ function daemonPanel() {
     try {
       found = await get("daemon");
     } catch (error) {
-      setText(status, error.message);
+      setText(status, unread("The daemon's state", error));
       return;
     }
     setText(status, WORDS[found.status] ?? found.status);
@@ -112,7 +112,7 @@ function rejectsPanel(context) {
         query.has("cursor") && h("button", { type: "button", onclick: () => context.setQuery({ cursor: "" }) }, "Newest"),
         next && h("button", { type: "button", onclick: () => context.setQuery({ cursor: next }) }, "Older"));
     } catch (error) {
-      if (error.name !== "AbortError") setText(found, error.message);
+      if (error.name !== "AbortError") setText(found, unread("The rejects", error));
     }
   }
 
@@ -173,7 +173,7 @@ async function loadArchive(place) {
   try {
     page = await get("archive");
   } catch (error) {
-    replace(place, h("h2", null, "Archive"), h("p", { class: "error" }, error.message));
+    replace(place, h("h2", null, "Archive"), h("p", { class: "error" }, unread("The archive", error)));
     return;
   }
   const say = (value, write) => (value === null || value === undefined ? "–" : write(value));

@@ -1,6 +1,6 @@
 // How well the alarm system does: the figures of ISA-18.2, and how often each rule was right.
 
-import { get } from "../api.js";
+import { get, unread } from "../api.js";
 import { choice, h, replace } from "../dom.js";
 import { SEVERITIES, count, number, ruleName, severityMark, span, timeElement } from "../format.js";
 
@@ -23,7 +23,7 @@ export function open(root, context) {
       replace(place, figures(kpis), h("div", { class: "columns" }, loudest(kpis), rules(precision.items), chattering(kpis), stale(kpis)));
       place.removeAttribute("aria-busy");
     } catch (error) {
-      if (error.name !== "AbortError") replace(place, h("p", { class: "error", role: "alert" }, error.message));
+      if (error.name !== "AbortError") replace(place, h("p", { class: "error", role: "alert" }, unread("The figures", error)));
     }
   }
 
@@ -33,17 +33,17 @@ export function open(root, context) {
 
 // A figure beside what ISA-18.2 (table 6) calls acceptable; outside of it, it is marked.
 function figure(name, value, band, isOutside) {
-  return h("div", { class: isOutside ? "outside" : null }, h("dt", null, name), h("dd", null, value), h("dd", { class: "muted" }, isOutside ? `outside: ${band}` : band));
+  return h("div", { class: isOutside ? "outside" : null }, h("dt", null, name), h("dd", null, value), h("dd", { class: "muted" }, isOutside ? `too high; ${band}` : band));
 }
 
 function figures(kpis) {
   return h("dl", { class: "figures panel" },
     figure("Alarms", count(kpis.alarms), `at ${count(kpis.wells)} wells`, false),
-    figure("An hour", number(kpis.alarms_per_hour), "up to 6, 12 at most", kpis.alarms_per_hour > 12),
-    figure("In 10 minutes", number(kpis.alarms_per_10_minutes), "up to 1, 2 at most", kpis.alarms_per_10_minutes > 2),
-    figure("Most in 10 minutes", count(kpis.peak_10_minutes), "up to 10", kpis.peak_10_minutes > 10),
-    figure("Time in flood", `${number(kpis.flood_share * 100)} %`, "below 1 %", kpis.flood_share >= 0.01),
-    figure("Share of the ten loudest", `${number(kpis.loudest_share * 100)} %`, "below 5 % in a large fleet", false),
+    figure("Alarms per hour", number(kpis.alarms_per_hour), "acceptable: 6, manageable: 12", kpis.alarms_per_hour > 12),
+    figure("Alarms per 10 minutes", number(kpis.alarms_per_10_minutes), "acceptable: 1, manageable: 2", kpis.alarms_per_10_minutes > 2),
+    figure("Most alarms in 10 minutes", count(kpis.peak_10_minutes), "acceptable: 10", kpis.peak_10_minutes > 10),
+    figure("Time in flood", `${number(kpis.flood_share * 100)} %`, "acceptable: below 1 %", kpis.flood_share >= 0.01),
+    figure("Share of the ten loudest", `${number(kpis.loudest_share * 100)} %`, "acceptable: below 5 %, in a large fleet", false),
     figure("Acknowledged", count(kpis.acknowledged), "", false),
     figure("Median time to acknowledge", kpis.median_seconds_to_acknowledge === null ? "–" : span(kpis.median_seconds_to_acknowledge), "", false),
     SEVERITIES.slice(0, 4).map((each) => h("div", null, h("dt", null, severityMark(each, true, true)), h("dd", null, count(kpis.by_severity[each])))));

@@ -2,10 +2,10 @@
 
 import { ammeter } from "../parts/ammeter.js";
 import { AlarmList } from "../parts/alarm-list.js";
-import { get } from "../api.js";
+import { get, isPassing, unread } from "../api.js";
 import { h, replace, setText, throttled } from "../dom.js";
 import { actionList, rulesSay } from "../parts/explain.js";
-import { HELD_BACK, SIGNALS, WAITING, age, fromStored, number, readingOf, ruleName, severityMark, stateMark, timeElement, unitOf } from "../format.js";
+import { HELD_BACK, SIGNALS, WAITING, age, fromStored, number, readingOf, ruleName, severityMark, span, stateMark, timeElement, unitOf } from "../format.js";
 import { live } from "../live.js";
 import { prefs } from "../prefs.js";
 import { Trends } from "../parts/trends.js";
@@ -49,8 +49,10 @@ export function open(root, context) {
     try {
       well = await get(`wells/${encoded}`, { units: prefs.units });
     } catch (error) {
-      if (error.status !== 0) replace(trouble, error.message);
-      if (error.status === 404) trendPlace.removeAttribute("aria-busy");
+      if (isClosed) return;
+      replace(trouble, error.status === 404 ? error.message : unread("The well", error));
+      if (isPassing(error)) retry();
+      else trendPlace.removeAttribute("aria-busy");
       return;
     }
     if (isClosed) return;
@@ -86,7 +88,7 @@ export function open(root, context) {
         h("ul", null, well.rules_off.map((each) => h("li", null, h("b", null, ruleName(each.diagnosis)), `: ${each.reason}`)))));
   }
 
-  const showAge = () => well && setText(seen, `last seen ${age(well.last_seen)}`);
+  const showAge = () => well && setText(seen, `last seen ${age(well.last_seen)}, silent after ${span(well.silent_after_seconds)}`);
 
   async function drawAlarms() {
     let page;
@@ -103,24 +105,22 @@ export function open(root, context) {
       severity: alarm.severity, diagnosis: alarm.diagnosis, signals: rules.get(alarm.diagnosis)?.signals ?? null,
     }));
     drawn.sort((a, b) => severityRank(b) - severityRank(a));
-    trends.mark(drawn, limitsOf(page.items));
+    trends.mark(drawn, limitsOf(page.items, rules));
     if (!hasBands) trends.loadBands(); // after the alarms, because what was usual leaves them out
     hasBands = true;
   }
 
   const severityRank = ({ severity }) => ["critical", "high", "medium", "low"].indexOf(severity);
 
-  /** Limits of the instruments, and the threshold of each open alarm that compares a signal as it is. */
-  function limitsOf(alarms) {
+  /** Limits of the instruments, and the limit of each open alarm whose rule compares a signal as it is. */
+  function limitsOf(alarms, rules) {
     const limits = {};
     for (const [signal, { low, high }] of Object.entries(well.limits)) {
       limits[signal] = [low, high].filter((value) => value !== 0).map((value) => ({ value, text: "limit of the instrument", isAlarm: false }));
     }
     for (const alarm of alarms) {
-      if (alarm.cleared_at || alarm.value === null || alarm.threshold === null) continue;
-      const snapshot = alarm.telemetry_snapshot ?? {};
-      const signal = Object.keys(SIGNALS).find((each) => Number.isFinite(snapshot[each]) && Math.abs(snapshot[each] - alarm.value) <= 1e-4 * Math.abs(alarm.value));
-      if (!signal) continue;
+      const signal = rules.get(alarm.diagnosis)?.value_signal;
+      if (alarm.cleared_at || alarm.threshold === null || !signal) continue;
       const value = fromStored(signal, alarm.threshold);
       (limits[signal] ??= []).push({ value, text: `${ruleName(alarm.diagnosis)} ${number(value, unitOf(signal))} ${unitOf(signal)}`, isAlarm: true });
     }
@@ -130,14 +130,15 @@ export function open(root, context) {
   async function loadHistory() {
     try {
       const { items } = await get("alarms/history", { well_id: wellId, limit: 20 });
-      replace(history, h("h2", null, "What was done"), items.length ? actionList(items) : h("p", { class: "muted" }, "Nothing yet."));
+      replace(history, h("h2", null, "What was done"), items.length ? actionList(items, true) : h("p", { class: "muted" }, "Nothing yet."));
     } catch (error) {
-      if (error.status !== 0) replace(history, h("h2", null, "What was done"), h("p", { class: "error" }, error.message));
+      replace(history, h("h2", null, "What was done"), h("p", { class: "error" }, unread("What was done", error)));
     }
   }
 
   // -- Live changes.
 
+  const retry = throttled(() => { loadWell(); drawAlarms(); loadHistory(); }, 5_000);
   const reload = throttled(() => { loadWell(); drawAlarms(); loadHistory(); }, 1_500);
   const ends = [
     live.on("readings", ({ columns, rows }) => {
@@ -176,6 +177,7 @@ export function open(root, context) {
       isClosed = true;
       clearInterval(ages);
       reload.cancel();
+      retry.cancel();
       loadPump.cancel();
       trends?.close();
       meter.close();

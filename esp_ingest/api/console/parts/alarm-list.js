@@ -1,13 +1,14 @@
 // A table of alarms that can be chosen, acted on and unfolded. The alarms page and the page of a well show it.
 
 import { ACTIONS, act, mayAct } from "./actions.js";
-import { cursorOf, get } from "../api.js";
+import { cursorOf, get, isPassing, unread } from "../api.js";
 import { h, replace, setText, throttled, uniqueId } from "../dom.js";
 import { explanation, partsOf } from "./explain.js";
 import { WAITING, count, ruleName, severityMark, timeElement } from "../format.js";
 import { live } from "../live.js";
 
 const PAGE_ALARMS = 50;
+const RETRY_MILLISECONDS = 5_000;
 const keyOf = (alarm) => `${alarm.well_id} ${alarm.diagnosis} ${alarm.timestamp}`;
 
 export class AlarmList {
@@ -30,12 +31,15 @@ export class AlarmList {
       ? h("div", { class: "bar", role: "group", "aria-label": "Act on the chosen alarms" }, this.buttons, this.chosenText)
       : h("p", { class: "muted" }, "You may look at alarms. To act on them one needs the role operator.");
     const heading = (text) => h("th", { scope: "col" }, text);
-    this.scroll = h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Alarms", "aria-busy": "true" }, h("table", { class: "alarms-table" },
-      h("thead", null, h("tr", null, mayAct(context.me) && h("th", { scope: "col" }, this.all), heading("Severity"), !options.isOfWell && heading("Well"), heading("Alarm"), heading("State"), heading("Raised"), heading("Seen"))),
+    this.isKnown = false;
+    this.found.textContent = "Reading the alarms …";
+    this.scroll = h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Alarms", "aria-busy": "true", hidden: true }, h("table", { class: "alarms-table" },
+      h("thead", null, h("tr", null, mayAct(context.me) && h("th", { scope: "col", class: "choose" }, this.all), heading("Severity"), !options.isOfWell && heading("Well"), heading("Alarm"), heading("State"), heading("Raised"), heading("Seen"))),
       this.body));
     this.element = h("div", { class: "alarm-list" }, bar, this.found, this.scroll, this.pager);
     const reload = throttled(() => this.load(), 1_500);
-    this.ends = [live.on("alarms", reload), live.on("reset", reload), () => reload.cancel()];
+    this.retry = throttled(() => this.load(), RETRY_MILLISECONDS);
+    this.ends = [live.on("alarms", reload), live.on("reset", reload), () => reload.cancel(), () => this.retry.cancel()];
   }
 
   close() {
@@ -51,18 +55,29 @@ export class AlarmList {
     try {
       const page = await get("alarms", { limit: PAGE_ALARMS, ...this.options.parameters() }, signal);
       this.items = page.items;
+      this.isKnown = true;
+      this.found.classList.remove("error");
+      this.scroll.hidden = page.items.length === 0;
       this.draw();
       const next = cursorOf(page.next);
-      setText(this.found, page.items.length === 0 ? "No alarm fits." : `${count(page.items.length)}${next || this.options.isPaged() ? " on this page" : ""}, newest first`);
+      setText(this.found, page.items.length === 0 ? this.none() : `${count(page.items.length)}${next || this.options.isPaged() ? " on this page" : ""}, newest first`);
       replace(this.pager,
         this.options.isPaged() && h("button", { type: "button", onclick: () => this.options.next("") }, "Newest"),
         next && h("button", { type: "button", onclick: () => this.options.next(next) }, "Older"));
       this.options.onLoaded?.(page.items);
     } catch (error) {
-      if (error.name !== "AbortError" && error.status !== 0) setText(this.found, error.message);
+      if (error.name === "AbortError") return;
+      this.found.classList.add("error");
+      setText(this.found, `${unread("The alarms", error)}${this.isKnown ? " The list is as it was before." : ""}`);
+      if (isPassing(error)) this.retry();
     } finally {
       if (!signal.aborted) this.scroll.removeAttribute("aria-busy");
     }
+  }
+
+  none() {
+    if (this.options.isPaged()) return "There are no older alarms.";
+    return this.options.isOfWell ? "This well has no alarms." : "No alarm fits these filters.";
   }
 
   draw() {
@@ -92,12 +107,12 @@ export class AlarmList {
     };
     if (this.unfolded.has(key)) unfold(true);
     const row = h("tr", { "data-alarm": key, class: isWaiting ? "waiting" : null },
-      box && h("td", null, box),
+      box && h("td", { class: "choose" }, box),
       h("td", null, severityMark(alarm.severity, isWaiting, true)),
-      !this.options.isOfWell && h("th", { scope: "row" }, h("a", { href: `#/well/${encodeURIComponent(alarm.well_id)}` }, alarm.well_id)),
-      h("td", null, fold),
-      h("td", null, stateText(alarm)),
-      h("td", null, timeElement(alarm.timestamp)),
+      !this.options.isOfWell && h("th", { scope: "row", class: "at" }, h("a", { href: `#/well/${encodeURIComponent(alarm.well_id)}` }, alarm.well_id)),
+      h("td", { class: "what" }, fold),
+      h("td", { class: "at" }, stateText(alarm)),
+      h("td", { class: "at" }, timeElement(alarm.timestamp)),
       h("td", { class: "wide" }, partsOf(alarm.message).seen));
     return [row, more];
   }

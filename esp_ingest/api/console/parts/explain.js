@@ -2,7 +2,7 @@
 
 import { get } from "../api.js";
 import { h, replace } from "../dom.js";
-import { SIGNALS, fromStored, number, signalName, timeElement, unitOf } from "../format.js";
+import { SIGNALS, fromStored, number, ruleName, signalName, timeElement, unitOf } from "../format.js";
 
 /** A stored value of a signal with its unit, in the chosen system. */
 const shown = (signal, value) => `${number(fromStored(signal, value), unitOf(signal))} ${unitOf(signal)}`;
@@ -24,7 +24,10 @@ export function partsOf(message) {
 let rules = null;
 /** What the rules say of each diagnosis; empty if the API does not tell. */
 export function rulesSay() {
-  rules ??= get("rules").then((page) => new Map(page.items.map((rule) => [rule.diagnosis, rule])), () => new Map());
+  rules ??= get("rules").then((page) => new Map(page.items.map((rule) => [rule.diagnosis, rule])), () => {
+    rules = null; // asked again by the next who wants to know
+    return new Map();
+  });
   return rules;
 }
 
@@ -61,15 +64,15 @@ export function explanation(alarm) {
 
 function snapshot(data) {
   if (!data || typeof data !== "object") return null;
-  const habit = data.median_24h ?? {};
+  const median = data.median_24h ?? {};
   const signals = Object.keys(SIGNALS).filter((signal) => Number.isFinite(data[signal]));
   if (signals.length === 0) return null;
   return h("table", { class: "snapshot" },
     h("caption", null, "When it was raised"),
-    h("thead", null, h("tr", null, h("th", { scope: "col" }, "Signal"), h("th", { scope: "col", class: "number" }, "Value"), h("th", { scope: "col", class: "number" }, "24 h habit"))),
+    h("thead", null, h("tr", null, h("th", { scope: "col" }, "Signal"), h("th", { scope: "col", class: "number" }, "Value"), h("th", { scope: "col", class: "number" }, "24 h median"))),
     h("tbody", null, signals.map((signal) => h("tr", null, h("th", { scope: "row" }, signalName(signal)),
       h("td", { class: "number" }, shown(signal, data[signal])),
-      h("td", { class: "number" }, Number.isFinite(habit[signal]) ? shown(signal, habit[signal]) : "–")))));
+      h("td", { class: "number" }, Number.isFinite(median[signal]) ? shown(signal, median[signal]) : "–")))));
 }
 
 async function loadHistory(alarm, place) {
@@ -83,10 +86,15 @@ async function loadHistory(alarm, place) {
   replace(place, h("p", { class: "minor" }, "What was done"), items.length === 0 ? h("p", { class: "muted" }, "Nothing yet.") : actionList(items));
 }
 
-const DONE = { ack: "acknowledged it", shelve: "shelved it", unshelve: "unshelved it", note: "noted", verdict: "judged it" };
+const DONE = { ack: "acknowledged", shelve: "shelved", unshelve: "unshelved", note: "noted on", verdict: "judged" };
 
-/** What operators did, newest first. */
-export function actionList(items) {
-  return h("ul", { class: "done" }, items.map((item) => h("li", null, timeElement(item.at), ` ${item.by_whom} ${DONE[item.action] ?? item.action}`,
-    item.shelved_to && [" until ", timeElement(item.shelved_to)], item.detail?.verdict && ` ${item.detail.verdict}`, item.why && `: ${item.why}`)));
+/** What operators did, newest first. `isNamed`: each with the alarm that it was about, as the list is of several. */
+export function actionList(items, isNamed = false) {
+  return h("ul", { class: "done" }, items.map((item) => h("li", null, timeElement(item.at), ` ${item.by_whom} ${DONE[item.action] ?? item.action} `,
+    isNamed ? [h("b", null, ruleName(item.diagnosis)), item.raised_at && [" of ", timeElement(item.raised_at)]] : "it",
+    item.shelved_to && [" until ", timeElement(item.shelved_to)], said(item.detail ?? {}), item.why && `: ${item.why}`)));
+}
+
+function said({ verdict, cause, stop_reason: stop }) {
+  return [verdict && ` ${verdict}`, cause && `, cause: ${cause}`, stop && `, the well stopped by: ${stop}`];
 }

@@ -180,7 +180,8 @@ export class Trends {
     const inView = y.filter((value, at) => value !== null && x[at] >= this.view.from && x[at] <= this.view.to);
     if (inView.length === 0) return `${signalName(signal)}: no readings in this range`;
     const [low, high] = inView.reduce(([a, b], value) => [Math.min(a, value), Math.max(b, value)], [Infinity, -Infinity]);
-    return `${signalName(signal)}: ${number(low, unit)} to ${number(high, unit)} ${unit}, last ${number(inView.at(-1), unit)}`;
+    const limits = (this.limits?.[signal] ?? []).filter((limit) => limit.isAlarm).map((limit) => limit.text);
+    return `${signalName(signal)}: ${number(low, unit)} to ${number(high, unit)} ${unit}, last ${number(inView.at(-1), unit)}${limits.length ? `, limits: ${limits.join(", ")}` : ""}`;
   }
 
   key(event) {
@@ -240,9 +241,10 @@ export class Trends {
   mark(alarms, limits) {
     this.alarms = alarms;
     this.limits = limits;
-    for (const [signal, { chart }] of this.charts) {
+    for (const [signal, { chart, place }] of this.charts) {
       const mine = alarms.filter((alarm) => !alarm.signals?.length || alarm.signals.includes(signal));
       chart.mark(mine, limits[signal] ?? [], this.bands[signal] ?? null);
+      if (this.piece) place.setAttribute("aria-label", this.summary(signal, this.piece.data[signal]));
     }
   }
 
