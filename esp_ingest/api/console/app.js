@@ -18,7 +18,7 @@ const PAGES = {
   nowhere: { title: "No such page", load: async () => ({ open: openNowhere }), isHidden: true },
 };
 
-const ENTER_MILLISECONDS = 5_000; // an API that could not say who is signed in is asked again after so long
+const ENTER_MILLISECONDS = 5_000;
 
 const main = document.getElementById("main");
 const header = document.getElementById("top");
@@ -44,7 +44,7 @@ export function route() {
 
 function openNowhere(root) {
   replace(root, h("h1", null, "No such page"),
-    h("p", { role: "alert" }, `#/${route().path[0]} is the address of no page. `, h("a", { href: "#/fleet" }, "The fleet"), " is a place to go on from."));
+    h("p", { role: "alert" }, `#/${route().path[0]} is the address of no page. `, h("a", { href: "#/fleet" }, "The fleet")));
   return { close() {} };
 }
 
@@ -112,7 +112,7 @@ function showLive() {
   if (live.databaseLost) {
     text = "No database";
     problem = `No database since ${moment(live.databaseLost)} ${zoneName()}${live.isDatabaseLostSeen ? "" : " or before"}: `
-      + "the API answers, but the database does not. Nothing new can be shown until it is back; trying again.";
+      + "the API answers, but the database does not. Trying again.";
   } else if (state === "lost") {
     text = "Not live";
     problem = `Not live since ${moment(live.since)} ${zoneName()}: what you see is from then. ${live.trouble} Trying again.`;

@@ -48,7 +48,7 @@ class Live extends EventTarget {
   trouble = "";
   /** When the database was found away, null while it answers. */
   databaseLost = null;
-  /** Whether it answered before, so that this is when it was lost. */
+  /** Whether it had answered until then. */
   isDatabaseLostSeen = false;
   #lastId = "";
   #abort = null;
@@ -91,7 +91,7 @@ class Live extends EventTarget {
     if (isThere === (this.databaseLost === null)) return;
     this.isDatabaseLostSeen = !isThere && this.health?.database === "ok";
     this.databaseLost = isThere ? null : Date.now();
-    if (isThere) this.#tell("reset", {}); // what failed meanwhile is asked for again
+    if (isThere) this.#tell("reset", {});
     this.#tell("state", this.state);
   }
 
@@ -121,14 +121,14 @@ class Live extends EventTarget {
         if (error.status === 401) return; // signed out: the page shows the sign-in
         this.trouble = error.status ? error.message : "The API does not answer.";
         if (error.status) this.#setDatabase(error.kind !== "database-unavailable");
-        else this.databaseLost = null; // nobody can say
+        else this.databaseLost = null;
       } finally {
         clearTimeout(patience);
       }
       if (run !== this.#run) return;
       if (this.#failures > 0) {
         this.#set("lost");
-        this.#tell("state", this.state); // the reason may be another
+        this.#tell("state", this.state);
       }
       const pause = Math.min(1_000 * 2 ** (this.#failures - 1), LONGEST_PAUSE_MILLISECONDS);
       await new Promise((resolve) => {

@@ -18,7 +18,7 @@ const FIGURES = [
   ["buffer_messages", "Messages in the buffer", count],
   ["spool_messages", "Messages in the spool", count, (value) => value > 0],
   ["spool_bytes", "Size of the spool", bytes, (value) => value > 0],
-  ["diagnostics_active", "Open, with events and held-back alarms", (value) => h("a", { href: "#/alarms?state=open" }, count(value))],
+  ["diagnostics_active", "Open alarms, events, held back ones too", (value) => h("a", { href: "#/alarms?state=open" }, count(value))],
   ["mqtt_reconnects_total", "Reconnects to the broker", count],
   ["database_retries_total", "Retries of the database", count],
 ];

@@ -60,7 +60,7 @@ export class AlarmList {
       this.scroll.hidden = page.items.length === 0;
       this.draw();
       const next = cursorOf(page.next);
-      setText(this.found, page.items.length === 0 ? this.none() : `${count(page.items.length)}${next || this.options.isPaged() ? " on this page" : ""}, newest first`);
+      setText(this.found, page.items.length === 0 ? (this.options.isOfWell ? "This well has no alarms." : "No alarm fits these filters.") : `${count(page.items.length)}${next || this.options.isPaged() ? " on this page" : ""}, newest first`);
       replace(this.pager,
         this.options.isPaged() && h("button", { type: "button", onclick: () => this.options.next("") }, "Newest"),
         next && h("button", { type: "button", onclick: () => this.options.next(next) }, "Older"));
@@ -73,11 +73,6 @@ export class AlarmList {
     } finally {
       if (!signal.aborted) this.scroll.removeAttribute("aria-busy");
     }
-  }
-
-  none() {
-    if (this.options.isPaged()) return "There are no older alarms.";
-    return this.options.isOfWell ? "This well has no alarms." : "No alarm fits these filters.";
   }
 
   draw() {

@@ -62,7 +62,7 @@ export class Chart {
       scales: { x: { time: true, auto: false }, y: { range: (_, low, high) => this.range(low, high) } },
       axes: [
         { ...axis, size: 26, space: 80, values: (_, splits, _axis, _space, step) => axisTimes(splits, step, isUtc ? "utc" : "local") },
-        { ...axis, size: 56, space: 20, values: (_, splits) => splits.map((value) => value.toLocaleString("en-GB", { maximumFractionDigits: 6 })) }, // two ticks at least: a step is at most 2 × 20 of 82 px
+        { ...axis, size: 56, space: 20, values: (_, splits) => splits.map((value) => value.toLocaleString("en-GB", { maximumFractionDigits: 6 })) }, // 82 px have two ticks at least
       ],
       series: [{}, { stroke: signal, width: 1.3, points: { size: 4 }, value: (_, value) => number(value, unit) }],
       hooks: {
@@ -84,7 +84,7 @@ export class Chart {
     if (low === null || high === null) return [0, 1];
     let [bottom, top] = [low, high];
     for (const { value, isAlarm } of this.limits) {
-      const reach = Math.max(high - low, Math.abs(high) * 0.15) * (isAlarm ? 4 : 1); // what is in force is seen from farther
+      const reach = Math.max(high - low, Math.abs(high) * 0.15) * (isAlarm ? 4 : 1);
       if (value > high && value - high < reach) top = value;
       if (value < low && low - value < reach) bottom = value;
     }

@@ -25,7 +25,7 @@ let rules = null;
 /** What the rules say of each diagnosis; empty if the API does not tell. */
 export function rulesSay() {
   rules ??= get("rules").then((page) => new Map(page.items.map((rule) => [rule.diagnosis, rule])), () => {
-    rules = null; // asked again by the next who wants to know
+    rules = null;
     return new Map();
   });
   return rules;
