@@ -73,6 +73,9 @@ _FRICTION = 150.0  # psi in the tubing at the nominal rate
 _WELLHEAD, _CASING = 250.0, 180.0  # psi
 _NO_LOAD = 0.65  # share of the current that does not grow with the rate (magnetising, shut-in power)
 _AMBIENT = 165.0  # °F of the fluid at the intake
+# Heat that leaves the motor in standing fluid, as a share of what leaves it at the nominal rate. In between, the cooling
+# grows with the rate to the power of 0.6, as for turbulent flow along a cylinder.
+_STILL_COOLING = 0.15
 _VOLTS_PER_HERTZ = 24.0
 _STORAGE_SECONDS, _THERMAL_SECONDS = 1_800.0, 1_200.0
 
@@ -239,7 +242,7 @@ class Fleet:
         pump_rate, surface_rate = pump_rate * c.rate, drawn * c.rate
         load = _NO_LOAD + (1 - _NO_LOAD) * pump_rate / np.maximum(r * self._q0, 1e-9)
         current = self._amps0 * r**2 * load * (1 + wander["load"]) * c.load * running
-        cooling = 0.6 + 0.4 * np.minimum(pump_rate / self._q0, 1.2)
+        cooling = _STILL_COOLING + (1 - _STILL_COOLING) * (pump_rate / self._q0).clip(0, 1.2) ** 0.6
         rise = (self._temp0 - _AMBIENT) * (current / self._amps0) ** 2 / cooling
         targets = np.stack([reservoir - drawn / self._productivity, _AMBIENT + rise + c.heat])
         pip, winding = self._lag(targets)

@@ -219,7 +219,8 @@ def _annotations(rule: dict[str, Any]) -> dict[str, str]:
     url = rule["annotations"]["runbook_url"].replace(
         "{{ $externalLabels.esp_ingest_docs }}", _EXTERNAL["esp_ingest_docs"]
     )
-    return {**rule["annotations"], "runbook_url": url}
+    summary = rule["annotations"]["summary"].replace("{{ $labels.job }}", "any")  # as in _labelled()
+    return {**rule["annotations"], "summary": summary, "runbook_url": url}
 
 
 def _labelled(name: str, instance: str) -> str:
