@@ -73,8 +73,8 @@ _FRICTION = 150.0  # psi in the tubing at the nominal rate
 _WELLHEAD, _CASING = 250.0, 180.0  # psi
 _NO_LOAD = 0.65  # share of the current that does not grow with the rate (magnetising, shut-in power)
 _AMBIENT = 165.0  # °F of the fluid at the intake
-# Heat that leaves the motor in standing fluid, as a share of what leaves it at the nominal rate. In between, the cooling
-# grows with the rate to the power of 0.6, as for turbulent flow along a cylinder.
+# Cooling of the motor in standing fluid, as a share of that at the nominal rate. In between, it grows with the rate to
+# the power of 0.6, as for turbulent flow along a cylinder.
 _STILL_COOLING = 0.15
 _VOLTS_PER_HERTZ = 24.0
 _STORAGE_SECONDS, _THERMAL_SECONDS = 1_800.0, 1_200.0

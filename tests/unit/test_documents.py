@@ -76,7 +76,7 @@ def test_the_commands_in_the_documents_exist() -> None:
 
 def test_the_readme_says_where_to_clone_from_and_invents_no_host() -> None:
     readme = text_of("README.md")
-    assert "Clone this repository from the address at which you are reading it" in readme
+    assert 'Clone this repository (the "Code" button of its page shows the address)' in readme
     assert "git clone …" not in readme
 
 
