@@ -119,6 +119,7 @@ class PipelineMachine(RuleBasedStateMachine):
         self.w.publish(count * len(self.w.sessions), "same")
         daemon = self.daemon(0)
         daemon.source.buffered()  # they are under way now
+        self.w.note_takeover(daemon)
         daemon.restart()
 
     @rule(count=st.integers(1, 6), dies=st.booleans())
@@ -139,6 +140,7 @@ class PipelineMachine(RuleBasedStateMachine):
         if dies:
             daemon = self.daemon(0)
             daemon.source.buffered()  # they are under way now
+            self.w.note_takeover(daemon)
             daemon.restart()
 
     # -- The database.

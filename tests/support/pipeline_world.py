@@ -104,10 +104,14 @@ class World:
 
     def take_over(self, daemon: FakeDaemon) -> None:
         """The daemon connects, perhaps to the session that another had."""
+        self.note_takeover(daemon)
+        daemon.reconnect()
+
+    def note_takeover(self, daemon: FakeDaemon) -> None:
+        """What another daemon holds of a session that this one is about to take over may be stored by both."""
         if not daemon.source.connected:
             self.may_repeat.update(daemon.session.holds())
         self._note_spooled()
-        daemon.reconnect()
 
     def _note_spooled(self) -> None:
         """A reject that one daemon spooled before another took its session over may be stored by both."""
