@@ -282,8 +282,8 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class AlarmAction:
-    """What an operator did: a row of alarm_actions. ``action``: ack, shelve or unshelve; ``until_us``: the end of a
-    shelving."""
+    """What an operator did: a row of alarm_actions. ``action``: ack, shelve, unshelve, note or verdict;
+    ``until_us``: the end of a shelving; ``verdict``: true, false or unclear."""
 
     id: int
     well_id: str
@@ -291,3 +291,4 @@ class AlarmAction:
     action: str
     raised_us: int | None = None
     until_us: int | None = None
+    verdict: str | None = None

@@ -455,7 +455,8 @@ SELECT coalesce(max(id), 0) FROM alarm_actions;
 SELECT id, well_id, diagnosis, action,
        CASE WHEN isfinite(raised_at) THEN (extract(epoch FROM raised_at) * 1000000)::bigint END,
        CASE WHEN shelved_to IS NOT NULL
-            THEN (extract(epoch FROM least(greatest(shelved_to, '0001-01-01Z'), '9999-12-31Z')) * 1000000)::bigint END
+            THEN (extract(epoch FROM least(greatest(shelved_to, '0001-01-01Z'), '9999-12-31Z')) * 1000000)::bigint END,
+       detail ->> 'verdict'
 FROM alarm_actions WHERE id > %s ORDER BY id;
 
 -- name: shelves_of_wells

@@ -18,7 +18,8 @@ SUPPRESSED = "suppressed"
 
 @dataclass(frozen=True, slots=True)
 class Occurrence:
-    """One occurrence of one diagnosis at one well. ``held_by``: '', 'shelved' or 'suppressed'."""
+    """One occurrence of one diagnosis at one well. ``held_by``: '', 'shelved' or 'suppressed'. ``is_false``: an
+    operator said that this is no fault, so it does not hold the well's baseline."""
 
     well_id: str
     diagnosis: str
@@ -35,6 +36,7 @@ class Occurrence:
     acknowledged: bool = False
     latched_us: int | None = None
     cleared_us: int | None = None
+    is_false: bool = False
 
     @property
     def state(self) -> str:

@@ -12,13 +12,18 @@ from esp_ingest.model import AlarmAction, DiagnosticRow
 
 
 def obey(engine: Engine, deferred: Deferred, action: AlarmAction) -> None:
-    """An operator acknowledged, shelved or ended a shelving."""
-    if action.action != "ack":
+    """An operator acknowledged, shelved, ended a shelving or gave a verdict. An alarm that is false no longer holds the
+    well's baseline: what the well does is its habit."""
+    if action.action in ("shelve", "unshelve"):
         engine.shelve(action.well_id, action.diagnosis, action.until_us)
         return
     occurrence = engine.open_at(action.well_id, action.diagnosis)
-    if occurrence is not None and occurrence.raised_us == action.raised_us:
+    if occurrence is None or occurrence.raised_us != action.raised_us:
+        return
+    if action.action == "ack":
         _acknowledge(engine, deferred, replace(occurrence, acknowledged=True))
+    elif action.action == "verdict":
+        engine.put(replace(occurrence, is_false=action.verdict == "false"))
 
 
 def _acknowledge(engine: Engine, deferred: Deferred, occurrence: Occurrence) -> None:
@@ -41,7 +46,7 @@ def reconcile(engine: Engine, deferred: Deferred, wells: Sequence[str], stored_r
         elif (well, diagnosis) in owed:
             continue
         elif mine is not None:
-            engine.put(replace(stored, held_by=mine.held_by, latched_us=mine.latched_us))
+            engine.put(replace(stored, held_by=mine.held_by, latched_us=mine.latched_us, is_false=mine.is_false))
         elif not engine.put(stored):  # silence is put back as it is
             owe_end(engine, deferred, stored)
     here = set(wells)

@@ -117,6 +117,16 @@ PUMP = Pump(
 )
 PUMPS = PumpsSettings(by_well={"sim-00000": PUMP})
 
+
+def reversed_start(share: float) -> Change:
+    """Stopped for an hour, and from the start on at ``share`` of before: the pump turns backwards."""
+
+    def change(values: FloatArray, t: FloatArray) -> FloatArray:
+        return np.where(t < 0, values, np.where(t < 1, 0.0, values * share))
+
+    return change
+
+
 EXAMPLES: dict[str, Example] = {
     "gas_lock": Example(("motor_current", "flow_rate", "pip"), FaultName.GAS_LOCK),
     "underload": Example(("motor_current", "vsd_frequency"), changes={"motor_current": scaled(0.76, 0.5, 3)}),
@@ -206,6 +216,24 @@ EXAMPLES: dict[str, Example] = {
     "below_bubble_point": Example(("pip",), changes={"pip": scaled(0.8, 1)}, pumps=PUMPS),
     "high_drawdown": Example(("pip",), changes={"pip": scaled(0.8, 1)}, pumps=PUMPS),
     "frequency_tag": Example(("vsd_frequency", "motor_current", "pip"), changes={"vsd_frequency": shifted(-5)}),
+    "start_without_flow": Example(
+        ("motor_current", "vsd_frequency", "flow_rate"),
+        changes={
+            "motor_current": reversed_start(0.6),
+            "vsd_frequency": reversed_start(1),
+            "flow_rate": reversed_start(0.2),
+        },
+    ),
+    "back_pressure": Example(
+        ("flow_rate", "discharge_pressure"),
+        changes={"flow_rate": scaled(0.75, 0.2), "discharge_pressure": scaled(1.11, 0.5), "pip": scaled(1.1, 1)},
+    ),
+    "new_habit": Example(
+        ("flow_rate", "pip"),
+        changes={"flow_rate": scaled(0.7, 1), "pip": scaled(1.12, 2)},
+        onset_hours=24.0,
+        hours=17 * 24.0,
+    ),
     "gauge_dropout": Example(("pip", "motor_temp"), FaultName.GAUGE_DROPOUT),
     "gauge_failure": Example(("pip", "discharge_pressure"), changes={"pip": shifted(2_500)}),
     "frozen_signal": Example(("pip", "motor_current"), FaultName.FROZEN_SIGNAL),

@@ -20,7 +20,7 @@ from tests.evaluate.recorded import (
     shipped_with,
 )
 
-PROTECTIVE = ("underload", "gas_lock", "no_flow", "pump_off")
+PROTECTIVE = ("underload", "gas_lock", "no_flow", "pump_off", "start_without_flow")
 # Standing pieces of rules.toml that variants replace.
 _BEYOND = 'deeper = "95 %", longer = "150 %"'
 _UNDERLOAD = (
@@ -114,7 +114,8 @@ def trade_off(settings: Sequence[tuple[str, str, str, str]]) -> Iterator[Setting
         delays = f'on_delay = "{on_delay}"\noff_delay = "{off_delay}"\ndeadband = "{deadband}"\n'
         rule = f'parameters = {{ load = "{load}", {_BEYOND} }}\n{delays}'
         held = (
-            'suppressed_by = ["gas_lock", "no_flow", "pump_off", "broken_shaft", "dead_head"]\nseen = "the motor load'
+            'suppressed_by = ["gas_lock", "no_flow", "pump_off", "broken_shaft", "dead_head", "start_without_flow"]\n'
+            'seen = "the motor load'
         )
         each = played(ESP01, shipped_with((_UNDERLOAD, rule), (held, 'seen = "the motor load')))
         rows = each.of("underload")

@@ -21,6 +21,7 @@ _GROUPS = (
             "underload",
             "no_flow",
             "gas_lock",
+            "start_without_flow",
             "gas_interference",
             "slugging",
             "slugging_worse",
@@ -29,7 +30,19 @@ _GROUPS = (
             "high_gor",
         ),
     ),
-    ("Pump, shaft and tubing", ("dead_head", "broken_shaft", "tubing_leak", "speed_step", "blocked_intake", "solids")),
+    (
+        "Pump, shaft and tubing",
+        (
+            "dead_head",
+            "broken_shaft",
+            "tubing_leak",
+            "speed_step",
+            "back_pressure",
+            "new_habit",
+            "blocked_intake",
+            "solids",
+        ),
+    ),
     (
         "Motor, drive and vibration",
         ("overload", "motor_hot", "motor_heating", "vibration", "frequency_deviation", "current_imbalance", "leakage"),

@@ -262,7 +262,7 @@ def test_the_stories_raise_most_rules() -> None:
     # days and weeks of data (test_diagnostics_habit.py, test_diagnostics_slow.py).
     assert missing <= {
         "current_imbalance", "clock_skew", "blocked_intake", "slugging", "slugging_worse", "frequency_tag", "upthrust",
-        "pump_wear", "scale_or_sand", "inflow_decline", "insulation_decline", "gauge_drift",
+        "new_habit", "pump_wear", "scale_or_sand", "inflow_decline", "insulation_decline", "gauge_drift",
     }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import pytest
 from esp_ingest.demo.fleet import Fleet
 from esp_ingest.diagnostics.dry_run import DryRun
 from esp_ingest.model import SIGNAL_ROW, DiagnosticRow, Severity
-from tests.evaluate.examples import Change, scaled, short_run, short_stop
+from tests.evaluate.examples import Change, reversed_start, scaled, short_run, short_stop
 from tests.evaluate.simulated import in_batches, rule_set
 
 ONSET_HOURS = 30.0
@@ -116,3 +116,64 @@ def test_a_start_that_nobody_saw_has_not_failed() -> None:
 
     rows = seen(dict.fromkeys(("motor_current", "vsd_frequency", "flow_rate"), stop), hours=5, onset_hours=1)
     assert names(rows) == {"trip"}
+
+
+def with_exponent(exponent: float, to_hz: float) -> dict[str, Change]:
+    """Another speed, with a current that follows it by this exponent, and the flow with it."""
+    speed = to_hz / 60
+    return {
+        "vsd_frequency": scaled(speed), "motor_current": scaled(speed**exponent), "flow_rate": scaled(speed, 0.2),
+        "pip": scaled(speed**-0.5, 1), "discharge_pressure": scaled(speed**0.3, 0.5),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.6, 1.5, 2.0])
+@pytest.mark.parametrize("to_hz", [50.0, 54.0, 66.0])
+def test_a_change_of_speed_raises_nothing_whatever_the_exponent(exponent: float, to_hz: float) -> None:
+    """Today's 13 hours of underload after a step up: the current of this well does not follow f²."""
+    rows = seen(with_exponent(exponent, to_hz))
+    assert "speed_step" in names(rows)
+    assert [row for row in rows if row.severity in ALARMS] == []
+
+
+def test_a_load_that_is_lost_at_another_speed_is_an_underload() -> None:
+    def lost(values: np.ndarray, t: np.ndarray) -> np.ndarray:
+        faster = scaled((66 / 60) ** 1.5)(values, t)
+        return np.where(t > 3, faster * 0.6, faster)
+
+    rows = seen({**with_exponent(1.5, 66), "motor_current": lost})
+    assert [row.severity for row in rows if row.diagnosis in ("underload", "gas_lock")]
+
+
+def test_a_pump_that_turns_backwards_after_a_restart_is_not_gas_locked() -> None:
+    def filling(values: np.ndarray, t: np.ndarray) -> np.ndarray:
+        return np.where(t >= 0, values * 1.15, values)
+
+    rows = seen({
+        "motor_current": reversed_start(0.6), "vsd_frequency": reversed_start(1), "flow_rate": reversed_start(0.2),
+        "pip": filling,
+    })  # fmt: skip
+    assert "gas_lock" not in names(rows)
+    (start,) = [row for row in rows if row.diagnosis == "start_without_flow"]
+    assert start.severity is Severity.HIGH
+
+
+def test_a_gas_lock_after_a_good_start_is_one() -> None:
+    def locked(share: float) -> Change:
+        def change(values: np.ndarray, t: np.ndarray) -> np.ndarray:
+            return np.where(t < 0, values, np.where(t < 1, 0.0, np.where(t < 4, values, values * share)))
+
+        return change
+
+    rows = seen({"motor_current": locked(0.6), "vsd_frequency": locked(1), "flow_rate": locked(0.2)})
+    assert "gas_lock" in names(rows)
+    assert "start_without_flow" not in names(rows)
+
+
+def test_a_pinched_choke_has_its_own_name() -> None:
+    rows = seen({
+        "flow_rate": scaled(0.75, 0.2), "pip": scaled(1.1, 1), "discharge_pressure": scaled(1.11, 0.5),
+        "motor_current": scaled(0.97, 0.2),
+    })  # fmt: skip
+    assert "back_pressure" in names(rows)
+    assert [row for row in rows if row.severity in ALARMS] == []

@@ -16,6 +16,7 @@ DIAGNOSES = {
     "clock_skew", "current_imbalance", "leakage",
     "downthrust", "upthrust", "below_bubble_point", "high_drawdown",
     "pump_wear", "scale_or_sand", "inflow_decline", "insulation_decline", "gauge_drift", "frequency_tag",
+    "start_without_flow", "back_pressure", "new_habit",
 }  # fmt: skip
 
 SMALL = """

@@ -12,12 +12,12 @@ A batch is computed whole, over wells and time (:meth:`Baselines.plan`), before 
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from esp_ingest.diagnostics.engine.baseline_plan import Plan, Pushes
 from esp_ingest.diagnostics.engine.buckets import (
     BACK,
     BUCKET_US,
@@ -32,8 +32,10 @@ from esp_ingest.diagnostics.engine.buckets import (
     median,
     windowed,
 )
-from esp_ingest.diagnostics.engine.own_days import OwnDays, OwnPlan, is_own, mean_share, sources_of
-from esp_ingest.diagnostics.engine.slow_trends import SPEED, SlowPlan, SlowTrends, slow_keys
+from esp_ingest.diagnostics.engine.held_baseline import HeldBaseline
+from esp_ingest.diagnostics.engine.own_days import OwnDays, is_own, mean_share, sources_of
+from esp_ingest.diagnostics.engine.slow_trends import SPEED, SlowTrends, slow_keys
+from esp_ingest.diagnostics.engine.speed_steps import AGO, CURRENT, FREQUENCY, LEARNED, SpeedSteps
 from esp_ingest.diagnostics.engine.well_state import NEVER, Array, Journal, WellArrays
 from esp_ingest.diagnostics.language.functions import Need, needs_of
 from esp_ingest.model import FloatArray, IntArray
@@ -42,52 +44,20 @@ BoolArray = npt.NDArray[np.bool_]
 
 SETTLE_US = 3_600_000_000
 _HALF = 6  # buckets in a half-hour
+_HALF_SECONDS = 1_800.0
 _LONG = 48  # half-hours in a day of running
 _KNOWN = 12  # half-hours after which a median counts: 6 h of running (DIAGNOSTICS.md)
 _DAYS = 7
 INTERVAL: Key = ("interval",)  # usual time between readings, µs: median of the 5-minute means of the last hour
 HOURS: Key = ("hours",)  # of settled running in the running medians, up to 24
-
-
-@dataclass(slots=True)
-class Plan:
-    """What a batch makes of the baselines. ``features`` (features, runs) as they stand during each run."""
-
-    sums: FloatArray
-    counts: IntArray
-    squares: FloatArray
-    pace: IntArray
-    features: FloatArray
-    closed_sums: FloatArray = field(init=False)
-    closed_counts: IntArray = field(init=False)
-    closed_squares: FloatArray = field(init=False)
-    means: FloatArray = field(init=False)
-    mean_dt: FloatArray = field(init=False)
-    half_sum: FloatArray | None = None  # (medians, wells with closings), and so half_n
-    half_n: IntArray | None = None
-    pushes: "_Pushes | None" = None
-    own: OwnPlan | None = None
-    slow: SlowPlan | None = None
-
-
-@dataclass(slots=True)
-class _Pushes:
-    """Half-hours that are over, each pushed into the running medians. By push: the closing ``at`` which it happens, its
-    well, the run before which it happens, its number among the well's pushes so far, its means (medians, pushes)."""
-
-    at: Slots
-    well: Slots
-    run: Slots
-    number: IntArray
-    means: FloatArray
-    days: FloatArray | None = None  # (habits, 7, wells of the batch), if a day ended
+HELD: Key = ("held",)  # s of settled running for which they were held, because an alarm stands
 
 
 class Baselines:
     """Buckets and features of all wells, kept in ``state``. ``columns`` are the keys that the rules read."""
 
-    def __init__(self, state: WellArrays, columns: Iterable[Key]) -> None:
-        columns = set(columns) | {("median", "motor_current")}
+    def __init__(self, state: WellArrays, columns: Iterable[Key], held: HeldBaseline) -> None:
+        columns = set(columns) | {("median", CURRENT), ("median", FREQUENCY)}
         columns |= {source for key in columns for source in sources_of(key)}
         own = sorted((key for key in columns if is_own(key)), key=str)
         slow = slow_keys(columns)
@@ -101,6 +71,8 @@ class Baselines:
         self.features: list[Key] = [
             INTERVAL,
             HOURS,
+            HELD,
+            *LEARNED,
             *[("median", name) for name in self._medians],
             *[("habit", name) for name in self._habits],
             *self._windowed,
@@ -114,7 +86,8 @@ class Baselines:
         self._median_rows = np.array([self.row[("median", name)] for name in self._medians])
         self._habit_rows = np.array([self.row[("habit", name)] for name in self._habits], np.intp)
         self._habit_of = [self._medians.index(name) for name in self._habits]
-        self._state = state
+        self._state, self._held = state, held
+        self._steps = SpeedSteps(state, self._medians)
         self._allocate(state)
         self._own = OwnDays(state, own, self.row)
         self._slow = SlowTrends(state, slow, self._medians, self.row)
@@ -132,7 +105,7 @@ class Baselines:
             state.add(name, np.float64, 0.0, self._squares, (RING,))
         state.add("half_sum", np.float64, 0.0, self._medians)
         state.add("half_n", np.int64, 0, self._medians)
-        state.add("long", np.float64, np.nan, self._medians, (_LONG,))
+        state.add("long", np.float32, np.nan, self._medians, (_LONG,))
         state.add("long_count", np.int64, 0)
         state.add("days", np.float64, np.nan, self._habits, (_DAYS,))
         state.add("features", np.float64, np.nan, self.features)
@@ -140,10 +113,17 @@ class Baselines:
     # -- what a batch makes of it
 
     def plan(
-        self, runs: Runs, run: Slots, values: FloatArray, dt_us: IntArray, running: Array, start_us: IntArray
+        self,
+        runs: Runs,
+        run: Slots,
+        t: IntArray,
+        values: FloatArray,
+        dt_us: IntArray,
+        running: Array,
+        start_us: IntArray,
     ) -> Plan:
-        """``run`` (n,): the run of each reading; ``values`` (signals, n) with NaN for what does not count; ``dt_us``
-        (n,) since the reading before; ``running`` and ``start_us`` (n,): the run state after each reading."""
+        """By reading (n,): ``run`` and ``t``, its event time in µs; ``values`` (signals, n) with NaN for what does not
+        count; ``dt_us`` since the reading before; ``running`` and ``start_us``: the run state after it."""
         plan = self._add_up(runs, run, values, dt_us)
         if not runs.opening.size:
             return plan
@@ -157,7 +137,7 @@ class Baselines:
         settled = (runs.before(running[runs.ends], state["running"][index]) == 1) & (
             runs.before(start_us[runs.ends], state["start_us"][index]) <= runs.closed * BUCKET_US - SETTLE_US
         )
-        self._fold(runs, plan, settled)
+        self._fold(runs, plan, settled, t)
         self._refresh(runs, plan)
         if self._own.is_used:
             means = {name: plan.means[at] for name, at in self._place.items()}
@@ -205,7 +185,7 @@ class Baselines:
 
     # -- half-hours and medians
 
-    def _fold(self, runs: Runs, plan: Plan, settled: BoolArray) -> None:
+    def _fold(self, runs: Runs, plan: Plan, settled: BoolArray, t: IntArray) -> None:
         """Settled 5-minute means go into their half-hour; a half-hour that is over goes into the running median."""
         state = self._state
         over = runs.bucket[runs.opening] // _HALF > runs.closed // _HALF
@@ -230,13 +210,38 @@ class Baselines:
         plan.half_n = np.where(is_over[last], 0, counts[:, last])
         pushed = np.flatnonzero(is_over & (counts > 0).any(axis=0))
         if pushed.size:
-            means = sums[:, pushed] / counts[:, pushed]
-            self._push(runs, plan, ends[pushed], means)
-            if self._slow.is_used:
-                plan.slow = self._slow.plan(runs, ends[pushed], means, plan.features)
+            at = ends[pushed]
+            # As the ring keeps them, so that a mean is the same from the batch and from the ring.
+            means = (sums[:, pushed] / counts[:, pushed]).astype(np.float32).astype(np.float64)
+            end_us = (runs.closed[at] // _HALF + 1) * (_HALF * BUCKET_US)
+            time_us = t[runs.begins[runs.opening[at]]]
+            plan.half_hours = runs.closing_slot[at], end_us, time_us
+            learned = self._hold(runs, plan, at)
+            if learned is None:
+                self._push(runs, plan, at, means, time_us)
+            elif learned.any():
+                self._push(runs, plan, at[learned], means[:, learned], time_us[learned])
+            if self._slow.is_used and plan.cut_us is None:
+                plan.slow = self._slow.plan(runs, at, means, plan.features)
 
-    def _push(self, runs: Runs, plan: Plan, at: Slots, means: FloatArray) -> None:
-        """Half-hour ``means`` (medians, pushes) go into the running medians at the closings ``at``."""
+    def _hold(self, runs: Runs, plan: Plan, at: Slots) -> BoolArray | None:
+        """Which of the half-hours that end at the closings ``at`` are learned; None for all."""
+        if plan.half_hours is None or self._held.is_quiet(plan.half_hours[0]):
+            return None
+        slots, end_us, _ = plan.half_hours
+        new = np.ones(at.shape[0], np.bool_)
+        new[1:] = slots[1:] != slots[:-1]
+        learned, held = self._held.learned(slots, end_us, new)
+        last = np.append(new[1:], True)
+        plan.held = slots[last], held[last]
+        well_ends = runs.last[runs.closing_well[at]] + 1
+        for begin, end, count in zip(runs.opening[at].tolist(), well_ends.tolist(), held.tolist(), strict=True):
+            plan.features[self.row[HELD], begin:end] = count * _HALF_SECONDS
+        return learned
+
+    def _push(self, runs: Runs, plan: Plan, at: Slots, means: FloatArray, time_us: IntArray) -> None:
+        """Half-hour ``means`` (medians, pushes) go into the running medians at the closings ``at``; ``time_us``: of the
+        readings that tell of them."""
         state = self._state
         well, run = runs.closing_well[at], runs.opening[at]
         new = np.ones(at.shape[0], np.bool_)
@@ -245,8 +250,13 @@ class Baselines:
         which = np.cumsum(new) - 1
         ordinal = np.arange(at.shape[0]) - first[which]
         number = state["long_count"][runs.slots[well]] + ordinal
-        plan.pushes = _Pushes(at, well, run, number, means)
-        medians = self._long_medians(runs.slots[well[first]], which, ordinal, means)
+        plan.pushes = Pushes(at, well, run, number, means, time_us)
+        slots = runs.slots[well[first]]
+        self._look_for_steps(plan, plan.pushes, slots, which, ordinal)
+        if plan.cut_us is not None:
+            return
+        medians = self._long_medians(slots, which, ordinal, means)
+        self._moved(plan.pushes, runs.slots[well], medians)
         hours = np.minimum(number + 1, _LONG) / 2
         habits = self._end_days(runs, plan.pushes, medians)
         newest = np.full(runs.well.shape[0], -1)
@@ -258,6 +268,50 @@ class Baselines:
         plan.features[self.row[HOURS], known] = hours[newest]
         if habits is not None:
             plan.features[self._habit_rows[:, None], known] = habits[:, newest]
+        learned = [self.row[key] for key in LEARNED]
+        for step in plan.pushes.steps:
+            plan.features[learned, run[step.at] : runs.last[well[step.at]] + 1] = step.learned[:, None]
+
+    def _look_for_steps(self, plan: Plan, pushes: Pushes, slots: Slots, which: Slots, ordinal: Slots) -> None:
+        """Put the changes of speed that the pushes tell into the plan, or where the batch has to be cut: such a push
+        stands alone of its well, since the half-hours before it are others after it."""
+        recent = self._recent(pushes.means, slots, which, ordinal, self._steps.frequency)
+        for at in np.flatnonzero(self._steps.seen(recent, pushes.number, slots[which])).tolist():
+            alone = [other for other in (at, at + 1) if other < which.shape[0] and ordinal[other] > 0]
+            if alone:
+                cut_us = int(pushes.time_us[alone[0]])
+                plan.cut_us = cut_us if plan.cut_us is None else min(plan.cut_us, cut_us)
+                continue
+            slot = int(slots[which[at]])
+            places = range(pushes.means.shape[0])
+            means = np.array([self._recent(pushes.means, slots, which, ordinal, each)[:, at] for each in places])
+            pushes.steps.append(self._steps.step(at, slot, means))
+
+    def _moved(self, pushes: Pushes, slots: Slots, medians: FloatArray) -> None:
+        """The half-hours before a change of speed are what they would have been at the new speed."""
+        for step in pushes.steps:
+            slot, number = int(slots[step.at]), int(pushes.number[step.at])
+            step.ring = self._state["long"][:, :, slot].astype(np.float64)
+            kept = [number % _LONG, (number - 1) % _LONG]
+            step.ring[:, kept[0]] = pushes.means[:, step.at]
+            after = step.ring[:, kept]
+            step.ring *= step.factors[:, None]
+            step.ring[:, kept] = after
+            step.ring = step.ring.astype(np.float32).astype(np.float64)
+            medians[:, step.at] = median(step.ring, _KNOWN)
+
+    def _recent(self, means: FloatArray, slots: Slots, which: Slots, ordinal: Slots, place: int) -> FloatArray:
+        """(5, pushes): the half-hour means of the median ``place`` up to each push, the newest first."""
+        ring = self._state["long"][place]
+        count = self._state["long_count"][slots][which]
+        out = np.empty((AGO, which.shape[0]))
+        out[0] = means[place]
+        for ago in range(1, AGO):
+            old = ring[(count + ordinal - ago) % _LONG, slots[which]]
+            here = np.flatnonzero(ordinal >= ago)
+            out[ago] = old
+            out[ago, here] = means[place, here - ago]
+        return out
 
     def _long_medians(self, slots: Slots, which: Slots, ordinal: Slots, means: FloatArray) -> FloatArray:
         """Running medians (medians, pushes) after each push. ``which``: the place in ``slots`` of a push's well."""
@@ -267,7 +321,7 @@ class Baselines:
         if which.shape[0] == slots.shape[0]:
             at = count % _LONG
             for place in range(means.shape[0]):
-                window = np.ascontiguousarray(state["long"][place][:, slots].T)
+                window = np.ascontiguousarray(state["long"][place][:, slots].T, np.float64)
                 window[which, at] = means[place]
                 out[place] = median(window, _KNOWN)
             return out
@@ -285,14 +339,18 @@ class Baselines:
             out[place] = median(windows[position - _LONG + 1], _KNOWN)
         return out
 
-    def _end_days(self, runs: Runs, pushes: _Pushes, medians: FloatArray) -> FloatArray | None:
+    def _end_days(self, runs: Runs, pushes: Pushes, medians: FloatArray) -> FloatArray | None:
         """Habits (habits, pushes) after each push, if a day of running ended: one day of each well at a time."""
         ends = np.flatnonzero((pushes.number + 1) % _LONG == 0)
-        if not ends.size or not self._habits:
+        if not self._habits or not (ends.size or pushes.steps):
             return None
         state = self._state
         pushes.days = days = state["days"][:, :, runs.slots]
         habits = state["features"][self._habit_rows[:, None], runs.slots[pushes.well]]
+        for step in pushes.steps:
+            factors = step.factors[self._habit_of]
+            days[:, :, pushes.well[step.at]] *= factors[:, None]
+            habits[:, step.at] *= factors
         after = np.append(np.flatnonzero(np.diff(pushes.well)) + 1, pushes.well.shape[0])
         while ends.size:
             wells, at = np.unique(pushes.well[ends], return_index=True)
@@ -363,6 +421,8 @@ class Baselines:
         journal.put(state["features"], index, plan.features if runs.single else plan.features[:, last])
         journal.put(state["half_sum"], (slice(None), runs.closing_slot[runs.new]), plan.half_sum)
         journal.put(state["half_n"], (slice(None), runs.closing_slot[runs.new]), plan.half_n)
+        if plan.held is not None:
+            journal.put(state["held"], *plan.held)
         self._commit_ring(journal, runs, plan)
         if plan.pushes is not None:
             self._commit_pushes(journal, runs, plan.pushes)
@@ -392,7 +452,7 @@ class Baselines:
             journal.put(state["ring_n"], index, plan.closed_counts[self._square_place][:, some])
             journal.put(state["ring_square"], index, plan.closed_squares[:, some])
 
-    def _commit_pushes(self, journal: Journal, runs: Runs, pushes: _Pushes) -> None:
+    def _commit_pushes(self, journal: Journal, runs: Runs, pushes: Pushes) -> None:
         state = self._state
         final = np.append(pushes.well[1:] != pushes.well[:-1], True)
         wells = pushes.well[final]
@@ -403,6 +463,11 @@ class Baselines:
         at = (pushes.number[some] % _LONG).astype(np.intp)
         journal.put(state["long"], (slice(None), at, runs.slots[pushes.well[some]]), pushes.means[:, some])
         journal.put(state["long_count"], runs.slots[wells], after)
+        for step in pushes.steps:
+            slot = int(runs.slots[pushes.well[step.at]])
+            journal.put(state["long"], (slice(None), slice(None), slot), step.ring)
+            journal.put(state["exponents"], (slice(None), slot), step.exponents)
+            journal.put(state["step_number"], slot, pushes.number[step.at])
         if pushes.days is not None:
             journal.put(state["days"], (slice(None), slice(None), runs.slots), pushes.days)
 

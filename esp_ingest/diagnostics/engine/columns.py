@@ -12,9 +12,10 @@ import numpy as np
 from esp_ingest.diagnostics.engine.buckets import Key, Slots
 from esp_ingest.diagnostics.engine.well_state import Array, Journal
 from esp_ingest.diagnostics.language.evaluation import BoolArray
-from esp_ingest.diagnostics.language.functions import DERIVED, FUNCTIONS, parts_of
+from esp_ingest.diagnostics.language.functions import DERIVED, FUNCTIONS, LOAD_EXPONENTS, parts_of
 from esp_ingest.model import FloatArray, IntArray
 
+SPEED_HZ = 2.0  # away from its median: another speed than that of the well's habits
 STEP_US = 600_000_000  # a value older than this is not "one sample before"
 MEASURED_US = 3_600_000_000
 
@@ -46,6 +47,13 @@ class Rows:
 
     def __len__(self) -> int:
         return int(self.t.shape[0])
+
+    def part(self, kept: BoolArray) -> "Rows":
+        """The rows that are ``kept`` (n,), of which there must be one at least."""
+        slot = self.slot[kept]
+        boundary = np.ones(slot.shape[0], np.bool_)
+        np.not_equal(slot[1:], slot[:-1], out=boundary[1:])
+        return _rows(self.source[kept], slot, self.t[kept], self.received[kept], boundary)
 
     @property
     def last(self) -> Slots:
@@ -92,13 +100,17 @@ def grouped(slot: Slots, t: IntArray, received: IntArray, last_us: IntArray) -> 
         if slot.shape[0]:
             boundary[0] = True
             np.not_equal(slot[1:], slot[:-1], out=boundary[1:])
+    return _rows(order, slot, t, received[order], boundary)
+
+
+def _rows(source: Slots, slot: Slots, t: IntArray, received: IntArray, boundary: BoolArray) -> Rows:
     starts = np.flatnonzero(boundary)
     group = np.cumsum(boundary) - 1
     return Rows(
-        source=order,
+        source=source,
         slot=slot,
         t=t,
-        received=received[order],
+        received=received,
         group=group,
         first=starts[group],
         starts=starts,
@@ -164,6 +176,8 @@ class BatchColumns:
         function = key[0]
         if function == "limit":
             return self._config[key]
+        if len(key) == 1:
+            return self.features[self.feature_row[key]][self.run]
         name = str(key[1])
         if function == "signal":
             return derived_or_sent(name, self._signals)
@@ -180,6 +194,22 @@ class BatchColumns:
         before = self.rows.shifted(value, old_value)
         when = self.rows.shifted(time, old_time)
         return np.where(self.rows.t - when <= STEP_US, before, np.nan)
+
+    def at_this_speed(self, ratio: FloatArray) -> FloatArray:
+        """See language/evaluation.py. The load is A/f², and the current follows the speed with an exponent between two
+        of LOAD_EXPONENTS; 0 and 2 while they are not known."""
+        frequency, usual = self.column(("signal", "vsd_frequency")), self.column(("median", "vsd_frequency"))
+        away = np.flatnonzero(np.abs(frequency - usual) > SPEED_HZ)
+        if not away.size:
+            return ratio
+        _, least, greatest = (self.column((name,))[away] for name in LOAD_EXPONENTS)
+        speed = frequency[away] / usual[away]
+        one = speed ** (np.where(np.isnan(least), 0.0, least) - 2)
+        other = speed ** (np.where(np.isnan(greatest), 2.0, greatest) - 2)
+        low, high, load = np.minimum(one, other), np.maximum(one, other), ratio[away]
+        out = ratio.copy()
+        out[away] = np.where(load < low, load / low, np.where(load > high, load / high, load * 0 + 1))
+        return out
 
     def _measured(self, name: str) -> Any:
         ages = [self.rows.t - self._seen[part][1] <= MEASURED_US for part in parts_of(name)]

@@ -18,10 +18,11 @@ import numpy as np
 
 from esp_ingest.diagnostics.alarm import Occurrence
 from esp_ingest.diagnostics.engine import stops
-from esp_ingest.diagnostics.engine.baseline import Baselines
+from esp_ingest.diagnostics.engine.baseline import HELD, Baselines
 from esp_ingest.diagnostics.engine.buckets import Key
 from esp_ingest.diagnostics.engine.columns import BatchColumns, Rows, grouped
 from esp_ingest.diagnostics.engine.facts import facts_of, historical, keys_of, pick
+from esp_ingest.diagnostics.engine.held_baseline import HeldBaseline
 from esp_ingest.diagnostics.engine.open_occurrences import OpenOccurrences
 from esp_ingest.diagnostics.engine.rule_step import NORMAL, BatchContext, site_labels, steps_of
 from esp_ingest.diagnostics.engine.signals import RunState, SignalState
@@ -82,7 +83,9 @@ class Engine:
         self._has_frozen = ("fact", "frozen_for") in columns
         self._state = self._allocate(columns)
         self._settings = WellSettings(rules, self._steps)
-        self._occurrences = OpenOccurrences(rules, self._wells, self._journal, self._state, self._baselines)
+        self._occurrences = OpenOccurrences(
+            rules, self._wells, self._journal, self._state, self._baselines, self._held_baseline
+        )
         self._silence = Silence(self._stale, len(self._steps), self._occurrences, self._state, self._baselines)
         self._runner = StepRunner(self._steps, self._state, self._settings, self._occurrences, self._journal, metrics)
 
@@ -97,7 +100,11 @@ class Engine:
         state.add("active_us", np.int64, NEVER, names)
         state.add("within_us", np.int64, NEVER, site_labels(self._steps, self.rules.sites))
         self._signal_state = SignalState(state, self._names)
-        self._baselines = Baselines(state, columns | stops.columns_of(columns))
+        rules = [(step.index, step.rule) for step in self._steps if not step.is_escalation]
+        holding = [at for at, rule in rules if rule.baseline == "held"]
+        freeing = [at for at, rule in rules if rule.baseline == "free"]
+        self._held_baseline = HeldBaseline(state, holding, freeing)
+        self._baselines = Baselines(state, columns | stops.columns_of(columns), self._held_baseline)
         self._run_state = RunState(state, self._baselines)
         self._stop_grades = stops.StopGrades(state, self._baselines)
         return state
@@ -162,15 +169,43 @@ class Engine:
         late = len(readings) - len(rows)
         if not len(rows):
             return late
+        self._in_parts(rows, self._values(readings, rows), self._bad(readings, rows))
+        return late
+
+    def _in_parts(self, rows: Rows, values: FloatArray, bad: dict[str, BoolArray]) -> None:
+        """Evaluate ``rows``, in two parts where what comes to light at one moment changes what the medians were after
+        it. That is rare, and only where a batch spans hours of a well."""
+        waiting = [np.ones(len(rows), np.bool_)]
+        while waiting:
+            kept = waiting.pop()
+            is_whole = bool(kept.all())
+            part = rows if is_whole else rows.part(kept)
+            mark = self._journal.mark(), self._occurrences.mark()
+            cut_us = self._evaluate_part(
+                part,
+                values if is_whole else np.ascontiguousarray(values[:, kept]),
+                bad if is_whole else {name: mask[kept] for name, mask in bad.items()},
+            )
+            if cut_us is not None:
+                self._journal.back_to(mark[0])
+                self._occurrences.back_to(mark[1])
+                waiting += [kept & (rows.t >= cut_us), kept & (rows.t < cut_us)]
+
+    def _evaluate_part(self, rows: Rows, values: FloatArray, bad: dict[str, BoolArray]) -> int | None:
+        """Run the rules over ``rows``. If that has to be done in two parts: the event time, µs, at which the second one
+        begins."""
         journal, state = self._journal, self._state
-        values = self._values(readings, rows)
+        self._held_baseline.begin()
         last_us, last_received = state["last_us"][rows.slots], state["received_us"][rows.slots]
-        measured = self._signal_state.measure(journal, rows, values, self._bad(readings, rows))
+        measured = self._signal_state.measure(journal, rows, values, bad)
         frozen = self._signal_state.frozen(journal, rows, measured) if self._has_frozen else {}
         running = self._run_state.advance(journal, rows, measured.usable, last_us)
+        if running.cut_us is not None:
+            return running.cut_us
         journal.put(state["last_us"], rows.slots, rows.t[rows.last])
         journal.put(state["received_us"], rows.slots, rows.received[rows.last])
         facts = facts_of(rows, measured, running, frozen, last_us, last_received)
+        facts["baseline_held"] = running.features[self._baselines.row[HELD]][running.run]
         if self._stop_grades.is_used:
             facts |= self._stop_grades.advance(journal, rows, measured, running)
         frame = BatchColumns(
@@ -201,7 +236,13 @@ class Engine:
         self._silence.passed(batch, last_us)
         for step in self._steps:
             self._runner.run(batch, step)
-        return late
+        half_hours = running.half_hours
+        cut_us = None
+        if half_hours is not None:
+            cut_us = self._held_baseline.conflict(*half_hours, self._occurrences.open)
+        if cut_us is None:
+            self._held_baseline.end(journal, self._occurrences.open)
+        return cut_us
 
     def _rows(self, readings: Readings) -> Rows:
         found = list(map(self._slots.get, readings.wells))
@@ -318,6 +359,7 @@ class Engine:
             self._state.restore(slot, found.arrays)
             for name, occurrence in found.open:
                 self._reopen(steps.get(name), slot, occurrence)
+            self._recount(slot)
         self._signal_state.forget_shortcuts()
         return unread
 
@@ -326,6 +368,9 @@ class Engine:
             return
         (self._occurrences.open if step < len(self._steps) else self._occurrences.silent)[step, slot] = occurrence
         self._occurrences.counts[occurrence.diagnosis, occurrence.severity.value] += 1
+
+    def _recount(self, slot: int) -> None:
+        self._state["alarm_us"][slot] = self._held_baseline.recount(slot, self._occurrences.open)
 
     # -- what is open
 
@@ -386,6 +431,7 @@ class Engine:
         if before is not None:
             self._occurrences.counts[before.diagnosis, before.severity.value] -= 1
         self._reopen(*key, occurrence)
+        self._recount(key[1])
         return True
 
     def end_latched(self, well: str, diagnosis: str) -> bool:
@@ -395,6 +441,7 @@ class Engine:
             return False
         self._state["phase"][key] = NORMAL
         del self._occurrences.open[key]
+        self._recount(key[1])
         self._occurrences.counts[occurrence.diagnosis, occurrence.severity.value] -= 1
         return True
 

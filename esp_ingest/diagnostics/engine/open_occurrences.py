@@ -9,6 +9,7 @@ import numpy as np
 from esp_ingest.diagnostics import alarm as alarms
 from esp_ingest.diagnostics.alarm import Occurrence
 from esp_ingest.diagnostics.engine.baseline import HOURS, Baselines
+from esp_ingest.diagnostics.engine.held_baseline import HeldBaseline
 from esp_ingest.diagnostics.engine.messages import (
     as_json,
     failed_gauges,
@@ -33,12 +34,20 @@ class OpenOccurrences:
     """``open``: occurrences of steps, ``silent``: of rules on silence; both by (step, slot). What a batch has written
     into it since :meth:`begin`: ``changed`` rows, ``raised`` counts, ``shown`` keys."""
 
-    def __init__(self, rules: RuleSet, wells: list[str], journal: Journal, state: WellArrays, baselines: Baselines):
+    def __init__(
+        self,
+        rules: RuleSet,
+        wells: list[str],
+        journal: Journal,
+        state: WellArrays,
+        baselines: Baselines,
+        baseline: HeldBaseline,
+    ):
         self.open: dict[Place, Occurrence] = {}
         self.silent: dict[Place, Occurrence] = {}
         self.counts: Counter[tuple[str, str]] = Counter()
         self.journal, self.state = journal, state
-        self._rules, self._wells, self._baselines = rules, wells, baselines
+        self._rules, self._wells, self._baselines, self.baseline = rules, wells, baselines, baseline
         self.begin()
 
     def begin(self) -> None:
@@ -47,6 +56,16 @@ class OpenOccurrences:
         self.raised: Counter[tuple[str, str]] = Counter()
         self.shown: list[tuple[str, str, int]] = []
         self._reminded: set[tuple[str, str, int]] = set()
+
+    def mark(self) -> tuple[Any, ...] | None:
+        """What a batch has written so far, for :meth:`back_to`; None if it is nothing."""
+        return (dict(self.changed), Counter(self.raised), list(self.shown)) if self.changed else None
+
+    def back_to(self, mark: tuple[Any, ...] | None) -> None:
+        """Only what was written up to ``mark``, which is used once."""
+        self.begin()
+        if mark is not None:
+            self.changed, self.raised, self.shown = mark
 
     def well(self, slot: int) -> str:
         """The well that has ``slot``."""
@@ -105,7 +124,7 @@ class OpenOccurrences:
             signals, trend = self._signals_at(batch, step.rule, row), self._trend_at(batch, step.rule, row)
             message = sentence(step, value, threshold, occurrence.raised_us, signals, occurrence.well_id, trend)
             occurrence = replace(occurrence, value=value, threshold=threshold, message=message)
-        self.store(step.index, slot, occurrence)
+        self.store(step.index, slot, occurrence, at_us=int(batch.rows.t[row]))
 
     def remind(self, step: RuleStep, slot: int, at_us: int) -> None:
         """Tell an open occurrence again: it is unacknowledged once more. What is held back is not told."""
@@ -134,10 +153,12 @@ class OpenOccurrences:
         )
         self.store(step.index, slot, escalated)
 
-    def store(self, step: int, slot: int, occurrence: Occurrence, new: bool = False) -> None:
-        """The new state of an occurrence, in memory and in what the batch will write."""
+    def store(self, step: int, slot: int, occurrence: Occurrence, new: bool = False, at_us: int | None = None) -> None:
+        """The new state of an occurrence, in memory and in what the batch will write. ``at_us``: when it changed, if it
+        was neither raised nor cleared."""
         key = (step, slot)
         before = self.open.get(key)
+        self.baseline.note(key, before, occurrence, at_us)
         if before is not None:
             self.tally(before, -1)
         gone = occurrence.cleared_us is not None

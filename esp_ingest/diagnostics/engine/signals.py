@@ -25,7 +25,7 @@ MIN_LOAD = 0.05
 # A gauge without supply reads the zero of its own scale: 0 psi, and 0 °C. Seen on a real well with some noise on it, up
 # to 40 °F; no pump that lifts is as cold as 41 °F (5 °C).
 GAUGE_ZERO = {"pip": 1.0, "discharge_pressure": 1.0, "motor_temp": 41.0, "intake_temp": 41.0}
-GAUGE_AT_ZERO = {"pip": 0.0, "discharge_pressure": 0.0, "motor_temp": 32.0, "intake_temp": 32.0}
+GAUGE_AT_ZERO = {"pip": 0.5, "discharge_pressure": 0.5, "motor_temp": 41.0, "intake_temp": 41.0}
 GAUGE = tuple(GAUGE_ZERO)
 ORDER_MARGIN_PSI = 50.0  # two gauges of 0.5 % of 5 000 psi: with no head, as after a start, either may read higher
 # Not intake_temp: on a real well it stood still to 0.01 °F for hours while all was well.
@@ -218,6 +218,8 @@ class Running:
     interval: FloatArray  # µs, as known before the row
     changed: bool = False  # some well started or stopped
     opened: Slots = field(default_factory=lambda: np.empty(0, np.intp))  # rows with which a 5-minute bucket was closed
+    half_hours: tuple[Slots, IntArray, IntArray] | None = None  # see baseline.Plan
+    cut_us: int | None = None  # nothing was written: the batch has to be cut here
 
 
 class RunState:
@@ -253,14 +255,19 @@ class RunState:
         running = self._running(rows, usable, state["features"][at][rows.slots][rows.group])
         while True:
             out = self._transitions(rows, running)
-            plan = baselines.plan(runs, run, np.where(running == 1, values, np.nan), dt, running, out.start_us)
+            values_running = np.where(running == 1, values, np.nan)
+            plan = baselines.plan(runs, run, rows.t, values_running, dt, running, out.start_us)
+            if plan.cut_us is not None:
+                out.cut_us = plan.cut_us
+                return out
             if plan.pushes is None:
                 break
             again = self._running(rows, usable, plan.features[at][run])
             if np.array_equal(again, running):
                 break
             running = again
-        out.features, out.run, out.opened = plan.features, run, begins[runs.opening]
+        out.features, out.run, out.half_hours = plan.features, run, plan.half_hours
+        out.opened = begins[runs.opening]
         out.interval = rows.shifted(out.features[0][run], state["features"][0][rows.slots])
         baselines.commit(journal, runs, plan)
         self._commit(journal, rows, out)

@@ -183,7 +183,7 @@ class Transitions:
         by = held_by_of(held)
         if occurrence is not None and occurrence.held_by != by:
             self._catch_up(begin)
-            occurrences.store(*key, replace(occurrence, held_by=by), new=not by)
+            occurrences.store(*key, replace(occurrence, held_by=by), new=not by, at_us=int(self._t[begin]))
 
     def _clear(self, at: int) -> None:
         self._peak(self._active_from, at)
@@ -196,7 +196,7 @@ class Transitions:
         t = int(self._t[at])
         if step.rule.latching and not occurrence.acknowledged and not occurrence.held_by:
             self._phase, self._since = LATCHED, t
-            occurrences.store(step.index, self._slot, replace(occurrence, latched_us=t))
+            occurrences.store(step.index, self._slot, replace(occurrence, latched_us=t), at_us=t)
         else:
             self._expose(at, False)
             occurrences.store(step.index, self._slot, occurrence.cleared(t))

@@ -98,7 +98,7 @@ class WellArrays:
         """Put back what :meth:`export` gave, by label; what no longer exists is dropped, what is new stays as new."""
         for name, (labels, dtype, data) in exported.items():
             spec = self._specs.get(name)
-            if spec is None or np.dtype(spec.dtype).str != dtype:
+            if spec is None or np.dtype(spec.dtype).kind != np.dtype(dtype).kind:
                 continue
             target = self._arrays[name]
             if spec.labels is None:
@@ -145,16 +145,24 @@ class Journal:
         else:
             mapping[key] = value
 
-    def undo(self) -> None:
-        """Put back everything that was overwritten, newest first."""
-        for array, index, old in reversed(self._entries):
+    def mark(self) -> tuple[int, int]:
+        """How much was overwritten so far, for :meth:`back_to`."""
+        return len(self._entries), len(self._mapped)
+
+    def back_to(self, mark: tuple[int, int]) -> None:
+        """Put back what was overwritten since ``mark``, newest first."""
+        for array, index, old in reversed(self._entries[mark[0] :]):
             array[index] = old
-        for mapping, key, old in reversed(self._mapped):
+        for mapping, key, old in reversed(self._mapped[mark[1] :]):
             if old is None:
                 mapping.pop(key, None)
             else:
                 mapping[key] = old
-        self.clear()
+        del self._entries[mark[0] :], self._mapped[mark[1] :]
+
+    def undo(self) -> None:
+        """Put back everything that was overwritten, newest first."""
+        self.back_to((0, 0))
 
     def clear(self) -> None:
         """Forget what was overwritten: it stays as it is now."""

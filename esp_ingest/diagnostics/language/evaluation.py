@@ -30,6 +30,11 @@ class Columns(Protocol):
         """The value one sample before, NaN if that is more than 10 minutes old."""
         ...
 
+    def at_this_speed(self, ratio: FloatArray) -> FloatArray:
+        """``ratio`` of the load to its median, where the well runs at another speed than that of its median: to the
+        nearest load that is possible at this speed."""
+        ...
+
     def within(self, site: int, yes: BoolArray, window_us: int) -> BoolArray:
         """Whether ``yes`` was true at any row of the last ``window_us``. ``site`` numbers the use in the rule set."""
         ...

@@ -77,6 +77,11 @@ def _over(function: str) -> Callable[[Columns, str], FloatArray]:
     return lambda columns, name: np.divide(_signal(columns, name), columns.column((function, name)))
 
 
+def _ratio(columns: Columns, name: str) -> FloatArray:
+    ratio = np.divide(_signal(columns, name), columns.column(("median", name)))
+    return columns.at_this_speed(ratio) if name == "current_load" else ratio
+
+
 _MEDIAN = frozenset({Need.MEDIAN})
 _HABIT = frozenset({Need.MEDIAN, Need.HABIT})  # a habit is made of medians
 _MEANS = frozenset({Need.MEANS})
@@ -94,7 +99,7 @@ FUNCTIONS: dict[str, Function] = {
         "{0} ÷ its 24-hour median",
         unit=_no_unit,
         needs=_MEDIAN,
-        evaluate=_over("median"),
+        evaluate=_ratio,
     ),
     "deviation": Function(
         Form.SIGNAL,
@@ -307,6 +312,10 @@ def parts_of(signal: str) -> tuple[str, ...]:
     return DERIVED[signal].parts if signal in DERIVED else (signal,)
 
 
+# Features of a well that say how its current follows the speed, n in A ~ fⁿ: the exponent, and the least and greatest
+# that is possible; not known before three changes of speed.
+LOAD_EXPONENTS = ("load_exponent", "load_exponent_least", "load_exponent_greatest")
+
 # What the engine knows about a well beyond its signals; None: true or false.
 FACTS: dict[str, Unit | None] = {
     "running": None,
@@ -326,4 +335,5 @@ FACTS: dict[str, Unit | None] = {
     "frozen_for": SECOND,
     "clock_ahead": SECOND,
     "clock_behind": SECOND,
+    "baseline_held": SECOND,
 }

@@ -15,6 +15,7 @@ from esp_ingest.errors import UsageError
 from esp_ingest.model import Severity
 
 SEVERITIES = tuple(severity.value for severity in Severity)
+BASELINES = ("learns", "held", "free")
 APPLIES = ("settled", "running", "always")
 
 
@@ -69,6 +70,7 @@ class Rule:
     applies: str
     latching: bool
     skip_dropouts: bool
+    baseline: str
     enabled: bool
     suppressed_by: tuple[str, ...]
     parameters: Mapping[str, float]

@@ -150,6 +150,7 @@ class _Reader:
             applies=table.applies,
             latching=table.latching,
             skip_dropouts=table.skip_dropouts,
+            baseline=table.baseline,
             enabled=table.enabled,
             suppressed_by=self._rule_names(place, "suppressed_by", table.suppressed_by),
             parameters=parameters,

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from esp_ingest.diagnostics.language.rules import APPLIES, SEVERITIES, Stale
+from esp_ingest.diagnostics.language.rules import APPLIES, BASELINES, SEVERITIES, Stale
 from esp_ingest.diagnostics.language.units import ConditionError, Unit, duration_us, quantity, unit_named
 from esp_ingest.model import Severity
 from esp_ingest.service.text import did_you_mean
@@ -83,6 +83,7 @@ def _template(text: str) -> str:
 
 Delay = Annotated[int, BeforeValidator(_delay)]  # as text in the file, in microseconds here
 SeverityName = Annotated[Severity, BeforeValidator(lambda value: Severity(_one_of(value, SEVERITIES)))]
+Baseline = Annotated[str, BeforeValidator(lambda value: _one_of(value, BASELINES))]
 Applies = Annotated[str, BeforeValidator(lambda value: _one_of(value, APPLIES))]
 UnitName = Annotated[Unit, BeforeValidator(_unit)]
 Deadband = Annotated[str, BeforeValidator(_deadband)]
@@ -180,6 +181,7 @@ class RuleTable(_Table):
     applies: Applies = "settled"
     latching: StrictBool = False
     skip_dropouts: StrictBool = True
+    baseline: Baseline = "learns"
     enabled: StrictBool = True
     suppressed_by: list[StrictStr] = []
     parameters: dict[str, Amount] = {}
