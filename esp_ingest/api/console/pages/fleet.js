@@ -151,7 +151,7 @@ export function open(root, context) {
   function table() {
     const heading = (text, unit, isNumber) => h("th", { scope: "col", class: isNumber ? "number" : null }, text, unit && h("small", null, ` ${unit}`));
     return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Wells" }, h("table", null,
-      h("thead", null, h("tr", null, heading("Well"), heading("State"), heading("Open alarms"), heading(`24 h of ${signalName(sparkOf()).toLowerCase()}`, units[sparkOf()]),
+      h("thead", null, h("tr", null, heading("Well"), heading("State"), heading("Open alarms"), heading(`24 h of ${signalName(sparkOf()).toLowerCase()}`),
         COLUMNS.map((signal) => heading(signalName(signal), units[signal], true)), heading("Last seen"))),
       h("tbody")));
   }
