@@ -139,11 +139,16 @@ def explained(rule_set: RuleSet, rule: Rule, well: str | None) -> Iterator[str]:
 def _facts(
     rule_set: RuleSet, rule: Rule, settings: Mapping[str, Any], limits: Mapping[str, float], well: str | None
 ) -> Iterator[tuple[str, str]]:
-    yield "raised", in_words(rule_set, rule, settings, limits)
+    yield "raised", rule.summary and in_short(rule, settings)
+    yield "condition" if rule.summary else "raised", in_words(rule_set, rule, settings, limits)
     yield "", _missing_limits(rule_set, rule, limits, well)
     if rule.escalation:
         step = words(rule.escalation.when.text, rule, settings, rule_set.limits, limits)
-        yield "more severe", f"{rule.escalation.severity}, when {step} for {span(rule.escalation.on_delay_us / 1e6)}"
+        delay = span(rule.escalation.on_delay_us / 1e6)
+        if rule.escalation.severity == rule.severity:
+            yield "faster", f"after {delay}, when {step}"
+        else:
+            yield "more severe", f"{rule.escalation.severity}, when {step} for {delay}"
     if rule.upgrade:
         causes, within = " or ".join(rule.upgrade.after), span(rule.upgrade.within_us / 1e6)
         yield "more severe", f"{rule.upgrade.severity}, if {causes} was active in the {within} before"
@@ -156,7 +161,7 @@ def _facts(
             "always": "running or not",
         }[rule.applies],
     )
-    yield "held back by", ", ".join(rule.suppressed_by)
+    yield "suppressed by", ", ".join(rule.suppressed_by)
     yield "needs", _needs(rule)
     yield "cause", rule.cause
     yield "consequence", rule.consequence
@@ -164,6 +169,13 @@ def _facts(
     yield "source", rule.source
     if well is not None:
         yield from _own_settings(rule_set, rule, well)
+
+
+def in_short(rule: Rule, settings: Mapping[str, Any]) -> str:
+    """The summary of a rule as one sentence, with the parameters and delays in force."""
+    amounts = {name: amount(settings[name], unit) for name, unit in rule.parameter_units.items()}
+    delays = {name: span(settings[f"{name}_us"] / 1e6) for name in ("on_delay", "off_delay")}
+    return rule.summary.format(**amounts, **delays)
 
 
 def in_words(rule_set: RuleSet, rule: Rule, settings: Mapping[str, Any], limits: Mapping[str, float]) -> str:
@@ -237,7 +249,12 @@ def _missing_limits(rule_set: RuleSet, rule: Rule, limits: Mapping[str, float], 
     if not missing:
         return ""
     names = ", ".join(f"limit.{name} ({rule_set.limits[name]})" for name in missing)
-    return f"OFF{f' at {well}' if well else ''}: {names} is not set, and limits of the equipment are not guessed"
+    place = f" at {well}" if well else ""
+    assert rule.when is not None
+    text = " ".join(rule.when.text.split())
+    if all(re.search(rf"\bor \(+known\(limit\.{name}\)", text) for name in missing):  # only one branch asks for it
+        return f"IN PART{place}: {names} is not set, so its branch is left out; the rest of the rule runs"
+    return f"OFF{place}: {names} is not set, and limits of the equipment are not guessed"
 
 
 def _cleared(rule: Rule, settings: Mapping[str, Any]) -> str:
@@ -334,7 +351,7 @@ def _only(readings: Readings, well: str) -> Readings:
 def as_line(row: DiagnosticRow, shown: bool) -> str:
     """An occurrence for people. ``shown``: it would be shown to operators."""
     until = "open" if row.cleared_us is None else f"for {span((row.cleared_us - row.raised_us) / 1e6)}"
-    held = "" if shown else "  (held back)"
+    held = "" if shown else "  (suppressed)"
     return f"{moment(row.raised_us)}  {until:<12} {row.severity.value:<8} {row.diagnosis:<20} {row.message}{held}"
 
 
@@ -361,7 +378,7 @@ def as_json(row: DiagnosticRow) -> str:
 
 def _summary(dry_run: DryRun) -> str:
     rows, seen = dry_run.occurrences(), len(dry_run.seen())
-    held = f", {len(rows) - seen} more held back" if len(rows) > seen else ""
+    held = f", {len(rows) - seen} more suppressed" if len(rows) > seen else ""
     late = f", {dry_run.late} readings late or doubled" if dry_run.late else ""
     return f"{seen} occurrences{held} in {dry_run.readings} readings of {_wells(len(dry_run.engine.wells()))}{late}"
 

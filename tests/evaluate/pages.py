@@ -5,7 +5,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-from esp_ingest.commands.rules import in_words, words
+from esp_ingest.commands.rules import in_short, in_words, words
 from esp_ingest.diagnostics.engine.messages import amount
 from esp_ingest.diagnostics.language.rules import Rule, RuleSet
 from esp_ingest.service.text import span
@@ -84,6 +84,9 @@ def _page(rule_set: RuleSet, rule: Rule) -> Iterator[str]:
     yield f"# {rule.title} (`{rule.name}`)"
     yield "<!-- made by python -m tests.evaluate --pages of config/rules.toml, tests/evaluate/notes.toml -->"
     yield ""
+    if rule.summary:
+        yield in_short(rule, rule_set.settings_of(rule, ""))
+        yield ""
     yield f"Raised {in_words(rule_set, rule, rule_set.settings_of(rule, ''), rule_set.limit_defaults)}."
     yield ""
     yield "| | |"
@@ -115,10 +118,14 @@ def _facts(rule_set: RuleSet, rule: Rule) -> Iterator[tuple[str, str]]:
     if rule.escalation:
         step = words(rule.escalation.when.text, rule, settings, rule_set.limits, rule_set.limit_defaults)
         delay = span(rule.escalation.on_delay_us / 1e6)
-        yield "graver", f"{rule.escalation.severity} when {step} for {delay}"
+        same = rule.escalation.severity == rule.severity
+        yield (
+            "faster" if same else "more severe",
+            f"{delay if same else rule.escalation.severity} when {step}" + ("" if same else f" for {delay}"),
+        )
     if rule.upgrade:
         within = span(rule.upgrade.within_us / 1e6)
-        yield "graver", f"{rule.upgrade.severity} where {', '.join(rule.upgrade.after)} stood in the {within} before"
+        yield "more severe", f"{rule.upgrade.severity} if {', '.join(rule.upgrade.after)} stood in the {within} before"
     yield "on-delay", "" if rule.stale else span(rule.on_delay_us / 1e6)
     yield "off-delay", "" if rule.stale else span(rule.off_delay_us / 1e6)
     yield (
@@ -128,7 +135,7 @@ def _facts(rule_set: RuleSet, rule: Rule) -> Iterator[tuple[str, str]]:
     yield "deadband", "" if rule.stale else rule.deadband
     yield "applies", _APPLIES[rule.applies]
     yield "latching", "until acknowledged" if rule.latching else ""
-    yield "held back by", ", ".join(f"[{name}]({name}.md)" for name in rule.suppressed_by)
+    yield "suppressed by", ", ".join(f"[{name}]({name}.md)" for name in rule.suppressed_by)
     yield "confidence", f"{rule.confidence:g}{', less in the first day of running' if rule.needs_baseline else ''}"
     yield "likely cause", rule.cause
     yield "consequence", rule.consequence
@@ -169,10 +176,12 @@ def overview(rule_set: RuleSet) -> Iterator[str]:
         yield "| diagnosis | severity | on-delay | in words |"
         yield "|---|---|---|---|"
         for rule in map(by_name.__getitem__, names):
-            graver = f", {rule.escalation.severity}" if rule.escalation else ""
+            steps = rule.escalation is not None and rule.escalation.severity != rule.severity
+            graver = f", {rule.escalation.severity}" if rule.escalation and steps else ""
             graver = f", {rule.upgrade.severity}" if rule.upgrade else graver
             delay = "–" if rule.stale else span(rule.on_delay_us / 1e6)
-            text = in_words(rule_set, rule, rule_set.settings_of(rule, ""), rule_set.limit_defaults)
+            settings = rule_set.settings_of(rule, "")
+            text = in_short(rule, settings) or in_words(rule_set, rule, settings, rule_set.limit_defaults)
             yield f"| [{rule.name}](diagnostics/{rule.name}.md) | {rule.severity}{graver} | {delay} | {text} |"
         yield ""
 

@@ -128,13 +128,13 @@ def fill(database: Database, now: datetime, wells: int = 8, days: int = 2) -> No
     migrate(database.settings)
     with database.connect() as connection:
         connection.execute(_READINGS, {"now": now, "minutes": days * 1_440, "wells": wells})
-        seen = "the motor load at this frequency is 71 % of its 24-hour habit (limit 80 %)"
+        seen = "the motor load at this frequency is 71 % of its 24-hour baseline (limit 80 %)"
         for well, diagnosis, hours, severity, state, cleared, text in (
             ("ESP-01", "underload", 3.7, "high", "unacknowledged", None, seen),
             ("ESP-01", "pump_off", 2.0, "critical", "unacknowledged", None, seen + " while intake pressure falls"),
             ("ESP-04", "vibration", 30.0, "medium", "acknowledged", None, "vibration is 0.31 in/s"),
             ("ESP-05", "leakage", 1.0, "low", "unacknowledged", None, "leakage current has risen to 4 mA"),
-            ("ESP-01", "low_flow", 26.0, "medium", "normal", 24.5, "flow is 70 % of its 24-hour habit (limit 80 %)"),
+            ("ESP-01", "low_flow", 26.0, "medium", "normal", 24.5, "flow is 70 % of its 24-hour baseline (limit 80 %)"),
         ):
             at = now - timedelta(hours=hours)
             message = (

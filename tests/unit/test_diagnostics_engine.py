@@ -89,7 +89,7 @@ def test_underload_is_raised_after_its_delay_and_cleared_after_its_own(well: Wel
     assert json.loads(row.actions_json) == [
         "check flow at surface: if there is none, stop",
         "check inflow, valves and gas",
-        "lower the frequency only while the well flows",
+        "if the well still flows, you may lower the frequency; if not, stop",
     ]
     back = well.t
     well.send(13)
@@ -420,7 +420,7 @@ def test_no_advice_lowers_the_frequency_of_a_well_that_may_not_flow() -> None:
     for rule in rules_file.parse(RULES_TEXT).rules:
         for action in rule.actions:
             if "frequency" in action and "shift" not in action:
-                assert "only while the well flows" in action or action.startswith("do not"), (rule.name, action)
+                assert "if the well still flows" in action or action.startswith("do not"), (rule.name, action)
             if "meg " in action:
                 for word in ("not turning", "isolated", "locked out", "drive and gauge disconnected"):
                     assert word in action, (rule.name, action)

@@ -12,6 +12,7 @@ from esp_ingest.commands.rules import explained, lines, silent_overrides, words
 from esp_ingest.config.settings import Settings
 from esp_ingest.demo.fleet import Fault, FaultName, Fleet
 from esp_ingest.diagnostics.language import rules_file
+from esp_ingest.diagnostics.language.rules import RulesError
 from esp_ingest.model import SIGNAL_NAMES
 from esp_ingest.resources import config_file
 from esp_ingest.service.text import rfc3339
@@ -125,11 +126,30 @@ def test_every_rule_is_explained_in_words() -> None:
         assert text.startswith(f"{rule.name} — {rule.title}, {rule.severity}")
         for part in (rule.cause, rule.consequence, *rule.actions):
             assert part in text
-        raised = next(line for line in text.splitlines() if line.startswith("  raised"))
+        lines = dict(line.strip().split(maxsplit=1) for line in text.splitlines() if line[2:3].strip())
+        assert "{" not in lines["raised"]
+        raised = lines.get("condition", lines["raised"])
         for sign in ("ratio(", "trend(", "within(", "choose(", "measured(", " < ", " > ", ">="):
             assert sign not in raised, raised
         for name in rule.parameters:
             assert f" {name} " not in raised.replace("motor load", "").replace("flow_rate", "")
+
+
+def test_a_limit_that_is_one_branch_of_a_rule_leaves_the_rest_running() -> None:
+    found = rules_file.parse(SHIPPED)
+    by_name = {rule.name: "\n".join(explained(found, rule, None)) for rule in found.rules}
+    for name in ("pump_off", "gas_interference", "low_flow"):
+        assert "IN PART: limit." in by_name[name], name
+        assert "OFF" not in by_name[name], name
+    for name in ("overload", "motor_hot", "high_gor", "downthrust"):
+        assert "OFF: limit." in by_name[name], name
+        assert "IN PART" not in by_name[name], name
+
+
+def test_a_summary_holds_known_placeholders_only() -> None:
+    wrong = SHIPPED.replace("within 30 minutes of its stop.", "within {half_an_hour} of its stop.", 1)
+    with pytest.raises(RulesError, match="summary: 'half_an_hour' is not a placeholder"):
+        rules_file.parse(wrong)
 
 
 def test_explain_says_what_holds_for_a_well() -> None:
@@ -166,7 +186,7 @@ def test_rules_are_tried_on_a_recording(recording: Path, capsys: pytest.CaptureF
     assert main(["rules", "test", "--csv", str(recording)]) == 0
     *occurrences, summary = capsys.readouterr().out.splitlines()
     assert any("critical gas_lock" in line and "N-00000" in line for line in occurrences)
-    assert any(line.endswith("(held back)") for line in occurrences)
+    assert any(line.endswith("(suppressed)") for line in occurrences)
     assert "in 240 readings of 2 wells" in summary
     assert main(["rules", "test", "--csv", str(recording), "--well", "N-00001"]) == 0
     assert capsys.readouterr().out.splitlines() == ["0 occurrences in 120 readings of 1 well"]

@@ -25,7 +25,10 @@ _RULE = {
     "value_signal": None,
     "cause": "less fluid reaches the pump: poor inflow, gas, a closed valve or a broken shaft",
     "consequence": "the drive may trip, and the motor may overheat for want of flow",
-    "actions": ["check flow at surface: if there is none, stop", "lower the frequency only while the well flows"],
+    "actions": [
+        "check flow at surface: if there is none, stop",
+        "if the well still flows, you may lower the frequency; if not, stop",
+    ],
 }  # fmt: skip
 
 

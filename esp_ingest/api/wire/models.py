@@ -85,7 +85,7 @@ class OpenAlarm(BaseModel):
 
 
 class Well(BaseModel):
-    """A well as it is now. ``severity`` is that of its worst alarm that is not held back."""
+    """A well as it is now. ``severity`` is that of its worst alarm that is not suppressed."""
 
     well_id: str
     state: State

@@ -85,6 +85,7 @@ class Rule:
     actions: tuple[str, ...]
     source: str
     deadband: str
+    summary: str = ""  # one sentence for people, with {parameters} and {on_delay}; empty: the condition in words
 
     @property
     def needs_baseline(self) -> bool:

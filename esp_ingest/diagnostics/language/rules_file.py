@@ -165,10 +165,19 @@ class _Reader:
             actions=tuple(table.actions),
             source=table.source,
             deadband=table.deadband,
+            summary=self._summary(place, table.summary, parameters),
         )
         if name in rule.suppressed_by:
             raise self._mistake(place, "suppressed_by", "a rule cannot suppress itself")
         return rule
+
+    def _summary(self, place: str, text: str, parameters: Mapping[str, float]) -> str:
+        known = [*parameters, "on_delay", "off_delay"]
+        try:
+            text.format(**dict.fromkeys(known, ""))
+        except (KeyError, IndexError, ValueError) as error:
+            raise self._mistake(place, "summary", f"{error} is not a placeholder (known: {', '.join(known)})") from None
+        return text
 
     def _read_parameters(
         self, place: str, texts: Mapping[str, str | float]

@@ -194,6 +194,7 @@ class RuleTable(_Table):
     consequence: StrictStr
     actions: list[StrictStr] = []
     source: StrictStr = "default of esp-ingest"
+    summary: StrictStr = ""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
