@@ -116,8 +116,8 @@ def stream(
     is what else uses the database meanwhile."""
     mark = _mark_for(competitor, workload)
     measured = Measured(case, competitor.name, number, mark.items, mark.readings, load_before=os.getloadavg()[0])
-    with _parts(server, competitor) as (broker, database), _running(competitor, broker, database) as process:
-        _await_row_of_a_probe(broker, database, process)
+    with parts(server, competitor) as (broker, database), running(competitor, broker, database) as process:
+        await_row_of_a_probe(broker, database, process)
         http = HttpWatch(broker.http_port if competitor.answers_http else 0)
         others = beside(database) if beside else contextlib.nullcontext()
         with (
@@ -129,13 +129,13 @@ def stream(
             meter = Meter({"consumer": process.pid, "broker": broker.pid, "database": server.pid})
             meter.start()
             report = publisher.go()
-            _await_last(database, mark, process, competitor)
+            await_last(database, mark, process, competitor)
             http.stop()
             meter.stop(measured, report.cpu_seconds)
         measured.http_seconds, measured.http_refused = http.seconds, http.refused
         measured.rss_peak_bytes, measured.rss_growth_bytes = memory.peak_bytes, memory.growth_bytes
         measured.published_per_second = mark.messages / (report.ended - report.began)
-        measured.seconds = _last_commit(database) - report.began
+        measured.seconds = last_commit(database) - report.began
         _verify(database, reference, competitor, workload, mark)
         _note_latencies(measured, database, competitor, workload, publisher.log)
     return measured
@@ -148,21 +148,21 @@ def backlog(
     so its start-up counts."""
     mark = _mark_for(competitor, workload)
     measured = Measured(case, competitor.name, number, mark.items, mark.readings, load_before=os.getloadavg()[0])
-    with _parts(server, competitor) as (broker, database):
-        with _running(competitor, broker, database) as process:  # leaves its session at the broker
-            _await_row_of_a_probe(broker, database, process)
+    with parts(server, competitor) as (broker, database):
+        with running(competitor, broker, database) as process:  # leaves its session at the broker
+            await_row_of_a_probe(broker, database, process)
         with PublisherProcess(workload, mark, broker, 0.0) as publisher:
             report = publisher.go()
         measured.published_per_second = mark.messages / (report.ended - report.began)
         meter = Meter({"broker": broker.pid, "database": server.pid})
         meter.start()
         began = time.time()
-        with _running(competitor, broker, database) as process, MemoryWatch(process.pid) as memory:
+        with running(competitor, broker, database) as process, MemoryWatch(process.pid) as memory:
             meter.pids["consumer"] = process.pid
-            _await_last(database, mark, process, competitor)
+            await_last(database, mark, process, competitor)
             meter.stop(measured, 0.0)
         measured.rss_peak_bytes, measured.rss_growth_bytes = memory.peak_bytes, memory.growth_bytes
-        measured.seconds = _last_commit(database) - began
+        measured.seconds = last_commit(database) - began
         _verify(database, reference, competitor, workload, mark)
     return measured
 
@@ -249,7 +249,7 @@ def _mark_for(competitor: Competitor, workload: Workload) -> Mark:
 
 
 @contextlib.contextmanager
-def _parts(server: NativeTimescale, competitor: Competitor) -> Iterator[tuple[Broker, Database]]:
+def parts(server: NativeTimescale, competitor: Competitor) -> Iterator[tuple[Broker, Database]]:
     database = fresh_database(server, received_at_default=not competitor.writes_received_at)
     try:
         with Broker(_scratch()) as broker:
@@ -265,7 +265,7 @@ def _scratch() -> Path:
 
 
 @contextlib.contextmanager
-def _running(competitor: Competitor, broker: Broker, database: Database) -> Iterator[subprocess.Popen[bytes]]:
+def running(competitor: Competitor, broker: Broker, database: Database) -> Iterator[subprocess.Popen[bytes]]:
     """The consumer, until the block ends; then it is asked to stop."""
     process = competitor.start(broker, database)
     try:
@@ -283,7 +283,7 @@ def _running(competitor: Competitor, broker: Broker, database: Database) -> Iter
                 process.wait()
 
 
-def _await_row_of_a_probe(broker: Broker, database: Database, process: subprocess.Popen[bytes]) -> None:
+def await_row_of_a_probe(broker: Broker, database: Database, process: subprocess.Popen[bytes]) -> None:
     """Wait until a reading published now and then arrives in the table: session, subscription and COPY all stand."""
     deadline = time.monotonic() + _READY_SECONDS
     with (
@@ -354,7 +354,7 @@ class PublisherProcess:
         self._process.communicate()
 
 
-def _await_last(database: Database, mark: Mark, process: subprocess.Popen[bytes], competitor: Competitor) -> None:
+def await_last(database: Database, mark: Mark, process: subprocess.Popen[bytes], competitor: Competitor) -> None:
     """Until the last reading published is stored, asked by primary key, which costs the database next to nothing; with
     several workers, which finish in any order, until the count is right."""
     patience = max(60.0, mark.items / 2_000) if competitor.settles_bad_input or not mark.rejects else 15.0
@@ -365,9 +365,9 @@ def _await_last(database: Database, mark: Mark, process: subprocess.Popen[bytes]
             if process.poll() is not None:
                 raise Failed(f"ended with {process.returncode}")
             if time.monotonic() > deadline:
-                raise Failed(f"the last reading is not there; stored {_count(connection)} of {mark.readings}")
+                raise Failed(f"the last reading is not there; stored {count(connection)} of {mark.readings}")
             time.sleep(0.05)
-        while competitor.workers > 1 and (stored := _count(connection)) < mark.readings:
+        while competitor.workers > 1 and (stored := count(connection)) < mark.readings:
             if time.monotonic() > deadline:
                 raise Failed(f"stored {stored} of {mark.readings}")
             time.sleep(0.1)
@@ -378,13 +378,13 @@ def _there(connection: psycopg.Connection[tuple[object, ...]], well: str, moment
     return connection.execute(query, (well, moment)).fetchone() is not None
 
 
-def _count(connection: psycopg.Connection[tuple[object, ...]]) -> int:
+def count(connection: psycopg.Connection[tuple[object, ...]]) -> int:
     found = connection.execute("SELECT count(*) FROM esp_telemetry WHERE well_id LIKE 'ESP-%'").fetchone()
     assert found is not None
     return int(str(found[0]))
 
 
-def _last_commit(database: Database) -> float:
+def last_commit(database: Database) -> float:
     query = (
         "SELECT max(extract(epoch FROM pg_xact_commit_timestamp(xmin))) FROM esp_telemetry WHERE well_id LIKE 'ESP-%'"
     )
@@ -404,12 +404,17 @@ def _verify(database: Database, reference: Reference, competitor: Competitor, wo
             raise Failed(f"{rejects} rejects where {mark.rejects} are right")
 
 
+def latencies(database: Database) -> tuple[float, float]:
+    """Received → committed, p50 and p99, in seconds."""
+    p50, p99 = database.value(_LATENCIES)
+    return float(p50), float(p99)
+
+
 def _note_latencies(
     measured: Measured, database: Database, competitor: Competitor, workload: Workload, log: Path
 ) -> None:
     if competitor.writes_received_at:
-        p50, p99 = database.value(_LATENCIES)
-        measured.committed_seconds = (float(p50), float(p99))
+        measured.committed_seconds = latencies(database)
     shape = workload.shape
     if shape.per_message > 1 or shape.reject_every or shape.duplicate_share:
         return  # a row's message is not known from its well and time alone

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from tests.bench import runs
+from tests.bench import runs, scale_parts
 from tests.bench.competitors import DAEMON, MQ_BRIDGE, Competitor
 from tests.bench.runs import Measured
 from tests.bench.servers import Reference, start_postgres
@@ -68,7 +68,12 @@ def _latency_row(competitor: Competitor, measured: list[Measured]) -> str:
     return f"| {competitor.name} | {' | '.join(cells)} |"
 
 
-PARTS = {"latency": latency}
+PARTS = {
+    "latency": latency,
+    "members": scale_parts.members,
+    "wells": scale_parts.wells,
+    "rows": scale_parts.rows,
+}
 
 
 def main() -> int:
@@ -77,6 +82,7 @@ def main() -> int:
     parser.add_argument("--part", action="append", choices=[*PARTS], help="repeatable; default all")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="shorter, and fewer sizes")
+    parser.add_argument("--core-share", type=float, default=0.2, help="of each member, in cores")
     parser.add_argument("--against", type=Path, metavar="FOLDER", help="another checkout, to be measured in turn")
     parser.add_argument("--output", type=Path, help="append the tables to this file")
     options = parser.parse_args()

@@ -1,0 +1,199 @@
+"""The longer parts of the scale bench: many wells, many rows, many members. Each yields the lines of its table."""
+
+import argparse
+import contextlib
+import os
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from tests.bench import runs
+from tests.bench.competitors import DAEMON, Competitor
+from tests.bench.processes import cpu_seconds, rss_bytes
+from tests.bench.runs import PublisherProcess
+from tests.bench.servers import Broker, Reference, start_postgres
+from tests.bench.workload import Shape, Workload, generate
+from tests.support.databases import Database, NativeTimescale
+
+Say = Callable[[str], None]
+RATE = 10_000.0
+_CGROUPS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/cpu"))  # version 2, version 1
+_PERIOD_US = 100_000
+_LOAD = (
+    "INSERT INTO esp_telemetry (well_id, timestamp, received_at, flow_rate, pip, motor_current, motor_temp, vibration, "
+    "vsd_frequency, gor) SELECT 'OLD-' || well, at, at, 900.5, 1900.5, 50.25, 200.5, 0.25, 60.5, 300.5 "
+    "FROM generate_series(1, 1000) well, "
+    "generate_series(now() - interval '20 hours', now() - interval '20 hours' + {seconds} * interval '1 second', "
+    "interval '1 second') at"
+)
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1_000_000 * 1_000
+
+
+def wells(options: argparse.Namespace, folder: Path, say: Say) -> Iterator[str]:
+    """One rate from more and more wells; then the daemon is started again over what it knew."""
+    yield "| wells, 10 000 readings/s in all | consumer µs a reading | p99 ms | RSS MB | B a well | ready again s |"
+    yield "|---|---|---|---|---|---|"
+    first: tuple[int, int] | None = None
+    for count in (1_000, 10_000) if options.quick else (1_000, 10_000, 100_000):
+        rounds = max(int(RATE) * (15 if options.quick else 40) // count, 2)
+        first_us = _now_us() - (rounds + 10) * 1_000_000  # fewer wells take their seconds faster than the clock does
+        workload = generate(Shape("wells", wells=count, rounds=rounds), folder / f"wells-{count}", first_us)
+        with start_postgres() as server:
+            cpu, rss, p99, again = _many_wells(server, workload)
+        first = first or (count, rss)
+        each = f"{(rss - first[1]) / (count - first[0]):,.0f}" if count > first[0] else "–"
+        row = f"| {count:,} | {cpu:.1f} | {p99 * 1e3:.0f} | {rss / 1e6:.0f} | {each} | {again:.1f} |"
+        say(f"wells: {row}")
+        yield row
+
+
+def _many_wells(server: NativeTimescale, workload: Workload) -> tuple[float, int, float, float]:
+    """CPU µs a reading, RSS in bytes, p99 in seconds, and the seconds to be ready after a restart."""
+    mark = workload.whole
+    with runs.parts(server, DAEMON) as (broker, database):
+        with runs.running(DAEMON, broker, database) as process:
+            runs.await_row_of_a_probe(broker, database, process)
+            began = cpu_seconds(process.pid)
+            with PublisherProcess(workload, mark, broker, RATE) as publisher:
+                publisher.go()
+                runs.await_last(database, mark, process, DAEMON)
+            cpu = (cpu_seconds(process.pid) - began) * 1e6 / mark.readings
+            rss = rss_bytes(process.pid)
+        p99 = runs.latencies(database)[1]
+        restarted = time.monotonic()
+        with runs.running(DAEMON, broker, database):
+            _await_ready(broker.http_port)
+            return cpu, rss, p99, time.monotonic() - restarted
+
+
+def _await_ready(port: int) -> None:
+    deadline = time.monotonic() + 120.0
+    while time.monotonic() < deadline:
+        url = f"http://127.0.0.1:{port}/health/ready"
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2) as answer:
+            if answer.status == 200:
+                return
+        time.sleep(0.05)
+    raise runs.Failed("not ready in 120 s after a restart")
+
+
+def rows(options: argparse.Namespace, folder: Path, say: Say) -> Iterator[str]:
+    """As fast as the broker takes it, into a table that holds more and more."""
+    yield "| rows before | items/s | consumer µs | database µs | load before |"
+    yield "|---|---|---|---|---|"
+    for count in (0, 10**6) if options.quick else (10**6, 10**7):
+        for number in range(options.runs):
+            with start_postgres() as server:
+                shape = Shape("rows", wells=1_000, rounds=100)
+                workload = generate(shape, folder / "rows", _now_us() - 200_000_000)
+                beside = partial(_loaded, rows=count)
+                reference = Reference(server)
+                found = runs.stream(server, reference, "rows", DAEMON, workload, number, beside=beside)
+            parts = f"{found.cpu_us('consumer'):.1f} | {found.cpu_us('database'):.1f}"
+            row = f"| {count:,} | {found.rate:,.0f} | {parts} | {found.load_before:.1f} |"
+            say(f"rows: {row}")
+            yield row
+
+
+@contextlib.contextmanager
+def _loaded(database: Database, rows: int) -> Iterator[None]:
+    """So many rows of other wells, of the same day."""
+    for _ in range(1 if rows else 0):
+        database.run(_LOAD.format(seconds=rows // 1_000 - 1))
+        database.run("CHECKPOINT")
+    yield
+
+
+def members(options: argparse.Namespace, folder: Path, say: Say) -> Iterator[str]:
+    """1, 2 and 4 daemons of one share group, each with a share of a core of its own."""
+    share = options.core_share
+    yield f"| members, {share:g} of a core each | readings/s | ÷ one member | CPU µs a reading, each | load before |"
+    yield "|---|---|---|---|---|"
+    one = 0.0
+    for count in (1, 2, 4):
+        rounds = 100 if options.quick else 300
+        with start_postgres() as server:
+            first_us = _now_us() - (rounds + 10) * 1_000_000
+            workload = generate(Shape("members", wells=1_000, rounds=rounds), folder / f"members-{count}", first_us)
+            found = _shared(server, workload, count, share)
+        one = one or found[0]
+        each = ", ".join(f"{cost:.1f}" for cost in found[1])
+        row = f"| {count} | {found[0]:,.0f} | {found[0] / one:.2f} | {each} | {os.getloadavg()[0]:.1f} |"
+        say(f"members: {row}")
+        yield row
+
+
+def _shared(server: NativeTimescale, workload: Workload, count: int, share: float) -> tuple[float, list[float]]:
+    """(readings a second, CPU µs a reading of each member). The limits are set once all are ready, so that start-up is
+    not in it; one more than is needed is published at once, and waits at the broker."""
+    mark = workload.whole
+    with contextlib.ExitStack() as stack:
+        broker, database = stack.enter_context(runs.parts(server, DAEMON))
+        processes = []
+        for number in range(count):
+            member = _member(broker, number)
+            process = stack.enter_context(runs.running(member, broker, database))
+            if not number:
+                runs.await_row_of_a_probe(broker, database, process)
+            processes.append(process)
+        for number in range(count):
+            _await_ready(broker.http_port + number)
+        for process in processes:
+            stack.enter_context(limited(process.pid, share))
+        before = [cpu_seconds(process.pid) for process in processes]
+        with PublisherProcess(workload, mark, broker, 0.0) as publisher:
+            report = publisher.go()
+            deadline = time.monotonic() + 300
+            while (stored := runs.count(database)) < mark.readings:
+                if time.monotonic() > deadline:
+                    raise runs.Failed(f"stored {stored} of {mark.readings}")
+                time.sleep(0.2)
+        seconds = runs.last_commit(database) - report.began
+        spent = [cpu_seconds(process.pid) - used for process, used in zip(processes, before, strict=True)]
+        return mark.readings / seconds, [each * 1e6 * count / mark.readings for each in spent]
+
+
+def _member(broker: Broker, number: int) -> Competitor:
+    settings = {
+        "ESP_INGEST_MQTT__SHARE_GROUP": "bench",
+        "ESP_INGEST_MQTT__CLIENT_ID": f"member-{number}",
+        "ESP_INGEST_HTTP__PORT": str(broker.http_port + number),
+        "ESP_INGEST_SPOOL__PATH": str(broker.folder / f"spool-{number}"),
+    }
+    return replace(DAEMON, name=f"member {number}", settings=tuple(settings.items()))
+
+
+@contextlib.contextmanager
+def limited(pid: int, share: float) -> Iterator[None]:
+    """``pid`` may use ``share`` of a core. Needs root, and cgroups of either version with the cpu controller."""
+    root = next((root for root in _CGROUPS if _has_cpu(root)), None)
+    if root is None:
+        raise runs.Failed("no cgroup with a cpu controller can be written here")
+    group = root / f"esp-scale-{pid}"
+    group.mkdir()
+    try:
+        quota = round(share * _PERIOD_US)
+        if (group / "cpu.max").exists():
+            (group / "cpu.max").write_text(f"{quota} {_PERIOD_US}")
+        else:
+            (group / "cpu.cfs_quota_us").write_text(str(quota))
+        (group / "cgroup.procs").write_text(str(pid))
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            (root / "cgroup.procs").write_text(str(pid))
+        group.rmdir()
+
+
+def _has_cpu(root: Path) -> bool:
+    """Version 2 hands the controller down; version 1 has a folder of its own for it."""
+    control = root / "cgroup.subtree_control"
+    if control.exists():
+        return "cpu" in control.read_text().split()
+    return root.name == "cpu" and (root / "cgroup.procs").exists()
