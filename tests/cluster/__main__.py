@@ -13,7 +13,6 @@ in the order received.
 
 import argparse
 import contextlib
-import json
 import os
 import signal
 import sys
@@ -242,19 +241,25 @@ def main() -> int:
     options = parser.parse_args()
     rmqtt.program()
     rows: list[Row] = []
+    failed: list[str] = []
     with tempfile.TemporaryDirectory(prefix="esp-cluster-") as name, NativeTimescale.start(fsync=True) as server:
         folder = options.keep or Path(name)
         for broker in options.broker or BROKERS:
             for case in options.case or CASES:
                 where = folder / f"{broker}-{case}-{os.getpid()}"
-                rows.append(run_case(broker, case, server, options.members, options.seconds, where))
-                sys.stderr.write(f"{rows[-1]}\n{json.dumps(str(rows[-1].result))}\n")
+                try:
+                    rows.append(run_case(broker, case, server, options.members, options.seconds, where))
+                except (RuntimeError, OSError) as error:  # the rows of other cases count all the same
+                    failed.append(f"{broker}, {case}: {error}")
+                    sys.stderr.write(f"{failed[-1]}\n")
+                else:
+                    sys.stderr.write(f"{rows[-1]}\n{rows[-1].result}\n")
     table = HEAD + "".join(f"{row}\n" for row in rows)
     sys.stdout.write(table)
     if options.output:
         with options.output.open("a", encoding="utf-8") as file:
             file.write(table)
-    return 0 if all(row.is_clean for row in rows) else 1
+    return 1 if failed or not all(row.is_clean for row in rows) else 0
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ VERSION = "0.24.0"
 CACHE = Path(os.environ.get("ESP_INGEST_RMQTT", "/var/cache/esp-ingest/rmqtt"))
 PLUGINS = ("rmqtt-cluster-raft", "rmqtt-shared-subscription", "rmqtt-session-storage")
 _LIBRARIES = ("rmqtt-conf", "rmqtt-net")  # of the program itself, not plugins
-_START_SECONDS = 60.0
+_START_SECONDS = 100.0
 
 
 def trimmed(manifest: str) -> str:
@@ -88,13 +88,17 @@ class Node:
         )
 
     def start(self) -> None:
-        """Start, and wait until it takes connections."""
+        """Start, and wait until it takes connections. Again and again, as a supervisor would: the raft port is taken
+        without SO_REUSEADDR, so a node that was killed cannot have it for a minute."""
         command = [str(program()), "-f", str(self.folder / "rmqtt.toml"), "--id", str(self.number)]
-        self._process = Process(command, self.folder / "log")
         deadline = time.monotonic() + _START_SECONDS
         while not self.answers:
-            if not self._process.running or time.monotonic() > deadline:
+            if time.monotonic() > deadline:
+                self.kill()
                 raise RuntimeError(f"node {self.number} did not start: {self.log()[-2_000:]}")
+            if self._process is None or not self._process.running:
+                time.sleep(1.0)
+                self._process = Process(command, self.folder / "log")
             time.sleep(0.1)
 
     def kill(self) -> None:

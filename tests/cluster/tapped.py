@@ -9,7 +9,8 @@ from tests.support.proxy import Direction, TcpProxy
 Message = tuple[str, int]  # a reading of the fleet: its well and its number
 # Topic, packet id, properties, payload (tests/support/fault_publisher.py).
 _PUBLISH = re.compile(
-    rb'esp/([^/]{1,64})/telemetry.{2,80}?\{"timestamp":\d+,"flow_rate":\d+,"gor":\d+,"n":(\d+)\}', re.S
+    rb'esp/([^/]{1,64})/telemetry.{2,80}?\{"timestamp":\d+,"flow_rate":\d+,"gor":\d+,(?:[a-z_":\d]+,){0,2}"n":(\d+)\}',
+    re.S,
 )
 
 

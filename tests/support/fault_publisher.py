@@ -35,15 +35,20 @@ _FINISH_SECONDS = 120.0
 
 
 def payload(base_ms: int, number: int, reject_every: int, step_ms: int = 1) -> bytes:
-    """What reading ``number`` looks like on the wire."""
+    """What reading ``number`` looks like on the wire. With more than a millisecond from one to the next, a pump that
+    stops now and then, so that the rules find something."""
     if is_reject(number, reject_every):
         if number // reject_every % 2:
             return RUBBISH
         return b'{"timestamp":"poison %d","flow_rate":1}' % number
-    return b'{"timestamp":%d,"flow_rate":%d,"gor":%d,"n":%d}' % (
+    pump = b""
+    if step_ms > 1:
+        pump = b'"vsd_frequency":%d,"motor_current":%d,' % ((60, 50) if number % 200 < 150 else (0, 0))
+    return b'{"timestamp":%d,"flow_rate":%d,"gor":%d,%b"n":%d}' % (
         base_ms + number * step_ms,
         number % _SPREAD,
         number // _SPREAD,
+        pump,
         number,
     )
 

@@ -55,17 +55,17 @@ def test_the_broker_is_built_with_our_plugins_only() -> None:
         assert kept in trimmed
 
 
-def publish(well: bytes, number: int) -> bytes:
+def publish(well: bytes, number: int, step_ms: int = 1) -> bytes:
     """An MQTT 5 PUBLISH, with two properties."""
     topic = b"esp/%b/telemetry" % well
-    rest = len(topic).to_bytes(2, "big") + topic + b"\x00\x07\x05\x02\x00\x00\x00\x09" + payload(0, number, 0)
+    rest = len(topic).to_bytes(2, "big") + topic + b"\x00\x07\x05\x02\x00\x00\x00\x09" + payload(0, number, 0, step_ms)
     return b"\x32" + bytes([len(rest) & 0x7F | 0x80, len(rest) >> 7]) + rest
 
 
 def test_what_no_member_was_sent_is_the_clusters_loss(tmp_path: Path) -> None:
     node = rmqtt.Node(1, tmp_path / "node", [(1, 2, 3)], durable=False)
     one, other = Balancer([node]), Balancer([node])
-    one.delivered[1] = bytearray(publish(b"W1", 7) + publish(b"W2", 8))
+    one.delivered[1] = bytearray(publish(b"W1", 7) + publish(b"W2", 8, 20_000))
     other.delivered[2] = bytearray(publish(b"W1", 9)[:-1])
     assert sent_down(bytes(one.delivered[1])) == {("W1", 7), ("W2", 8)}
     assert undelivered({("W1", 7), ("W2", 7), ("W1", 9)}, [one, other]) == 2, "one of another well, and one cut short"
