@@ -27,7 +27,7 @@ COMMANDS = {
     "run": Command("the daemon: subscribe, store, diagnose; SIGTERM drains"),
     "migrate": Command("bring the database to the newest schema"),
     "check": Command("configuration, broker, database and schema, a line each"),
-    "simulate": Command("be a fleet of ESP controllers, or replay a recording"),
+    "simulate": Command("simulate a fleet of ESP controllers, or replay a recording"),
     "demo": Command("all of it on this machine: embedded broker and database, a fleet with faults"),
     "rejects": Command("list, show and replay what was rejected", has_actions=True),
     "rules": Command("check, explain and try the diagnostic rules", has_actions=True),

@@ -33,7 +33,10 @@ _CLOCK_NOT_SET_US = 946_684_800_000_000  # 2000-01-01T00:00:00Z
 
 def add_arguments(add_action: AddAction) -> None:
     """The actions list, replay and show."""
-    for name, text in (("list", "a line a reject, newest first"), ("replay", "put them through the pipeline again")):
+    for name, text in (
+        ("list", "one line for each reject, newest first"),
+        ("replay", "put them through the pipeline again"),
+    ):
         action = add_action(name, text)
         action.add_argument("--reason", help="only this reason, such as invalid_json (docs/payloads.md has all)")
         action.add_argument("--topic", help="only this topic; * stands for any text")

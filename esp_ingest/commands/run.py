@@ -20,8 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes that share the work through a share group (MQTT 5). Worker 0 answers on http.port, worker K on "
         "http.port + K. One of them runs the diagnostic rules for all, some seconds behind, from the table "
-        "(docs/operations.md). After fewer or more workers than before, those that are no longer there are emptied "
-        "and leave the broker by themselves",
+        "(docs/operations.md). After a change of N, the spools and sessions of workers that are no longer used "
+        "are drained and removed",
     )
     parser.add_argument(
         "--retire",

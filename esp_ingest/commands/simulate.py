@@ -14,7 +14,13 @@ FAULTS = (
     "gas_lock, pump_off, broken_shaft, dead_head, tubing_leak, overload, motor_hot, vibration, frozen_signal, "
     "gauge_dropout, trip, stale"
 )
-_TROUBLE = ("malformed", "duplicates", "late", "future", "odd")
+_TROUBLE = {
+    "malformed": "each becomes a reject",
+    "duplicates": "sent twice",
+    "late": "sent 5 to 60 s late",
+    "future": "stamped an hour ahead, which is a reject",
+    "odd": "stored: padded, with an unusual offset, or with a value that costs its own signal alone",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,10 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=False,
         help="replay with the recording's own timestamps",
     )
-    for name in _TROUBLE:
-        parser.add_argument(
-            f"--{name}", type=_share, default=0.0, metavar="SHARE", help=f"share of {name} messages, 0 to 1"
-        )
+    for name, meaning in _TROUBLE.items():
+        text = f"share of {name} messages, 0 to 1 ({meaning})"
+        parser.add_argument(f"--{name}", type=_share, default=0.0, metavar="SHARE", help=text)
 
 
 def add_fleet(parser: argparse.ArgumentParser, wells: int) -> None:

@@ -17,9 +17,9 @@ ROLES = ("viewer", "operator", "admin")
 def add_arguments(action: AddAction) -> None:
     """The actions add, list, change, disable, password and token. ``action(name, text)`` makes the parser of one."""
     add = action("add", "make a user; asks for the password, unless it is in a file")
-    listing = action("list", "a line a user")
+    listing = action("list", "one line for each user")
     change = action("change", "another role, or other wells")
-    disable = action("disable", "end a user's sessions and tokens; a new password lets him in again")
+    disable = action("disable", "end a user's sessions and tokens; a new password lets the user in again")
     password = action("password", "a new password; ends the sessions of the old one")
     token = action("token", "a token for a machine, with the role and wells of this user; it is printed once")
     for each in (add, change, disable, password, token):
@@ -37,7 +37,7 @@ def add_arguments(action: AddAction) -> None:
         )
     for each in (add, password):
         each.add_argument("--password-file", metavar="FILE", help="its first line is the password; - is standard input")
-    listing.add_argument("--json", action="store_true", help="a user a line as JSON")
+    listing.add_argument("--json", action="store_true", help="one line of JSON for each user")
     token.add_argument("--days", required=True, type=_days, metavar="N", help="days until it ends")
 
 
