@@ -73,8 +73,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
     settings = {**settings, "ESP_INGEST_API__SILENT_AFTER_SECONDS": f"{span_seconds + 900:.0f}"}
     processes = Processes(clock, settings, more_rules, arguments.config)
     with stop, processes:
-        for line in processes.schema_lines:
-            _say(f"  {line}")
+        _say(f"  {_database(processes.schema_lines)}")
         console = processes.console
         _say(console.line() if console is not None else 'no console: pip install "esp-ingest[demo,api]" brings it')
         _say(f"ready after {clock.monotonic() - started:.1f} s")
@@ -225,7 +224,16 @@ def _summary(totals: Totals, problem: str, play: _Play, diagnoses: _Diagnoses) -
         _say("simulated: " + ", ".join(f"{fault} at {well}" for well, fault in story.items()))
     named = [f"{diagnosis} ({severity}) {count}" for diagnosis, severity, count in diagnoses]
     _say(f"diagnosed: {totals.diagnostics} = " + " + ".join(named) if named else "diagnosed: nothing")
+    if named:
+        _say("  (those explained by another one are left out; the severity is the highest reached)")
     _say(f"problem: {problem}." if problem else "Everything adds up, and nothing is left running.")
+
+
+def _database(lines: list[str]) -> str:
+    """The database of the demo in one line, of what the migration says."""
+    server = next((line for line in lines if line.startswith("PostgreSQL")), "PostgreSQL")
+    plain = any(line.startswith("cannot: hypertables") for line in lines)
+    return f"{server}{' without TimescaleDB' if plain else ''}, fsync off: for the demo only"
 
 
 def _say(text: str) -> None:
