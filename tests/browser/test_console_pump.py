@@ -71,7 +71,7 @@ def test_a_well_without_a_pump_shows_none(browser: Browser, console: ApiProcess)
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
         sign_in(page, "paul", at="/#/well/ESP-07")
-        expect(page.get_by_role("heading", name="Current chart")).to_be_visible()
+        expect(page.get_by_role("heading", name="Amp chart (motor current)")).to_be_visible()
         expect(page.locator("main [aria-busy]")).to_have_count(0)
         expect(page.get_by_role("heading", name="Operating point")).to_have_count(0)
         assert not [url for url in asked if url.endswith("/pump") or "pump.js" in url]

@@ -9,7 +9,7 @@ import { sparkline } from "../parts/spark.js";
 
 const PAGE_WELLS = 50;
 const COLUMNS = ["motor_current", "vsd_frequency", "pip", "motor_temp", "flow_rate"];
-const SORTS = [["need", "Need"], ["well_id", "Name"], ["-well_id", "Name, backwards"], ["last_seen", "Silent longest"], ["-last_seen", "Newest"], ["flow_rate", "Flow, lowest first"], ["-flow_rate", "Flow, highest first"]];
+const SORTS = [["need", "Most urgent first"], ["well_id", "Name, A to Z"], ["-well_id", "Name, Z to A"], ["last_seen", "Last seen, oldest first"], ["-last_seen", "Last seen, newest first"], ["flow_rate", "Flow, lowest first"], ["-flow_rate", "Flow, highest first"]];
 const SPARK_POINTS = 96;
 const SPARK_MILLISECONDS = 120_000; // a sparkline is asked for again after so long
 
@@ -47,7 +47,7 @@ export function open(root, context) {
     sort.addEventListener("change", set("sort"));
     signal.addEventListener("change", set("spark"));
     const element = h("form", { class: "filters", role: "search", onsubmit: (event) => event.preventDefault() },
-      field("Well", text), field("State", state), field("Worst alarm", severity), field("Sorted by", sort), field("24 h of", signal), view);
+      field("Well", text), field("State", state), field("Worst alarm", severity), field("Sort by", sort), field("Trend of", signal), view);
     const fill = () => {
       if (document.activeElement !== text) text.value = query.get("q") ?? "";
       state.value = query.get("state") ?? "";
@@ -188,7 +188,7 @@ export function open(root, context) {
     return [
       wanting.slice(0, 3).map((alarm) => h("span", { class: "marked", title: `${alarm.severity}, ${alarm.state}` }, severityMark(alarm.severity, WAITING.has(alarm.state)), ruleName(alarm.diagnosis))),
       wanting.length > 3 && h("span", { class: "more" }, `and ${wanting.length - 3} more`),
-      held > 0 && h("span", { class: "more" }, `${held} held back`),
+      held > 0 && h("span", { class: "more" }, `${held} suppressed or shelved`),
     ];
   }
 

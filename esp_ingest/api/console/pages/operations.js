@@ -18,7 +18,7 @@ const FIGURES = [
   ["buffer_messages", "Messages in the buffer", count],
   ["spool_messages", "Messages in the spool", count, (value) => value > 0],
   ["spool_bytes", "Size of the spool", bytes, (value) => value > 0],
-  ["diagnostics_active", "Open alarms, events, held back ones too", (value) => h("a", { href: "#/alarms?state=open" }, count(value))],
+  ["diagnostics_active", "Open alarms and events, suppressed ones too", (value) => h("a", { href: "#/alarms?state=open" }, count(value))],
   ["mqtt_reconnects_total", "Reconnects to the broker", count],
   ["database_retries_total", "Retries of the database", count],
 ];
@@ -71,7 +71,7 @@ function daemonPanel() {
       }));
     replace(checks, Object.entries(found.checks).map(([name, check]) => {
       const isOk = check.ok ?? check.status === "ok";
-      return h("li", { class: isOk ? null : "outside" }, h("b", null, name.replaceAll("_", " ")), isOk ? " fine" : " failing", check.detail && `: ${check.detail}`);
+      return h("li", { class: isOk ? null : "outside" }, h("b", null, name.replaceAll("_", " ")), isOk ? " OK" : " failing", check.detail && `: ${check.detail === "there" ? "running" : check.detail}`);
     }));
   }
 
@@ -121,7 +121,7 @@ function rejectsPanel(context) {
     h("tbody", null, items.map(rejectRows))));
 
   const element = h("section", { class: "panel" }, h("h2", null, "Rejects"),
-    h("p", { class: "muted" }, "Messages that cannot be a reading, byte for byte. esp-ingest rejects replay puts them through once more."),
+    h("p", { class: "muted" }, "Messages that could not be stored as readings, kept unchanged. esp-ingest rejects replay puts them through once more."),
     h("form", { class: "filters", role: "search", onsubmit: (event) => event.preventDefault() }, field("Reason", reason), field("Topic", topic), field("Received in", since)),
     found, list, pager);
   load();

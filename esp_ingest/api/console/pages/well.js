@@ -79,12 +79,12 @@ export function open(root, context) {
     showAge();
     const waiting = well.alarms.filter((alarm) => !HELD_BACK.has(alarm.state));
     replace(notes,
-      waiting.map((alarm) => h("li", null, severityMark(alarm.severity, WAITING.has(alarm.state)), h("b", null, ruleName(alarm.diagnosis)), ` since `, timeElement(alarm.timestamp))),
+      waiting.map((alarm) => h("li", null, severityMark(alarm.severity, WAITING.has(alarm.state)), h("b", null, ruleName(alarm.diagnosis)), ` raised `, timeElement(alarm.timestamp))),
       well.shelved.map((each) => h("li", { class: "muted" }, `${ruleName(each.diagnosis)} is shelved until `, timeElement(each.shelved_to), ` by ${each.by_whom}: ${each.why}`)));
     const keys = [["Other values", well.extra], ["Values that could not be used", well.quality]].filter(([, data]) => data && Object.keys(data).length > 0);
     replace(extra,
       keys.map(([title, data]) => h("section", { class: "panel" }, h("h2", null, title), h("dl", { class: "why" }, Object.entries(data).map(([key, value]) => h("div", null, h("dt", null, key), h("dd", null, typeof value === "object" ? JSON.stringify(value) : String(value))))))),
-      well.rules_off.length > 0 && h("details", { class: "panel" }, h("summary", null, `${well.rules_off.length} rules cannot run at this well`),
+      well.rules_off.length > 0 && h("details", { class: "panel" }, h("summary", null, rulesOffText(well.rules_off)),
         h("ul", null, well.rules_off.map((each) => h("li", null, h("b", null, ruleName(each.diagnosis)), `: ${each.reason}`)))));
   }
 
@@ -185,4 +185,12 @@ export function open(root, context) {
       for (const end of ends) end();
     },
   };
+}
+
+/** How many rules do not run at a well, and how many run in part, in one clause. */
+function rulesOffText(rules) {
+  const partly = rules.filter((each) => each.reason.startsWith("in part")).length;
+  const off = rules.length - partly;
+  const said = (number, one, many) => number > 0 && (number === 1 ? `1 rule ${one}` : `${number} rules ${many}`);
+  return `At this well ${[said(off, "is off", "are off"), said(partly, "runs in part", "run in part")].filter(Boolean).join(" and ")}`;
 }

@@ -9,7 +9,7 @@ const KINDS = {
   ack: { title: "Acknowledge", done: "acknowledged", fields: [why(false)] },
   shelve: {
     title: "Shelve", done: "shelved",
-    hint: "A shelved alarm is held back at its well until the time is over. The rule goes on being judged.",
+    hint: "A shelved alarm stays silent for this well until the time is over; the rule keeps running.",
     fields: [
       { name: "duration", label: "For", options: [["1h", "1 hour"], ["4h", "4 hours"], ["8h", "8 hours"], ["24h", "1 day"], ["3d", "3 days"], ["7d", "7 days"], ["30d", "30 days"]], value: "8h" },
       why(true),
@@ -21,10 +21,10 @@ const KINDS = {
     title: "Verdict", done: "judged",
     hint: "Was the alarm right? Verdicts show how far each rule can be trusted (Performance).",
     fields: [
-      { name: "verdict", label: "The alarm was", options: [["true", "true"], ["false", "false"], ["unclear", "unclear"]], value: "true" },
+      { name: "verdict", label: "The alarm was", options: [["true", "correct"], ["false", "a false alarm"], ["unclear", "unclear"]], value: "true" },
       { name: "cause", label: "Cause", hint: "What it was, such as gas slug." },
       { name: "stop_reason", label: "Why the well stopped", hint: "If it did." },
-      why(false, "How one knows"),
+      why(false, "How do you know?"),
     ],
   },
 };

@@ -34,7 +34,7 @@ export class AlarmList {
     this.isKnown = false;
     this.found.textContent = "Reading the alarms …";
     this.scroll = h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Alarms", "aria-busy": "true", hidden: true }, h("table", { class: "alarms-table" },
-      h("thead", null, h("tr", null, mayAct(context.me) && h("th", { scope: "col", class: "choose" }, this.all), heading("Severity"), !options.isOfWell && heading("Well"), heading("Alarm"), heading("State"), heading("Raised"), heading("Seen"))),
+      h("thead", null, h("tr", null, mayAct(context.me) && h("th", { scope: "col", class: "choose" }, this.all), heading("Severity"), !options.isOfWell && heading("Well"), heading("Alarm"), heading("State"), heading("Raised"), heading("Evidence"))),
       this.body));
     this.element = h("div", { class: "alarm-list" }, bar, this.found, this.scroll, this.pager);
     const reload = throttled(() => this.load(), 1_500);

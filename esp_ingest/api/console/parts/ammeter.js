@@ -18,7 +18,7 @@ export function ammeter(wellId, newest) {
   let turn = "24h";
   const place = h("div", { class: "ammeter" });
   const text = h("p", { class: "muted" });
-  const element = h("section", { class: "panel" }, h("div", { class: "head" }, h("h2", null, "Current chart"),
+  const element = h("section", { class: "panel" }, h("div", { class: "head" }, h("h2", null, "Amp chart (motor current)"),
     choice("A turn", [["24h", "24 h"], ["7d", "7 d"]], turn, (value) => { turn = value; load(); })), place, text);
 
   async function load() {
@@ -33,7 +33,7 @@ export function ammeter(wellId, newest) {
       replace(place, face(points, seconds, end, turn));
       const values = points.map((point) => point[1]).filter((value) => value !== null);
       text.textContent = values.length === 0 ? "No current was measured in this time."
-        : `${number(Math.min(...values), "A")} to ${number(Math.max(...values), "A")} ${unitOf("motor_current")}, the turn ends at ${moment(end * 1000)} ${zoneName()}.`;
+        : `${number(Math.min(...values), "A")} to ${number(Math.max(...values), "A")} ${unitOf("motor_current")}, in the 24 hours up to ${moment(end * 1000)} ${zoneName()}.`;
     } catch (error) {
       if (error.status !== 0) text.textContent = error.message;
     }

@@ -37,7 +37,7 @@ export function explanation(alarm) {
   const list = h("dl", { class: "why" });
   const say = (name, ...text) => text.some(Boolean) && list.append(h("div", null, h("dt", null, name), h("dd", null, text)));
   const sentence = (text) => text && `${text.charAt(0).toUpperCase()}${text.slice(1)}.`;
-  say("Seen", sentence(seen));
+  say("Evidence", sentence(seen));
   say("Likely cause", sentence(cause));
   const follows = h("dd", null, sentence(consequence));
   const row = h("div", { hidden: !consequence }, h("dt", null, "Consequence"), follows);
