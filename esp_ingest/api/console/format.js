@@ -57,6 +57,14 @@ export function number(value, unit) {
   return value.toLocaleString("en-GB", { minimumFractionDigits: decimals, maximumFractionDigits: decimals });
 }
 
+/** The two ends of a band, with one more decimal if they would read the same. */
+export function bandEnds(low, high, unit) {
+  const ends = [number(low, unit), number(high, unit)];
+  if (ends[0] !== ends[1] || low === high) return ends;
+  const decimals = (ends[0].split(".")[1] ?? "").length + 1;
+  return [low, high].map((end) => end.toLocaleString("en-GB", { minimumFractionDigits: decimals, maximumFractionDigits: decimals }));
+}
+
 /** A count: 12 345. */
 export const count = (value) => (Number.isFinite(value) ? Math.round(value).toLocaleString("en-GB") : "–");
 

@@ -19,7 +19,7 @@ export function ammeter(wellId, newest) {
   const place = h("div", { class: "ammeter" });
   const text = h("p", { class: "muted" });
   const element = h("section", { class: "panel" }, h("div", { class: "head" }, h("h2", null, "Amp chart (motor current)"),
-    choice("A turn", [["24h", "24 h"], ["7d", "7 d"]], turn, (value) => { turn = value; load(); })), place, text);
+    choice("One turn of the chart", [["24h", "24 h"], ["7d", "7 d"]], turn, (value) => { turn = value; load(); })), place, text);
 
   async function load() {
     const seconds = TURNS[turn];
@@ -32,8 +32,8 @@ export function ammeter(wellId, newest) {
       const points = page.rows.map((row) => [Date.parse(row[0]) / 1000, row[1]]);
       replace(place, face(points, seconds, end, turn));
       const values = points.map((point) => point[1]).filter((value) => value !== null);
-      text.textContent = values.length === 0 ? "No current was measured in this time."
-        : `${number(Math.min(...values), "A")} to ${number(Math.max(...values), "A")} ${unitOf("motor_current")}, in the 24 hours up to ${moment(end * 1000)} ${zoneName()}.`;
+      text.textContent = values.length === 0 ? "No motor current was measured in this time."
+        : `${number(Math.min(...values), "A")} to ${number(Math.max(...values), "A")} ${unitOf("motor_current")} in the ${turn === "7d" ? "7 days" : "24 hours"} up to ${moment(end * 1000)} ${zoneName()}.`;
     } catch (error) {
       if (error.status !== 0) text.textContent = error.message;
     }

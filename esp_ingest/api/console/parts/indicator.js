@@ -1,7 +1,7 @@
 // A moving analogue indicator: a value as a pointer beside the band in which it usually is.
 
 import { s } from "../dom.js";
-import { number } from "../format.js";
+import { bandEnds } from "../format.js";
 
 const WIDTH = 160;
 const HEIGHT = 20;
@@ -17,7 +17,7 @@ export function indicator(value, band, unit) {
   const at = x(value).toFixed(1);
   const words = isOutside ? (value < low ? "below" : "above") : "within";
   return [
-    s("svg", { class: `indicator${isOutside ? " outside-band" : ""}`, viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": `${words} the usual ${number(low, unit)} to ${number(high, unit)} ${unit}` },
+    s("svg", { class: `indicator${isOutside ? " outside-band" : ""}`, viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": `${words} the usual ${bandEnds(low, high, unit).join(" to ")} ${unit}` },
       s("rect", { class: "scale", x: 4, y: 8, width: WIDTH - 8, height: 8 }),
       s("rect", { class: "usual", x: x(low), y: 8, width: Math.max(x(high) - x(low), 2), height: 8 }),
       s("path", { class: "pointer", d: `M${at} 17l-5 -11h10z` })),
@@ -27,6 +27,6 @@ export function indicator(value, band, unit) {
 
 function usualText(low, high, unit, words) {
   const element = document.createElement("small");
-  element.textContent = `${words ? `${words} ` : ""}usual ${number(low, unit)} – ${number(high, unit)}`;
+  element.textContent = `${words ? `${words} ` : ""}usual ${bandEnds(low, high, unit).join(" – ")}`;
   return element;
 }
