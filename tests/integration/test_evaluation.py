@@ -35,7 +35,8 @@ def test_the_judges_can_say_no() -> None:
     old = 'parameters = { load = "80 %", deeper = "95 %", longer = "150 %" }\non_delay = "10 min"\n'
     hasty = old.replace("80 %", "99 %").replace("10 min", "0 s")
     nervous = played(STEADY, shipped_with((old, hasty)))
-    assert len(nervous.of("underload")) > 2
+    assert nervous.of("underload")
+    assert not played(STEADY).of("underload")
     deaf = ('rise = "10 °F"', 'rise = "99 °F"')
     asleep = played(ESP01, shipped_with((old, old.replace("80 %", "40 %")), deaf))
     warned, stops = judged.announced(asleep)
@@ -86,7 +87,7 @@ def test_stops_and_dropouts_agree_with_the_derived_events() -> None:
         assert found[event].events - found[event].agree <= most, found[event]
     underload = found["UNDERLOAD"]
     reasons = ("no more than this well did by habit on its days", "shorter than the on-delay of 10 minutes")
-    assert underload.agree + sum(underload.why[reason] for reason in reasons) >= 278
+    assert underload.agree + sum(underload.why[reason] for reason in reasons) >= 272  # 12: another baseline
 
 
 @pytest.mark.parametrize("interval", INTERVALS)

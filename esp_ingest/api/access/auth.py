@@ -188,6 +188,11 @@ class Auth:
         self._metrics.sign_ins.labels("ok").inc()
         return await self._begin(user, password, address)
 
+    def _refuse_crowd(self, address: str) -> None:
+        """As below, where a provider judges: attempts are counted for the address alone."""
+        self._refuse_in_haste(address, "")
+        self._throttle.unjudged(address, "")
+
     def _refuse_in_haste(self, address: str, name: str) -> None:
         wait = self._throttle.wait(address, name)
         if wait > 0:
@@ -209,7 +214,7 @@ class Auth:
             raise Problem(
                 404, "no-provider", "Users of this API are local: sign in at POST /api/v1/auth/token with a password."
             )
-        self._refuse_in_haste(address, "")
+        self._refuse_crowd(address)
         try:
             tokens, who = await self._from_provider(self.client.exchange(code, code_verifier, redirect_uri, nonce))
         except OidcRefused as error:
@@ -245,7 +250,7 @@ class Auth:
     async def refresh(self, token: str, address: str) -> Tokens:
         """The next tokens of a session, those of the provider if one is configured. Raises Problem 401, 403 and 503."""
         if self.client is not None:
-            self._refuse_in_haste(address, "")
+            self._refuse_crowd(address)
             try:
                 return (await self._from_provider(self.client.refresh(token)))[0]
             except OidcRefused:
