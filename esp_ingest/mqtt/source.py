@@ -42,8 +42,9 @@ logger = logging.getLogger(__name__)
 
 TURN_SECONDS = 1.0
 # Between "readable" and reading: the broker writes a message at a time, and a turn for each costs more than all else.
-# Measured: 14 → 7 µs of CPU a reading with 3 ms.
-GATHER_SECONDS = 0.005
+# Measured with one reading a message: 14 → 7 µs of CPU a reading with 3 ms. With 50 a message 5 ms cost a fifth of the
+# rate (170 000 beside 210 000 readings/s): what gathers meanwhile no longer fits the processor's cache.
+GATHER_SECONDS = 0.003
 CLOSE_SECONDS = 4.0
 SILENT_CLOSES_BEFORE_FALLBACK = 2
 FLAPPING_CONNECTIONS = 2  # so many short-lived ones in a row
