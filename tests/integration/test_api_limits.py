@@ -361,6 +361,12 @@ class TestNeverOpen:
                 assert "http://" not in text
                 assert "https://" not in text
 
+    def test_files_are_packed_and_answers_are_not(self, api: ApiProcess, olga: httpx.Client) -> None:
+        for path in ("/app.js", "/static/docs.js"):
+            assert olga.get(path).headers.get("content-encoding") == "gzip", path
+        assert "content-encoding" not in olga.get("/api/v1/rules").headers
+        assert "content-encoding" not in olga.get("/app.js", headers={"Accept-Encoding": "identity"}).headers
+
     def test_paths_out_of_the_folder(self, api: ApiProcess) -> None:
         for path in (b"/static/../app.py", b"/static/%2e%2e/app.py", b"/..%2f..%2fetc/passwd", b"//etc/passwd"):
             found = said(api, b"GET " + path + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")

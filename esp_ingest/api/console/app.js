@@ -7,8 +7,8 @@ import { live } from "./live.js";
 import { apply, choose, onChoice, prefs } from "./prefs.js";
 import { isSignedIn, onSession, signOut } from "./session.js";
 
-// A page is a module with `open(root, context)`, which gives {close(), query?(query)}. `context` has path (the parts
-// behind the page's name), query (URLSearchParams), me and setQuery().
+// A page is a module with `open(root, context)`, which gives {close(), query?(query)}. `context`: path, query
+// (URLSearchParams), me and setQuery().
 const PAGES = {
   fleet: { title: "Fleet", load: () => import("./pages/fleet.js") },
   alarms: { title: "Alarms", load: () => import("./pages/alarms.js") },
@@ -48,7 +48,7 @@ function openNowhere(root) {
   return { close() {} };
 }
 
-/** Write filters into the address. What is empty is left out; `isStep` makes it a step that Back returns from. */
+/** Write filters into the address, without empty ones; `isStep`: Back returns from it. */
 function setQuery(changes, isStep = true) {
   const { name, path, query } = route();
   for (const [key, value] of Object.entries(changes)) {

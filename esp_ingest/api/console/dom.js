@@ -12,7 +12,7 @@ function fill(element, attributes, children) {
   return element;
 }
 
-/** An HTML element: attributes (functions under on… are listeners, null and false are left out) and children. */
+/** An HTML element: attributes (on… are listeners, null and false are left out) and children. */
 export function h(tag, attributes, ...children) {
   return fill(document.createElement(tag), attributes, children);
 }

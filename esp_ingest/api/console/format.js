@@ -35,7 +35,7 @@ const STORED_UNITS = {
   flow_rate: "bbl/d", pip: "psi", motor_current: "A", motor_temp: "°F", vibration: "in/s", vsd_frequency: "Hz", gor: "scf/bbl",
   discharge_pressure: "psi", wellhead_pressure: "psi", casing_pressure: "psi", intake_temp: "°F", leakage_current: "mA", drive_voltage: "V",
 };
-// As the API converts (esp_ingest/api/wire/units.py), for what comes as it is stored: the live stream and the figures of alarms.
+// As esp_ingest/api/wire/units.py converts, for the live stream and the figures of alarms.
 const METRIC = {
   "bbl/d": ["m³/d", (x) => x * 0.158987294928], psi: ["bar", (x) => x * 0.0689475729316836], "°F": ["°C", (x) => ((x - 32) * 5) / 9],
   "in/s": ["mm/s", (x) => x * 25.4], "scf/bbl": ["m³/m³", (x) => (x * 0.028316846592) / 0.158987294928],
@@ -113,7 +113,7 @@ export function timeElement(time) {
   return h("time", { datetime: date.toISOString(), title: `${moment(date, other)} ${other === "utc" ? "UTC" : "local time"}` }, moment(date));
 }
 
-/** What stands under the axis of times: the date where a day begins, else the hour, minute and second. `step` in seconds. */
+/** Under the axis of times: the date where a day begins, else the time. `step` in seconds. */
 export function axisTimes(times, step, zone) {
   let before = "";
   return times.map((time) => {
@@ -152,7 +152,7 @@ const SHAPES = {
   info: ["M5 5h10v10H5z", "i"],
 };
 
-/** The mark of a severity: filled if somebody has to look at it, outlined if it was acknowledged or is held back. */
+/** The mark of a severity: filled if somebody has to look at it, else outlined. */
 export function severityMark(severity, isWaiting = true, hasText = false) {
   const [path, figure] = SHAPES[severity] ?? SHAPES.info;
   const mark = s("svg", { class: `mark ${severity}${isWaiting ? "" : " quiet"}`, viewBox: "0 0 20 20", role: "img", "aria-label": severity },

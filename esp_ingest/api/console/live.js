@@ -1,5 +1,4 @@
-// The live stream: server-sent events over fetch(), because EventSource cannot send a token. It comes back by itself
-// with Last-Event-ID, and says since when nothing came.
+// The live stream by fetch(), because EventSource cannot send a token. It comes back by itself with Last-Event-ID.
 
 import { authorized, problemOf } from "./session.js";
 
@@ -80,7 +79,7 @@ class Live extends EventTarget {
     this.#wake();
   }
 
-  /** Listen to an event of the stream (readings, alarms, health, reset) or to "state". Gives a function that ends it. */
+  /** Listen to readings, alarms, health, reset or "state". Gives a function that ends it. */
   on(kind, listener) {
     const call = (event) => listener(event.detail);
     this.addEventListener(kind, call);

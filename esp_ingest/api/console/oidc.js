@@ -1,5 +1,4 @@
-// Signing in through an OpenID provider: authorization code flow with PKCE. The page goes to the provider and comes back
-// with a code, which the API exchanges; nothing is asked of another host from here.
+// Signing in through an OpenID provider: code flow with PKCE. The API exchanges the code; this asks no other host.
 
 import { beginSession, problemOf } from "./session.js";
 
@@ -9,7 +8,7 @@ const encoded = (bytes) => btoa(String.fromCharCode(...bytes)).replaceAll("+", "
 const random = () => encoded(crypto.getRandomValues(new Uint8Array(32)));
 const home = () => new URL("/", location.href).href;
 
-/** Go to the provider. What `methods` says of it is the API's /auth/methods. Throws an Error that says what to do. */
+/** Go to the provider that /auth/methods names. Throws an Error that says what to do. */
 export async function leave(methods) {
   if (!crypto.subtle) throw new Error("Browsers sign in through a provider over https only: open this page with https.");
   const verifier = random();
@@ -39,7 +38,7 @@ function taken() {
   }
 }
 
-/** If the address is one that the provider sent the page back to, sign in. Gives what went wrong, "" for nothing. */
+/** Back from the provider: sign in. Gives what went wrong, "" for nothing. */
 export async function comeBack() {
   const given = new URLSearchParams(location.search);
   if (!given.has("state")) return "";

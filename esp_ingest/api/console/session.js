@@ -1,7 +1,6 @@
-// Who is signed in. The tokens stand in sessionStorage: they survive a reload and end with the tab, which suits the
-// shared machines of a control room; localStorage would outlive the browser. Tabs of one browser share a session by
-// BroadcastChannel. A refresh token is good for one use, so only the holder of a Web Lock refreshes, and he first asks
-// the other tabs whether one of them has newer tokens: a duplicated tab begins with a copy of them.
+// Who is signed in. The tokens are in sessionStorage: they survive a reload and end with the tab, which suits shared
+// machines. Tabs share a session by BroadcastChannel. A refresh token is good for one use, so only the holder of a Web
+// Lock refreshes, and first asks the other tabs for newer tokens: a duplicated tab begins with a copy.
 
 const KEY = "esp-ingest.session";
 const ASK_MILLISECONDS = 150;

@@ -5,6 +5,7 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import FileResponse, Response
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Match, Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
@@ -80,10 +81,13 @@ async def docs() -> Response:
 
 
 def mount(app: FastAPI) -> None:
-    """Serve the files: /static for the page of the schema, and the console at / if it is installed."""
-    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    """Serve the files: /static for the page of the schema, and the console at / if it is installed. They are packed, as
+    they hold nothing secret; answers of the API are not."""
+    app.mount("/static", GZipMiddleware(StaticFiles(directory=STATIC)), name="static")
     if (CONSOLE / "index.html").exists():
-        app.router.routes.append(_ConsoleMount("/", _Console(directory=CONSOLE, html=True), name="console"))
+        app.router.routes.append(
+            _ConsoleMount("/", GZipMiddleware(_Console(directory=CONSOLE, html=True)), name="console")
+        )
     else:
         app.add_api_route("/", _index, include_in_schema=False)
 

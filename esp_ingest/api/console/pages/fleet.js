@@ -1,4 +1,4 @@
-// The fleet: every well with its state, newest values, a day of one signal and its open alarms, those in need first.
+// The fleet: each well with its state, newest values, a day of one signal and open alarms.
 
 import { cursorOf, get, isPassing, limited, unread } from "../api.js";
 import { choice, debounced, field, h, replace, select, setText, throttled } from "../dom.js";

@@ -1,4 +1,4 @@
-// One well: what is wrong with it, its signals over time with alarms and limits on them, its current chart, its alarms.
+// One well: what is wrong with it, its signals with alarms and limits, its amp chart, its alarms.
 
 import { ammeter } from "../parts/ammeter.js";
 import { AlarmList } from "../parts/alarm-list.js";
@@ -112,7 +112,7 @@ export function open(root, context) {
 
   const severityRank = ({ severity }) => ["critical", "high", "medium", "low"].indexOf(severity);
 
-  /** Limits of the instruments, and the limit of each open alarm whose rule compares a signal as it is. */
+  /** Limits of the instruments, and of open alarms whose rule compares a signal as it is. */
   function limitsOf(alarms, rules) {
     const limits = {};
     for (const [signal, { low, high }] of Object.entries(well.limits)) {

@@ -1,4 +1,4 @@
-// A table of alarms that can be chosen, acted on and unfolded. The alarms page and the page of a well show it.
+// A table of alarms to choose, act on and unfold: on the alarms page and on the page of a well.
 
 import { ACTIONS, act, mayAct } from "./actions.js";
 import { cursorOf, get, isPassing, unread } from "../api.js";

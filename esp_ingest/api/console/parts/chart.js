@@ -79,7 +79,7 @@ export class Chart {
     };
   }
 
-  // A flat line stays flat: the scale spans at least a tenth of the value. Limits that are near are shown.
+  // A flat line stays flat: the scale spans a tenth of the value at least. Near limits are shown.
   range(low, high) {
     if (low === null || high === null) return [0, 1];
     let [bottom, top] = [low, high];

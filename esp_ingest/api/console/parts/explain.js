@@ -88,7 +88,7 @@ async function loadHistory(alarm, place) {
 
 const DONE = { ack: "acknowledged", shelve: "shelved", unshelve: "unshelved", note: "noted on", verdict: "judged" };
 
-/** What operators did, newest first. `isNamed`: each with the alarm that it was about, as the list is of several. */
+/** What operators did, newest first. `isNamed`: each with its alarm. */
 export function actionList(items, isNamed = false) {
   return h("ul", { class: "done" }, items.map((item) => h("li", null, timeElement(item.at), ` ${item.by_whom} ${DONE[item.action] ?? item.action} `,
     isNamed ? [h("b", null, ruleName(item.diagnosis)), item.raised_at && [" of ", timeElement(item.raised_at)]] : "it",

@@ -66,7 +66,7 @@ export function pointerGestures(over, view, go) {
   });
 }
 
-/** What a key does to a view: the new {from, to}, "now", or null for a key that does nothing here. */
+/** What a key does to a view: {from, to}, "now", or null for nothing. */
 export function keyStep(event, { from, to }) {
   if (event.ctrlKey || event.metaKey || event.altKey) return null;
   const wide = to - from;

@@ -6,7 +6,7 @@ import { bandEnds } from "../format.js";
 const WIDTH = 160;
 const HEIGHT = 20;
 
-/** The picture, or a note if there is no band yet. The pointer turns into a solid mark outside the band. */
+/** The picture, or a note without a band. Outside of it the pointer is solid. */
 export function indicator(value, band, unit) {
   if (!band || value === null || value === undefined) return null;
   const [low, high] = band;

@@ -1,5 +1,4 @@
-// The operating point: head over flow of the pump at its present frequency, the flows recommended for it, and where the
-// newest reading lies.
+// The operating point: head over flow at the present frequency, the recommended flows, and the newest reading.
 
 import { get } from "../api.js";
 import { h, replace, s } from "../dom.js";
@@ -33,7 +32,7 @@ export function pumpPanel(wellId) {
   return { element, load };
 }
 
-/** Where the point lies, in sentences: what stands below the picture and what a screen reader says in its place. */
+/** Where the point lies, in sentences, also for screen readers. */
 function said({ curve_hz: hz, vsd_frequency: frequency, curve_head: expected, flow_rate: flow, head, recommended, units }) {
   const parts = [];
   const amount = (value, unit) => `${number(value, unit)} ${unit}`;

@@ -1,5 +1,4 @@
-// Readings of one well for the charts: asked for in the resolution that the view needs, in aligned pieces that are
-// kept, so that moving and zooming back cost nothing.
+// Readings of one well for the charts, in the resolution that the view needs and in aligned pieces that are kept.
 
 import { get } from "../api.js";
 import { prefs } from "../prefs.js";
@@ -23,7 +22,7 @@ export class Series {
     return this.pieces.find((piece) => piece.level === level && piece.from <= view.from && piece.to >= view.to && !isStale(piece, view));
   }
 
-  /** The piece for this view, asked for if it is not here. Throws AbortError for a view that another one has replaced. */
+  /** The piece for this view. Throws AbortError where another view has replaced it. */
   async load(view) {
     const known = this.find(view);
     if (known) return known;

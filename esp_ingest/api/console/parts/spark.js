@@ -7,7 +7,7 @@ const WIDTH = 120;
 const HEIGHT = 24;
 const HOURS = 24;
 
-/** The picture of rows [timestamp, value] of the last 24 h. A gap of more than an hour is left open. */
+/** The picture of rows [timestamp, value] of 24 h. Gaps of an hour stay open. */
 export function sparkline(rows, label) {
   const points = rows.filter((row) => row[1] !== null).map((row) => [Date.parse(row[0]), row[1]]);
   const picture = s("svg", { class: "spark", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": label });

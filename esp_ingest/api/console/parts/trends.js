@@ -13,7 +13,7 @@ const SHORTEST = 1;
 const LONGEST = 2 * SPANS["1y"];
 
 export class Trends {
-  /** `options`: wellId, signals (those that the well sends), newest() (time of its newest reading, s), onView(query). */
+  /** `options`: wellId, signals that it sends, newest() (s), onView(query). */
   constructor(root, options) {
     this.options = options;
     this.series = new Series(options.wellId, options.signals);
@@ -248,7 +248,7 @@ export class Trends {
     }
   }
 
-  /** The band in which each signal was for nine tenths of its running time in the last seven days, less its alarms. */
+  /** Of each signal: nine tenths of its running time in seven days, without alarms. */
   async loadBands() {
     const to = this.options.newest() || Date.now() / 1000;
     const source = new Series(this.options.wellId, this.options.signals);
