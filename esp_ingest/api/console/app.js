@@ -99,8 +99,6 @@ function reopen() {
   show();
 }
 
-// -- The header.
-
 const liveText = h("span", { id: "live" });
 
 function showLive() {
@@ -153,8 +151,6 @@ document.addEventListener("keydown", (event) => {
     menu.firstElementChild.focus();
   }
 });
-
-// -- Signing in and out.
 
 async function showSignIn(trouble) {
   turn += 1;

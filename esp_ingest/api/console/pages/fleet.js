@@ -29,7 +29,6 @@ export function open(root, context) {
   const found = h("p", { class: "found", role: "status" });
   const pager = h("div", { class: "pager" });
 
-  // -- Filters, which live in the address.
   const filters = filterBar();
   replace(root, h("h1", null, "Fleet"), sums, filters.element, found, list, pager);
 
@@ -210,8 +209,6 @@ export function open(root, context) {
     return { ...made, element };
   }
 
-  // -- Sparklines, of the wells in view alone.
-
   const inView = new IntersectionObserver((entries) => {
     for (const entry of entries) {
       if (entry.isIntersecting) rows.get(entry.target.dataset.well)?.loadSpark();
@@ -236,8 +233,6 @@ export function open(root, context) {
     const last = known.rows.findLast((row) => row[1] !== null);
     replace(place, sparkline(known.rows, `${signalName(signal)} of ${well} over 24 h, ${last ? `now ${number(last[1], units[signal])} ${units[signal]}` : "no values"}`));
   }
-
-  // -- Live changes.
 
   const reload = throttled(load, 1_500);
   const ends = [

@@ -43,8 +43,6 @@ export function open(root, context) {
   };
 }
 
-// -- The daemon.
-
 function daemonPanel() {
   const status = h("span", { role: "status" });
   const sums = h("dl", { class: "figures" });
@@ -79,8 +77,6 @@ function daemonPanel() {
   load();
   return { element, load, close: () => clearInterval(timer) };
 }
-
-// -- Rejects.
 
 function rejectsPanel(context) {
   let { query } = context;
@@ -165,8 +161,6 @@ function payload(reject) {
       h("span", { class: "muted" }, `${bytes(data.length)}, id ${reject.id}`), notes.filter(Boolean).map((each) => h("span", { class: "muted" }, each))),
     place);
 }
-
-// -- The archive.
 
 async function loadArchive(place) {
   let page;

@@ -1,4 +1,3 @@
-// The sign-in page.
 
 import { field, h, replace } from "../dom.js";
 import { signIn } from "../session.js";

@@ -136,8 +136,6 @@ export function open(root, context) {
     }
   }
 
-  // -- Live changes.
-
   const retry = throttled(() => { loadWell(); drawAlarms(); loadHistory(); }, 5_000);
   const reload = throttled(() => { loadWell(); drawAlarms(); loadHistory(); }, 1_500);
   const ends = [

@@ -85,8 +85,6 @@ export class Trends {
     this.charts.set(signal, { chart, value, meter, place, unit });
   }
 
-  // -- The view.
-
   /** Show this range; the address follows. */
   go(from, to) {
     const wide = Math.min(Math.max(to - from, SHORTEST), LONGEST);
@@ -193,8 +191,6 @@ export class Trends {
     announce(this.rangeText.textContent);
   }
 
-  // -- Live.
-
   beat() {
     if (!this.isFollowing || document.hidden) return;
     this.view = this.newestView(this.view.to - this.view.from);
@@ -213,8 +209,6 @@ export class Trends {
     this.series.pieces = [];
     this.settle();
   }
-
-  // -- What is beside and on the charts.
 
   cursor(signal, index) {
     const parts = this.charts.get(signal);
