@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from starlette.requests import Request
 
@@ -268,10 +268,11 @@ class TestBuckets:
                 assert {min(values), max(values)} <= {row[1] for row in rows}
 
     @given(times, st.integers(1, 400 * 86_400), st.integers(10, 5_000))
+    @example(at_us(NOW_US), 1, 4_476)
     def test_never_more_rows_than_asked_for(self, start: datetime, seconds: int, max_points: int) -> None:
         """Buckets of the width that is chosen, two rows each, however the range lies."""
         end = start + timedelta(seconds=seconds)
-        width = reader._round_up((end - start) / max(1, max_points // 2 - 3))
+        width = reader._width(end - start, max_points)
         buckets = (reader._ceil(end, width) - reader._floor(start, width)) // width
         assert 2 * (buckets + 2) <= max(max_points, 10), "and two more where aggregates and readings meet"
 

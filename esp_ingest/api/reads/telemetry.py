@@ -111,7 +111,7 @@ class TelemetryReader:
             first, last = await self._whole_span(asked, first, last)
         # Two rows a bucket; a bucket more where the range does not begin on one, and where readings and aggregates
         # meet.
-        width = _round_up((last - first) / max(1, max_points // 2 - 3))
+        width = _width(last - first, max_points)
         aggregates = await self._aggregates(width, asked) if has_aggregates else None
         if aggregates is not None:
             width = _whole(width, aggregates[1])
@@ -271,6 +271,12 @@ def _ceil(at: datetime, width: timedelta) -> datetime:
 
 
 _NICE_SECONDS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1_800, 3_600, 7_200, 10_800, 21_600, 43_200, 86_400)
+
+
+def _width(span: timedelta, max_points: int) -> timedelta:
+    """The width of buckets with two rows each, of which ``span`` may have ``max_points``, those at its ends too."""
+    buckets = max(1, max_points // 2 - 3)
+    return _round_up(-(-span // buckets))  # rounded up to a microsecond: one too narrow is a bucket too many
 
 
 def _round_up(width: timedelta) -> timedelta:
