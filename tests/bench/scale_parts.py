@@ -147,10 +147,10 @@ def _shared(server: NativeTimescale, workload: Workload, count: int, share: floa
         for process in processes:
             stack.enter_context(limited(process.pid, share))
         before = [cpu_seconds(process.pid) for process in processes]
-        with PublisherProcess(workload, mark, broker, 0.0) as publisher:
+        with PublisherProcess(workload, mark, broker, 0.0) as publisher, database.connect() as connection:
             report = publisher.go()
             deadline = time.monotonic() + 300
-            while (stored := runs.count(database)) < mark.readings:
+            while (stored := runs.count(connection)) < mark.readings:
                 if time.monotonic() > deadline:
                     raise runs.Failed(f"stored {stored} of {mark.readings}")
                 time.sleep(0.2)

@@ -1,17 +1,15 @@
 """A well that slugs by habit: one standing entry, and alarms only for what it does not do every day."""
 
-import itertools
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esp_ingest.diagnostics.dry_run import DryRun
-from esp_ingest.diagnostics.engine.engine import Engine
 from esp_ingest.diagnostics.language import rules_file
 from esp_ingest.model import SIGNAL_ROW, SIGNALS, DiagnosticRow, FloatArray, Readings, Severity
 from esp_ingest.resources import config_file
+from tests.support.cuts import played_in_cuts
 
 MINUTE = 60_000_000
 START = 1_700_006_400_000_000
@@ -141,24 +139,7 @@ def test_current_that_hunts_by_habit_is_not_called_gas_every_hour() -> None:
 STORY = readings(np.concatenate([load(5, days=4), load(7, days=4, depth=0.62, seed=3)]))
 
 
-def table(cuts: list[int], restarts: set[int], discards: set[int]) -> dict[tuple[str, int], DiagnosticRow]:
-    engine, found = Engine(RULES), {}
-    edges = [0, *sorted({cut % len(STORY) for cut in cuts}), len(STORY)]
-    for number, (begin, end) in enumerate(itertools.pairwise(edges)):
-        if number in restarts:
-            state = engine.export()
-            engine = Engine(RULES)
-            assert engine.restore(state) == []
-        batch = STORY.select(np.arange(begin, end))
-        if number in discards:
-            engine.discard(engine.evaluate(batch))
-        evaluation = engine.evaluate(batch)
-        engine.accept(evaluation)
-        found.update({(row.diagnosis, row.raised_us): row for row in evaluation.rows})
-    return found
-
-
-WHOLE = table([], set(), set())
+WHOLE = played_in_cuts(RULES, STORY, [], set(), set())
 
 
 @settings(max_examples=8, deadline=None)
@@ -170,11 +151,12 @@ WHOLE = table([], set(), set())
 def test_a_habit_is_the_same_however_its_days_are_cut_into_batches(
     cuts: list[int], restarts: set[int], discards: set[int]
 ) -> None:
-    assert "slugging" in {name for name, _ in WHOLE}
+    assert "slugging" in {name for _, name, _ in WHOLE}
     assert len(WHOLE) > 5
-    assert table(cuts, restarts, discards) == WHOLE
+    assert played_in_cuts(RULES, STORY, cuts, restarts, discards) == WHOLE
 
 
 def test_a_habit_is_the_same_one_reading_at_a_time() -> None:
     """Over the end of the fourth day, where its days are counted."""
-    assert table(list(range(4 * DAY - 60, 4 * DAY + 60)), set(), set()) == WHOLE
+    cuts = list(range(4 * DAY - 60, 4 * DAY + 60))
+    assert played_in_cuts(RULES, STORY, cuts, set(), set()) == WHOLE

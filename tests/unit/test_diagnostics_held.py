@@ -1,7 +1,5 @@
 """A baseline does not learn a fault: what stands is over when it returns, an operator says so, or it is a habit."""
 
-import itertools
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,6 +12,7 @@ from esp_ingest.diagnostics.language.rules import RuleSet
 from esp_ingest.diagnostics.operators import obey
 from esp_ingest.model import SIGNAL_ROW, AlarmAction, DiagnosticRow, Readings
 from tests.evaluate.simulated import in_batches, rule_set
+from tests.support.cuts import played_in_cuts
 
 HOUR_US = 3_600_000_000
 RULES: RuleSet = rule_set()
@@ -101,24 +100,7 @@ def stories() -> Readings:
 STORY = stories()
 
 
-def table(cuts: list[int], restarts: set[int], discards: set[int]) -> dict[tuple[str, str, int], DiagnosticRow]:
-    engine, found = Engine(RULES), {}
-    edges = [0, *sorted({cut % len(STORY) for cut in cuts}), len(STORY)]
-    for number, (begin, end) in enumerate(itertools.pairwise(edges)):
-        if number in restarts:
-            state = engine.export()
-            engine = Engine(RULES)
-            assert engine.restore(state) == []
-        batch = STORY.select(np.arange(begin, end))
-        if number in discards:
-            engine.discard(engine.evaluate(batch))
-        evaluation = engine.evaluate(batch)
-        engine.accept(evaluation)
-        found.update({(row.well_id, row.diagnosis, row.raised_us): row for row in evaluation.rows})
-    return found
-
-
-WHOLE = table([], set(), set())
+WHOLE = played_in_cuts(RULES, STORY, [], set(), set())
 
 
 @settings(max_examples=8, deadline=None)
@@ -131,8 +113,8 @@ def test_what_is_held_is_the_same_however_readings_are_cut_into_batches(
     cuts: list[int], restarts: set[int], discards: set[int]
 ) -> None:
     assert {"tubing_leak", "speed_step", "underload"} <= {name for _, name, _ in WHOLE}
-    assert table(cuts, restarts, discards) == WHOLE
+    assert played_in_cuts(RULES, STORY, cuts, restarts, discards) == WHOLE
 
 
 def test_what_is_held_is_the_same_a_reading_at_a_time() -> None:
-    assert table(list(range(0, len(STORY), 1)), set(), set()) == WHOLE
+    assert played_in_cuts(RULES, STORY, list(range(len(STORY))), set(), set()) == WHOLE

@@ -159,7 +159,10 @@ class EventStream(Response):
         try:
             found = await self._api.auth.principal(self._authorization)
         except Exception as error:
-            return from_error(error).status == 503  # nobody can be asked: an outage sends nobody home
+            status = from_error(error).status
+            if status == 500:  # a fault of ours, which the guard logs
+                raise
+            return status == 503  # nobody can be asked: an outage sends nobody home
         return (found.role, found.wells) == (self._principal.role, self._principal.wells)
 
 

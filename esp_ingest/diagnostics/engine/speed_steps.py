@@ -40,7 +40,7 @@ _RANGES = {
 _NOTHING = (0.0, 0.0)
 _SAME_STEP = 3  # half-hours within which it is seen again
 
-LEARNED: tuple[Key, Key, Key] = tuple((name,) for name in LOAD_EXPONENTS)  # type: ignore[assignment]  # three of them
+LEARNED: tuple[Key, ...] = tuple((name,) for name in LOAD_EXPONENTS)
 
 
 @dataclass(slots=True)
