@@ -6,6 +6,7 @@ first line the interpreter itself is starting, and a signal ends it as it ends a
 
 import _signal as signal  # type: ignore[import-not-found]  # the module `signal` imports enum: 10 ms without an answer
 import os
+import sys
 
 # A supervisor's request to drain. Asking twice, or after SIGTERM, is no second signal: who stops a supervisor with its
 # whole process group (Ctrl-C at a terminal, systemd with KillMode=control-group) has asked the workers already.
@@ -54,7 +55,16 @@ def _interrupt(_number: int, _frame: object) -> None:
 
 def has_loaded() -> None:
     """The command begins: :class:`Interrupted` has somebody who catches it."""
+    sys.unraisablehook = _end_although_nobody_caught_it
     _replace(_fail_at_once, _interrupt)
+
+
+def _end_although_nobody_caught_it(what: "sys.UnraisableHookArgs") -> None:
+    """In place of :func:`sys.unraisablehook`: Python drops what is raised in a finalizer or in the callback of a weak
+    reference, and a signal that arrives there would be answered by nobody. The command ends at once instead."""
+    if issubclass(what.exc_type, Interrupted):
+        os._exit(interrupted())
+    sys.__unraisablehook__(what)
 
 
 def is_over() -> None:

@@ -190,6 +190,38 @@ def test_a_command_that_was_stopped_has_not_succeeded(
         assert "Traceback" not in complaint
 
 
+# A command in which a signal arrives while a finalizer, or the callback of a weak reference, is running.
+SWALLOWED = """
+import os, sys, weakref
+from esp_ingest.service import lifetime
+number, place = int(sys.argv[1]), sys.argv[2]
+class Target:
+    if place == "finalizer":
+        def __del__(self):
+            os.kill(os.getpid(), number)
+def die(_reference):
+    os.kill(os.getpid(), number)
+lifetime.begin("check")
+lifetime.has_loaded()
+target = Target()
+reference = weakref.ref(target, die) if place == "weak reference" else None
+del target
+print("the command went on")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("place", ["finalizer", "weak reference"])
+def test_a_signal_that_python_would_drop_ends_a_command_all_the_same(
+    tmp_path: Path, number: signal.Signals, place: str
+) -> None:
+    program = [sys.executable, "-c", SWALLOWED, str(int(number)), place]
+    with started(tmp_path, program=program) as process:
+        said, complaint = process.communicate(timeout=60)
+    assert (process.returncode, said) == (1, "")
+    assert complaint == "esp-ingest: Stopped by a signal before the command was done.\n"
+
+
 # A daemon whose parts hang: `drain` never has all of it, `finish` of the writer's thread never returns.
 HANGS = """
 import sys, time
