@@ -25,6 +25,17 @@ from esp_ingest.service.http import HttpServer
 from esp_ingest.service.metrics import Metrics
 from tests.support.brokers import DAEMON, ROOT, Mosquitto
 from tests.support.databases import free_port
+from tests.support.fake_broker import (
+    PUBACK,
+    PUBLISH,
+    SUBACK,
+    Connection,
+    FakeBroker,
+    Packet,
+    filters_of,
+    packet,
+    publish,
+)
 from tests.support.proxy import Direction, TcpProxy
 
 
@@ -129,6 +140,68 @@ def test_where_neither_comes_delivery_is_said_to_be_untested(mosquitto: Mosquitt
     assert found["broker"].ok
     assert (found["delivery"].state, found["delivery"].detail[:9]) == ("note", "untested:")
     assert "user W2 may not write and read it" in found["delivery"].detail
+
+
+def test_with_a_share_group_the_message_to_itself_goes_through_one(mosquitto: Mosquitto) -> None:
+    found = lines(mosquitto.settings(share_group="esp"))["delivery"]
+    assert (found.state, found.detail.partition(";")[0]) == (
+        "ok",
+        "a message to itself on esp/esp-ingest/check came back through a share group",
+    )
+
+
+def test_with_a_share_group_and_without_rights_delivery_is_said_to_be_untested(mosquitto: Mosquitto) -> None:
+    user = {"username": "W2", "password": SecretStr(mosquitto.password_of("W2"))}
+    found = lines(mosquitto.settings(share_group="esp", **user))["delivery"]
+    assert (found.state, found.detail[:28]) == ("note", "untested for a share group: ")
+    assert "user W2 may not write and read it" in found.detail
+
+
+@pytest.mark.parametrize(
+    ("granted", "answer", "shared_from", "state", "said"),
+    [
+        (1, "plain", 0, "FAIL", "the broker grants a share group and delivers nothing to it: switch shared"),
+        (0x9E, "plain", 0, "FAIL", "the broker refuses a share group (shared subscription not supported): switch"),
+        (0x87, "nothing", 0, "note", "untested for a share group: no message to itself"),
+        (1, "both", 1, "ok", "a message to itself on esp/esp-ingest/check came back through a share group"),
+        (1, "both", 2, "ok", "a message to itself on esp/esp-ingest/check came back through a share group"),
+    ],
+    ids=["delivers nothing", "refuses", "no rights", "well", "well from the second message on"],
+)
+def test_a_broker_without_share_groups_is_found(
+    granted: int, answer: str, shared_from: int, state: str, said: str
+) -> None:
+    """rmqtt without its plugin for shared subscriptions grants them, and takes the filter as it stands: no topic."""
+    filters: list[str] = []
+    published: list[Packet] = []
+
+    def suback(connection: Connection, received: Packet) -> bytes:
+        asked = filters_of(received, connection.version == 5)
+        filters.extend(asked)
+        reasons = bytes(granted if each.startswith("$share/") else 1 for each in asked)
+        return packet(SUBACK, received.body[:2] + b"\0" + reasons)
+
+    def hand_out(connection: Connection, received: Packet) -> None:
+        if received.kind != PUBLISH:
+            return
+        published.append(received)
+        length = int.from_bytes(received.body[:2], "big")
+        topic, rest = received.body[2 : 2 + length], received.body[2 + length :]
+        connection.send(packet(PUBACK, rest[:2]))
+        copies = [each for each in filters if each.endswith("/check")] if answer != "nothing" else []
+        for number, each in enumerate(copies, 1):
+            is_shared = each.startswith("$share/esp-check-")
+            if is_shared and (answer == "plain" or len(published) < shared_from):
+                continue
+            connection.send(publish(topic, rest[3:], packet_id=number))
+
+    with FakeBroker() as broker:
+        broker.suback, broker.on_packet = suback, hand_out
+        settings = MqttSettings(host=broker.host, port=broker.port, protocol="5", share_group="esp")
+        started = time.monotonic()
+        found = lines(settings)["delivery"]
+        assert time.monotonic() - started < 6
+    assert (found.state, found.detail[: len(said)]) == (state, said)
 
 
 def test_a_broker_that_takes_connections_and_says_nothing_costs_less_than_six_seconds() -> None:

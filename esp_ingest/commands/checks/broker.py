@@ -1,15 +1,12 @@
 """What `esp-ingest check` asks the broker: login, subscription, and whether messages really come."""
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from paho.mqtt.enums import MQTTProtocolVersion
-
+from esp_ingest.commands.checks.delivery import DeliveryProbe
 from esp_ingest.commands.checks.line import Line
 from esp_ingest.config.settings import ConfigError, MqttSettings
 from esp_ingest.interfaces import Clock
-from esp_ingest.model import Delivery
-from esp_ingest.mqtt.client_setup import Topics, new_client
 from esp_ingest.mqtt.source import MqttSource
 from esp_ingest.service.metrics import Metrics
 
@@ -46,7 +43,7 @@ def look(settings: MqttSettings, clock: Clock) -> Iterator[Line]:
         return
     yield Line("broker", True, f"{address}, subscription granted")
     limit = min(_DELIVERY_SECONDS, _WHOLE_SECONDS - (clock.monotonic() - started))
-    yield _delivery(probe, clock, protocol, limit)
+    yield _delivery(settings, probe, clock, protocol, limit)
 
 
 def _wait(source: MqttSource, clock: Clock) -> None:
@@ -60,52 +57,9 @@ def _wait(source: MqttSource, clock: Clock) -> None:
         clock.sleep(_POLL_SECONDS)
 
 
-def _delivery(probe: MqttSettings, clock: Clock, protocol: str, limit_seconds: float) -> Line:
-    """Whether messages come: a broker's access list may grant a subscription and hand over nothing. A reading of some
-    well proves it, a message to itself on a topic of its own proves the way; without either it is untested."""
-    own_topic = f"{probe.topic_root}/{probe.client_id.rpartition('-check-')[0]}/check"
-    wanted = Topics(probe).wanted
-    nonce = secrets.token_bytes(8)
-    readings: list[Delivery] = []
-    came_back: list[Delivery] = []
-
-    def came(deliveries: Sequence[Delivery], *_: object) -> None:
-        for each in deliveries:
-            is_own = each.topic == own_topic.encode()
-            if not is_own:
-                readings.append(each)
-            elif each.payload == nonce:
-                came_back.append(each)
-
-    probe = probe.model_copy(update={"connect_timeout_seconds": max(limit_seconds, 0.1)})
-    version = MQTTProtocolVersion.MQTTv5 if protocol == "5" else MQTTProtocolVersion.MQTTv311
-    client = new_client(probe, version, clock, came, 1, keep_session=False)
-
-    def connected(*_: object) -> None:
-        client.subscribe([(wanted, 1), (own_topic, 1)])
-
-    def subscribed(*_: object) -> None:
-        client.publish(own_topic, nonce, qos=1)
-
-    client.on_connect, client.on_subscribe = connected, subscribed
-    try:
-        deadline = clock.monotonic() + limit_seconds
-        client.reconnect()
-        while not (readings or came_back) and (left := deadline - clock.monotonic()) > 0:
-            if not client.turn(min(left, _POLL_SECONDS)):
-                break
-        client.depart()
-    except OSError:
-        pass  # the line says that it is untested
-    finally:
-        client.abort()
-    if readings:
-        return Line("delivery", True, f"readings come ({readings[0].topic.decode(errors='replace')})")
-    if came_back:
-        text = (
-            f"a message to itself on {own_topic} came back; no reading came meanwhile, so rights on {wanted} are unseen"
-        )
-        return Line("delivery", True, text)
-    user = probe.username or "(none)"
-    text = f"untested: no reading came, and no message to itself on {own_topic} (user {user} may not write and read it)"
-    return Line("delivery", True, text, is_note=True)
+def _delivery(settings: MqttSettings, probe: MqttSettings, clock: Clock, protocol: str, limit_seconds: float) -> Line:
+    """See :mod:`esp_ingest.commands.checks.delivery`."""
+    limit = max(limit_seconds, 0.1)
+    probe = probe.model_copy(update={"connect_timeout_seconds": limit})
+    own_topic = f"{settings.topic_root}/{settings.client_id}/check"
+    return DeliveryProbe(probe, clock, protocol, own_topic, settings.share_group).look(limit)
