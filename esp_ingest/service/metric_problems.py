@@ -88,7 +88,7 @@ PROBLEMS = {
     "api_sign_ins": "Growth of refused or throttled without a reason: somebody guesses passwords.",
     "api_streams": "At api.max_streams: newcomers get no live view.",
     "api_streams_cut": "Steady growth: clients or the network to them are too slow.",
-    "api_database_up": "0: the console shows nothing new.",
+    "api_database_up": "0 for two minutes: EspIngestApiDatabaseDown.",
     # -- The lifecycle.
     "archive_configured": "0: EspIngestArchiveUnset.",
     "archive_problem": "1 for 30 minutes: EspIngestArchiveFailing.",

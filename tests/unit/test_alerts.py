@@ -78,6 +78,7 @@ CASES: dict[str, tuple[list[Series], list[Series]]] = {
         [{'esp_ingest_broker_messages_dropped{broker="b:1883"}': "_x52 7x8"} | _YOUNG],
     ),
     "EspIngestDatabaseDown": _gauge("esp_ingest_database_up", "0x60", "1x53 0x7"),
+    "EspIngestApiDatabaseDown": _gauge("esp_ingest_api_database_up", "0x60", "1x53 0x7"),
     "EspIngestSpoolNotDraining": (
         [{"esp_ingest_spool_messages": "7x60", "esp_ingest_database_up": "1x60"}],
         [{"esp_ingest_spool_messages": "7x60", "esp_ingest_database_up": "0x50 1x10"}],
