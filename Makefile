@@ -102,6 +102,13 @@ pythons: setup  ## unit tests under each newer Python that is on this machine
 audit: setup  ## secrets in the history, known faults of dependencies, licences
 	@$(BIN)/python -m tools.audit $(ARGS)
 
+.PHONY: sbom
+SBOM ?= dist/esp-ingest.cdx.json
+sbom: setup  ## what the image installs from PyPI, with versions and digests, as a CycloneDX document (SBOM=FILE)
+	@mkdir -p $(dir $(SBOM))
+	@$(BIN)/python -W ignore::UserWarning -m cyclonedx_py requirements --pyproject pyproject.toml --output-reproducible \
+	  --sv 1.6 -o $(SBOM) requirements-run.lock && echo "$(SBOM) written"
+
 .PHONY: lock
 LOCK = $(BIN)/uv pip compile --universal --generate-hashes --no-header --no-annotate --quiet
 lock: setup  ## pin the newest versions that pyproject.toml allows (ARGS=--upgrade)

@@ -1,13 +1,16 @@
 """`make audit`: it finds what it is there for, and finds nothing here."""
 
+import json
+import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.support.databases import unavailable
-from tests.support.shipped import text_of
+from tests.support.shipped import ROOT, text_of
 from tools import audit
 
 
@@ -51,3 +54,31 @@ def test_hooks_before_a_commit_run_programs_of_the_checkout() -> None:
     assert {hook["id"] for hook in local["hooks"]} == {"secrets", "lint", "format"}
     assert audit.CHECKS["staged"]
     assert "make --no-print-directory audit" in text_of(".ci/test.sh")
+
+
+def test_the_list_of_what_the_image_installs_has_all_of_the_lock_with_its_digests(tmp_path: Path) -> None:
+    """`make sbom`, without setting up the environment anew."""
+    found = tmp_path / "out" / "sbom.json"
+    command = [
+        "make",
+        "--silent",
+        "--old-file=.venv/.stamp",
+        "sbom",
+        f"SBOM={found}",
+        f"BIN={Path(sys.executable).parent}",
+    ]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    document = json.loads(found.read_text(encoding="utf-8"))
+    assert (document["bomFormat"], document["specVersion"]) == ("CycloneDX", "1.6")
+    about = document["metadata"]["component"]
+    (version,) = re.findall(r'^version = "(.+)"$', text_of("pyproject.toml"), re.MULTILINE)
+    assert (about["name"], about["version"]) == ("esp-ingest", version)
+    lock = re.findall(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", text_of("requirements-run.lock"), re.MULTILINE)
+    listed = [(each["name"], each["version"]) for each in document["components"]]
+    assert sorted(listed) == sorted(lock)
+    assert len(listed) > 30
+    for each in document["components"]:
+        assert each["purl"] == f"pkg:pypi/{each['name']}@{each['version']}"
+        (where,) = each["externalReferences"]
+        assert all(re.fullmatch("[0-9a-f]{64}", digest["content"]) for digest in where["hashes"])
+        assert where["hashes"]
