@@ -19,6 +19,7 @@ missing_packages() {
   command -v valgrind >/dev/null || echo valgrind
   has_postgresql || echo postgresql-15
   [ -x /usr/bin/chromium ] || command -v chromium >/dev/null || echo chromium
+  command -v jq >/dev/null || echo jq
   [ -x /usr/sbin/pgbouncer ] || echo pgbouncer
   command -v pgbackrest >/dev/null || echo pgbackrest
   has_trixie || [ -x /usr/sbin/debootstrap ] || echo debootstrap

@@ -8,16 +8,10 @@ from pathlib import Path
 import pytest
 
 from esp_ingest import cli
+from tests.support.documents import FENCE, PAGES, fences
 from tests.support.shipped import ROOT, text_of
 from tools import sizing
 
-PAGES = sorted(
-    page
-    for pattern in ("*.md", "docs/**/*.md", "config/**/*.md", "sql/**/*.md")
-    for page in ROOT.glob(pattern)
-    if "node_modules" not in page.parts
-)
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 CALL = re.compile(r"^(?:\$ )?(?:[A-Z_]+=\S+ )*(?:\S*/)?(esp-ingest|make) ((?:\"[^\"]*\"|[^|;&>])*)")
 # Words of a command that stand for something that a reader puts in.
 _PLACEHOLDERS = {"N": "2", "ID": "1", "DAY": "2026-11-01"}
@@ -46,7 +40,7 @@ def _calls() -> list[tuple[str, str, list[str]]]:
     """(page, program, words) of each call of esp-ingest or make in a block of shell."""
     found = []
     for page in PAGES:
-        for kind, block in FENCE.findall(page.read_text(encoding="utf-8")):
+        for kind, block in fences(page):
             if kind not in ("", "sh", "bash", "console"):
                 continue
             for line in block.replace("\\\n", " ").splitlines():
@@ -58,8 +52,33 @@ def _calls() -> list[tuple[str, str, list[str]]]:
     return found
 
 
+def _inline() -> list[tuple[str, str]]:
+    """(page, words) of each `esp-ingest …` within a sentence or a table."""
+    found = []
+    for page in PAGES:
+        if page.name != "CHANGELOG.md":  # what was true once
+            text = FENCE.sub("", page.read_text(encoding="utf-8"))
+            found += [(str(page.relative_to(ROOT)), call) for call in re.findall(r"`esp-ingest ([^`]+)`", text)]
+    return found
+
+
+def test_commands_in_sentences_are_taken_by_the_parser(capsys: pytest.CaptureFixture[str]) -> None:
+    """As far as they are written out: `rejects` alone names a group, `users password NAME` is a call."""
+    calls = _inline()
+    assert len(calls) > 40
+    for page, call in calls:
+        text = re.sub(r"\s*[|…].*|\[.*?\]", "", call).replace("\n", " ")
+        words = [_PLACEHOLDERS.get(word, word) for word in shlex.split(text)]
+        try:
+            cli._parser().parse_args(words)
+        except SystemExit as end:
+            if end.code and "the following arguments are required" not in capsys.readouterr().err:
+                pytest.fail(f"{page}: esp-ingest {call}")
+
+
 def test_the_commands_in_the_documents_exist() -> None:
-    """esp-ingest's are parsed by its own parser, make's are targets. What they do is tested elsewhere."""
+    """esp-ingest's are parsed by its own parser, make's are targets. They are run in
+    tests/integration/test_documents_run.py."""
     named = re.findall(r"^([a-z][\w -]*):", text_of("Makefile"), re.MULTILINE)
     targets = {target for each in named for target in each.split()}
     calls = _calls()
