@@ -175,7 +175,11 @@ def in_short(rule: Rule, settings: Mapping[str, Any]) -> str:
     """The summary of a rule as one sentence, with the parameters and delays in force."""
     amounts = {name: amount(settings[name], unit) for name, unit in rule.parameter_units.items()}
     delays = {name: span(settings[f"{name}_us"] / 1e6) for name in ("on_delay", "off_delay")}
-    return rule.summary.format(**amounts, **delays)
+    stale = rule.stale
+    of_silence = {} if stale is None else {
+        "after": f"{stale.after:g}", "escalate_after": f"{stale.escalate_after:g}", "minimum": span(stale.minimum_us / 1e6)
+    }  # fmt: skip
+    return rule.summary.format(**amounts, **delays, **of_silence)
 
 
 def in_words(rule_set: RuleSet, rule: Rule, settings: Mapping[str, Any], limits: Mapping[str, float]) -> str:
@@ -218,6 +222,12 @@ _PHRASES = (
     (r"\bnot stop_ramped\b", "it was not ramped down"),
     (r"\bstop_ramped\b", "it was ramped down"),
     (r"\bload_at_stop\b", "the motor load at the stop ÷ its 24-hour median"),
+    (r"\bstopped_together >= ([^,()]+?)(?= and| or|\)|$)", r"\1 or more stopped together with this one"),
+    (r"\bstopped_together\b", "the number of wells that stopped together with this one"),
+    (r"\bleads_stop\b", "it is the first of them"),
+    (r"\bnot most_are_back\b", "half of them are still down"),
+    (r"\bmost_are_back\b", "most of them run again"),
+    (r"\bsince_stop\b", "the time since the stop"),
     (r"\bgauge_dropped\b", "every gauge channel reads zero or nothing on a sample"),
     (r"failed_signals >= 1", "a signal is out of its hard limits on 3 samples, or discharge below intake pressure"),
     (r"frozen_for >= ([^,]+)", r"a signal has not moved for \1 while others did"),

@@ -28,6 +28,7 @@ class Example:
     extra: str = ""  # name of an extra signal, which is 12 from the onset on and 2 before
     pumps: PumpsSettings = field(default_factory=PumpsSettings)  # for the rules on the operating point
     ahead_seconds: float = 0.0  # of the device's clock, from the onset on
+    wells: int = 1  # that all change so; the first is shown
     onset_hours: float = 10.0
     hours: float = 15.0
 
@@ -160,6 +161,11 @@ EXAMPLES: dict[str, Example] = {
     "current_imbalance": Example(("current_imbalance",), extra="current_imbalance"),
     "leakage": Example(("leakage_current",), changes={"leakage_current": scaled(2.2, 1)}),
     "trip": Example(("motor_current", "vsd_frequency"), FaultName.TRIP),
+    "common_stop": Example(
+        ("motor_current", "vsd_frequency"),
+        changes={"motor_current": short_stop, "vsd_frequency": short_stop, "flow_rate": short_stop},
+        wells=20,
+    ),
     "planned_stop": Example(
         ("motor_current", "vsd_frequency"),
         changes={"motor_current": ramped_stop(2), "vsd_frequency": ramped_stop(1), "flow_rate": ramped_stop(1)},
@@ -246,7 +252,7 @@ def play(rule: str) -> Shown:
     """The example of ``rule``, with the occurrences that it raised."""
     example = EXAMPLES[rule]
     planned = [] if example.fault is None else [Fault(example.fault, 0, example.onset_hours * HOUR, _length(example))]
-    fleet = Fleet(1, 3, 300.0, planned, spread=False)
+    fleet = Fleet(example.wells, 3, 300.0, planned, spread=False)
     readings = next(in_batches(fleet.run(round(example.hours * 12)), rows=10**9))
     start = int(readings.timestamp_us[0])
     hours = (readings.timestamp_us - start) / 3.6e9
@@ -260,7 +266,9 @@ def play(rule: str) -> Shown:
     readings.received_us = readings.timestamp_us + 1_000_000 - ahead_us
     dry_run = DryRun(with_pumps(rule_set(), example.pumps))
     dry_run.feed(readings)
-    return Shown(hours, readings, [row for row in dry_run.seen() if row.diagnosis == rule], start)
+    first = np.flatnonzero(readings.well_index == 0)
+    rows = [row for row in dry_run.seen() if row.diagnosis == rule and row.well_id == fleet.wells[0]]
+    return Shown(hours[first], readings.select(first), rows, start)
 
 
 def _length(example: Example) -> float:

@@ -52,7 +52,7 @@ _GROUPS = (
         "Slow faults",
         ("pump_wear", "scale_or_sand", "inflow_decline", "insulation_decline", "gauge_drift", "frequency_tag"),
     ),
-    ("Starts and stops", ("trip", "planned_stop", "cycling", "early_restart", "failed_start")),
+    ("Starts and stops", ("trip", "common_stop", "planned_stop", "cycling", "early_restart", "failed_start")),
     ("Instruments and link", ("gauge_dropout", "gauge_failure", "frozen_signal", "stale_well", "clock_skew")),
 )
 _APPLIES = {

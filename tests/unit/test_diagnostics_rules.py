@@ -11,7 +11,7 @@ DIAGNOSES = {
     "early_restart", "failed_start", "speed_step", "underload", "no_flow", "slugging", "slugging_worse",
     "gas_interference", "gas_lock", "pump_off", "dead_head", "tubing_leak", "broken_shaft",
     "blocked_intake", "solids", "overload", "motor_hot", "motor_heating", "vibration", "frequency_deviation",
-    "low_flow", "high_gor", "trip", "planned_stop", "cycling", "gauge_dropout", "gauge_failure",
+    "low_flow", "high_gor", "trip", "common_stop", "planned_stop", "cycling", "gauge_dropout", "gauge_failure",
     "frozen_signal", "stale_well",
     "clock_skew", "current_imbalance", "leakage",
     "downthrust", "upthrust", "below_bubble_point", "high_drawdown",

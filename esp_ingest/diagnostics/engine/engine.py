@@ -21,6 +21,7 @@ from esp_ingest.diagnostics.engine import stops
 from esp_ingest.diagnostics.engine.baseline import HELD, Baselines
 from esp_ingest.diagnostics.engine.buckets import Key
 from esp_ingest.diagnostics.engine.columns import BatchColumns, Rows, grouped
+from esp_ingest.diagnostics.engine.common_stops import FACT, CommonStops, limits_from
 from esp_ingest.diagnostics.engine.facts import facts_of, historical, keys_of, pick
 from esp_ingest.diagnostics.engine.held_baseline import HeldBaseline
 from esp_ingest.diagnostics.engine.open_occurrences import OpenOccurrences
@@ -81,6 +82,12 @@ class Engine:
         self._steps, self._stale = steps_of(rules)
         columns = {key for step in self._steps for key in step.condition.columns}
         self._has_frozen = ("fact", "frozen_for") in columns
+        # What a common stop suppresses: held back at once, also at wells of which no further reading has come.
+        self._stop_steps = [
+            step.index
+            for step in self._steps
+            if any(("fact", FACT) in other.condition.columns for other in step.suppressors)
+        ]
         self._state = self._allocate(columns)
         self._settings = WellSettings(rules, self._steps)
         self._occurrences = OpenOccurrences(
@@ -105,9 +112,16 @@ class Engine:
         freeing = [at for at, rule in rules if rule.baseline == "free"]
         self._held_baseline = HeldBaseline(state, holding, freeing)
         self._baselines = Baselines(state, columns | stops.columns_of(columns), self._held_baseline)
-        self._run_state = RunState(state, self._baselines)
+        self._run_state = RunState(state, self._baselines, self._common_stops(state))
         self._stop_grades = stops.StopGrades(state, self._baselines)
         return state
+
+    def _common_stops(self, state: WellArrays) -> CommonStops | None:
+        """None if no rule reads of them. The limits are the parameters of the first that does."""
+        for step in self._steps:
+            if ("fact", FACT) in step.condition.columns:
+                return CommonStops(state, self._wells, limits_from(step.rule.parameters))
+        return None
 
     # -- the batch
 
@@ -236,6 +250,8 @@ class Engine:
         self._silence.passed(batch, last_us)
         for step in self._steps:
             self._runner.run(batch, step)
+        if running.common is not None and running.common.joined:
+            self._occurrences.hold_back(self._stop_steps, running.common.joined)
         half_hours = running.half_hours
         cut_us = None
         if half_hours is not None:

@@ -34,6 +34,7 @@ def facts_of(
     ended = (running.start_us != NEVER) & (running.stop_us > running.start_us)
     day = 86_400_000_000
     return {
+        **({} if running.common is None else running.common.facts),
         "running": np.where(known, is_running, np.nan),
         "settled": running.settled.view(np.int8),
         "stopped": np.where(known, running.running == 0, np.nan),

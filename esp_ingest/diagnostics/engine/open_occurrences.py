@@ -1,6 +1,8 @@
 """Which occurrences are open, and what a batch changes in them."""
 
+import itertools
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -152,6 +154,13 @@ class OpenOccurrences:
             acknowledged=False,
         )
         self.store(step.index, slot, escalated)
+
+    def hold_back(self, steps: Iterable[int], slots: Iterable[int]) -> None:
+        """Suppress the open occurrences of ``steps`` at ``slots`` that nothing holds back yet."""
+        for step, slot in itertools.product(steps, sorted(slots)):
+            occurrence = self.open.get((step, slot))
+            if occurrence is not None and not occurrence.held_by:
+                self.store(step, slot, replace(occurrence, held_by=alarms.SUPPRESSED))
 
     def store(self, step: int, slot: int, occurrence: Occurrence, new: bool = False, at_us: int | None = None) -> None:
         """The new state of an occurrence, in memory and in what the batch will write. ``at_us``: when it changed, if it

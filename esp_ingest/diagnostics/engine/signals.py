@@ -11,6 +11,7 @@ import numpy as np
 from esp_ingest.diagnostics.engine.baseline import SETTLE_US, Baselines
 from esp_ingest.diagnostics.engine.buckets import BUCKET_US, Runs, Slots
 from esp_ingest.diagnostics.engine.columns import Rows, derived_or_sent
+from esp_ingest.diagnostics.engine.common_stops import CommonStops, Followed
 from esp_ingest.diagnostics.engine.well_state import NEVER, Array, Journal, WellArrays
 from esp_ingest.diagnostics.language.evaluation import BoolArray
 from esp_ingest.model import FloatArray, IntArray
@@ -21,6 +22,7 @@ FAIL_SAMPLES = 3
 FROZEN_SAMPLES = 12
 DISTRUST_SECONDS = 86_400.0  # a signal that has stood still for so long is left out
 MIN_FREQUENCY_HZ = 5.0
+SETPOINT = "frequency_setpoint"
 MIN_LOAD = 0.05
 # A gauge without supply reads the zero of its own scale: 0 psi, and 0 °C. Seen on a real well with some noise on it, up
 # to 40 °F; no pump that lifts is as cold as 41 °F (5 °C).
@@ -220,14 +222,16 @@ class Running:
     opened: Slots = field(default_factory=lambda: np.empty(0, np.intp))  # rows with which a 5-minute bucket was closed
     half_hours: tuple[Slots, IntArray, IntArray] | None = None  # see baseline.Plan
     cut_us: int | None = None  # nothing was written: the batch has to be cut here
+    common: Followed | None = None  # if a rule reads it
 
 
 class RunState:
     """Running or stopped, and what the well is used to while it runs."""
 
-    def __init__(self, state: WellArrays, baselines: Baselines) -> None:
+    def __init__(self, state: WellArrays, baselines: Baselines, common_stops: CommonStops | None) -> None:
         self._state = state
         self._baselines = baselines
+        self._common_stops = common_stops
         state.add("running", np.int8, -1)
         state.add("tripped", np.int8, 0)
         state.add("start_us", np.int64, NEVER)
@@ -254,7 +258,7 @@ class RunState:
         at = baselines.row[("median", "motor_current")]
         running = self._running(rows, usable, state["features"][at][rows.slots][rows.group])
         while True:
-            out = self._transitions(rows, running)
+            out = self._transitions(rows, running, usable.get(SETPOINT))
             values_running = np.where(running == 1, values, np.nan)
             plan = baselines.plan(runs, run, rows.t, values_running, dt, running, out.start_us)
             if plan.cut_us is not None:
@@ -279,7 +283,7 @@ class RunState:
         known = running >= 0
         return running if known.all() else rows.carry(known, running, self._state["running"][rows.slots])
 
-    def _transitions(self, rows: Rows, running: Array) -> Running:
+    def _transitions(self, rows: Rows, running: Array, setpoint: FloatArray | None) -> Running:
         """Python only where a well starts or stops."""
         state, slots, group = self._state, rows.slots, rows.group
         previous = rows.shifted(running, state["running"][slots])
@@ -297,14 +301,21 @@ class RunState:
             interval=np.empty(0),
             changed=bool(changed.any()),
         )
+        changes = np.flatnonzero(changed)
+        if self._common_stops is not None and out.changed:
+            told = np.zeros(len(rows), np.bool_) if setpoint is None else setpoint <= MIN_FREQUENCY_HZ
+            out.common = self._common_stops.follow(rows, running, previous, changes, told)
+        elif self._common_stops is not None:
+            out.common = self._common_stops.told(rows)
         if out.changed:
-            self._changes(rows, out, np.flatnonzero(changed), previous)
+            self._changes(rows, out, changes, previous)
         out.settled = (running == 1) & (rows.t - out.start_us >= SETTLE_US)
         return out
 
     @staticmethod
     def _changes(rows: Rows, out: Running, changes: Slots, previous: Array) -> None:
-        """Each change holds until the next one of the same well."""
+        """Each change holds until the next one of the same well. A start after a common stop is none of its own."""
+        common = frozenset[int]() if out.common is None else out.common.starts
         until = np.minimum(np.append(changes[1:], len(rows)), rows.ends[rows.group[changes]])
         for at, end in zip(changes.tolist(), until.tolist(), strict=True):
             part, t, before = slice(at, end), rows.t[at], previous[at]
@@ -314,8 +325,9 @@ class RunState:
                 out.starts[:, part] = out.starts[:, at - 1, None]
             if out.running[at] == 1 and before == 0:
                 stop = out.stop_us[at]
-                out.stopped_for[part] = t - stop if stop != NEVER else -1
-                out.starts[:, part] = np.array([[t], [out.starts[0, at]], [out.starts[1, at]]])
+                out.stopped_for[part] = t - stop if stop != NEVER and at not in common else -1
+                if at not in common:
+                    out.starts[:, part] = np.array([[t], [out.starts[0, at]], [out.starts[1, at]]])
                 out.start_us[part] = t
                 out.tripped[part] = 0
             elif out.running[at] == 0 and before == 1:
@@ -328,6 +340,8 @@ class RunState:
         for name in ("running", "tripped", "start_us", "stop_us", "stopped_for"):
             journal.put(self._state[name], rows.slots, getattr(out, name)[rows.last])
         journal.put(self._state["starts"], (slice(None), rows.slots), out.starts[:, rows.last])
+        if self._common_stops is not None and out.common is not None:
+            self._common_stops.commit(journal, out.common)
 
 
 def _is_running(frequency: FloatArray, current: FloatArray, median: FloatArray) -> Array:

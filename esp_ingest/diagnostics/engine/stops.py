@@ -10,11 +10,10 @@ import numpy as np
 from esp_ingest.diagnostics.engine.baseline import SETTLE_US, Baselines
 from esp_ingest.diagnostics.engine.buckets import BUCKET_US, Key
 from esp_ingest.diagnostics.engine.columns import STEP_US, Rows
-from esp_ingest.diagnostics.engine.signals import MIN_FREQUENCY_HZ, Measured, Running
+from esp_ingest.diagnostics.engine.signals import MIN_FREQUENCY_HZ, SETPOINT, Measured, Running
 from esp_ingest.diagnostics.engine.well_state import Array, Journal, WellArrays
 
 FACTS = ("load_at_stop", "stop_ramped", "stop_commanded")
-SETPOINT = "frequency_setpoint"
 _SPEED: Key = ("mean", "vsd_frequency", 900)
 _LOAD: Key = ("mean", "current_load", 900)
 _USUAL: Key = ("median", "current_load")

@@ -165,14 +165,16 @@ class _Reader:
             actions=tuple(table.actions),
             source=table.source,
             deadband=table.deadband,
-            summary=self._summary(place, table.summary, parameters),
+            summary=self._summary(place, table, parameters),
         )
         if name in rule.suppressed_by:
             raise self._mistake(place, "suppressed_by", "a rule cannot suppress itself")
         return rule
 
-    def _summary(self, place: str, text: str, parameters: Mapping[str, float]) -> str:
-        known = [*parameters, "on_delay", "off_delay"]
+    def _summary(self, place: str, table: RuleTable, parameters: Mapping[str, float]) -> str:
+        text = table.summary
+        of_silence = ["after", "escalate_after", "minimum"] if table.stale else []
+        known = [*parameters, "on_delay", "off_delay", *of_silence]
         try:
             text.format(**dict.fromkeys(known, ""))
         except (KeyError, IndexError, ValueError) as error:

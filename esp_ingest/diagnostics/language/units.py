@@ -74,6 +74,7 @@ NAMED: dict[str, Unit] = {
     "A/Hz2": Unit((("A", 1), ("Hz", -2))),
     "samples": NONE,
     "drops": Unit((("drops", 1),)),  # a day, of a signal that falls by habit
+    "wells": Unit((("wells", 1),)),
 }
 for _signal in SIGNALS:  # a new signal may bring a unit of its own, which is comparable with itself alone
     NAMED.setdefault(_signal.unit, Unit(((_signal.unit, 1),)))
