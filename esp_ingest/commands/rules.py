@@ -177,7 +177,8 @@ def in_short(rule: Rule, settings: Mapping[str, Any]) -> str:
     delays = {name: span(settings[f"{name}_us"] / 1e6) for name in ("on_delay", "off_delay")}
     stale = rule.stale
     of_silence = {} if stale is None else {
-        "after": f"{stale.after:g}", "escalate_after": f"{stale.escalate_after:g}", "minimum": span(stale.minimum_us / 1e6)
+        "after": f"{stale.after:g}", "escalate_after": f"{stale.escalate_after:g}",
+        "minimum": span(stale.minimum_us / 1e6),
     }  # fmt: skip
     return rule.summary.format(**amounts, **delays, **of_silence)
 

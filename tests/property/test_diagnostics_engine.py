@@ -258,11 +258,11 @@ def test_the_stories_raise_most_rules() -> None:
                 key[1] for key in whole(merged([story(seed * 7 + at, count, step) for at in range(4)], None), LIMITED)
             }
     missing = {rule.name for rule in LIMITED.rules} - seen
-    # These need a signal that no story sends, a clock that is off, a load that does not follow the speed, more flow, more
-    # wells (test_diagnostics_common_stops.py), or days and weeks of data (test_diagnostics_habit.py, …_slow.py).
+    # These need a signal that no story sends, a clock that is off, a load that does not follow the speed, more flow,
+    # more wells (test_diagnostics_common_stops.py), or days and weeks of data (test_diagnostics_habit.py, …_slow.py).
     assert missing <= {
-        "current_imbalance", "clock_skew", "blocked_intake", "slugging", "slugging_worse", "frequency_tag", "upthrust", "common_stop",
-        "new_habit", "pump_wear", "scale_or_sand", "inflow_decline", "insulation_decline", "gauge_drift",
+        "current_imbalance", "clock_skew", "blocked_intake", "slugging", "slugging_worse", "frequency_tag", "upthrust",
+        "common_stop", "new_habit", "pump_wear", "scale_or_sand", "inflow_decline", "insulation_decline", "gauge_drift",
     }  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 Where enough wells stop within a few minutes of each other (by event time, and not by command), their stops belong to
 one common stop. Each tells of it while it is down; the first of them leads it, and tells of it for as long as half of
-its wells are down, also if it runs again itself. A start that ends such a stop is counted as no start of the well's own.
+its wells are down, also if it runs again itself. A start that ends such a stop is not counted as the well's own.
 
 Stops and starts are followed in the order in which their readings were received, over all wells, so that it does not
 matter how readings are cut into batches. What is remembered stands in the state of each well: a well that comes back
