@@ -39,6 +39,14 @@ def connect_refused(settings: MqttSettings, protocol: str, reason: ReasonCode) -
     return f"The broker at {address(settings)} refused the connection: {reason}."
 
 
+def no_share_groups(settings: MqttSettings) -> str:
+    """CONNACK says that the broker has none."""
+    return (
+        f"The broker at {address(settings)} has no share groups, so {settings.share_group} would get nothing: "
+        "clear mqtt.share_group, or take a broker that has them."
+    )
+
+
 def ended(settings: MqttSettings, reason: ReasonCode) -> str:
     """The broker sent DISCONNECT."""
     if reason.value == SESSION_TAKEN_OVER:

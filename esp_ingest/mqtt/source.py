@@ -59,6 +59,7 @@ class _Link:
     deadline: float  # for CONNACK, then for SUBACK
     is_accepted: bool = False
     session_present: bool = False
+    has_share_groups: bool = True  # unless the broker says in CONNACK that it has none
     is_answered: bool = False  # SUBACK is here, whatever it says
     is_contested: bool = False
     end: str = ""  # why it ended, one sentence
@@ -376,6 +377,7 @@ class MqttSource(Source):
             return
         link.is_accepted = True
         link.session_present = flags.session_present
+        link.has_share_groups = getattr(properties, "SharedSubscriptionAvailable", 1) != 0
         self._connections += 1
         if self._connections > 1:
             self._metrics.mqtt_reconnects.inc()
@@ -425,7 +427,9 @@ class MqttSource(Source):
 
     def _on_subscribe(self, packet_id: int, reasons: list[ReasonCode]) -> None:
         link = self._link
-        said = self._subscription.answered(self._client, packet_id, reasons, session_present=link.session_present)
+        said = self._subscription.answered(
+            self._client, packet_id, reasons, link.session_present, link.has_share_groups
+        )
         if said is not None:
             link.is_answered, link.deadline = True, inf
             self.last_error = said

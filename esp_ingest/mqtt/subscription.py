@@ -14,6 +14,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from esp_ingest.config.settings import MqttSettings
 from esp_ingest.interfaces import Clock
 from esp_ingest.model import Delivery
+from esp_ingest.mqtt import sentences
 from esp_ingest.mqtt.client import BulkClient
 from esp_ingest.mqtt.client_setup import SessionRecord, Topics
 from esp_ingest.service.backoff import Backoff
@@ -75,15 +76,28 @@ class Subscription:
         self._packet_id = packet_id or 0
 
     def answered(
-        self, client: BulkClient, packet_id: int, reasons: list[ReasonCode], *, session_present: bool
+        self,
+        client: BulkClient,
+        packet_id: int,
+        reasons: list[ReasonCode],
+        session_present: bool,
+        has_share_groups: bool,
     ) -> str | None:
         """SUBACK has come. Returns "" if it grants the subscription, else a sentence that says what to do; None if it
-        answers no question of this connection."""
+        answers no question of this connection. A broker without share groups may grant one all the same (RabbitMQ),
+        and would deliver nothing."""
         if packet_id != self._packet_id or not reasons:
             return None
         now = self._clock.monotonic()
+        if self._settings.share_group and not has_share_groups:
+            return self._refused(sentences.no_share_groups(self._settings), now)
         if reasons[0].is_failure or reasons[0].value == _GRANTED_QOS0:
-            return self._refused(reasons[0], now)
+            granted = "granted QoS 0 only" if reasons[0].value == _GRANTED_QOS0 else f"refused ({reasons[0]})"
+            return self._refused(
+                f"The subscription to {self._topics.wanted} was {granted}: "
+                f"let user {self._settings.username or '(none)'} read it at QoS 1 in the broker's access list.",
+                now,
+            )
         self._had_session = True
         self._grant(True)
         self._backoff.attempts = 0
@@ -130,13 +144,8 @@ class Subscription:
             logger.warning("mqtt subscription from an earlier configuration", extra={"filter": stray})
             self._unsubscribe(client, {stray})
 
-    def _refused(self, reason: ReasonCode, now: float) -> str:
-        granted = "granted QoS 0 only" if reason.value == _GRANTED_QOS0 else f"refused ({reason})"
+    def _refused(self, sentence: str, now: float) -> str:
         self._grant(False)
-        sentence = (
-            f"The subscription to {self._topics.wanted} was {granted}: "
-            f"let user {self._settings.username or '(none)'} read it at QoS 1 in the broker's access list."
-        )
         self._refusal.failed(now, sentence)
         self.next_attempt = now + self._backoff.next_seconds()
         return sentence

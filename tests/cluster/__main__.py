@@ -2,7 +2,10 @@
 
     python -m tests.cluster [--broker memory]… [--case nodes]… [--members 3] [--seconds 30] [--output FILE]
 
-    fleet ──► balancer ──► three rmqttd nodes (raft) ◄── balancer ◄── N × esp-ingest ──► TimescaleDB
+    fleet ──► balancer ──► three nodes of the broker (raft) ◄── balancer ◄── N × esp-ingest ──► TimescaleDB
+
+Brokers: ``memory`` (rmqttd, sessions in memory) and ``sled`` (rmqttd, sessions of clients that are away on disk) with a
+share group; ``quorum`` (RabbitMQ 4, each session a quorum queue), which knows no share groups, so one daemon takes all.
 
 The fleet numbers its readings, sends each until the cluster acknowledges it, and keeps a journal
 (tests/support/fault_publisher.py). In the end each reading of the journal must be in the table, once and unaltered.
@@ -14,6 +17,7 @@ in the order received.
 import argparse
 import contextlib
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -22,14 +26,15 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import psycopg
 
 from esp_ingest.store.schema import migrate
-from tests.cluster import rmqtt
+from tests.cluster import rabbitmq, rmqtt
 from tests.cluster.judge import Diagnoses, diagnoses_of_one, lost_readings
-from tests.cluster.tapped import Balancer, undelivered
+from tests.cluster.tapped import Balancer, Node, undelivered
 from tests.support.databases import Database, NativeTimescale, free_port
 from tests.support.fault_publisher import Comparison, compare, confirmed
 from tests.support.rig import Process
@@ -48,9 +53,10 @@ class World:
     """All that runs. Members are known by number; one that is killed is started again with the session it had."""
 
     folder: Path
-    nodes: list[rmqtt.Node]
+    nodes: list[Node]
     database: Database
     balancers: list[Balancer]
+    share_group: str
     members: list[Process] = field(default_factory=list)
     ports: list[int] = field(default_factory=list)
 
@@ -59,7 +65,7 @@ class World:
             "MQTT__HOST": "127.0.0.1",
             "MQTT__PORT": str(self.balancers[number].port),
             "MQTT__CLIENT_ID": f"esp-ingest-{number}",
-            "MQTT__SHARE_GROUP": "esp",
+            "MQTT__SHARE_GROUP": self.share_group,
             "MQTT__KEEPALIVE_SECONDS": "5",
             "MQTT__RECONNECT_MIN_SECONDS": "0.2",
             "MQTT__RECONNECT_MAX_SECONDS": "1",
@@ -142,7 +148,36 @@ CASES: dict[str, Callable[[World, float], None]] = {
     "members": members,
     "database": database,
 }
-BROKERS = {"memory": False, "sled": True}
+
+
+@contextlib.contextmanager
+def _rmqtt(folder: Path, *, durable: bool) -> Iterator[list[Node]]:
+    nodes: list[Node] = [*rmqtt.cluster(folder, durable=durable)]
+    try:
+        yield nodes
+    finally:
+        for node in nodes:
+            node.kill()
+
+
+@contextlib.contextmanager
+def _rabbitmq(folder: Path) -> Iterator[list[Node]]:
+    cluster = rabbitmq.Cluster()
+    try:
+        yield [*cluster.start()]
+    finally:
+        cluster.stop()
+        shutil.copytree(cluster.folder, folder / "rabbitmq", ignore=shutil.ignore_patterns("data"))
+        shutil.rmtree(cluster.folder)
+
+
+BROKERS: dict[str, Callable[[Path], contextlib.AbstractContextManager[list[Node]]]] = {
+    "memory": partial(_rmqtt, durable=False),
+    "sled": partial(_rmqtt, durable=True),
+    "quorum": _rabbitmq,
+}
+PROGRAMS = {"memory": rmqtt.program, "sled": rmqtt.program, "quorum": rabbitmq.program}
+ALONE = {"quorum"}  # no share groups: one daemon
 
 
 @dataclass(frozen=True)
@@ -183,12 +218,12 @@ def run_case(broker: str, case: str, server: NativeTimescale, count: int, second
     with contextlib.ExitStack() as stack:
         target = server.create_database()
         migrate(target.settings)
-        found = rmqtt.cluster(folder, durable=BROKERS[broker])
-        for node in found:
-            stack.callback(node.kill)
+        found = stack.enter_context(BROKERS[broker](folder))
+        count = 1 if broker in ALONE else count
         taps = [stack.enter_context(Balancer(found, number % 3)) for number in range(count)]
         front = stack.enter_context(Balancer(found, turn=True))
-        world = World(folder, found, target, taps, ports=[free_port() for _ in range(count)])
+        group = "" if broker in ALONE else "esp"
+        world = World(folder, found, target, taps, group, ports=[free_port() for _ in range(count)])
         for number in range(count):
             world.members.append(world.start_member(number))
         stack.callback(lambda: [member.kill() for member in world.members])
@@ -239,12 +274,14 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="append the table to this file")
     parser.add_argument("--keep", type=Path, help="keep logs and journals in this folder")
     options = parser.parse_args()
-    rmqtt.program()
+    brokers = options.broker or [*BROKERS]
+    for broker in brokers:
+        PROGRAMS[broker]()
     rows: list[Row] = []
     failed: list[str] = []
     with tempfile.TemporaryDirectory(prefix="esp-cluster-") as name, NativeTimescale.start(fsync=True) as server:
         folder = options.keep or Path(name)
-        for broker in options.broker or BROKERS:
+        for broker in brokers:
             for case in options.case or CASES:
                 where = folder / f"{broker}-{case}-{os.getpid()}"
                 try:

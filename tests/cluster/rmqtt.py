@@ -22,6 +22,7 @@ CACHE = Path(os.environ.get("ESP_INGEST_RMQTT", "/var/cache/esp-ingest/rmqtt"))
 PLUGINS = ("rmqtt-cluster-raft", "rmqtt-shared-subscription", "rmqtt-session-storage")
 _LIBRARIES = ("rmqtt-conf", "rmqtt-net")  # of the program itself, not plugins
 _START_SECONDS = 100.0
+_PATCH = '\n[patch.crates-io]\nprotobuf-src = { path = "protobuf-src" }\n'
 
 
 def trimmed(manifest: str) -> str:
@@ -55,10 +56,19 @@ def program() -> Path:
     (crate,) = (Path.home() / ".cargo/registry/src").glob(f"*/rmqttd-{VERSION}")
     shutil.copytree(crate, source)
     manifest = source / "Cargo.toml"
-    manifest.write_text(trimmed(manifest.read_text(encoding="utf-8")), encoding="utf-8")
+    manifest.write_text(trimmed(manifest.read_text(encoding="utf-8")) + _PATCH, encoding="utf-8")
+    _protobuf_of_the_machine(source / "protobuf-src", Path(str(shutil.which("protoc"))))
     build = ["nice", "-n", "15", "cargo", "build", "--release", "--target-dir", str(CACHE / "target")]
     subprocess.run(build, cwd=source, check=True)
     return found
+
+
+def _protobuf_of_the_machine(folder: Path, protoc: Path) -> None:
+    """In place of the crate protobuf-src, which compiles all of protobuf (most of the time of the build) to call protoc
+    once: a crate of that name and version that knows where the machine has it."""
+    (folder / "src").mkdir(parents=True)
+    (folder / "Cargo.toml").write_text('[package]\nname = "protobuf-src"\nversion = "1.1.0+21.5"\nedition = "2021"\n')
+    (folder / "src/lib.rs").write_text(f'pub fn protoc() -> std::path::PathBuf {{ "{protoc}".into() }}\n')
 
 
 class Node:

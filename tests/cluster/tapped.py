@@ -1,9 +1,10 @@
 """A balancer in front of the cluster that keeps what it passes on: the witness of whose loss a loss is."""
 
 import re
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
-from tests.cluster.rmqtt import Node, listens
+from tests.cluster.rmqtt import listens
 from tests.support.proxy import Direction, TcpProxy
 
 Message = tuple[str, int]  # a reading of the fleet: its well and its number
@@ -14,11 +15,25 @@ _PUBLISH = re.compile(
 )
 
 
+class Node(Protocol):
+    """A node of a broker, which keeps its port and what it has on disk."""
+
+    @property
+    def port(self) -> int:
+        """Where it takes MQTT."""
+
+    def start(self) -> None:
+        """Start, and wait until it takes connections."""
+
+    def kill(self) -> None:
+        """SIGKILL."""
+
+
 class Balancer(TcpProxy):
     """Each connection goes to the first node that listens, from ``first`` on, as a balancer with a sticky preference
     would choose. ``turn``: from another node each time. ``delivered`` is what the broker sent, a connection each."""
 
-    def __init__(self, nodes: list[Node], first: int = 0, *, turn: bool = False) -> None:
+    def __init__(self, nodes: Sequence[Node], first: int = 0, *, turn: bool = False) -> None:
         self._nodes = nodes
         self._first = first
         self._turn = turn
@@ -29,7 +44,7 @@ class Balancer(TcpProxy):
     @property
     def target(self) -> tuple[str, int]:
         """Where the next connection goes."""
-        order = self._nodes[self._first :] + self._nodes[: self._first]
+        order = [*self._nodes[self._first :], *self._nodes[: self._first]]
         if self._turn:
             self._first = (self._first + 1) % len(self._nodes)
         return "127.0.0.1", next((node.port for node in order if listens(node.port)), order[0].port)

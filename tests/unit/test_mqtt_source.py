@@ -242,6 +242,19 @@ def test_a_refused_subscription_is_told_and_tried_again(
     assert len(broker.connections) == 1
 
 
+@pytest.mark.parametrize(("share_group", "is_subscribed"), [("esp", False), ("", True)])
+def test_a_broker_that_says_it_has_no_share_groups_and_grants_one(
+    broker: FakeBroker, new_source: SourceFactory, metrics: Metrics, share_group: str, is_subscribed: bool
+) -> None:
+    """RabbitMQ 4.0 does, and delivers nothing."""
+    broker.connack = lambda _, __: packet(CONNACK, b"\0\0\2\x2a\0")
+    source = new_source(share_group=share_group)
+    until(lambda: source.subscribed if is_subscribed else source.last_error)
+    assert source.subscribed == is_subscribed
+    assert value(metrics, "mqtt_subscribed") == is_subscribed
+    assert ("has no share groups" in source.last_error) == (not is_subscribed)
+
+
 def test_a_refused_login_is_one_sentence(broker: FakeBroker, new_source: SourceFactory) -> None:
     broker.connack = lambda _, __: packet(CONNACK, b"\0\x86\0")
     source = new_source(username="esp-ingest", password=SecretStr("wrong"))
