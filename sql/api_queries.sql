@@ -364,9 +364,21 @@ WHERE (%(all_wells)s::boolean OR split_part(topic, '/', 2) LIKE ANY (%(wells)s::
 ORDER BY received_at DESC, digest
 LIMIT %(limit)s;
 
+-- name: api_live_is_kept
+-- Whether the newest readings are in well_newest now, with no mark that they are not and of few enough wells to be
+-- written within seconds.
+SELECT NOT EXISTS (SELECT FROM well_newest_stale)
+   AND (SELECT count(*) <= %(few)s FROM (SELECT FROM well_newest LIMIT %(few)s + 1) AS n);
+
+-- name: api_live_kept
+-- For the live feed: the newest reading of each well that sent something of late. It costs by the wells.
+SELECT well_id, "timestamp", :signals, received_at
+FROM well_newest
+WHERE received_at > %(after)s AND "timestamp" > %(oldest)s;
+
 -- name: api_live_readings
--- For the live feed: the newest reading of each well among what was received of late. The bound on event time leaves out
--- old chunks; what is older than two days is a backlog and not news.
+-- The same out of the readings; it costs by what was received. The bound on event time leaves out old chunks; what is
+-- older than two days is a backlog and not news.
 SELECT DISTINCT ON (well_id)
        well_id, "timestamp", :signals, received_at
 FROM esp_telemetry

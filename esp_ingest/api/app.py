@@ -21,6 +21,7 @@ from esp_ingest.api.monitor import Monitor
 from esp_ingest.api.readiness import Readiness
 from esp_ingest.api.reads.fleet import Fleet
 from esp_ingest.api.reads.live import Feed
+from esp_ingest.api.reads.recent import RecentPages
 from esp_ingest.api.routes import (
     actions,
     alarms,
@@ -122,6 +123,7 @@ def _parts(settings: Settings, clock: Clock) -> Api:
         auth=Auth(settings, database, keys.load(settings), clock, metrics),
         fleet=Fleet(database, clock),
         feed=Feed(database, monitor, clock, settings.api.silent_after_seconds),
+        recent_pages=RecentPages(clock),
         monitor=monitor,
         readiness=Readiness(database, clock, metrics),
         metrics=metrics,

@@ -15,6 +15,7 @@ from esp_ingest.api.monitor import Monitor
 from esp_ingest.api.readiness import Readiness
 from esp_ingest.api.reads.fleet import Fleet
 from esp_ingest.api.reads.live import Feed
+from esp_ingest.api.reads.recent import RecentPages
 from esp_ingest.api.wire.problems import Problem, invalid
 from esp_ingest.config.settings import Settings
 from esp_ingest.interfaces import Clock
@@ -35,6 +36,7 @@ class Api:
     auth: Auth
     fleet: Fleet
     feed: Feed
+    recent_pages: RecentPages
     monitor: Monitor
     readiness: Readiness
     metrics: ApiMetrics

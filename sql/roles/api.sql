@@ -9,6 +9,7 @@ END $$;
 GRANT SELECT ON esp_telemetry, diagnostic_results, ingest_rejects, alarm_actions, alarm_shelves, alarm_verdicts, well_latest,
     diagnostic_rules_off, archive_days, api_users, api_tokens, api_refresh_tokens, api_audit TO esp_ingest_api;
 GRANT SELECT ON well_stops TO esp_ingest_api;  -- /api/v1/losses
+GRANT SELECT ON well_newest, well_newest_stale TO esp_ingest_api;  -- the live stream
 GRANT SELECT ON aggregate_hours, aggregate_days TO esp_ingest_api;  -- without it, only what readings are there for
 GRANT INSERT, UPDATE ON alarm_actions, alarm_verdicts TO esp_ingest_api;  -- UPDATE on alarm_actions is for its lock alone
 GRANT INSERT, UPDATE, DELETE ON alarm_shelves, api_refresh_tokens TO esp_ingest_api;

@@ -4,8 +4,9 @@
 
 The input is that of ``make bench``'s case (a), as fast as the broker takes it, or (c), 10 000 wells at 1 Hz. The API is
 a process with the Nice of its unit, config/systemd/esp-ingest-api.service. A reader does what a browser with the
-console does: it holds the live stream of the whole fleet, asks for the fleet every 30 s and for a part of its
-sparklines, and opens the page of another well every minute. All readers are one process, which shares the machine too.
+console does: it holds the live stream of the whole fleet, asks every 30 s for the fleet and for a part of the
+sparklines of the rows in view, the first of the fleet, and opens the page of any well every minute. All readers are one
+process, which shares the machine too.
 """
 
 import argparse
@@ -37,7 +38,7 @@ from tests.support.databases import Database
 
 _ROOT = Path(__file__).parent.parent.parent
 FLEET_SECONDS, WELL_SECONDS = 30.0, 60.0
-SPARKLINES = 6  # a look: those of 25 rows in view, each every two minutes
+IN_VIEW, SPARKLINES = 25, 6  # rows, and sparklines a look: each row's every two minutes
 _FLEET = ("/api/v1/wells?sort=need&limit=100", "/api/v1/fleet")
 _SPARK = "/api/v1/wells/{well}/telemetry?from=24h&signals=motor_current&max_points=120"
 _WELL = (
@@ -65,6 +66,7 @@ class Reader:
         self._port, self._wells, self._seen = port, wells, seen
         self._head = f"HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n"
         self._random = random.Random(number)
+        self._turn = number  # of the rows in view: not everybody begins at the same one
 
     async def run(self) -> None:
         """Until it is cancelled."""
@@ -81,9 +83,11 @@ class Reader:
             await asyncio.sleep(max(0.0, began + seconds - time.monotonic()))
 
     async def _fleet(self) -> None:
-        await asyncio.gather(*(self._get(path) for path in _FLEET))
-        for _ in range(SPARKLINES):
-            await self._get(_SPARK.format(well=self._any_well()))
+        page, _ = await asyncio.gather(*(self._get(path) for path in _FLEET))
+        in_view = [item["well_id"] for item in json.loads(page)["items"][:IN_VIEW]] if page else []
+        for turn in range(self._turn, self._turn + min(SPARKLINES, len(in_view))):
+            await self._get(_SPARK.format(well=in_view[turn % len(in_view)]))
+        self._turn += SPARKLINES
 
     async def _well(self) -> None:
         well = self._any_well()
@@ -92,17 +96,17 @@ class Reader:
     def _any_well(self) -> str:
         return f"ESP-{self._random.randrange(self._wells):05d}"
 
-    async def _get(self, path: str) -> None:
+    async def _get(self, path: str) -> bytes:
+        """The body; empty where it was refused."""
         began = time.monotonic()
         reader, writer = await self._ask(path)
-        status = await reader.readline()
-        while await reader.read(65_536):
-            pass
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
         writer.close()
-        if b" 200 " in status or b" 404 " in status:  # a well may have sent nothing yet
+        if head.split(b" ", 2)[1] in (b"200", b"404"):  # a well may have sent nothing yet
             self._seen.seconds.append(time.monotonic() - began)
-        else:
-            self._seen.refused += 1
+            return body
+        self._seen.refused += 1
+        return b""
 
     async def _stream(self) -> None:
         while True:

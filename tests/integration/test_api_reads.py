@@ -173,6 +173,18 @@ def test_auto_is_raw_where_it_fits(vera: httpx.Client) -> None:
     assert (answer["resolution"], len(answer["rows"])) == ("raw", MINUTES)
 
 
+def test_a_chart_up_to_now_is_shared_in_the_units_asked_for(vera: httpx.Client) -> None:
+    """It is kept as it was sent: whoever wants other units gets other values, and none is converted twice."""
+    asked = {"signals": "pip", "max_points": 20, "from": "1d"}
+    field, metric, again, metric_again = (
+        [row[1] for row in got(vera, "/api/v1/wells/A-1/telemetry", units=units, **asked)["rows"]]
+        for units in ("field", "metric", "field", "metric")
+    )
+    assert field == again
+    assert metric == metric_again
+    assert metric == [value if value is None else pytest.approx(value / 14.5037738) for value in field]
+
+
 @pytest.mark.parametrize("resolution", ["1m", "1h", "1d"])
 def test_buckets(vera: httpx.Client, resolution: str) -> None:
     rows = pages(

@@ -98,6 +98,56 @@ def test_a_late_commit_and_an_older_reading(api: ApiProcess, olga: httpx.Client,
         assert [row[0] for row in data["rows"]] == ["A-3"]
 
 
+def keep(database: Database, well: str, at: datetime, flow_rate: float, received: datetime, *tables: str) -> None:
+    """What a daemon stores of one reading, without the mark that others leave."""
+    with database.connect() as connection:
+        connection.execute("SET esp_ingest.keeps_well_newest = on")
+        for table in tables:
+            conflict = ' ON CONFLICT (well_id) DO UPDATE SET ("timestamp", flow_rate, received_at) = '
+            conflict += '(excluded."timestamp", excluded.flow_rate, excluded.received_at)'
+            connection.execute(
+                f'INSERT INTO {table} ("timestamp", well_id, flow_rate, received_at) VALUES (%s, %s, %s, %s)'.encode()
+                + (conflict.encode() if table == "well_newest" else b""),
+                (at, well, flow_rate, received),
+            )
+
+
+def test_readings_that_a_daemon_keeps_come_from_well_newest(
+    api: ApiProcess, olga: httpx.Client, database: Database
+) -> None:
+    """The readings themselves are not looked at: at the full rate of a few wells, a second holds very many."""
+    now = datetime.now(UTC).replace(microsecond=0)
+    database.run("SELECT refresh_well_newest()")
+    with api.events(olga) as events:
+        until(events, "hello")
+        keep(database, "A-6", now, 1.0, now, "esp_telemetry")
+        keep(database, "A-7", now, 2.0, now - timedelta(seconds=15), "esp_telemetry", "well_newest")  # written late
+        _, data = until(events, "readings")
+        assert [row[0] for row in data["rows"]] == ["A-7"]
+        keep(database, "A-6", now, 1.0, now, "well_newest")
+        until(events, "readings", has_reading("A-6", 1.0))
+
+
+def test_with_a_mark_and_with_many_wells_they_come_from_the_readings(
+    api: ApiProcess, olga: httpx.Client, database: Database
+) -> None:
+    now = datetime.now(UTC).replace(microsecond=0)
+    with api.events(olga) as events:
+        until(events, "hello")
+        insert_reading(database, "A-8", now, 1.0)  # leaves a mark
+        keep(database, "A-9", now, 2.0, now, "esp_telemetry")
+        until(events, "readings", has_reading("A-9", 2.0))
+        database.run("SELECT refresh_well_newest()")
+        database.run(
+            "INSERT INTO well_newest (timestamp, well_id, received_at) SELECT now(), 'M-' || n, 'epoch' "
+            "FROM generate_series(1, 2001) AS n"
+        )
+        time.sleep(1.2)
+        keep(database, "A-9", now + timedelta(seconds=1), 3.0, datetime.now(UTC), "esp_telemetry")
+        until(events, "readings", has_reading("A-9", 3.0))
+    database.run("DELETE FROM well_newest WHERE well_id LIKE 'M-%'")
+
+
 def test_coming_back_with_the_last_event_id(api: ApiProcess, olga: httpx.Client, database: Database) -> None:
     at = datetime.now(UTC)
     with api.events(olga) as events:

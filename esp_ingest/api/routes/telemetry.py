@@ -64,7 +64,7 @@ async def telemetry(
     signal, the mean under its name, and `_min` and `_max`. `auto` gives all of the range in one answer: readings as
     stored if they fit into `max_points`; else buckets of equal width with two rows each, the lowest and the highest
     values in the order in which they came, so that no extreme is lost. With one signal these rows are readings at their
-    own times."""
+    own times. Such buckets up to now may be a twentieth of a bucket old, a minute at most."""
     refuse_foreign(principal, well_id)
     names = _signals(signals)
     _check_points(api, max_points)
@@ -72,10 +72,19 @@ async def telemetry(
     asked = range_of(start, to, now_us, api.settings.api.max_range_days, _DAY)
     after = cursors.decode(f"telemetry {resolution}", cursor, (datetime,))
     rest = asked if after is None else Range(max(asked.start, after[0]), asked.end)
-    page = await _read(TelemetryReader(api.database, well_id, names), rest, resolution, max_points)
+
+    async def read() -> Page:
+        found = await _read(TelemetryReader(api.database, well_id, names), rest, resolution, max_points)
+        convert_rows(found.rows, found.signals, units)
+        return found
+
+    if resolution == "auto" and to is None and cursor is None and not is_fixed(start):
+        key = (well_id, start, tuple(names), max_points, units)
+        page = await api.recent_pages.page(key, asked.seconds, max_points, read)
+    else:
+        page = await read()
     if not page.rows and not (await api.database.fetch("api_well_known", {"well": well_id}))[0][0]:
         raise no_such_well(well_id)
-    convert_rows(page.rows, page.signals, units)
     following = None
     if page.following is not None:
         following = link(
