@@ -42,9 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``esp-ingest``. Returns the exit code."""
     terminal.accept_all_text()
     words = list(sys.argv[1:] if argv is None else argv)
-    parser = _parser([word for word in words[:1] if word in COMMANDS])
+    parser = make_parser([word for word in words[:1] if word in COMMANDS])
     arguments = parser.parse_args(words)
-    if problem := _senseless(arguments):
+    if problem := senseless(arguments):
         parser.error(problem)
     try:
         return _run(arguments)
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if arguments.debug:
             raise
-        print(f"esp-ingest: {_one_line(error)}", file=sys.stderr)
+        print(f"esp-ingest: {one_line(error)}", file=sys.stderr)
         return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILURE
 
 
@@ -78,7 +78,8 @@ def _module(command: str) -> ModuleType:
     return import_module(f"esp_ingest.commands.{command}")
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """The error as a sentence in one line of at most 500 characters."""
     text = " ".join(_sentence(error).split()) or type(error).__name__
     return text if len(text) <= 500 else text[:497] + "..."
 
@@ -97,7 +98,7 @@ def _sentence(error: Exception) -> str:
     return str(error)
 
 
-def _senseless(arguments: argparse.Namespace) -> str:
+def senseless(arguments: argparse.Namespace) -> str:
     """Which options exclude each other, and why; "" if none do."""
     module = _module(arguments.command)
     return str(module.problem(arguments)) if hasattr(module, "problem") else ""
@@ -111,7 +112,7 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(EXIT_USAGE)
 
 
-def _parser(loaded: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
+def make_parser(loaded: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
     """The parser of all commands, with the arguments of those in ``loaded`` alone: to know the arguments of a command,
     its module is loaded, and some load the database's driver."""
     common, again = _common(None, False), _common(argparse.SUPPRESS, argparse.SUPPRESS)

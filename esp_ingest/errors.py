@@ -1,6 +1,6 @@
 """What can go wrong, as classes that a caller catches. Each message is one sentence that says what to do.
 
-The errors of a room stand in that room and derive from these; the command line turns them into exit codes.
+The errors of a package stand in that package and derive from these; the command line turns them into exit codes.
 """
 
 

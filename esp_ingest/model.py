@@ -1,4 +1,4 @@
-"""The vocabulary of the house: signals, deliveries, readings in columns, rejects.
+"""The types that all parts share: signals, deliveries, readings in columns, rejects.
 
 Everything above imports from here and nothing here imports from above. Times are integers, microseconds since the
 Unix epoch in UTC (``*_us``): exact, and the unit of PostgreSQL's timestamptz.

@@ -52,11 +52,11 @@ def look(settings: Settings) -> Iterator[Line]:
     logging.getLogger("esp_ingest").addHandler(logging.NullHandler())  # what is wrong is said in a line, once
     yield _configuration(settings)
     yield _rules(settings)
-    yield _spool(settings)
-    yield _memory(settings)
-    yield _http(settings)
+    yield spool(settings)
+    yield memory(settings)
+    yield http(settings)
     yield from broker.look(settings.mqtt, SystemClock())
-    yield from _database(settings)
+    yield from database(settings)
 
 
 def _configuration(settings: Settings) -> Line:
@@ -83,7 +83,7 @@ def _rules(settings: Settings) -> Line:
     return Line("rules", True, f"{len(loaded.rules)} rules")
 
 
-def _memory(settings: Settings) -> Line:
+def memory(settings: Settings) -> Line:
     """What the settings allow to be held, against the limit of the cgroup that this command runs in."""
     from esp_ingest.service import memory
 
@@ -91,7 +91,8 @@ def _memory(settings: Settings) -> Line:
     return Line("memory", judged.fits is not False, judged.sentence)
 
 
-def _spool(settings: Settings) -> Line:
+def spool(settings: Settings) -> Line:
+    """Whether the spool's folder can be written to, and what lies in it."""
     from esp_ingest.store.spool.spool import is_shared, orphans
 
     try:
@@ -121,7 +122,7 @@ def _spool(settings: Settings) -> Line:
     return Line("spool", True, str(folder))
 
 
-def _http(settings: Settings) -> Line:
+def http(settings: Settings) -> Line:
     """Whether the daemon could listen. Its own port is in use while it runs, and then it answers there."""
     http = settings.http
     address = f"{http.host}:{http.port}"
@@ -160,7 +161,8 @@ def _reachable(host: str) -> str:
     return host
 
 
-def _database(settings: Settings) -> Iterator[Line]:
+def database(settings: Settings) -> Iterator[Line]:
+    """Whether the database can be reached, its schema fits, and this user may write."""
     from esp_ingest.store.schema import check_database
 
     schema, capabilities = check_database(settings.database)
@@ -176,7 +178,7 @@ def _database(settings: Settings) -> Iterator[Line]:
         yield Line("capability", True, text, is_note=True)
     if schema.ok:
         yield from _other_daemons(settings)
-        yield from _lifecycle(settings)
+        yield from lifecycle(settings)
 
 
 def _other_daemons(settings: Settings) -> Iterator[Line]:
@@ -197,7 +199,7 @@ def _other_daemons(settings: Settings) -> Iterator[Line]:
         yield Line("daemons", True, presence.sentence(others), is_note=True)
 
 
-def _lifecycle(settings: Settings) -> Iterator[Line]:
+def lifecycle(settings: Settings) -> Iterator[Line]:
     """The archive's settings, and how tables and archive are."""
     import psycopg
 

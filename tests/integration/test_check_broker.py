@@ -222,7 +222,7 @@ def test_a_closed_port_is_told_at_once() -> None:
 
 
 def http_line(port: int) -> Line:
-    return check._http(Settings(http={"host": "127.0.0.1", "port": port}))
+    return check.http(Settings(http={"host": "127.0.0.1", "port": port}))
 
 
 def test_a_port_in_use_by_something_else_is_found() -> None:

@@ -200,7 +200,7 @@ class TestNarrowDatabases:
         with pytest.raises(StoreUnavailable, match=r"cannot hold UTF-8 text: its encoding is (LATIN1|SQL_ASCII)"):
             migrate(narrow.settings)
         assert narrow.value("SELECT to_regclass('esp_ingest_migrations')") is None
-        first, *_ = check._database(settings_of(narrow))
+        first, *_ = check.database(settings_of(narrow))
         assert not first.ok
         assert "The database cannot hold UTF-8 text (its encoding is" in first.detail
         assert "create another with ENCODING 'UTF8' TEMPLATE template0" in first.detail

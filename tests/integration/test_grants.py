@@ -138,7 +138,7 @@ def test_without_the_schema_or_the_database_it_is_a_grant_too(owner: Database, d
 
 def test_what_check_may_not_read_of_the_lifecycle_is_a_grant(owner: Database, daemon: Database) -> None:
     def lifecycle() -> list[Line]:
-        found = check._lifecycle(Settings(database=daemon.settings.model_dump()))
+        found = check.lifecycle(Settings(database=daemon.settings.model_dump()))
         return [line for line in found if line.subject == "lifecycle"]
 
     (line,) = lifecycle()

@@ -166,7 +166,7 @@ def test_what_the_pods_set_is_a_setting(overlay: str, tmp_path: Path, monkeypatc
 def test_migrate_is_a_job_with_credentials_of_its_own() -> None:
     job = one("one", "Job", f"esp-ingest-migrate-{__version__}")
     (container,) = job["spec"]["template"]["spec"]["containers"]
-    cli._parser().parse_args(container["args"])
+    cli.make_parser().parse_args(container["args"])
     (volume,) = job["spec"]["template"]["spec"]["volumes"]
     assert volume["secret"]["secretName"] == "esp-ingest-owner"
     daemon = one("one", "StatefulSet")["spec"]["template"]["spec"]
@@ -196,7 +196,7 @@ def test_the_cron_jobs_run_commands_that_exist_at_the_times_that_are_documented(
         assert job["spec"]["timeZone"] == "Etc/UTC"
         assert job["spec"]["concurrencyPolicy"] == "Forbid"
         if container.get("command", ["esp-ingest"]) == ["esp-ingest"]:
-            cli._parser().parse_args(container["args"])  # exits where it does not know one
+            cli.make_parser().parse_args(container["args"])  # exits where it does not know one
     assert commands["esp-ingest-backup-full"] == ("17 1 * * 0", "full")
     assert commands["esp-ingest-backup-diff"] == ("17 1 * * 1-6", "diff")
     assert commands["esp-ingest-drill"][:3] == ("17 5 * * 0", "lifecycle", "drill")

@@ -138,7 +138,7 @@ def test_how_tables_are_on_every_edition(any_database: Database, tmp_path: Path)
     with runs.session(settings) as connection:
         state = observe.look(connection, settings.lifecycle, datetime.now(UTC))
     assert state.tables[0].lag_seconds == 0
-    said = [str(line) for line in check._lifecycle(settings)]
+    said = [str(line) for line in check.lifecycle(settings)]
     assert any("esp_telemetry: 200 rows" in line for line in said), said
 
 

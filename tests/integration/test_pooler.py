@@ -96,7 +96,7 @@ def test_all_that_the_program_does_goes_through_it(postgres15: Database, pooler:
     """migrate, check, the store with every kind of row, and each connection of its own, on one server connection."""
     database = pooler(postgres15, "transaction", 1).database
     migrate(database.settings)
-    lines = list(check._database(Settings(database=database.settings)))
+    lines = list(check.database(Settings(database=database.settings)))
     assert all(line.ok for line in lines)
     assert any("behind a connection pooler" in line.detail for line in lines)
     store = PostgresStore(database.settings, publish=True)

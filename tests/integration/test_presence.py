@@ -31,7 +31,7 @@ def daemon(database: Database, clock: FakeClock, client_id: str, share_group: st
 
 def notes(database: Database, client_id: str, share_group: str = "") -> list[str]:
     settings = Settings(database=database.settings, mqtt=MqttSettings(client_id=client_id, share_group=share_group))
-    return [line.detail for line in check._database(settings) if line.subject == "daemons"]
+    return [line.detail for line in check.database(settings) if line.subject == "daemons"]
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:

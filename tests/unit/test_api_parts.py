@@ -252,8 +252,8 @@ class TestBuckets:
         known = [(value, (NOW_US + at) / 1e6) for at, value in pairs if value is not None]
         low = list(min(known)) if known else None
         high = max([value, -at] for value, at in known) if known else None
-        single = reader._two_rows((first, last, low, high), 1)
-        double = reader._two_rows((first, last, low, high, low, high), 2)
+        single = reader.two_rows((first, last, low, high), 1)
+        double = reader.two_rows((first, last, low, high, low, high), 2)
         if not known:
             assert single == []
             assert all(row[1:] == [None, None] for row in double)
@@ -272,13 +272,13 @@ class TestBuckets:
     def test_never_more_rows_than_asked_for(self, start: datetime, seconds: int, max_points: int) -> None:
         """Buckets of the width that is chosen, two rows each, however the range lies."""
         end = start + timedelta(seconds=seconds)
-        width = reader._width(end - start, max_points)
-        buckets = (reader._ceil(end, width) - reader._floor(start, width)) // width
+        width = reader.bucket_width(end - start, max_points)
+        buckets = (reader.ceil(end, width) - reader.floor(start, width)) // width
         assert 2 * (buckets + 2) <= max(max_points, 10), "and two more where aggregates and readings meet"
 
     @given(times, st.sampled_from([timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)]))
     def test_floor_and_ceil(self, at: datetime, width: timedelta) -> None:
-        below, above = reader._floor(at, width), reader._ceil(at, width)
+        below, above = reader.floor(at, width), reader.ceil(at, width)
         assert below <= at <= above
         assert above - below in (timedelta(0), width)
 
@@ -287,12 +287,12 @@ class TestBuckets:
         [(1, "1s"), (90, "90s"), (300, "5m"), (3_600, "1h"), (86_400, "1d"), (7 * 86_400, "7d"), (0.25, "0.25s")],
     )
     def test_spelled(self, width: float, spelled: str) -> None:
-        assert reader._spelled(timedelta(seconds=width)) == spelled
+        assert reader.spelled(timedelta(seconds=width)) == spelled
 
     @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 5), st.floats(-1e3, 1e3)), min_size=1, max_size=20))
     def test_halves_of_a_bucket_become_one(self, parts: list[tuple[int, int, float]]) -> None:
         rows: list[list[Any]] = [[NOW + timedelta(hours=at), n, v, v - 1, v + 1] for at, n, v in parts]
-        merged = reader._merged(rows)
+        merged = reader.merged(rows)
         assert len({row[0] for row in merged}) == len(merged)
         assert sum(row[1] for row in merged) == sum(n for _, n, _ in parts)
         assert max(row[4] for row in merged) == max(v + 1 for _, _, v in parts)

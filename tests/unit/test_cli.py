@@ -31,7 +31,7 @@ def parsers(parser: argparse.ArgumentParser, name: str = "") -> Iterator[tuple[s
                 yield from parsers(sub, f"{name} {word}".strip())
 
 
-ALL = dict(parsers(cli._parser()))
+ALL = dict(parsers(cli.make_parser()))
 
 
 def test_every_command_is_here() -> None:
@@ -71,7 +71,7 @@ def test_what_a_command_imports_when_it_runs_is_there(name: str) -> None:
 
 def test_a_command_starts_without_loading_the_others() -> None:
     script = (
-        "import sys; from esp_ingest import cli; cli._parser(['run']); "
+        "import sys; from esp_ingest import cli; cli.make_parser(['run']); "
         "print([name for name in ('numpy', 'psycopg') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
@@ -123,9 +123,9 @@ def test_wrong_usage_is_a_sentence_and_ends_with_2(
 
 @pytest.mark.parametrize("command", [["rejects", "list"], ["alarms", "list"], ["rules", "check"]])
 def test_common_options_count_before_and_after_an_action(command: list[str]) -> None:
-    before = cli._parser().parse_args([command[0], "--debug", "--config", "F", command[1]])
-    after = cli._parser().parse_args([*command, "--config", "F", "--debug"])
-    neither = cli._parser().parse_args(command)
+    before = cli.make_parser().parse_args([command[0], "--debug", "--config", "F", command[1]])
+    after = cli.make_parser().parse_args([*command, "--config", "F", "--debug"])
+    neither = cli.make_parser().parse_args(command)
     assert [(each.config, each.debug) for each in (before, after, neither)] == [
         (Path("F"), True),
         (Path("F"), True),
@@ -138,12 +138,12 @@ def test_options_that_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
         "simulate --fault trip --fault gas_lock --fault-after 3",
         "simulate --csv x --speed 0 --keep-timestamps",
     ):
-        arguments = cli._parser().parse_args(line.split())
-        assert cli._senseless(arguments) == ""
+        arguments = cli.make_parser().parse_args(line.split())
+        assert cli.senseless(arguments) == ""
     assert arguments.keep_timestamps is True
-    assert cli._parser().parse_args(["simulate", "--fault", "trip", "--fault", "stale"]).fault == ["trip", "stale"]
-    assert cli._parser().parse_args(["simulate"]).fault == []
-    assert cli._senseless(cli._parser().parse_args(["demo", "--csv", "x", "--duration", "3", "--json"])) == ""
+    assert cli.make_parser().parse_args(["simulate", "--fault", "trip", "--fault", "stale"]).fault == ["trip", "stale"]
+    assert cli.make_parser().parse_args(["simulate"]).fault == []
+    assert cli.senseless(cli.make_parser().parse_args(["demo", "--csv", "x", "--duration", "3", "--json"])) == ""
 
 
 @pytest.mark.parametrize("command", ["migrate", "rejects list", "alarms list"])
@@ -180,9 +180,9 @@ def test_no_database_says_what_to_do(capsys: pytest.CaptureFixture[str], monkeyp
     ],
 )
 def test_what_the_database_refuses_is_a_sentence_that_says_what_to_do(error: Exception, says: str) -> None:
-    assert cli._one_line(error) == " ".join(sqlstate.sentence(error).split())
-    assert says in cli._one_line(error)
-    assert "LINE 1" not in cli._one_line(error)
+    assert cli.one_line(error) == " ".join(sqlstate.sentence(error).split())
+    assert says in cli.one_line(error)
+    assert "LINE 1" not in cli.one_line(error)
 
 
 @pytest.mark.parametrize(

@@ -334,8 +334,8 @@ def test_a_user_without_a_home_is_told_which_setting_to_give(monkeypatch: pytest
         ConfigError, match=r"^Setting spool\.path is empty, .* set spool\.path \(ESP_INGEST_SPOOL__PATH\)"
     ):
         load().spool.folder()
-    assert not check._spool(load()).ok
-    assert check._spool(load(spool={"enabled": False})).ok
+    assert not check.spool(load()).ok
+    assert check.spool(load(spool={"enabled": False})).ok
 
 
 @pytest.mark.parametrize(

@@ -355,7 +355,7 @@ def test_compose_has_the_whole_chain_each_with_a_health_check() -> None:
         # No registry can be asked here, and nobody else writes this image's digest down.
         assert is_pinned or is_ours or service["image"].startswith("timescale/timescaledb:"), service["image"]
     for name in ("migrate", "esp_ingest", "lifecycle", "api"):
-        cli._parser().parse_args(services[name]["command"])  # exits where it does not know one
+        cli.make_parser().parse_args(services[name]["command"])  # exits where it does not know one
 
 
 def test_compose_publishes_on_loopback_alone() -> None:

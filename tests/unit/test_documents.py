@@ -70,7 +70,7 @@ def test_commands_in_sentences_are_taken_by_the_parser(capsys: pytest.CaptureFix
         text = re.sub(r"\s*[|…].*|\[.*?\]", "", call).replace("\n", " ")
         words = [_PLACEHOLDERS.get(word, word) for word in shlex.split(text)]
         try:
-            cli._parser().parse_args(words)
+            cli.make_parser().parse_args(words)
         except SystemExit as end:
             if end.code and "the following arguments are required" not in capsys.readouterr().err:
                 pytest.fail(f"{page}: esp-ingest {call}")
@@ -88,7 +88,7 @@ def test_the_commands_in_the_documents_exist() -> None:
             assert {word for word in words if re.fullmatch(r"[a-z-]+", word)} <= targets, where
             continue
         try:
-            cli._parser().parse_args(words)
+            cli.make_parser().parse_args(words)
         except SystemExit as end:
             pytest.fail(f"{where}: {end}")
 

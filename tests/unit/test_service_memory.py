@@ -77,8 +77,8 @@ def test_a_well_takes_no_more_than_the_sum_says() -> None:
 
 def test_check_has_a_line_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "cgroup_limit", lambda: 200 * MIB)
-    line = check._memory(Settings())
+    line = check.memory(Settings())
     assert not line.ok
     assert "200 MiB" in line.detail
     monkeypatch.setattr(memory, "cgroup_limit", lambda: None)
-    assert check._memory(Settings()).ok
+    assert check.memory(Settings()).ok

@@ -42,7 +42,7 @@ def leave(folder: Path) -> None:
 @pytest.mark.parametrize("where", [".", "worker-0"])
 def test_messages_in_a_spool_that_is_switched_off_are_told(tmp_path: Path, where: str) -> None:
     leave(tmp_path / where)
-    line = check._spool(load(spool={"path": str(tmp_path), "enabled": False}))
+    line = check.spool(load(spool={"path": str(tmp_path), "enabled": False}))
     assert not line.ok
     assert f"{tmp_path} has acknowledged messages in 1 files" in line.detail
 
@@ -63,7 +63,7 @@ def test_messages_in_a_spool_that_is_switched_off_are_told(tmp_path: Path, where
 
 
 def test_an_empty_spool_that_is_switched_off_is_well(tmp_path: Path) -> None:
-    assert check._spool(load(spool={"path": str(tmp_path), "enabled": False})).ok
+    assert check.spool(load(spool={"path": str(tmp_path), "enabled": False})).ok
 
 
 @pytest.mark.parametrize("kind", ["file", "shared"])
@@ -74,7 +74,7 @@ def test_a_spool_folder_that_cannot_be_used_is_wrong_configuration(tmp_path: Pat
     else:
         folder.mkdir()
         folder.chmod(0o1777)
-    line = check._spool(load(spool={"path": str(folder)}))
+    line = check.spool(load(spool={"path": str(folder)}))
     assert not line.ok, line
     with start(SPOOL__PATH=folder) as daemon:
         _, said = daemon.communicate(timeout=30)

@@ -87,13 +87,13 @@ class TelemetryReader:
         first = await self._first(asked, aggregates)
         if first is None:
             return Page(resolution, columns, signals, [], None)
-        begin = max(asked.start, _floor(first, width))
-        end = min(asked.end, _floor(begin, width) + limit * width)
+        begin = max(asked.start, floor(first, width))
+        end = min(asked.end, floor(begin, width) + limit * width)
         page = Range(begin, end)
         rows: Rows = []
         for piece, table in self._pieces(page, aggregates):
             rows += await self._buckets(piece, width, table)
-        return Page(resolution, columns, signals, _merged(rows), end if end < asked.end else None)
+        return Page(resolution, columns, signals, merged(rows), end if end < asked.end else None)
 
     async def auto(self, asked: Range, max_points: int) -> Page:
         """The whole range in ``max_points`` rows at most, with all extremes among them."""
@@ -111,7 +111,7 @@ class TelemetryReader:
             first, last = await self._whole_span(asked, first, last)
         # Two rows a bucket; a bucket more where the range does not begin on one, and where readings and aggregates
         # meet.
-        width = _width(last - first, max_points)
+        width = bucket_width(last - first, max_points)
         aggregates = await self._aggregates(width, asked) if has_aggregates else None
         if aggregates is not None:
             width = _whole(width, aggregates[1])
@@ -119,7 +119,7 @@ class TelemetryReader:
         for piece, table in self._pieces(Range(first, min(asked.end, last + timedelta(microseconds=1))), aggregates):
             rows += await self._extremes(piece, width, table)
         rows.sort(key=lambda row: row[0])
-        return Page(_spelled(width), columns, signals, rows, None)
+        return Page(spelled(width), columns, signals, rows, None)
 
     # -- Which table.
 
@@ -169,7 +169,7 @@ class TelemetryReader:
             return [(asked, None)]
         table, own, first, last = aggregates
         # Only whole buckets: one that the range cuts is gathered from readings.
-        begin, end = max(first, _ceil(asked.start, own)), min(last, _floor(asked.end, own))
+        begin, end = max(first, ceil(asked.start, own)), min(last, floor(asked.end, own))
         if begin >= end:
             return [(asked, None)]
         pieces = [(Range(asked.start, begin), None), (Range(begin, end), table), (Range(end, asked.end), None)]
@@ -199,11 +199,11 @@ class TelemetryReader:
             statement = composed("api_aggregates", columns=columns, table=sql.Identifier(table))
         (found,) = await self._database.ask((statement, self._parameters(asked, width=width)))
         if table is None:
-            return [row for each in found for row in _two_rows(each, len(self._signals))]
+            return [row for each in found for row in two_rows(each, len(self._signals))]
         return [row for each in found for row in _low_and_high(each, width, len(self._signals))]
 
 
-def _two_rows(found: tuple[Any, ...], signals: int) -> Rows:
+def two_rows(found: tuple[Any, ...], signals: int) -> Rows:
     """The rows of a bucket of readings: (first time, last time, [low, when] and [high, -when] of each signal)."""
     first, last, *extremes = found
     if signals == 1:
@@ -239,7 +239,7 @@ def _low_and_high(found: tuple[Any, ...], width: timedelta, signals: int) -> Row
     return [[bucket, *lows], [bucket + width / 2, *highs]]
 
 
-def _merged(rows: Rows) -> Rows:
+def merged(rows: Rows) -> Rows:
     """Buckets in order; one that lies in two pieces becomes one."""
     rows.sort(key=lambda row: row[0])
     merged: Rows = []
@@ -261,19 +261,21 @@ def _together(one: list[Any], count: int, other: list[Any], more: int) -> list[A
     return [mean, min(one[1], other[1]), max(one[2], other[2])]
 
 
-def _floor(at: datetime, width: timedelta) -> datetime:
+def floor(at: datetime, width: timedelta) -> datetime:
+    """The last multiple of ``width`` since 2000 that is not after ``at``."""
     return at - (at - _ORIGIN) % width
 
 
-def _ceil(at: datetime, width: timedelta) -> datetime:
-    below = _floor(at, width)
+def ceil(at: datetime, width: timedelta) -> datetime:
+    """The first multiple of ``width`` since 2000 that is not before ``at``."""
+    below = floor(at, width)
     return at if below == at else below + width
 
 
 _NICE_SECONDS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1_800, 3_600, 7_200, 10_800, 21_600, 43_200, 86_400)
 
 
-def _width(span: timedelta, max_points: int) -> timedelta:
+def bucket_width(span: timedelta, max_points: int) -> timedelta:
     """The width of buckets with two rows each, of which ``span`` may have ``max_points``, those at its ends too."""
     buckets = max(1, max_points // 2 - 3)
     return _round_up(-(-span // buckets))  # rounded up to a microsecond: one too narrow is a bucket too many
@@ -295,7 +297,7 @@ def _whole(width: timedelta, own: timedelta) -> timedelta:
     return own * math.ceil(width / own)
 
 
-def _spelled(width: timedelta) -> str:
+def spelled(width: timedelta) -> str:
     """``30s``, ``15m``, ``6h``, ``2d``."""
     seconds = width.total_seconds()
     for size, name in ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s")):
