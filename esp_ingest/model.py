@@ -250,6 +250,7 @@ class DiagnosticRow:
     Written with INSERT … ON CONFLICT (key) DO UPDATE, so that writing it again changes nothing.
     ``actions_json`` and ``snapshot_json`` are JSON texts; ``cleared_us`` is None while the occurrence is open.
     ``reminded``: it is told again, so that an acknowledgement counts no more and it is published; no column.
+    ``is_false``: as it is read back, an operator's last verdict is that it is false; no column of this table.
     """
 
     well_id: str
@@ -267,6 +268,7 @@ class DiagnosticRow:
     actions_json: str
     snapshot_json: str
     reminded: bool = field(default=False, compare=False)
+    is_false: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -435,10 +435,14 @@ CROSS JOIN LATERAL (
 ORDER BY t.received_at, t."timestamp";
 
 -- name: open_occurrences
--- What the table says is open at these wells, and what of late was closed by an operator.
+-- What the table says is open at these wells, and whether the last verdict of an operator on it is that it is false.
 SELECT well_id, diagnosis, (extract(epoch FROM "timestamp") * 1000000)::bigint, severity, state, value, threshold, peak,
-       occurrences, confidence, message, actions::text, telemetry_snapshot::text
-FROM diagnostic_results
+       occurrences, confidence, message, actions::text, telemetry_snapshot::text,
+       coalesce((SELECT a.detail ->> 'verdict' = 'false' FROM alarm_actions a
+                 WHERE a.well_id = d.well_id AND a.diagnosis = d.diagnosis AND a.action = 'verdict'
+                   AND a.raised_at = d."timestamp"
+                 ORDER BY a.id DESC LIMIT 1), false)
+FROM diagnostic_results d
 WHERE well_id = ANY (%s::text[]) AND cleared_at IS NULL
   AND "timestamp" >= '0001-01-01Z' AND "timestamp" < '10000-01-01Z';
 

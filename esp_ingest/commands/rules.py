@@ -4,7 +4,8 @@ import argparse
 import fnmatch
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import msgspec
 from esp_ingest.commands.arguments import AddAction
 from esp_ingest.config.settings import ConfigError, Settings
 from esp_ingest.diagnostics.dry_run import DryRun
+from esp_ingest.diagnostics.engine.engine import Engine
 from esp_ingest.diagnostics.engine.messages import amount
 from esp_ingest.diagnostics.language import rules_file
 from esp_ingest.diagnostics.language.functions import DERIVED, FUNCTIONS, Form
@@ -78,7 +80,8 @@ def lines(settings: Settings, arguments: argparse.Namespace, now_us: int) -> Ite
     if arguments.action == "check":
         yield from check(settings, rule_set)
     elif arguments.action == "explain":
-        yield from explain(rule_set, arguments.diagnosis, arguments.well)
+        read = partial(load_exponent, settings, rule_set, arguments.well) if arguments.well else None
+        yield from explain(rule_set, arguments.diagnosis, arguments.well, read)
     else:
         yield from test(settings, arguments, rule_set, now_us)
 
@@ -117,8 +120,12 @@ def silent_overrides(rule_set: RuleSet, reporting: Sequence[str]) -> Iterator[st
 # --- explain
 
 
-def explain(rule_set: RuleSet, diagnosis: str | None, well: str | None) -> Iterator[str]:
-    """The lines of `rules explain`, of one rule or of all, with the limits of ``well``. Raises ConfigError."""
+def explain(
+    rule_set: RuleSet, diagnosis: str | None, well: str | None, read_load: Callable[[], str] | None = None
+) -> Iterator[str]:
+    """The lines of `rules explain`, of one rule or of all, with the limits of ``well``; ``read_load`` tells what is
+    known of its load at another speed. Raises ConfigError."""
+    load = ""
     known = {rule.name: rule for rule in rule_set.rules}
     if diagnosis is not None and diagnosis not in known:
         raise ConfigError(f"{diagnosis} is no rule of {rule_set.path}{did_you_mean(diagnosis, known)}.")
@@ -126,6 +133,31 @@ def explain(rule_set: RuleSet, diagnosis: str | None, well: str | None) -> Itera
         if number:
             yield ""
         yield from explained(rule_set, rule, well)
+        if read_load is not None and rule.when and ("ratio", "current_load") in rule.when.columns:
+            load = load or read_load()
+            yield f"  {'load exponent':<13} {load}"
+
+
+def load_exponent(settings: Settings, rule_set: RuleSet, well: str) -> str:
+    """How the current of ``well`` follows its speed, as its checkpoint has it, for people."""
+    try:
+        state = history.checkpoint(settings.database, well)
+    except StoreUnavailable as error:
+        return f"not known: the database was not asked ({error})"
+    engine = Engine(rule_set)
+    if state is not None:
+        engine.restore({well: state})
+    return told_exponent(*engine.load_exponents(well))
+
+
+def told_exponent(changes: Sequence[float], known: Sequence[float]) -> str:
+    """``changes``: the exponents of the last changes of speed; ``known``: exponent, least and greatest, or empty."""
+    seen = ", ".join(f"{each:.2f}" for each in changes) or "none yet"
+    if not known:
+        return f"not known before three changes of speed (seen: {seen}): any n from 0 to 2 in current ~ frequency^n"
+    return (
+        f"n = {known[0]:.2f} ({known[1]:.2f} to {known[2]:.2f}) in current ~ frequency^n, of its last changes: {seen}"
+    )
 
 
 def explained(rule_set: RuleSet, rule: Rule, well: str | None) -> Iterator[str]:

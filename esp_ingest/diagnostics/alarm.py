@@ -104,4 +104,5 @@ def from_row(row: DiagnosticRow) -> Occurrence:
         acknowledged=row.state == ACKNOWLEDGED,
         latched_us=row.raised_us if row.state == LATCHED else None,
         cleared_us=row.cleared_us,
+        is_false=row.is_false,
     )

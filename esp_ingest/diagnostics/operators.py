@@ -42,11 +42,11 @@ def reconcile(engine: Engine, deferred: Deferred, wells: Sequence[str], stored_r
     for (well, diagnosis), stored in told.items():
         mine = engine.open_at(well, diagnosis)
         if mine is not None and mine.raised_us == stored.raised_us:
-            _confirm(engine, deferred, mine, stored.acknowledged)
+            _confirm(engine, deferred, replace(mine, is_false=stored.is_false), stored.acknowledged)
         elif (well, diagnosis) in owed:
             continue
         elif mine is not None:
-            engine.put(replace(stored, held_by=mine.held_by, latched_us=mine.latched_us, is_false=mine.is_false))
+            engine.put(replace(stored, held_by=mine.held_by, latched_us=mine.latched_us))
         elif not engine.put(stored):  # silence is put back as it is
             owe_end(engine, deferred, stored)
     here = set(wells)

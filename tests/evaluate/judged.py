@@ -20,6 +20,7 @@ from tests.evaluate.recorded import (
     shipped_with,
 )
 
+ANOTHER_SPEED = "at another speed than its median, where the load is compared with what that speed can make of it"
 PROTECTIVE = ("underload", "gas_lock", "no_flow", "pump_off", "start_without_flow")
 # Standing pieces of rules.toml that variants replace.
 _BEYOND = 'deeper = "95 %", longer = "150 %"'
@@ -255,11 +256,12 @@ def _explained(
     agree = len(times) - len(left)
     why: Counter[str] = Counter()
     if held_back:
-        left = _account(why, "held back: a graver alarm stood", plain, ours, left)
+        left = _account(why, "suppressed: a graver alarm stood", plain, ours, left)
     for reason, rule_set in variants:
         left = _account(why, reason, played(ESP01, rule_set), ours, left)
+    left = _account(why, ANOTHER_SPEED, plain, ("speed_step",), left)
     if left:
-        why["another baseline, or a step in frequency within the hour"] = len(left)
+        why["another baseline"] = len(left)
     return Agreement(event, " or ".join(ours), len(times), agree, why)
 
 

@@ -1,12 +1,13 @@
-"""What issue 5 demands of the rules on recorded wells. The report prints it, tests/integration asserts it."""
+"""What issues 5 and 13 demand of the rules on recorded wells. The report prints it, tests/integration asserts it."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from esp_ingest.model import Severity
-from tests.evaluate import judged
+from tests.evaluate import judged, wells
 from tests.evaluate.recorded import (
     ESP01,
+    ESP02,
     GAUGE_FAILURE,
     MINUTE_US,
     SAMPLES,
@@ -44,6 +45,38 @@ def musts() -> Iterator[Must]:
     warned, stops = judged.announced(everything[ESP01])
     yield Must("stops of ESP01 after an underload announced: 80 %", f"{warned} of {stops}", warned >= 0.8 * stops)
     yield from _gauge(everything[GAUGE_FAILURE])
+
+
+# Issue 13's table of the whole of well A, before its rules on habits, flow and operations.
+_A_BEFORE = {"alarms": 0.88, "time": 0.09, "again": 0.18, "lift": 0.71 / 0.25, "warned": 0.44}
+
+
+def no_worse(a: Played, b: Played) -> Iterator[Must]:
+    """What issue 13 demands of wells A and B: A in nothing worse than before it, B left in peace. C is not here."""
+    before, whole = _A_BEFORE, wells.figures(a, wells.PARTS[0])
+    found, most = whole.alarms_per_day, before["alarms"]
+    yield Must(f"A: at most {most} alarms a day", f"{found:.2f}", found <= most)
+    found, most = whole.in_alarm, before["time"]
+    yield Must(f"A: at most {most:.0%} of the time in alarm", f"{found:.1%}", found <= most)
+    found, most = whole.again, before["again"]
+    yield Must(f"A: at most {most:.0%} raised again within 2 h", f"{found:.1%}", found <= most)
+    found, least = whole.followed / whole.followed_chance, before["lift"]
+    yield Must(
+        f"A: lift of high and critical over chance, at least {least:.2f} (71 % against 25 %)",
+        f"{found:.2f} ({whole.followed:.0%} against {whole.followed_chance:.0%})",
+        found >= least,
+    )
+    found, least = whole.warned, before["warned"]
+    yield Must(f"A: at least {least:.0%} of stops with a warning in the 2 h before", f"{found:.0%}", found >= least)
+    other = wells.figures(b, next(part for part in wells.PARTS if part.recording == ESP02))
+    found = other.alarms_per_day
+    yield Must("B: at most 1.2 alarms a day", f"{found:.2f}", found <= 1.2)
+    yield Must("B: less than 5 % of the time in alarm", f"{other.in_alarm:.1%}", other.in_alarm < 0.05)
+    yield Must(
+        "B: no stop with load below 90 % without a warning",
+        f"{other.visible_warned} of {other.visible} warned",
+        other.visible_warned == other.visible,
+    )
 
 
 def _esp02(each: Played) -> Iterator[Must]:

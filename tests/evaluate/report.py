@@ -4,10 +4,11 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
+from esp_ingest.commands.rules import told_exponent
 from esp_ingest.demo.fleet import FaultName
 from esp_ingest.diagnostics.language.rules import RuleSet
 from esp_ingest.model import Severity
-from tests.evaluate import judged, simulated, slow, wells
+from tests.evaluate import judged, operations, simulated, slow, wells
 from tests.evaluate.musts import Must
 from tests.evaluate.recorded import ESP01, ESP02, SAMPLES, played
 from tests.evaluate.simulated import EXPECTED, Case, Health
@@ -47,6 +48,21 @@ def _cell(value: object) -> str:
 def demanded(musts: Iterable[Must]) -> Iterator[str]:
     yield "### What must hold on recorded wells"
     yield from table(("demand", "found", ""), [(m.what, m.found, "yes" if m.met else "**no**") for m in musts])
+
+
+def compared(musts: Iterable[Must]) -> Iterator[str]:
+    yield "### No worse than before the rules on habits, flow and operations"
+    yield from table(("demand", "found", ""), [(m.what, m.found, "yes" if m.met else "**no**") for m in musts])
+
+
+def exponents() -> Iterator[str]:
+    """How the current of each recorded well follows its speed, as it was fitted by its last reading."""
+    yield "### Load at another speed: the exponent n in current ~ frequency^n, fitted at each well"
+    rows = []
+    for name in (ESP01, ESP02):
+        engine = played(name).dry_run.engine
+        rows += [(well, told_exponent(*engine.load_exponents(well))) for well in engine.wells()]
+    yield from table(("well", "by its last reading"), rows)
 
 
 def each_well() -> Iterator[str]:
@@ -100,6 +116,7 @@ def _percent(share: float) -> str:
 
 def recorded() -> Iterator[str]:
     yield from each_well()
+    yield from exponents()
     yield "### Occurrences"
     rows = []
     for name in (ESP01, *SAMPLES):
@@ -116,7 +133,7 @@ def recorded() -> Iterator[str]:
                     line.held_back,
                 )
             )
-    header = ("recording", "diagnosis", "occurrences", "a day", "median min", "severities", "held back")
+    header = ("recording", "diagnosis", "occurrences", "a day", "median min", "severities", "never shown: suppressed")
     yield from table(header, rows)
     rate = judged.alarms_per_day(played(ESP01))
     yield (
@@ -216,6 +233,26 @@ def health(found: Health) -> Iterator[str]:
 def simulated_faults(seeds: Sequence[int], intervals: Sequence[float]) -> Iterator[str]:
     rule_set = simulated.rule_set()
     yield from confusion(list(simulated.cases(seeds, intervals, using=rule_set)), rule_set)
+
+
+def operations_told(found: Sequence[operations.Judged]) -> Iterator[str]:
+    """What operators and the power supply do, each at wells of its own."""
+    yield "### Operations, simulated: what the rules said, and what they were to say"
+    yield (
+        f"After {operations.ONSET_HOURS:g} healthy hours, at samples of "
+        f"{' and '.join(f'{seconds:g} s' for seconds in operations.INTERVALS)}. "
+        "The trips beside a power dip are those of the first four wells, which stood until the fifth had stopped."
+    )
+    yield ""
+    rows: list[tuple[object, ...]] = []
+    for operation in dict.fromkeys(each.operation for each in found):
+        some = [each for each in found if each.operation is operation]
+        said = sum((each.counts for each in some), Counter[tuple[str, str]]())
+        told = [f"{name} {severity} ({count / len(some):g})" for (name, severity), count in sorted(said.items())]
+        expected = [f"{name} {severity}" for name, severity in operation.expected.items()]
+        faults = sorted({fault for each in some for fault in each.faults})
+        rows.append((operation.name, len(some), ", ".join(expected), ", ".join(told), "; ".join(faults) or "yes"))
+    yield from table(("operation", "runs", "expected", "said (in each run)", "right"), rows)
 
 
 # --- slow faults

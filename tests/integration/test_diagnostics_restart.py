@@ -217,6 +217,30 @@ def test_what_is_open_in_the_table_alone_is_ended(database: Database) -> None:
     assert (state, cleared) == ("returned-unacknowledged", True)
 
 
+def test_a_verdict_outlives_a_kill_before_the_next_checkpoint(database: Database) -> None:
+    """The last word counts: an alarm that is false does not hold the well's baseline, a true one does."""
+    readings = stream(31, 6, 50)
+    run = Run(database, FakeClock())
+    run.process(readings)
+    opened = [(each.well_id, each.diagnosis, each.raised_us) for each in run.service._engine.open_occurrences()]
+    run.close()
+    one, other, third = opened[:3]
+    with database.connect() as connection:
+        for (well, diagnosis, raised_us), verdict in ((one, "false"), (other, "false"), (other, "true")):
+            connection.execute(
+                "INSERT INTO alarm_actions (well_id, diagnosis, action, by_whom, why, raised_at, detail) VALUES "
+                "(%s, %s, 'verdict', 'me', '', to_timestamp(%s), jsonb_build_object('verdict', %s::text))",
+                (well, diagnosis, raised_us / 1e6, verdict),
+            )
+    again = Run(database, FakeClock())
+    later = readings.select(np.arange(len(readings) - 6, len(readings)))
+    later.timestamp_us, later.received_us = later.timestamp_us + MINUTE_US, later.received_us + MINUTE_US
+    again.service.prepare(later.wells)
+    found = {key: again.service._engine.open_at(*key[:2]) for key in (one, other, third)}
+    again.close()
+    assert [each is not None and each.is_false for each in found.values()] == [True, False, False]
+
+
 def test_wells_that_give_up_their_place_come_back_as_they_were(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,8 +8,8 @@ from esp_ingest.demo.fleet import FaultName
 from esp_ingest.diagnostics.language import rules_file
 from esp_ingest.diagnostics.language.rules import RuleSet
 from esp_ingest.resources import config_file
-from tests.evaluate import judged, pages, simulated, slow, wells
-from tests.evaluate.musts import Must, musts
+from tests.evaluate import judged, operations, pages, simulated, slow, wells
+from tests.evaluate.musts import Must, musts, no_worse
 from tests.evaluate.recorded import ESP01, ESP02, FOLDER, SAMPLES, STEADY, played, shipped_with
 from tests.evaluate.simulated import EXPECTED, INTERVALS, LIMITS, SEEDS
 
@@ -35,7 +35,9 @@ def test_the_judges_can_say_no() -> None:
     old = 'parameters = { load = "80 %", deeper = "95 %", longer = "150 %" }\non_delay = "10 min"\n'
     hasty = old.replace("80 %", "99 %").replace("10 min", "0 s")
     nervous = played(STEADY, shipped_with((old, hasty)))
-    assert nervous.of("underload")
+    stood = sum((row.cleared_us or nervous.last_us) - row.raised_us for row in nervous.of("underload"))
+    # One alarm that stands, and not many: while it stands the well's median does not learn.
+    assert stood > 0.5 * (nervous.last_us - nervous.first_us)
     assert not played(STEADY).of("underload")
     deaf = ('rise = "10 °F"', 'rise = "99 °F"')
     asleep = played(ESP01, shipped_with((old, old.replace("80 %", "40 %")), deaf))
@@ -60,8 +62,7 @@ def test_each_well_is_judged_by_itself() -> None:
     a, halves = found["A, whole"], [found["A, day 0 to day 227"], found["A, day 227 to the end"]]
     assert sum(half.stops for half in halves) == a.stops == 154
     assert sum(half.alarms_per_day * half.days for half in halves) == pytest.approx(a.alarms_per_day * a.days)
-    assert a.alarms_per_day <= 0.88
-    assert a.in_alarm <= 0.09
+    assert [must for must in no_worse(played(ESP01), played(ESP02)) if not must.met] == []
     assert a.visible_warned >= 69
     b, later = found["B, whole"], found["B, day 20 to the end"]
     assert (b.visible_warned, b.visible) == (1, 1)
@@ -86,8 +87,10 @@ def test_stops_and_dropouts_agree_with_the_derived_events() -> None:
     for event, most in (("STOP", 3), ("STOP_AFTER_UNDERLOAD", 0), ("GAUGE_DROPOUT", 0), ("OUT_OF_RANGE", 0)):
         assert found[event].events - found[event].agree <= most, found[event]
     underload = found["UNDERLOAD"]
-    reasons = ("no more than this well did by habit on its days", "shorter than the on-delay of 10 minutes")
-    assert underload.agree + sum(underload.why[reason] for reason in reasons) >= 272  # 12: another baseline
+    assert underload.agree >= 159
+    habit, short = "no more than this well did by habit on its days", "shorter than the on-delay of 10 minutes"
+    assert underload.why[judged.ANOTHER_SPEED] <= 9
+    assert underload.agree + sum(underload.why[reason] for reason in (habit, short, judged.ANOTHER_SPEED)) >= 278
 
 
 @pytest.mark.parametrize("interval", INTERVALS)
@@ -107,6 +110,21 @@ def test_a_rule_that_is_off_or_slow_is_seen() -> None:
     (case,) = simulated.cases((1,), (300.0,), (FaultName.DEAD_HEAD,), using=off)
     assert any("named after inf" in fault for fault in case.faults(off))
     assert "another critical: gas_lock" in case.faults(off)
+
+
+def test_each_operation_has_its_name_or_silence() -> None:
+    found = list(operations.every(seeds=(1,)))
+    assert {(each.operation.name, each.interval_seconds): each.faults for each in found if each.faults} == {}
+    assert len(found) == len(operations.OPERATIONS) * len(operations.INTERVALS)
+
+
+def test_an_operation_that_is_called_a_fault_is_seen() -> None:
+    """Without what tells them apart: a slower pump is a leak, a power dip is a trip of each well."""
+    slowed, dip = operations.OPERATIONS[0], operations.OPERATIONS[6]
+    forgetful = changed('suppressed_by = ["speed_step", "back_pressure"]', "suppressed_by = []")
+    assert "tubing_leak (high)" in operations.judged(slowed, 1, 300.0, forgetful).faults
+    alone = changed('least = "5 wells"', 'least = "500 wells"')
+    assert {"no common_stop (medium)", "100 alarms, at most 5"} <= set(operations.judged(dip, 1, 300.0, alone).faults)
 
 
 def test_a_healthy_fleet_is_left_in_peace() -> None:

@@ -6,11 +6,11 @@ import pytest
 from esp_ingest.demo.fleet import Fleet
 from esp_ingest.diagnostics.dry_run import DryRun
 from esp_ingest.model import SIGNAL_ROW, DiagnosticRow, Severity
-from tests.evaluate.examples import Change, reversed_start, scaled, short_run, short_stop
+from tests.evaluate.examples import Change, scaled, short_run, short_stop
+from tests.evaluate.operations import ALARMS, PINCHED, REVERSED, SLOWED, with_exponent
 from tests.evaluate.simulated import in_batches, rule_set
 
 ONSET_HOURS = 30.0
-ALARMS = (Severity.CRITICAL, Severity.HIGH, Severity.MEDIUM)
 
 
 def seen(
@@ -34,16 +34,6 @@ def seen(
 
 def names(rows: list[DiagnosticRow]) -> set[str]:
     return {row.diagnosis for row in rows}
-
-
-# A pump slowed from 60 to 50 Hz gives more than a sixth less, for the head falls with the square; the well fills up.
-SLOWED: dict[str, Change] = {
-    "vsd_frequency": scaled(50 / 60),
-    "motor_current": scaled((50 / 60) ** 2),
-    "flow_rate": scaled(0.7, 0.5),
-    "pip": scaled(1.12, 2),
-    "discharge_pressure": scaled(0.97, 0.5),
-}
 
 
 def test_slowing_down_is_a_change_of_speed_and_not_a_leak() -> None:
@@ -73,11 +63,7 @@ def test_a_leak_that_is_there_after_the_step_was_learned_is_found() -> None:
 
 
 def test_a_choke_that_is_pinched_is_not_a_leak() -> None:
-    pinched: dict[str, Change] = {
-        "flow_rate": scaled(0.75, 0.2), "pip": scaled(1.1, 1), "discharge_pressure": scaled(1.11, 0.5),
-        "motor_current": scaled(0.97, 0.2),
-    }  # fmt: skip
-    rows = seen(pinched)
+    rows = seen(PINCHED)
     assert "tubing_leak" not in names(rows)
     assert [row for row in rows if row.severity in (Severity.CRITICAL, Severity.HIGH)] == []
 
@@ -128,15 +114,6 @@ def test_a_start_that_nobody_saw_has_not_failed() -> None:
     assert names(rows) == {"trip"}
 
 
-def with_exponent(exponent: float, to_hz: float) -> dict[str, Change]:
-    """Another speed, with a current that follows it by this exponent, and the flow with it."""
-    speed = to_hz / 60
-    return {
-        "vsd_frequency": scaled(speed), "motor_current": scaled(speed**exponent), "flow_rate": scaled(speed, 0.2),
-        "pip": scaled(speed**-0.5, 1), "discharge_pressure": scaled(speed**0.3, 0.5),
-    }  # fmt: skip
-
-
 @pytest.mark.parametrize("exponent", [0.0, 0.6, 1.5, 2.0])
 @pytest.mark.parametrize("to_hz", [50.0, 54.0, 66.0])
 def test_a_change_of_speed_raises_nothing_whatever_the_exponent(exponent: float, to_hz: float) -> None:
@@ -156,13 +133,7 @@ def test_a_load_that_is_lost_at_another_speed_is_an_underload() -> None:
 
 
 def test_a_pump_that_turns_backwards_after_a_restart_is_not_gas_locked() -> None:
-    def filling(values: np.ndarray, t: np.ndarray) -> np.ndarray:
-        return np.where(t >= 0, values * 1.15, values)
-
-    rows = seen({
-        "motor_current": reversed_start(0.6), "vsd_frequency": reversed_start(1), "flow_rate": reversed_start(0.2),
-        "pip": filling,
-    })  # fmt: skip
+    rows = seen(REVERSED)
     assert "gas_lock" not in names(rows)
     (start,) = [row for row in rows if row.diagnosis == "start_without_flow"]
     assert start.severity is Severity.HIGH
@@ -181,9 +152,6 @@ def test_a_gas_lock_after_a_good_start_is_one() -> None:
 
 
 def test_a_pinched_choke_has_its_own_name() -> None:
-    rows = seen({
-        "flow_rate": scaled(0.75, 0.2), "pip": scaled(1.1, 1), "discharge_pressure": scaled(1.11, 0.5),
-        "motor_current": scaled(0.97, 0.2),
-    })  # fmt: skip
+    rows = seen(PINCHED)
     assert "back_pressure" in names(rows)
     assert [row for row in rows if row.severity in ALARMS] == []

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from esp_ingest.cli import main
-from esp_ingest.commands.rules import explained, lines, silent_overrides, words
+from esp_ingest.commands.rules import explain, explained, lines, silent_overrides, told_exponent, words
 from esp_ingest.config.settings import Settings
 from esp_ingest.demo.fleet import Fault, FaultName, Fleet
+from esp_ingest.diagnostics.engine.engine import Engine
 from esp_ingest.diagnostics.language import rules_file
 from esp_ingest.diagnostics.language.rules import RulesError
-from esp_ingest.model import SIGNAL_NAMES
+from esp_ingest.model import SIGNAL_NAMES, SIGNAL_ROW, SIGNALS, Readings
 from esp_ingest.resources import config_file
 from esp_ingest.service.text import rfc3339
 
@@ -231,3 +232,39 @@ def test_the_rules_file_of_the_settings_is_used(tmp_path: Path, recording: Path)
         action="test", rules=None, csv=recording, since=None, until=None, well=None, json=True
     )
     assert "gas_lock" not in {json.loads(line)["diagnosis"] for line in lines(settings, arguments, 0)}
+
+
+def test_explain_tells_how_the_load_of_a_well_follows_its_speed() -> None:
+    found = rules_file.parse(SHIPPED)
+    asked = []
+
+    def read() -> str:
+        asked.append(1)
+        return told_exponent([1.5, 1.1], [])
+
+    told = "\n".join(explain(found, "underload", "N-1", read))
+    assert "load exponent not known before three changes of speed (seen: 1.50, 1.10): any n from 0 to 2" in told
+    assert "load exponent" not in "\n".join(explain(found, "vibration", "N-1", read))
+    assert "load exponent" not in "\n".join(explain(found, "underload", None))
+    assert asked == [1]
+    assert told_exponent([1.5, 1.1, 0.9], [1.1, 0.8, 1.4]).startswith(
+        "n = 1.10 (0.80 to 1.40) in current ~ frequency^n"
+    )
+
+
+def test_the_exponent_of_a_well_comes_with_its_checkpoint() -> None:
+    """Three changes of speed, after each of which the well runs for hours: current ~ frequency^1.4."""
+    rules = rules_file.parse(SHIPPED)
+    hours = np.arange(60 * 12) / 12
+    hertz = np.where(hours < 15, 50.0, np.where(hours < 30, 54.0, np.where(hours < 45, 58.0, 52.0)))
+    values = np.full((len(SIGNALS), len(hours)), np.nan)
+    values[SIGNAL_ROW["vsd_frequency"]] = hertz
+    values[SIGNAL_ROW["motor_current"]] = 40 * (hertz / 50) ** 1.4 * (1 + 0.001 * np.sin(hours))
+    t = 1_700_006_400_000_000 + (hours * 3.6e9).astype(np.int64)
+    engine, again = Engine(rules), Engine(rules)
+    engine.accept(engine.evaluate(Readings(["W"], np.zeros(len(t), np.int32), t, t, values)))
+    assert again.load_exponents("W") == ([], [])
+    again.restore(engine.export())
+    changes, (exponent, least, greatest) = again.load_exponents("W")
+    assert changes == pytest.approx([1.4] * 3, abs=0.05)
+    assert (exponent, least, greatest) == pytest.approx((1.4, 1.1, 1.7), abs=0.05)

@@ -28,6 +28,7 @@ from esp_ingest.diagnostics.engine.open_occurrences import OpenOccurrences
 from esp_ingest.diagnostics.engine.rule_step import NORMAL, BatchContext, site_labels, steps_of
 from esp_ingest.diagnostics.engine.signals import RunState, SignalState
 from esp_ingest.diagnostics.engine.silence import Silence
+from esp_ingest.diagnostics.engine.speed_steps import learned
 from esp_ingest.diagnostics.engine.step_runner import StepRunner
 from esp_ingest.diagnostics.engine.well_settings import WellSettings
 from esp_ingest.diagnostics.engine.well_state import NEVER, Journal, WellArrays
@@ -432,6 +433,16 @@ class Engine:
         slot = self._slots.get(well)
         newest = NEVER if slot is None else int(self._state["last_us"][slot])
         return None if newest == NEVER else newest
+
+    def load_exponents(self, well: str) -> tuple[list[float], list[float]]:
+        """How the current of ``well`` follows its speed, n in A ~ fⁿ: (of its last changes of speed, the newest first;
+        the exponent, the least and the greatest that is possible, empty while they are not known)."""
+        slot = self._slots.get(well)
+        if slot is None:
+            return [], []
+        changes = self._state["exponents"][:, slot]
+        found = learned(changes.astype(np.float64))
+        return [float(each) for each in changes if each == each], [] if np.isnan(found[0]) else found.tolist()
 
     # -- what operators did. Between batches; the database has it already, so no rows come of it.
 

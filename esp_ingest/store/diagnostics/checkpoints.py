@@ -117,7 +117,8 @@ def to_readings(rows: Sequence[tuple[Any, ...]]) -> Readings:
     )
 
 
-def _diagnostic(row: tuple[Any, ...]) -> DiagnosticRow:
+def _diagnostic(columns: tuple[Any, ...]) -> DiagnosticRow:
+    *row, is_false = columns
     well, diagnosis, raised_us, severity, state, value, threshold, peak, count, confidence, message, actions, seen = row
     return DiagnosticRow(
         well_id=well,
@@ -134,4 +135,5 @@ def _diagnostic(row: tuple[Any, ...]) -> DiagnosticRow:
         message=message,
         actions_json=actions,
         snapshot_json=seen,
+        is_false=is_false,
     )

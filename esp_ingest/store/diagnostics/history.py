@@ -21,6 +21,17 @@ def reporting_wells(settings: DatabaseSettings) -> list[str]:
         raise sqlstate.unavailable(error) from None
 
 
+def checkpoint(settings: DatabaseSettings, well: str) -> bytes | None:
+    """What the rules remember of ``well``, for the engine to restore; None if it has no checkpoint. Raises
+    StoreUnavailable."""
+    try:
+        with connect(settings, autocommit=True) as connection:
+            rows = connection.execute(query("states_of_wells"), ([well],)).fetchall()
+    except psycopg.Error as error:
+        raise sqlstate.unavailable(error) from None
+    return bytes(rows[0][2]) if rows else None
+
+
 def readings_between(
     settings: DatabaseSettings, wells: Sequence[str], since_us: int, until_us: int
 ) -> Iterator[Readings]:
