@@ -1,5 +1,7 @@
 """The language of conditions: what it means, and what it refuses."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -26,9 +28,9 @@ class Columns:
     def column(self, key: tuple[object, ...]) -> FloatArray:
         return self._columns[tuple(str(part) for part in key)]
 
-    def within(self, site: int, yes: np.ndarray, window_us: int) -> np.ndarray:
-        window = window_us // 60_000_000
-        return np.array([bool(yes[max(0, at - window) : at + 1].any()) for at in range(len(yes))])
+    def within(self, site: int, yes: Callable[[], np.ndarray], window_us: int) -> np.ndarray:
+        window, mask = window_us // 60_000_000, yes()
+        return np.array([bool(mask[max(0, at - window) : at + 1].any()) for at in range(len(mask))])
 
 
 def compiled(text: str, deadband: str = "0 %") -> Condition:

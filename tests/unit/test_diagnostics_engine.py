@@ -1,12 +1,14 @@
 """The engine on small stories: one rule at a time, with what it must and must not do."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from esp_ingest.diagnostics.engine.engine import Engine
 from esp_ingest.diagnostics.language import rules_file
+from esp_ingest.diagnostics.language.evaluation import BoolArray, Columns, Logical
 from esp_ingest.model import SIGNAL_ROW, SIGNALS, DiagnosticRow, Readings, Severity
 from esp_ingest.resources import config_file
 
@@ -276,16 +278,10 @@ def test_three_starts_in_a_day_are_cycling(well: Well) -> None:
 def test_a_rule_that_fails_is_switched_off_and_the_others_run(well: Well) -> None:
     step = next(step for step in well.engine._steps if step.rule.name == "gas_interference")
 
-    class Broken:
-        columns = step.condition.columns
-        headline = None
-        sites = ()
+    def broken(_: Columns) -> BoolArray:
+        raise ZeroDivisionError("a rule of a user")
 
-        @staticmethod
-        def evaluate(frame: object) -> None:
-            raise ZeroDivisionError("a rule of a user")
-
-    step.condition = Broken()  # type: ignore[assignment]
+    step.condition = replace(step.condition, truth=Logical(broken, broken))
     well.send(4, motor_current=32.0)
     assert "underload" in well.names()
     assert well.engine.failed_rules() == {"gas_interference": "ZeroDivisionError: a rule of a user"}

@@ -4,12 +4,13 @@ Everything here is a function of a well's readings in the order received, never 
 a column looks back past the start of the batch, it continues from the state.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from esp_ingest.diagnostics.engine.buckets import Key, Slots
+from esp_ingest.diagnostics.engine.buckets import Key, Slots, as_index
 from esp_ingest.diagnostics.engine.well_state import Array, Journal
 from esp_ingest.diagnostics.language.evaluation import BoolArray
 from esp_ingest.diagnostics.language.functions import DERIVED, FUNCTIONS, LOAD_EXPONENTS, parts_of
@@ -40,8 +41,12 @@ class Rows:
     slots: Slots
     at: Slots = field(init=False)
     single: bool = field(init=False)
+    index: Any = field(init=False)  # ``slots``, as a slice if they follow each other
+    last: Slots = field(init=False)  # the last row of each group, (wells,)
 
     def __post_init__(self) -> None:
+        self.index = as_index(self.slots)
+        self.last = self.ends - 1
         self.at = np.arange(self.t.shape[0])
         self.single = self.starts.shape[0] == self.t.shape[0]
 
@@ -55,32 +60,34 @@ class Rows:
         np.not_equal(slot[1:], slot[:-1], out=boundary[1:])
         return _rows(self.source[kept], slot, self.t[kept], self.received[kept], boundary)
 
-    @property
-    def last(self) -> Slots:
-        """The last row of each group, (wells,)."""
-        return self.ends - 1
-
     def latest(self, flag: BoolArray) -> tuple[Slots, BoolArray]:
         """(row, found): the newest row of the same well, up to and with each row, where ``flag`` holds."""
         rows = np.where(flag, self.at, -1)
-        if not self.single:
-            rows = np.maximum.accumulate(rows)
-        found = rows >= self.first
-        return rows, found
+        if self.single:
+            return rows, flag
+        rows = np.maximum.accumulate(rows, axis=-1)
+        return rows, rows >= self.first
 
     def carry(self, flag: BoolArray, values: Array, before: Array) -> Array:
-        """``values`` at the newest flagged row so far, or ``before`` (wells,) where the batch has none yet."""
+        """``values`` (n,) at the newest row so far where ``flag`` (…, n) holds, or ``before`` (…, wells) if the batch
+        has none yet."""
+        if self.single:
+            return np.where(flag, values, before)
         rows, found = self.latest(flag)
-        return np.where(found, values[rows], before[self.group])
+        return np.where(found, values[rows], before[..., self.group])
 
     def shifted(self, values: Array, before: Array) -> Array:
-        """The row before's value; ``before`` (wells,) for a well's first row."""
+        """The row before's value of ``values`` (…, n); ``before`` (…, wells) for a well's first row."""
         if self.single:
             return before.copy()
         out = np.empty_like(values)
-        out[1:] = values[:-1]
-        out[self.starts] = before
+        out[..., 1:] = values[..., :-1]
+        out[..., self.starts] = before
         return out
+
+    def before(self, state: Array) -> Array:
+        """What ``state`` (…, slots) has of the wells of the batch, (…, wells), a copy."""
+        return np.array(state[..., self.index])
 
 
 def grouped(slot: Slots, t: IntArray, received: IntArray, last_us: IntArray) -> Rows:
@@ -137,7 +144,7 @@ class BatchColumns:
         self,
         rows: Rows,
         signals: dict[str, FloatArray],
-        facts: dict[str, Array],
+        facts: Mapping[str, Callable[[], Array]],
         features: FloatArray,
         feature_row: dict[Key, int],
         run: Slots,
@@ -146,9 +153,10 @@ class BatchColumns:
         within_us: IntArray,
         journal: Journal,
     ) -> None:
-        """``signals``: usable values by name; ``facts``: by name, true/false as 1/0; ``features`` (features, runs) with
-        ``run`` (n,); ``config``: limits and parameters by key, scalar or (n,); ``seen``: by signal (value, time) of the
-        newest valid reading at each row, and (value, time) by well before the batch; ``within_us`` (sites, slots)."""
+        """``signals``: usable values by name; ``facts``: by name, made when they are read, true/false as 1/0;
+        ``features`` (features, runs) with ``run`` (n,); ``config``: limits and parameters by key, scalar or (n,);
+        ``seen``: by signal (value, time) of the newest valid reading at each row, and (value, time) by well before the
+        batch; ``within_us`` (sites, slots)."""
         self.rows = rows
         self.features = features
         self.feature_row = feature_row
@@ -158,12 +166,13 @@ class BatchColumns:
         self._seen = seen
         self._within_us = within_us
         self._journal = journal
-        self._made: dict[Key, Any] = {("fact", name): values for name, values in facts.items()}
+        self._facts = facts
+        self._made: dict[Key, Any] = {}
         self.recent: dict[int, IntArray] = {}  # by step: when it was last active, up to each row
 
-    def set_parameter(self, name: str, column: Any) -> None:
+    def set_parameters(self, parameters: Mapping[Key, Any]) -> None:
         """Parameters belong to the rule that runs next."""
-        self._made[("parameter", name)] = column
+        self._made.update(parameters)
 
     def column(self, key: Key) -> FloatArray:
         """The column of ``key``, (n,) or a scalar that broadcasts; made at its first use in a batch."""
@@ -179,6 +188,8 @@ class BatchColumns:
         if len(key) == 1:
             return self.features[self.feature_row[key]][self.run]
         name = str(key[1])
+        if function == "fact":
+            return self._facts[name]()
         if function == "signal":
             return derived_or_sent(name, self._signals)
         if function == "measured":
@@ -215,8 +226,14 @@ class BatchColumns:
         ages = [self.rows.t - self._seen[part][1] <= MEASURED_US for part in parts_of(name)]
         return np.logical_and.reduce(ages).view(np.int8)
 
-    def within(self, site: int, yes: BoolArray, window_us: int) -> BoolArray:
-        """Was ``yes`` true at any row of the last ``window_us``, this one included?"""
+    def within(self, site: int, yes: Callable[[], BoolArray], window_us: int) -> BoolArray:
+        """Was what ``yes`` gives true at any row of the last ``window_us``, this one included?"""
+        made = self._made.get(("within", site))
+        if made is None:
+            made = self._made["within", site] = self._within(site, yes(), window_us)
+        return np.asarray(made)
+
+    def _within(self, site: int, yes: BoolArray, window_us: int) -> BoolArray:
         rows = self.rows
         before = self._within_us[site][rows.slots]
         if not yes.any():

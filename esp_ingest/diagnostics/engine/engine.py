@@ -220,7 +220,7 @@ class Engine:
         journal.put(state["last_us"], rows.slots, rows.t[rows.last])
         journal.put(state["received_us"], rows.slots, rows.received[rows.last])
         facts = facts_of(rows, measured, running, frozen, last_us, last_received)
-        facts["baseline_held"] = running.features[self._baselines.row[HELD]][running.run]
+        facts["baseline_held"] = lambda: running.features[self._baselines.row[HELD]][running.run]
         if self._stop_grades.is_used:
             facts |= self._stop_grades.advance(journal, rows, measured, running)
         frame = BatchColumns(

@@ -1,6 +1,7 @@
 """What the engine takes in beyond numbers: what a sender marked as not live, extra signals, and facts about a well."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -13,6 +14,7 @@ from esp_ingest.model import FloatArray, IntArray
 
 _HISTORICAL_KEYS = ("historical", "backlog")
 _PACE = 0.5
+_DAY_US = 86_400_000_000
 
 
 def facts_of(
@@ -22,34 +24,47 @@ def facts_of(
     frozen: Mapping[str, FloatArray],
     last_us: IntArray,
     last_received: IntArray,
-) -> dict[str, Array]:
-    """The facts of functions.FACTS by name, each (n,): 1 and 0 for true and false, NaN if not known, durations in
-    seconds."""
+) -> dict[str, Callable[[], Array]]:
+    """The facts of functions.FACTS by name, each made when a rule reads it, (n,): 1 and 0 for true and false, NaN if
+    not known, durations in seconds."""
     t = rows.t
-    is_running, known = running.running == 1, running.running >= 0
-    ahead = (t - rows.received) / 1e6
-    step, arrived = t - rows.shifted(t, last_us), rows.received - rows.shifted(rows.received, last_received)
-    # A backlog is behind too, but catches up: its event time runs faster than the clock it arrives by.
-    in_step = (step < -NEVER // 2) & (arrived >= _PACE * step)
-    ended = (running.start_us != NEVER) & (running.stop_us > running.start_us)
-    day = 86_400_000_000
+    known = running.running >= 0
+    common = {} if running.common is None else running.common.facts
     return {
-        **({} if running.common is None else running.common.facts),
-        "running": np.where(known, is_running, np.nan),
-        "settled": running.settled.view(np.int8),
-        "stopped": np.where(known, running.running == 0, np.nan),
-        "tripped": running.tripped,
-        "gauge_dropped": measured.dropped.view(np.int8),
-        "since_start": np.where(running.start_us == NEVER, np.inf, (t - running.start_us) / 1e6),
-        "since_stop": np.where(running.stop_us == NEVER, np.inf, (t - running.stop_us) / 1e6),
-        "ran_before_stop": np.where(ended, (running.stop_us - running.start_us) / 1e6, np.inf),
-        "starts_in_24h": (t - running.starts <= day).sum(axis=0).astype(np.float64),
-        "stopped_before_start": np.where(running.stopped_for < 0, np.inf, running.stopped_for / 1e6),
-        "failed_signals": _count(list(measured.failed.values()), len(rows)),
-        "frozen_for": np.maximum.reduce([np.zeros(len(rows)), *frozen.values()]),
-        "clock_ahead": ahead,
-        "clock_behind": np.where(in_step, -ahead, 0.0),
+        **{name: partial(as_it_is, values) for name, values in common.items()},
+        "running": lambda: np.where(known, running.running == 1, np.nan),
+        "settled": lambda: running.settled.view(np.int8),
+        "stopped": lambda: np.where(known, running.running == 0, np.nan),
+        "tripped": lambda: running.tripped,
+        "gauge_dropped": lambda: measured.dropped.view(np.int8),
+        "since_start": lambda: np.where(running.start_us == NEVER, np.inf, (t - running.start_us) / 1e6),
+        "since_stop": lambda: np.where(running.stop_us == NEVER, np.inf, (t - running.stop_us) / 1e6),
+        "ran_before_stop": lambda: _ran_before_stop(running),
+        "starts_in_24h": lambda: (t - running.starts <= _DAY_US).sum(axis=0).astype(np.float64),
+        "stopped_before_start": lambda: np.where(running.stopped_for < 0, np.inf, running.stopped_for / 1e6),
+        "failed_signals": lambda: _count(list(measured.failed.values()), len(rows)),
+        "frozen_for": lambda: np.maximum.reduce([np.zeros(len(rows)), *frozen.values()]),
+        "clock_ahead": lambda: (t - rows.received) / 1e6,
+        "clock_behind": lambda: _clock_behind(rows, last_us, last_received),
     }
+
+
+def as_it_is(column: Array) -> Array:
+    """A fact that is there already."""
+    return column
+
+
+def _ran_before_stop(running: Running) -> FloatArray:
+    ended = (running.start_us != NEVER) & (running.stop_us > running.start_us)
+    return np.where(ended, (running.stop_us - running.start_us) / 1e6, np.inf)
+
+
+def _clock_behind(rows: Rows, last_us: IntArray, last_received: IntArray) -> FloatArray:
+    """A backlog is behind too, but catches up: its event time runs faster than the clock it arrives by."""
+    step = rows.t - rows.shifted(rows.t, last_us)
+    arrived = rows.received - rows.shifted(rows.received, last_received)
+    in_step = (step < -NEVER // 2) & (arrived >= _PACE * step)
+    return np.where(in_step, -((rows.t - rows.received) / 1e6), 0.0)
 
 
 def _count(masks: list[BoolArray], count: int) -> FloatArray:

@@ -32,6 +32,8 @@ GAUGE = tuple(GAUGE_ZERO)
 ORDER_MARGIN_PSI = 50.0  # two gauges of 0.5 % of 5 000 psi: with no head, as after a start, either may read higher
 # Not intake_temp: on a real well it stood still to 0.01 °F for hours while all was well.
 FREEZABLE = ("flow_rate", "pip", "discharge_pressure", "motor_current", "motor_temp", "vibration")
+# By signal: value and time (n,) of the newest valid reading up to each row, and (wells,) of that before the batch.
+Seen = tuple[FloatArray, IntArray, FloatArray, IntArray]
 PRESSURE_ORDER = "pressure_order"  # the channel "discharge below intake pressure while pumping"
 
 
@@ -70,15 +72,13 @@ class SignalState:
 
     def measure(self, journal: Journal, rows: Rows, values: FloatArray, bad: dict[str, BoolArray]) -> Measured:
         """``values`` (names, n) in the order of the rows; ``bad``: where a value was outside its hard limits."""
-        raw, held, seen = {}, {}, {}
-        for at, name in enumerate(self._names):
-            raw[name] = values[at]
-            held[name], seen[name] = self._hold(journal, rows, at, values[at], bad.get(name))
+        held, seen = self._hold(journal, rows, values, bad)
+        raw = dict(zip(self._names, values, strict=True))
         dropped = self._dropouts(held, seen)
         failed = self._failures(journal, rows, held, seen, bad, dropped)
         usable = dict(held)
-        for name in GAUGE:
-            if dropped.any():
+        if dropped.any():
+            for name in GAUGE:
                 usable[name] = np.where(dropped, np.nan, usable[name])
         for channel, mask in failed.items():
             for name in ("pip", "discharge_pressure") if channel == PRESSURE_ORDER else (channel,):
@@ -86,30 +86,44 @@ class SignalState:
         return Measured(raw, held, usable, seen, dropped, failed)
 
     def _hold(
-        self, journal: Journal, rows: Rows, at: int, raw: FloatArray, bad: BoolArray | None
-    ) -> tuple[FloatArray, tuple[FloatArray, IntArray, FloatArray, IntArray]]:
-        old = self._state["value"][at][rows.slots]
-        old_us = self._state["value_us"][at][rows.slots]
-        valid = ~np.isnan(raw)
-        if valid.all():
-            value, when, held = raw, rows.t, raw
-        elif not valid.any() and old_us.max() == NEVER:
-            return raw, (raw, np.full(len(rows), NEVER), old, old_us)
-        else:
-            newest, found = rows.latest(valid)
-            value = np.where(found, raw[newest], old[rows.group])
-            when = np.where(found, rows.t[newest], old_us[rows.group])
-            fresh = rows.t - when <= HOLD_US
-            held = np.where(fresh if bad is None else fresh & ~bad, value, np.nan)
-        journal.put(self._state["value"], (at, rows.slots), value[rows.last])
-        journal.put(self._state["value_us"], (at, rows.slots), when[rows.last])
-        return held, (value, when, old, old_us)
+        self, journal: Journal, rows: Rows, values: FloatArray, bad: dict[str, BoolArray]
+    ) -> tuple[dict[str, FloatArray], dict[str, Seen]]:
+        """By signal: its values with short gaps closed, and what was seen of it. Mostly each signal is in every reading
+        or in none, so that only the others take work."""
+        state = self._state
+        old, old_us = rows.before(state["value"]), rows.before(state["value_us"])
+        valid = ~np.isnan(values)
+        is_whole = np.asarray(valid.all(axis=1))
+        is_sent = np.asarray(is_whole | valid.any(axis=1) | (old_us != NEVER).any(axis=1))
+        newest, newest_us = values[:, rows.last], np.empty_like(old_us)
+        newest_us[:] = rows.t[rows.last]
+        held, seen = {}, {}
+        for at, (name, whole, sent) in enumerate(zip(self._names, is_whole.tolist(), is_sent.tolist(), strict=True)):
+            raw = values[at]
+            value, when, held[name] = raw, rows.t, raw
+            if not sent:
+                when = np.full(len(rows), NEVER)
+            elif not whole:
+                value, when = rows.carry(valid[at], raw, old[at]), rows.carry(valid[at], rows.t, old_us[at])
+                fresh = rows.t - when <= HOLD_US
+                held[name] = np.where(fresh & ~bad[name] if name in bad else fresh, value, np.nan)
+                newest[at], newest_us[at] = value[rows.last], when[rows.last]
+            seen[name] = value, when, old[at], old_us[at]
+        some = np.flatnonzero(is_sent)
+        index = (some, rows.index) if isinstance(rows.index, slice) else (some[:, None], rows.slots)
+        journal.put_over(state["value"], index, old[some], newest[some])
+        journal.put_over(state["value_us"], index, old_us[some], newest_us[some])
+        return held, seen
 
     def _dropouts(self, held: dict[str, FloatArray], seen: dict[str, Any]) -> BoolArray:
         """Every gauge channel that the well has ever sent is near its zero or missing. One channel that reads near
         zero while the others are missing may be the well: that is a dropout only at zero itself."""
-        empty: BoolArray = np.logical_and.reduce([~(held[name] > zero) for name, zero in GAUGE_ZERO.items()])
-        if empty.any():
+        empty = np.ones(next(iter(held.values())).shape[0], np.bool_)
+        for name, zero in GAUGE_ZERO.items():
+            empty &= ~(held[name] > zero)
+            if not empty.any():
+                break
+        else:
             near = np.sum([~np.isnan(held[name]) for name in GAUGE], axis=0)
             at_zero = np.logical_or.reduce([held[name] <= zero for name, zero in GAUGE_AT_ZERO.items()])
             empty &= np.logical_or.reduce([seen[name][1] != NEVER for name in GAUGE]) & ((near != 1) | at_zero)
@@ -132,33 +146,41 @@ class SignalState:
             lost = dropped if any_dropped else None
             if lost is not None and channel in GAUGE:
                 lost = lost & (seen[channel][1] != NEVER)  # what a well never sent cannot fail
-            good, wrong = self._judge(channel, held, bad, lost)
+            wrong = self._wrong(channel, held, bad, lost)
             if wrong is None or not wrong.any():
                 if channel not in self._ever_bad:
                     continue
                 wrong = np.zeros(len(rows), np.bool_)
             self._ever_bad.add(channel)
+            good = self._good(channel, held, lost)
             mask = self._failed(journal, rows, at, good, wrong)
             if mask.any():
                 failed[channel] = mask
         return failed
 
-    def _judge(
+    def _wrong(
         self, channel: str, held: dict[str, FloatArray], bad: dict[str, BoolArray], dropped: BoolArray | None
-    ) -> tuple[BoolArray, BoolArray | None]:
-        """(surely good, surely wrong) rows of a channel.
+    ) -> BoolArray | None:
+        """Rows in which a channel is surely wrong; None if it cannot be in any.
 
         A dropout is wrong for each gauge channel: three in a row make a failure."""
         if channel == PRESSURE_ORDER:
-            pumping = (held["vsd_frequency"] > MIN_FREQUENCY_HZ) & (held["motor_current"] > 0)
-            wrong = pumping & (held["discharge_pressure"] < held["pip"] - ORDER_MARGIN_PSI)
-            good = pumping & (held["discharge_pressure"] >= held["pip"])
-            return good, wrong if dropped is None else wrong & ~dropped
+            wrong = held["discharge_pressure"] < held["pip"] - ORDER_MARGIN_PSI
+            if not wrong.any():
+                return None
+            wrong &= _is_pumping(held)
+            return wrong if dropped is None else wrong & ~dropped
         out = bad.get(channel)
-        good = ~np.isnan(held[channel])
         if dropped is not None and channel in GAUGE:
-            return good & ~dropped, dropped if out is None else dropped | out
-        return good, out
+            return dropped if out is None else dropped | out
+        return out
+
+    def _good(self, channel: str, held: dict[str, FloatArray], dropped: BoolArray | None) -> BoolArray:
+        """Rows in which a channel is surely good."""
+        if channel == PRESSURE_ORDER:
+            return _is_pumping(held) & (held["discharge_pressure"] >= held["pip"])
+        good = ~np.isnan(held[channel])
+        return good & ~dropped if dropped is not None and channel in GAUGE else good
 
     def _failed(self, journal: Journal, rows: Rows, at: int, good: BoolArray, wrong: BoolArray) -> BoolArray:
         count_state, time_state = self._state["bad_count"], self._state["bad_us"]
@@ -177,31 +199,35 @@ class SignalState:
         """Seconds for which a signal has not moved at all over 12 samples, while another has; by signal, where any.
 
         After a day of it the signal is no longer usable: neither rules nor what the well is used to read it."""
-        moved, counts = {}, {}
-        for at, name in enumerate(FREEZABLE):
-            value, when, old, _ = measured.seen[name]
-            if when.max() == NEVER:
-                continue
-            changed = (when == rows.t) & (value != rows.shifted(value, old))
-            moved_old = self._state["moved_us"][at][rows.slots]
-            newest, found = rows.latest(changed)
-            moved[name] = np.where(found, rows.t[newest], moved_old[rows.group])
-            n_old = self._state["moved_n"][at][rows.slots]
-            counts[name] = np.where(found, rows.at - newest, rows.at - rows.first + 1 + n_old[rows.group])
-            journal.put(self._state["moved_us"], (at, rows.slots), moved[name][rows.last])
-            journal.put(self._state["moved_n"], (at, rows.slots), counts[name][rows.last])
-        if not moved:
+        sent = [name for name in FREEZABLE if measured.seen[name][1].max() != NEVER]
+        if not sent:
             return {}
-        newest_move = np.maximum.reduce(list(moved.values()))
+        state, which = self._state, np.array([FREEZABLE.index(name) for name in sent])
+        value, when, old, _ = (np.stack(of) for of in zip(*(measured.seen[name] for name in sent), strict=True))
+        changed = (when == rows.t) & (value != rows.shifted(value, old))
+        index = (which, rows.index) if isinstance(rows.index, slice) else (which[:, None], rows.slots)
+        moved_old, n_old = np.array(state["moved_us"][index]), np.array(state["moved_n"][index])
+        moved = rows.carry(changed, rows.t, moved_old)
+        newest, found = rows.latest(changed)
+        counts = np.where(found, rows.at - newest, rows.at - rows.first + 1 + n_old[:, rows.group])
+        journal.put_over(state["moved_us"], index, moved_old, moved[:, rows.last])
+        journal.put_over(state["moved_n"], index, n_old, counts[:, rows.last])
+        still = counts >= FROZEN_SAMPLES
+        if not still.any():
+            return {}
+        held = np.stack([measured.held[name] for name in sent])
+        still &= (moved.max(axis=0) > moved) & (held != 0) & ~np.isnan(held)
         out = {}
-        for name, when in moved.items():
-            frozen = (counts[name] >= FROZEN_SAMPLES) & (newest_move > when) & (measured.held[name] != 0)
-            frozen &= ~np.isnan(measured.held[name])
-            if frozen.any():
-                out[name] = np.where(frozen, (rows.t - when) / 1e6, 0.0)
+        for at, name in enumerate(sent):
+            if still[at].any():
+                out[name] = np.where(still[at], (rows.t - moved[at]) / 1e6, 0.0)
                 if (out[name] >= DISTRUST_SECONDS).any():
                     measured.usable[name] = np.where(out[name] >= DISTRUST_SECONDS, np.nan, measured.usable[name])
         return out
+
+
+def _is_pumping(held: dict[str, FloatArray]) -> BoolArray:
+    return np.asarray((held["vsd_frequency"] > MIN_FREQUENCY_HZ) & (held["motor_current"] > 0))
 
 
 @dataclass(slots=True)

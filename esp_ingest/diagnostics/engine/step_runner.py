@@ -28,7 +28,7 @@ from esp_ingest.diagnostics.engine.rule_step import (
 from esp_ingest.diagnostics.engine.transitions import Transitions
 from esp_ingest.diagnostics.engine.well_settings import WellSettings
 from esp_ingest.diagnostics.engine.well_state import NEVER, Array, Journal, WellArrays
-from esp_ingest.diagnostics.language.evaluation import BoolArray, Truth
+from esp_ingest.diagnostics.language.evaluation import BoolArray
 
 if TYPE_CHECKING:
     from esp_ingest.service.metrics import Metrics
@@ -65,11 +65,22 @@ class StepRunner:
             return
         try:
             self._settings.set_parameters(batch, step.rule)
-            truth = step.condition.evaluate(batch.columns)
+            yes = step.condition.truth.yes(batch.columns)
+            if not yes.any() and self._is_quiet(batch, step):
+                return
+            no = step.condition.truth.no(batch.columns)
         except Exception as error:
             self._fail(step, error)
             return
-        self._apply(batch, step, truth)
+        self._apply(batch, step, _by_row(yes, len(batch.rows)), _by_row(no, len(batch.rows)))
+
+    @staticmethod
+    def _is_quiet(batch: BatchContext, step: RuleStep) -> bool:
+        """Nothing of the step stands at any well of the batch, nor of the more severe one."""
+        more_severe = step.escalation
+        if more_severe is not None and (batch.busy[more_severe.index] or batch.changed_wells.get(more_severe.index)):
+            return False
+        return not batch.busy[step.index]
 
     def _fail(self, step: RuleStep, error: Exception) -> None:
         step.failed = f"{type(error).__name__}: {error}"
@@ -79,15 +90,11 @@ class StepRunner:
             failed = {other.rule.name for other in self._steps if other.failed}
             self._metrics.diagnostics_rules_disabled.set(len(failed))
 
-    def _apply(self, batch: BatchContext, step: RuleStep, truth: Truth) -> None:
+    def _apply(self, batch: BatchContext, step: RuleStep, yes: BoolArray, no: BoolArray) -> None:
         rows = batch.rows
         busy = batch.busy[step.index]
-        if not busy and step.escalation is None and not np.any(truth.yes):
-            if step.is_read:
-                batch.active[step.index] = np.zeros(len(rows), np.bool_)
-            return
         phases = self._state["phase"][step.index][rows.slots]
-        code = self._code(batch, step, truth)
+        code = self._code(batch, step, yes, no)
         phase = phases[rows.group]
         what = WHAT[phase * 5 + code]
         changes = what == CHANGE
@@ -110,11 +117,9 @@ class StepRunner:
         if step.is_read:
             self._note_active(batch, step)
 
-    def _code(self, batch: BatchContext, step: RuleStep, truth: Truth) -> Array:
+    def _code(self, batch: BatchContext, step: RuleStep, yes: BoolArray, no: BoolArray) -> Array:
         """Of each row: off, on, neither, skip (a gauge dropout, or between buckets) or apart (stopped, starting,
         disabled)."""
-        count = len(batch.rows)
-        yes, no = np.broadcast_to(truth.yes, count), np.broadcast_to(truth.no, count)
         code = 2 - yes.view(np.int8) - 2 * no.view(np.int8)
         rule = step.rule
         if batch.dropped and rule.skip_dropouts:
@@ -155,14 +160,16 @@ class StepRunner:
             return
         some = ((phase == ACTIVE) | (phase == RETURNING)) & (code < SKIP)
         if changed:
-            some &= ~np.isin(batch.rows.group, list(changed))
+            is_changed = np.zeros(batch.rows.slots.shape[0], np.bool_)
+            is_changed[list(changed)] = True
+            some &= ~is_changed[batch.rows.group]
         at = np.flatnonzero(some)
         if not at.size:
             return
         values = np.broadcast_to(headline.value(batch.columns), len(batch.rows))[at]
         slots = batch.rows.slot[at]
         peak = self._state["peak"][step.index]
-        self._journal.keep(peak, np.unique(slots))
+        self._journal.keep(peak, slots)
         (np.fmin if headline.below else np.fmax).at(peak, slots, values)
 
     def _note_active(self, batch: BatchContext, step: RuleStep) -> None:
@@ -202,3 +209,8 @@ class StepRunner:
             shelved = (batch.rows.t < until[batch.rows.group]).astype(np.int8) * np.int8(HELD_SHELVED)
             held = shelved if held is None else held | shelved
         return held
+
+
+def _by_row(mask: BoolArray, count: int) -> BoolArray:
+    """``mask`` as (count,): a condition that reads no column of rows gives a scalar."""
+    return mask if mask.shape else np.full(count, mask)

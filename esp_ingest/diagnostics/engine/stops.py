@@ -5,11 +5,15 @@ seen at the stop itself: at the reading with which the well stands still and the
 ramp of a minute mostly falls between two of them, and the stop counts as not planned.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 
 from esp_ingest.diagnostics.engine.baseline import SETTLE_US, Baselines
 from esp_ingest.diagnostics.engine.buckets import BUCKET_US, Key
 from esp_ingest.diagnostics.engine.columns import STEP_US, Rows
+from esp_ingest.diagnostics.engine.facts import as_it_is
 from esp_ingest.diagnostics.engine.signals import MIN_FREQUENCY_HZ, SETPOINT, Measured, Running
 from esp_ingest.diagnostics.engine.well_state import Array, Journal, WellArrays
 
@@ -38,11 +42,13 @@ class StopGrades:
         state.add("stop_ramped", np.int8, 0)
         state.add("stop_commanded", np.int8, 0)
 
-    def advance(self, journal: Journal, rows: Rows, measured: Measured, running: Running) -> dict[str, Array]:
-        """The facts by name, each (n,). Python only where a well stops."""
-        facts = {name: self._state[name][rows.slots][rows.group] for name in FACTS}
+    def advance(
+        self, journal: Journal, rows: Rows, measured: Measured, running: Running
+    ) -> dict[str, Callable[[], Array]]:
+        """The facts by name, each made when a rule reads it, (n,). Python only where a well stops."""
         if not running.changed:
-            return facts
+            return {name: partial(self._kept, name, rows) for name in FACTS}
+        facts = {name: self._kept(name, rows) for name in FACTS}
         stops = np.flatnonzero((running.running == 0) & (running.stop_us == rows.t))
         for at, end in zip(stops.tolist(), rows.ends[rows.group[stops]].tolist(), strict=True):
             for name, value in self._graded(rows, measured, running, at).items():
@@ -50,7 +56,10 @@ class StopGrades:
         if stops.size:
             for name, column in facts.items():
                 journal.put(self._state[name], rows.slots, column[rows.last])
-        return facts
+        return {name: partial(as_it_is, column) for name, column in facts.items()}
+
+    def _kept(self, name: str, rows: Rows) -> Array:
+        return self._state[name][rows.slot]
 
     def _graded(self, rows: Rows, measured: Measured, running: Running, at: int) -> dict[str, float]:
         feature = running.features[:, running.run[at]]

@@ -35,6 +35,13 @@ class WellSettings:
             if name in override.rules.get(rule.name, {})
         }
         config.add("parameters", np.float64, np.nan, sorted(self._per_well))
+        self._parameters: dict[str, dict[Key, Any]] = {
+            rule.name: {("parameter", name): np.float64(value) for name, value in rule.parameters.items()}
+            for rule in self._rules.rules
+        }
+        self._own_parameters: dict[str, list[tuple[Key, int]]] = {}
+        for at, (diagnosis, name) in enumerate(sorted(self._per_well)):
+            self._own_parameters.setdefault(diagnosis, []).append((("parameter", name), at))
         self._limits_set = set(self._rules.limit_defaults).union(*(o.limits for o in self._rules.overrides))
         self._fixed_on = np.array([self._step_delay(step) for step in steps], np.int64)
         self._fixed_off = np.array([0 if step.is_escalation else step.rule.off_delay_us for step in steps], np.int64)
@@ -78,13 +85,9 @@ class WellSettings:
 
     def set_parameters(self, batch: BatchContext, rule: Rule) -> None:
         """Make the parameters of ``rule`` columns of the batch: scalars, or (n,) if wells have values of their own."""
-        overridden = sorted(self._per_well)
-        for name, value in rule.parameters.items():
-            column: Any = np.float64(value)
-            if (rule.name, name) in self._per_well:
-                at = overridden.index((rule.name, name))
-                column = self.arrays["parameters"][at][batch.rows.slot]
-            batch.columns.set_parameter(name, column)
+        batch.columns.set_parameters(self._parameters[rule.name])
+        for key, at in self._own_parameters.get(rule.name, ()):
+            batch.columns.set_parameters({key: self.arrays["parameters"][at][batch.rows.slot]})
 
     def shelve(self, slot: int, diagnosis: str, until_us: int | None) -> None:
         """Hold back the rule ``diagnosis`` at a well until then, in event time; None ends it."""

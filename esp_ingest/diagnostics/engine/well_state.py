@@ -130,12 +130,18 @@ class Journal:
 
     def put(self, array: Array, index: Index, value: Any) -> None:
         """``array[index] = value``, remembered."""
-        self._entries.append((array, index, array[index].copy()))
+        self.keep(array, index)
+        array[index] = value
+
+    def put_over(self, array: Array, index: Index, old: Array, value: Any) -> None:
+        """``array[index] = value``, where ``old`` is what stands there. It must not be changed afterwards."""
+        self._entries.append((array, index, old))
         array[index] = value
 
     def keep(self, array: Array, index: Index) -> None:
         """Remember ``array[index]`` before it is changed in place."""
-        self._entries.append((array, index, array[index].copy()))
+        old = array[index]
+        self._entries.append((array, index, old if old.base is None else old.copy()))
 
     def put_key(self, mapping: dict[Any, Any], key: Any, value: Any) -> None:
         """``mapping[key] = value`` (None: removed), remembered."""

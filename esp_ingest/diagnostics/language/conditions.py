@@ -26,6 +26,7 @@ from typing import NamedTuple
 import numpy as np
 
 from esp_ingest.diagnostics.language.evaluation import (
+    BoolArray,
     Columns,
     Logical,
     Numeric,
@@ -61,12 +62,16 @@ class Condition:
     configured limits it reads; ``sites`` counts its uses of within()."""
 
     text: str
-    evaluate: Logical
+    truth: Logical
     headline: Headline | None
     columns: frozenset[tuple[object, ...]]
     signals: frozenset[str]
     limits: frozenset[str]
     sites: tuple[int, ...]
+
+    def evaluate(self, columns: Columns) -> Truth:
+        """Both sides of the truth, each (n,) or a scalar."""
+        return Truth(self.truth.yes(columns), self.truth.no(columns))
 
 
 class Vocabulary(NamedTuple):
@@ -151,7 +156,7 @@ class Compiler:
         self._next_site = parser.site
         return Condition(
             text=text,
-            evaluate=node.truth,
+            truth=node.truth,
             headline=parser.headline,
             columns=frozenset(parser.columns),
             signals=frozenset(parser.required),
@@ -236,13 +241,7 @@ class _Parser:
         inner = self._negation()
         if inner.truth is None:
             raise ConditionError(f"not needs a condition in {self._text!r}")
-        truth = inner.truth
-
-        def negated(columns: Columns) -> Truth:
-            yes, no = truth(columns)
-            return Truth(no, yes)
-
-        return _Node(None, truth=negated)
+        return _Node(None, truth=Logical(inner.truth.no, inner.truth.yes))
 
     def _comparison(self) -> _Node:
         start = self._peek().at
@@ -398,11 +397,10 @@ class _Parser:
         truth, window_us, site = inner.truth, round(node.constant * 1e6), self.site
         self.site += 1
 
-        def recently(columns: Columns) -> Truth:
-            yes = columns.within(site, truth(columns).yes, window_us)
-            return Truth(yes, ~yes)
+        def recently(columns: Columns) -> BoolArray:
+            return columns.within(site, lambda: truth.yes(columns), window_us)
 
-        return _Node(None, truth=recently)
+        return _Node(None, truth=Logical(recently, lambda columns: ~recently(columns)))
 
     def _measured(self) -> _Node:
         signal = self._signal_argument("measured")
@@ -418,11 +416,9 @@ class _Parser:
             raise ConditionError("known() takes a quantity, for example known(limit.pip_low)")
         number = node.number
 
-        def is_known(columns: Columns) -> Truth:
-            missing = np.isnan(number(columns))
-            return Truth(~missing, missing)
-
-        return _Node(None, truth=is_known)
+        return _Node(
+            None, truth=Logical(lambda columns: ~np.isnan(number(columns)), lambda columns: np.isnan(number(columns)))
+        )
 
     def _abs(self) -> _Node:
         node = self._sum()
@@ -445,7 +441,6 @@ class _Parser:
         truth, a, b = chosen.truth, first.number, second.number
 
         def choice(columns: Columns) -> FloatArray:
-            yes, no = truth(columns)
-            return np.where(yes, a(columns), np.where(no, b(columns), np.nan))
+            return np.where(truth.yes(columns), a(columns), np.where(truth.no(columns), b(columns), np.nan))
 
         return _Node(first.unit, number=choice)

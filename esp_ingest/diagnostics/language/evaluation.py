@@ -35,57 +35,56 @@ class Columns(Protocol):
         nearest load that is possible at this speed."""
         ...
 
-    def within(self, site: int, yes: BoolArray, window_us: int) -> BoolArray:
-        """Whether ``yes`` was true at any row of the last ``window_us``. ``site`` numbers the use in the rule set."""
+    def within(self, site: int, yes: Callable[[], BoolArray], window_us: int) -> BoolArray:
+        """Whether what ``yes`` gives was true at any row of the last ``window_us``. ``site`` numbers the use in the
+        rule set; ``yes`` is called once a batch."""
         ...
 
 
 Numeric = Callable[[Columns], FloatArray]
-Logical = Callable[[Columns], Truth]
+Mask = Callable[[Columns], BoolArray]
+
+
+class Logical(NamedTuple):
+    """Two sides of a three-valued truth, each evaluated only if it is asked for: mostly nothing is true, and then
+    nobody asks what is surely false."""
+
+    yes: Mask
+    no: Mask
 
 
 def both(left: Logical, right: Logical) -> Logical:
     """``and``: true if both are surely true, false if one is surely false."""
-
-    def joined(columns: Columns) -> Truth:
-        a, b = left(columns), right(columns)
-        return Truth(a.yes & b.yes, a.no | b.no)
-
-    return joined
+    return Logical(
+        lambda columns: left.yes(columns) & right.yes(columns), lambda columns: left.no(columns) | right.no(columns)
+    )
 
 
 def both_in_turn(left: Logical, right: Logical) -> Logical:
-    """``and`` whose right side is left out if the left side is surely false at every row, as it mostly is. Not for a
-    right side that remembers (within())."""
+    """``and`` whose right side is left out if the left side decides at every row, as it mostly does. Not for a right
+    side that remembers (within())."""
 
-    def joined(columns: Columns) -> Truth:
-        a = left(columns)
-        if a.no.all():
-            return a
-        b = right(columns)
-        return Truth(a.yes & b.yes, a.no | b.no)
+    def yes(columns: Columns) -> BoolArray:
+        first = left.yes(columns)
+        return first & right.yes(columns) if first.any() else first
 
-    return joined
+    def no(columns: Columns) -> BoolArray:
+        first = left.no(columns)
+        return first if first.all() else first | right.no(columns)
+
+    return Logical(yes, no)
 
 
 def either(left: Logical, right: Logical) -> Logical:
     """``or``: true if one is surely true, false if both are surely false."""
-
-    def joined(columns: Columns) -> Truth:
-        a, b = left(columns), right(columns)
-        return Truth(a.yes | b.yes, a.no & b.no)
-
-    return joined
+    return Logical(
+        lambda columns: left.yes(columns) | right.yes(columns), lambda columns: left.no(columns) & right.no(columns)
+    )
 
 
 def fact_of(key: tuple[object, ...]) -> Logical:
     """The truth of a column of 1, 0 and NaN."""
-
-    def fact(columns: Columns) -> Truth:
-        value = columns.column(key)
-        return Truth(value > 0, value <= 0)
-
-    return fact
+    return Logical(lambda columns: columns.column(key) > 0, lambda columns: columns.column(key) <= 0)
 
 
 def calculate(left: Numeric, right: Numeric, operator: str) -> Numeric:
@@ -105,11 +104,10 @@ def compare(left: Numeric, right: Numeric, operator: str, band: tuple[float, boo
     }[operator]
     sign = 1.0 if operator.startswith("<") else -1.0
 
-    def compared(columns: Columns) -> Truth:
-        value, threshold = left(columns), right(columns)
-        edge = threshold
+    def no(columns: Columns) -> BoolArray:
+        value, edge = left(columns), right(columns)
         if amount:
-            edge = threshold + sign * (amount * np.abs(threshold) if relative else amount)
-        return Truth(holds(value, threshold), fails(value, edge))
+            edge = edge + sign * (amount * np.abs(edge) if relative else amount)
+        return fails(value, edge)
 
-    return compared
+    return Logical(lambda columns: holds(left(columns), right(columns)), no)
