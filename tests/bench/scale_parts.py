@@ -45,7 +45,7 @@ def wells(options: argparse.Namespace, folder: Path, say: Say) -> Iterator[str]:
         first_us = _now_us() - (rounds + 10) * 1_000_000  # fewer wells take their seconds faster than the clock does
         workload = generate(Shape("wells", wells=count, rounds=rounds), folder / f"wells-{count}", first_us)
         with start_postgres() as server:
-            cpu, rss, p99, again = _many_wells(server, workload)
+            cpu, rss, p99, again = _many_wells(server, workload, count)
         first = first or (count, rss)
         each = f"{(rss - first[1]) / (count - first[0]):,.0f}" if count > first[0] else "–"
         row = f"| {count:,} | {cpu:.1f} | {p99 * 1e3:.0f} | {rss / 1e6:.0f} | {each} | {again:.1f} |"
@@ -53,21 +53,23 @@ def wells(options: argparse.Namespace, folder: Path, say: Say) -> Iterator[str]:
         yield row
 
 
-def _many_wells(server: NativeTimescale, workload: Workload) -> tuple[float, int, float, float]:
-    """CPU µs a reading, RSS in bytes, p99 in seconds, and the seconds to be ready after a restart."""
+def _many_wells(server: NativeTimescale, workload: Workload, count: int) -> tuple[float, int, float, float]:
+    """CPU µs a reading, RSS in bytes, p99 in seconds, and the seconds to be ready after a restart. The rules have room
+    for all ``count`` wells."""
     mark = workload.whole
-    with runs.parts(server, DAEMON) as (broker, database):
-        with runs.running(DAEMON, broker, database) as process:
+    daemon = replace(DAEMON, settings=(("ESP_INGEST_DIAGNOSTICS__MAX_WELLS", str(count + 1)),))
+    with runs.parts(server, daemon) as (broker, database):
+        with runs.running(daemon, broker, database) as process:
             runs.await_row_of_a_probe(broker, database, process)
             began = cpu_seconds(process.pid)
             with PublisherProcess(workload, mark, broker, RATE) as publisher:
                 publisher.go()
-                runs.await_last(database, mark, process, DAEMON)
+                runs.await_last(database, mark, process, daemon)
             cpu = (cpu_seconds(process.pid) - began) * 1e6 / mark.readings
             rss = rss_bytes(process.pid)
         p99 = runs.latencies(database)[1]
         restarted = time.monotonic()
-        with runs.running(DAEMON, broker, database):
+        with runs.running(daemon, broker, database):
             _await_ready(broker.http_port)
             return cpu, rss, p99, time.monotonic() - restarted
 

@@ -13,6 +13,7 @@ from pydantic import SecretStr
 
 from esp_ingest.config.settings import DatabaseSettings
 from esp_ingest.interfaces import StoreUnavailable
+from esp_ingest.model import Readings
 from esp_ingest.resources import sql_folder
 from esp_ingest.store import schema
 from esp_ingest.store.capabilities import Capabilities, SchemaError
@@ -40,6 +41,33 @@ class TestMarks:
         known.committed(readings([("w1", 10)]))
         known.committed(readings([("w1", 3)]))
         assert known.fresh(readings([("w1", 7)])).tolist() == [False]
+
+    @given(
+        st.lists(st.lists(st.tuples(st.sampled_from("abcde"), st.integers(0, 9)), max_size=8), max_size=12), st.data()
+    )
+    def test_batches_that_are_prepared_before_others_are_committed(
+        self, batches: list[list[tuple[str, int]]], data: st.DataObject
+    ) -> None:
+        """As of a dictionary of each well's newest, in any order of fresh() and committed(), forgetting apart."""
+        known, plain = HighWaterMarks(), dict[str, int]()
+        waiting: list[Readings] = []
+        for keys in batches:
+            batch = readings(keys)
+            newest = [plain.get(batch.well_of(row), -1) for row in range(len(batch))]
+            assert known.fresh(batch).tolist() == [
+                at > newest[row] for row, at in enumerate(batch.timestamp_us.tolist())
+            ]
+            waiting.append(batch)
+            while waiting and data.draw(st.booleans()):
+                done = waiting.pop(0)
+                known.committed(done)
+                for row, at in enumerate(done.timestamp_us.tolist()):
+                    well = done.well_of(row)
+                    plain[well] = max(at, plain.get(well, -1))
+            if data.draw(st.booleans()):
+                known.raise_to([("c", 1), ("f", 2)])
+                plain |= {well: max(at, plain.get(well, -1)) for well, at in (("c", 1), ("f", 2))}
+        assert len(known) == len(plain)
 
     def test_memory_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(marks, "_MAX_WELLS", 10)

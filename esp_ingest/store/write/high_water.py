@@ -4,6 +4,7 @@ Nothing here decides whether a row is stored twice, the primary key does. A wron
 ends with a duplicate key and the batch goes through the staging table; too high, and fresh rows take the slower way.
 """
 
+from collections import deque
 from collections.abc import Iterable
 
 import numpy as np
@@ -13,40 +14,60 @@ from esp_ingest.model import Readings
 
 _NEVER = np.iinfo(np.int64).min
 _MAX_WELLS = 200_000  # topics come from outside, so this map is bounded
+_BATCHES = 4  # a batch is prepared while the one before is being written
 
 
 class HighWaterMarks:
-    """The newest committed timestamp of each well, as far as this process knows."""
+    """The newest committed timestamp of each well, as far as this process knows: a place in an array a well, and place
+    0 for wells that are not known."""
 
     def __init__(self) -> None:
-        self._newest: dict[str, int] = {}
+        self._forget()
+
+    def _forget(self) -> None:
+        self._place_of: dict[str, int] = {}
+        self._newest = np.full(1, _NEVER, np.int64)
+        # Wells of a batch and their places: committed() asks for what fresh() has found out, a batch or two later.
+        self._found: deque[tuple[list[str], npt.NDArray[np.intp]]] = deque(maxlen=_BATCHES)
 
     def __len__(self) -> int:
-        return len(self._newest)
+        return len(self._place_of)
 
     def fresh(self, readings: Readings) -> npt.NDArray[np.bool_]:
         """Which readings are newer than all that is known to be stored of their well; (n,)."""
-        get = self._newest.get
-        marks = np.array([get(well, _NEVER) for well in readings.wells], np.int64)
-        newer: npt.NDArray[np.bool_] = readings.timestamp_us > marks[readings.well_index]
+        get = self._place_of.get
+        places = np.array([get(well, 0) for well in readings.wells], np.intp)
+        if places.all():
+            self._found.append((readings.wells, places))
+        newer: npt.NDArray[np.bool_] = readings.timestamp_us > self._newest[places][readings.well_index]
         return newer
 
     def committed(self, readings: Readings) -> None:
         """These are stored now."""
         if len(readings) == 0:
             return
-        newest = np.full(len(readings.wells), _NEVER, np.int64)
-        np.maximum.at(newest, readings.well_index, readings.timestamp_us)
-        self.raise_to((well, at) for well, at in zip(readings.wells, newest.tolist(), strict=True) if at != _NEVER)
+        places = next((places for wells, places in self._found if wells is readings.wells), None)
+        if places is None:
+            present = np.unique(readings.well_index)
+            places = np.zeros(len(readings.wells), np.intp)
+            places[present] = self._places([readings.wells[at] for at in present.tolist()])
+        np.maximum.at(self._newest, places[readings.well_index], readings.timestamp_us)
 
     def raise_to(self, found: Iterable[tuple[str, int]]) -> None:
         """The database holds readings up to these timestamps (µs)."""
-        newest = self._newest
         for well, at in found:
-            if at > newest.get(well, _NEVER):
-                newest[well] = at
-        if len(newest) > _MAX_WELLS:
-            newest.clear()
+            (place,) = self._places([well])
+            self._newest[place] = max(int(self._newest[place]), at)
+
+    def _places(self, wells: list[str]) -> npt.NDArray[np.intp]:
+        """Where the marks of these are; room is made for new ones, and all are forgotten where they are too many."""
+        if len(self._place_of) + len(wells) > _MAX_WELLS:
+            self._forget()
+        place_of = self._place_of
+        places = np.array([place_of.setdefault(well, len(place_of) + 1) for well in wells], np.intp)
+        if (more := len(place_of) + 1 - len(self._newest)) > 0:
+            self._newest = np.append(self._newest, np.full(more + len(place_of) // 2, _NEVER, np.int64))
+        return places
 
 
 def first_of_each(readings: Readings) -> npt.NDArray[np.bool_] | None:
