@@ -53,7 +53,7 @@ class Node:
             f"mqtt.listeners.tcp.1 = 127.0.0.1:{self.port}",
             "mqtt.durable_queue_type = quorum",
             "mqtt.prefetch = 5000",
-            "mqtt.max_session_expiry_interval_seconds = 86400",
+            "mqtt.max_session_expiry_interval_seconds = 604800",
             "cluster_partition_handling = pause_minority",
             "cluster_formation.peer_discovery_backend = classic_config",
             "cluster_formation.target_cluster_size_hint = 3",
