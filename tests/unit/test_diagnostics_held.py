@@ -58,6 +58,31 @@ def test_after_two_weeks_it_is_a_habit_that_says_so() -> None:
     assert 0 < leak.cleared_us - habit.raised_us <= 30 * HOUR_US
 
 
+@pytest.mark.parametrize("speed", [50 / 60, 54 / 60, 66 / 60])
+def test_a_leak_stands_on_when_the_speed_changes_while_it_leaks(speed: float) -> None:
+    readings = at_another_speed(leaking(6), speed)
+    (row,) = leaks(seen(readings))
+    assert (row.cleared_us, row.state) == (None, "unacknowledged")
+
+
+def test_it_ends_at_the_new_speed_when_it_is_repaired() -> None:
+    readings = at_another_speed(leaking(6, until_days=5), 54 / 60)
+    (row,) = leaks(seen(readings))
+    assert row.cleared_us is not None
+    back = (row.cleared_us - int(readings.timestamp_us[0])) / HOUR_US
+    assert 5 * 24 + 1 <= back <= 5 * 24 + 4
+
+
+def at_another_speed(readings: Readings, speed: float, day: float = 3.0) -> Readings:
+    """From ``day`` on; flow goes with the speed, the well fills up or is drawn down."""
+    later = readings.timestamp_us >= readings.timestamp_us[0] + day * 24 * HOUR_US
+    for name, exponent in (
+        ("vsd_frequency", 1.0), ("motor_current", 1.2), ("flow_rate", 1.0), ("pip", -0.5), ("discharge_pressure", 0.3)
+    ):  # fmt: skip
+        readings.values[SIGNAL_ROW[name], later] *= speed**exponent
+    return readings
+
+
 def test_an_operator_says_that_it_is_none() -> None:
     readings = leaking(5)
     engine = Engine(RULES)
@@ -82,7 +107,10 @@ def test_a_remark_ends_no_shelving(action: str) -> None:
 
 def stories() -> Readings:
     """Five days of two wells with leaks that come and go, changes of speed, and stops."""
-    fault = [Fault(FaultName.TUBING_LEAK, 0, 1.2 * 86_400, 86_400), Fault(FaultName.TRIP, 1, 1.5 * 86_400, 3 * 3_600)]
+    fault = [
+        Fault(FaultName.TUBING_LEAK, 0, 1.2 * 86_400, 2.1 * 86_400),
+        Fault(FaultName.TRIP, 1, 1.5 * 86_400, 3 * 3_600),
+    ]
     readings = next(in_batches(Fleet(2, 5, 300.0, fault, spread=False).run(5 * 288), rows=10**9))
     day = (readings.timestamp_us - readings.timestamp_us[0]) / (24 * HOUR_US)
     first, second = readings.well_index == 0, readings.well_index == 1

@@ -35,7 +35,7 @@ from esp_ingest.diagnostics.engine.buckets import (
 from esp_ingest.diagnostics.engine.held_baseline import HeldBaseline
 from esp_ingest.diagnostics.engine.own_days import OwnDays, is_own, mean_share, sources_of
 from esp_ingest.diagnostics.engine.slow_trends import SPEED, SlowTrends, slow_keys
-from esp_ingest.diagnostics.engine.speed_steps import AGO, CURRENT, FREQUENCY, LEARNED, SpeedSteps
+from esp_ingest.diagnostics.engine.speed_steps import CURRENT, FREQUENCY, LEARNED, HalfHours, SpeedSteps
 from esp_ingest.diagnostics.engine.well_state import NEVER, Array, Journal, WellArrays
 from esp_ingest.diagnostics.language.functions import Need, needs_of
 from esp_ingest.model import FloatArray, IntArray
@@ -216,42 +216,40 @@ class Baselines:
             end_us = (runs.closed[at] // _HALF + 1) * (_HALF * BUCKET_US)
             time_us = t[runs.begins[runs.opening[at]]]
             plan.half_hours = runs.closing_slot[at], end_us, time_us
-            learned = self._hold(runs, plan, at)
-            if learned is None:
-                self._push(runs, plan, at, means, time_us)
-            elif learned.any():
-                self._push(runs, plan, at[learned], means[:, learned], time_us[learned])
+            plan.halves = HalfHours(means, *_places(runs, at))
+            learned, partly = self._hold(runs, plan, at)
+            if learned.any():
+                self._push(runs, plan, at, time_us, np.flatnonzero(learned), partly)
             if self._slow.is_used and plan.cut_us is None:
                 plan.slow = self._slow.plan(runs, at, means, plan.features)
 
-    def _hold(self, runs: Runs, plan: Plan, at: Slots) -> BoolArray | None:
-        """Which of the half-hours that end at the closings ``at`` are learned; None for all."""
+    def _hold(self, runs: Runs, plan: Plan, at: Slots) -> tuple[BoolArray, BoolArray]:
+        """Which of the half-hours that end at the closings ``at`` are learned, and which of them in part only."""
         if plan.half_hours is None or self._held.is_quiet(plan.half_hours[0]):
-            return None
+            nothing = np.zeros(at.shape[0], np.bool_)
+            return ~nothing, nothing
         slots, end_us, _ = plan.half_hours
         new = np.ones(at.shape[0], np.bool_)
         new[1:] = slots[1:] != slots[:-1]
-        learned, held = self._held.learned(slots, end_us, new)
+        learned, held, partly = self._held.learned(slots, end_us, new)
         last = np.append(new[1:], True)
         plan.held = slots[last], held[last]
         well_ends = runs.last[runs.closing_well[at]] + 1
         for begin, end, count in zip(runs.opening[at].tolist(), well_ends.tolist(), held.tolist(), strict=True):
             plan.features[self.row[HELD], begin:end] = count * _HALF_SECONDS
-        return learned
+        return learned, partly
 
-    def _push(self, runs: Runs, plan: Plan, at: Slots, means: FloatArray, time_us: IntArray) -> None:
-        """Half-hour ``means`` (medians, pushes) go into the running medians at the closings ``at``; ``time_us``: of the
-        readings that tell of them."""
-        state = self._state
+    def _push(self, runs: Runs, plan: Plan, at: Slots, time_us: IntArray, half: Slots, partly: BoolArray) -> None:
+        """Half-hours go into the running medians: those at the places ``half`` of those that end at the closings
+        ``at``, which the readings at ``time_us`` tell; of those that are ``partly`` learned, not what is moved."""
+        assert plan.halves is not None
+        at, time_us, partly, means = at[half], time_us[half], partly[half], plan.halves.means[:, half]
         well, run = runs.closing_well[at], runs.opening[at]
-        new = np.ones(at.shape[0], np.bool_)
-        new[1:] = well[1:] != well[:-1]
-        first = np.flatnonzero(new)
-        which = np.cumsum(new) - 1
-        ordinal = np.arange(at.shape[0]) - first[which]
-        number = state["long_count"][runs.slots[well]] + ordinal
-        plan.pushes = Pushes(at, well, run, number, means, time_us)
-        slots = runs.slots[well[first]]
+        slots, which, ordinal = _places(runs, at)
+        number = self._state["long_count"][runs.slots[well]] + ordinal
+        for nth in np.flatnonzero(partly).tolist():
+            means[self._steps.is_moved, nth] = self._kept(means, nth, int(number[nth]), int(ordinal[nth]), slots[which])
+        plan.pushes = Pushes(at, well, run, number, means, time_us, half, partly)
         self._look_for_steps(plan, plan.pushes, slots, which, ordinal)
         if plan.cut_us is not None:
             return
@@ -275,7 +273,9 @@ class Baselines:
     def _look_for_steps(self, plan: Plan, pushes: Pushes, slots: Slots, which: Slots, ordinal: Slots) -> None:
         """Put the changes of speed that the pushes tell into the plan, or where the batch has to be cut: such a push
         stands alone of its well, since the half-hours before it are others after it."""
-        recent = self._recent(pushes.means, slots, which, ordinal, self._steps.frequency)
+        assert plan.halves is not None
+        halves = plan.halves
+        recent = self._steps.recent(halves, self._steps.frequency)[:, pushes.half]
         for at in np.flatnonzero(self._steps.seen(recent, pushes.number, slots[which])).tolist():
             alone = [other for other in (at, at + 1) if other < which.shape[0] and ordinal[other] > 0]
             if alone:
@@ -284,7 +284,7 @@ class Baselines:
                 continue
             slot = int(slots[which[at]])
             places = range(pushes.means.shape[0])
-            means = np.array([self._recent(pushes.means, slots, which, ordinal, each)[:, at] for each in places])
+            means = np.array([self._steps.recent(halves, each)[:, pushes.half[at]] for each in places])
             pushes.steps.append(self._steps.step(at, slot, means))
 
     def _moved(self, pushes: Pushes, slots: Slots, medians: FloatArray) -> None:
@@ -296,22 +296,17 @@ class Baselines:
             step.ring[:, kept[0]] = pushes.means[:, step.at]
             after = step.ring[:, kept]
             step.ring *= step.factors[:, None]
-            step.ring[:, kept] = after
+            learned = ~(self._steps.is_moved & pushes.partly[step.at])  # what is not learned is moved whole
+            step.ring[np.ix_(learned, kept)] = after[learned]
             step.ring = step.ring.astype(np.float32).astype(np.float64)
             medians[:, step.at] = median(step.ring, _KNOWN)
 
-    def _recent(self, means: FloatArray, slots: Slots, which: Slots, ordinal: Slots, place: int) -> FloatArray:
-        """(5, pushes): the half-hour means of the median ``place`` up to each push, the newest first."""
-        ring = self._state["long"][place]
-        count = self._state["long_count"][slots][which]
-        out = np.empty((AGO, which.shape[0]))
-        out[0] = means[place]
-        for ago in range(1, AGO):
-            old = ring[(count + ordinal - ago) % _LONG, slots[which]]
-            here = np.flatnonzero(ordinal >= ago)
-            out[ago] = old
-            out[ago, here] = means[place, here - ago]
-        return out
+    def _kept(self, means: FloatArray, nth: int, number: int, ordinal: int, slots: Slots) -> FloatArray:
+        """What stands at the place of the push ``nth`` in the running medians that a change of speed moves."""
+        moved = self._steps.is_moved
+        if ordinal >= _LONG:
+            return np.asarray(means[moved, nth - _LONG], np.float64)
+        return np.asarray(self._state["long"][moved, number % _LONG, slots[nth]], np.float64)
 
     def _long_medians(self, slots: Slots, which: Slots, ordinal: Slots, means: FloatArray) -> FloatArray:
         """Running medians (medians, pushes) after each push. ``which``: the place in ``slots`` of a push's well."""
@@ -423,6 +418,8 @@ class Baselines:
         journal.put(state["half_n"], (slice(None), runs.closing_slot[runs.new]), plan.half_n)
         if plan.held is not None:
             journal.put(state["held"], *plan.held)
+        if plan.halves is not None:
+            self._steps.commit(journal, plan.halves)
         self._commit_ring(journal, runs, plan)
         if plan.pushes is not None:
             self._commit_pushes(journal, runs, plan.pushes)
@@ -470,6 +467,15 @@ class Baselines:
             journal.put(state["step_number"], slot, pushes.number[step.at])
         if pushes.days is not None:
             journal.put(state["days"], (slice(None), slice(None), runs.slots), pushes.days)
+
+
+def _places(runs: Runs, at: Slots) -> tuple[Slots, Slots, Slots]:
+    """Of half-hours that end at the closings ``at``: their wells' slots, the place in these of each, its ordinal."""
+    well = runs.closing_well[at]
+    new = np.ones(at.shape[0], np.bool_)
+    new[1:] = well[1:] != well[:-1]
+    first, which = np.flatnonzero(new), np.cumsum(new) - 1
+    return runs.slots[well[first]], which, np.arange(at.shape[0]) - first[which]
 
 
 def _names(columns: Iterable[Key], need: Need) -> list[str]:

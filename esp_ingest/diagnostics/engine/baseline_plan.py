@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from esp_ingest.diagnostics.engine.buckets import Slots
 from esp_ingest.diagnostics.engine.own_days import OwnPlan
 from esp_ingest.diagnostics.engine.slow_trends import SlowPlan
-from esp_ingest.diagnostics.engine.speed_steps import SpeedStep
+from esp_ingest.diagnostics.engine.speed_steps import HalfHours, SpeedStep
+from esp_ingest.diagnostics.language.evaluation import BoolArray
 from esp_ingest.model import FloatArray, IntArray
 
 
@@ -29,6 +30,7 @@ class Plan:
     half_hours: tuple[Slots, IntArray, IntArray] | None = (
         None  # that end: slot, end, and time of the reading that tells
     )
+    halves: HalfHours | None = None  # the same, with their means
     held: tuple[Slots, IntArray] | None = None  # by well with half-hours that end: slot and how many were held
     cut_us: int | None = None  # the batch has to be cut here
     own: OwnPlan | None = None
@@ -38,7 +40,8 @@ class Plan:
 @dataclass(slots=True)
 class Pushes:
     """Half-hours that are over, each pushed into the running medians. By push: the closing ``at`` which it happens, its
-    well, the run before which it happens, its number among the well's pushes so far, its means (medians, pushes)."""
+    well, the run before which it happens, its number among the well's pushes so far, its means (medians, pushes); its
+    place among all half-hours of the batch, and whether it is learned in part only."""
 
     at: Slots
     well: Slots
@@ -46,5 +49,7 @@ class Pushes:
     number: IntArray
     means: FloatArray
     time_us: IntArray
+    half: Slots
+    partly: BoolArray
     days: FloatArray | None = None  # (habits, 7, wells of the batch), if a day ended
     steps: list[SpeedStep] = field(default_factory=list)

@@ -386,8 +386,8 @@ class Engine:
         (self._occurrences.open if step < len(self._steps) else self._occurrences.silent)[step, slot] = occurrence
         self._occurrences.counts[occurrence.diagnosis, occurrence.severity.value] += 1
 
-    def _recount(self, slot: int) -> None:
-        self._state["alarm_us"][slot] = self._held_baseline.recount(slot, self._occurrences.open)
+    def _recount(self, slot: int, afresh: bool = False) -> None:
+        self._state["alarm_us"][slot] = self._held_baseline.recount(slot, self._occurrences.open, afresh)
 
     # -- what is open
 
@@ -458,7 +458,7 @@ class Engine:
         if before is not None:
             self._occurrences.counts[before.diagnosis, before.severity.value] -= 1
         self._reopen(*key, occurrence)
-        self._recount(key[1])
+        self._recount(key[1], afresh=occurrence.is_false)
         return True
 
     def end_latched(self, well: str, diagnosis: str) -> bool:

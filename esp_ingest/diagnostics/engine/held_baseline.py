@@ -4,6 +4,10 @@ An alarm that has stood for two hours holds the running medians as they were, un
 that it is false, or until it has stood for 14 days of running: then what the well does is taken for its habit, and the
 fact ``baseline_held`` lets a rule say so.
 
+A rule that ``baseline = "free"`` (a change of speed) frees it. If an alarm stood when that began, it is freed in part:
+the medians that a change of speed moves (speed_steps.py) are moved and still not learned, since the well does at the
+new speed what the alarm was about; load, current and frequency are learned.
+
 Whether a half-hour is learned depends on alarms, and alarms depend on medians. A batch is evaluated with the alarms
 that stood before it; where an alarm of the batch itself would have held or freed a later half-hour of the batch,
 :meth:`HeldBaseline.conflict` says when, and the batch is evaluated in two parts that meet there.
@@ -30,9 +34,9 @@ LEARNED_AFTER = 14 * 48  # held half-hours after which what stands is a habit
 
 
 class HeldBaseline:
-    """By slot ``alarm_us``: since when an alarm has stood that holds the baseline; ``held``: how many half-hours were
-    held in a row. ``steps`` and ``freeing``: the places of the rules whose occurrences hold it, and free it whatever
-    holds."""
+    """By slot ``alarm_us``: since when an alarm has stood that holds the baseline, negative while it holds it in part;
+    ``held``: how many half-hours were held in a row, wholly or in part. ``steps`` and ``freeing``: the places of the
+    rules whose occurrences hold it, and free it whatever holds."""
 
     def __init__(self, state: WellArrays, steps: Iterable[int], freeing: Iterable[int]) -> None:
         state.add("alarm_us", np.int64, NO_ALARM)
@@ -56,30 +60,36 @@ class HeldBaseline:
             at_us = after.cleared_us if after.cleared_us is not None else after.raised_us
         self._events.setdefault(slot, {}).setdefault(step, [(NEVER, old)]).append((at_us, new))
 
-    def recount(self, slot: int, opened: Mapping[Place, Occurrence]) -> int:
-        """Since when something holds the baseline of ``slot``, from the open occurrences."""
-        return self._holds(lambda step: _stands_since(opened.get((step, slot))))
+    def recount(self, slot: int, opened: Mapping[Place, Occurrence], afresh: bool = False) -> int:
+        """Since when something holds the baseline of ``slot``, from the open occurrences. ``afresh``: whatever held it
+        when a change of speed began is no fault."""
+        before = NO_ALARM if afresh else int(self._state["alarm_us"][slot])
+        return self._holds(before, lambda step: _stands_since(opened.get((step, slot))))
 
-    def _holds(self, since: Callable[[int], int]) -> int:
-        """Since when something holds a baseline, from ``since`` when each step stands."""
+    def _holds(self, before: int, since: Callable[[int], int]) -> int:
+        """Since when something holds a baseline, from what held it just before and ``since`` when each step stands."""
         if any(since(step) != NO_ALARM for step in self._freeing):
-            return NO_ALARM
+            return before if before < 0 or before == NO_ALARM else -before
         return min(map(since, self._holding), default=NO_ALARM)
 
     # -- a part of a batch
 
-    def learned(self, slots: Slots, end_us: IntArray, new: BoolArray) -> tuple[BoolArray, IntArray]:
+    def learned(self, slots: Slots, end_us: IntArray, new: BoolArray) -> tuple[BoolArray, IntArray, BoolArray]:
         """By half-hour that ends at ``end_us`` at ``slots``, in order of wells and time, ``new`` for the first of a
-        well: whether it is learned, and how many were held up to it."""
-        standing = end_us >= self._state["alarm_us"][slots] + HELD_AFTER_US
+        well: whether it is learned, how many were held up to it, and whether it is learned in part only."""
+        since = self._state["alarm_us"][slots]
+        standing = end_us >= np.abs(since) + HELD_AFTER_US
         before = self._state["held"][slots].astype(np.int64)
         if not standing.any():
-            return np.ones(slots.shape[0], np.bool_), np.zeros(slots.shape[0], np.int64)
+            nothing = np.zeros(slots.shape[0], np.bool_)
+            return ~nothing, np.zeros(slots.shape[0], np.int64), nothing
         first = np.flatnonzero(new)[np.cumsum(new) - 1]
         total = np.cumsum(standing)
         count = total - total[first] + standing[first] + np.where(standing[first], before, 0)
         held = np.where(standing, np.minimum(count, LEARNED_AFTER + 1), 0)
-        return ~standing | (held > LEARNED_AFTER), held
+        whole = ~standing | (held > LEARNED_AFTER)
+        partly = ~whole & (since < 0)
+        return whole | partly, held, partly
 
     def is_quiet(self, slots: Slots) -> bool:
         """Nothing stands at ``slots`` and nothing was held."""
@@ -95,20 +105,30 @@ class HeldBaseline:
         """The event time of the first reading of this part at which a half-hour was learned or held by mistake, None if
         there is none. Half-hours of the part: they end at ``end_us``, which the readings at ``at_us`` tell."""
         found = []
-        for slot, by_step in self._events.items():
+        for slot in self._events:
             before = int(self._state["alarm_us"][slot])
+            held = self._followed(slot, opened)
             for place in np.flatnonzero(slots == slot).tolist():
-                stands = self._holds(partial(_before, int(at_us[place]), slot, by_step, opened))
-                end = int(end_us[place])
-                if (end >= stands + HELD_AFTER_US) != (end >= before + HELD_AFTER_US):
+                stands = [since for time, since in held if time < at_us[place]][-1]
+                if _how(int(end_us[place]), stands) != _how(int(end_us[place]), before):
                     found.append(int(at_us[place]))
                     break
         return min(found, default=None)
 
+    def _followed(self, slot: int, opened: Mapping[Place, Occurrence]) -> list[tuple[int, int]]:
+        """(from when on, since when the baseline of ``slot`` is held), through the events of this part."""
+        by_step = self._events[slot]
+        since = int(self._state["alarm_us"][slot])
+        found = [(NEVER, since)]
+        for time in sorted({time for events in by_step.values() for time, _ in events[1:]}):
+            since = self._holds(since, partial(_at, time, slot, by_step, opened))
+            found.append((time, since))
+        return found
+
     def end(self, journal: Journal, opened: Mapping[Place, Occurrence]) -> None:
         """The part of the batch stays: what stands now is what the next one begins with."""
         for slot in self._events:
-            journal.put(self._state["alarm_us"], slot, np.int64(self.recount(slot, opened)))
+            journal.put(self._state["alarm_us"], slot, np.int64(self._followed(slot, opened)[-1][1]))
         self._events = {}
 
 
@@ -122,8 +142,15 @@ def _stands_since(occurrence: Occurrence | None) -> int:
     return occurrence.raised_us
 
 
-def _before(at_us: int, slot: int, events: Events, opened: Mapping[Place, Occurrence], step: int) -> int:
-    """Since when ``step`` stood before the reading at ``at_us``."""
+def _at(at_us: int, slot: int, events: Events, opened: Mapping[Place, Occurrence], step: int) -> int:
+    """Since when ``step`` stands after what happened at ``at_us``."""
     if step in events:
-        return [since for time, since in events[step] if time < at_us][-1]
+        return [since for time, since in events[step] if time <= at_us][-1]
     return _stands_since(opened.get((step, slot)))
+
+
+def _how(end_us: int, since: int) -> int:
+    """How a half-hour that ends then is held: not, wholly or in part."""
+    if end_us < abs(since) + HELD_AFTER_US:
+        return 0
+    return 1 if since > 0 else 2

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from esp_ingest.diagnostics.engine.buckets import Key, Slots
-from esp_ingest.diagnostics.engine.well_state import NEVER, WellArrays
+from esp_ingest.diagnostics.engine.well_state import NEVER, Journal, WellArrays
 from esp_ingest.diagnostics.language.evaluation import BoolArray
 from esp_ingest.diagnostics.language.functions import LOAD_EXPONENTS
 from esp_ingest.model import FloatArray, IntArray
@@ -23,7 +23,7 @@ from esp_ingest.model import FloatArray, IntArray
 FREQUENCY, CURRENT = "vsd_frequency", "motor_current"
 STEP_HZ = 2.0
 _STEADY_HZ = 0.5
-AGO = 5  # half-hour means that are looked at, the newest first
+_AGO = 5  # half-hour means that are looked at, the newest first
 _KEPT_STEPS = 7
 _KNOWN_STEPS = 3
 _LEAST_BAND = 0.3
@@ -56,16 +56,53 @@ class SpeedStep:
     ring: FloatArray = field(default_factory=lambda: np.empty(0))
 
 
+@dataclass(slots=True)
+class HalfHours:
+    """Half-hours of a batch that are over, learned or not, in order of wells and time. ``means`` (medians, n);
+    ``which`` (n,): the place of each one's well in ``slots``; ``ordinal`` (n,): the how manieth of its well."""
+
+    means: FloatArray
+    slots: Slots
+    which: Slots
+    ordinal: Slots
+
+
 class SpeedSteps:
-    """``names``: the signals of the running medians, FREQUENCY and CURRENT among them."""
+    """``names``: the signals of the running medians, FREQUENCY and CURRENT among them. ``is_moved`` (names,): a change
+    of speed moves the median. The newest half-hours of each well are kept whether they were learned or not: what a
+    change of speed made of a signal is told from them."""
 
     def __init__(self, state: WellArrays, names: list[str]) -> None:
         self._state = state
         self.frequency = names.index(FREQUENCY)
         self._current = names.index(CURRENT)
         self._ranges = [_RANGES.get(name, _NOTHING) for name in names]
+        self.is_moved = np.array([name in _RANGES for name in names])
+        state.add("halves", np.float32, np.nan, names, (_AGO,))
+        state.add("half_count", np.int64, 0)
         state.add("exponents", np.float32, np.nan, shape=(_KEPT_STEPS,))
         state.add("step_number", np.int64, NEVER)  # of the push that told of the last change
+
+    def recent(self, halves: HalfHours, place: int) -> FloatArray:
+        """(5, half-hours): the means of the signal ``place`` up to each half-hour, the newest first."""
+        which, ordinal, means = halves.which, halves.ordinal, halves.means[place]
+        ring, count = self._state["halves"][place], self._state["half_count"][halves.slots][which]
+        out = np.empty((_AGO, which.shape[0]))
+        out[0] = means
+        for ago in range(1, _AGO):
+            out[ago] = ring[(count + ordinal - ago) % _AGO, halves.slots[which]]
+            here = np.flatnonzero(ordinal >= ago)
+            out[ago, here] = means[here - ago]
+        return out
+
+    def commit(self, journal: Journal, halves: HalfHours) -> None:
+        """Keep the newest half-hours."""
+        counts, before = np.bincount(halves.which, minlength=halves.slots.shape[0]), self._state["half_count"]
+        some = np.flatnonzero(halves.ordinal >= counts[halves.which] - _AGO)
+        slots = halves.slots[halves.which[some]]
+        at = (before[slots] + halves.ordinal[some]) % _AGO
+        journal.put(self._state["halves"], (slice(None), at, slots), halves.means[:, some])
+        journal.put(before, halves.slots, before[halves.slots] + counts)
 
     def seen(self, frequency: FloatArray, number: IntArray, slots: Slots) -> BoolArray:
         """Whether a change of speed lies behind each push (pushes,), from half-hour means (5, pushes) of the frequency,
