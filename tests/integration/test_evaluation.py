@@ -89,7 +89,7 @@ def test_stops_and_dropouts_agree_with_the_derived_events() -> None:
     underload = found["UNDERLOAD"]
     assert underload.agree >= 159
     habit, short = "no more than this well did by habit on its days", "shorter than the on-delay of 10 minutes"
-    assert underload.why[judged.ANOTHER_SPEED] <= 9
+    assert underload.why[judged.ANOTHER_SPEED] <= 11
     assert underload.agree + sum(underload.why[reason] for reason in (habit, short, judged.ANOTHER_SPEED)) >= 278
 
 
