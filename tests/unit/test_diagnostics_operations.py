@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from esp_ingest.demo.fleet import Fleet
+from esp_ingest.demo.fleet import FaultName, Fleet
 from esp_ingest.diagnostics.dry_run import DryRun
 from esp_ingest.model import SIGNAL_ROW, DiagnosticRow, Severity
 from tests.evaluate.examples import Change, scaled, short_run, short_stop
 from tests.evaluate.operations import ALARMS, PINCHED, REVERSED, SLOWED, with_exponent
-from tests.evaluate.simulated import in_batches, rule_set
+from tests.evaluate.simulated import cases, in_batches, rule_set
 
 ONSET_HOURS = 30.0
 
@@ -155,3 +155,9 @@ def test_a_pinched_choke_has_its_own_name() -> None:
     rows = seen(PINCHED)
     assert "back_pressure" in names(rows)
     assert [row for row in rows if row.severity in ALARMS] == []
+
+
+def test_a_motor_that_heats_up_behind_a_closed_valve_is_one_alarm() -> None:
+    (case,) = cases((1,), (300.0,), (FaultName.DEAD_HEAD,))
+    assert "motor_heating" in {row.diagnosis for row in case.held_back}
+    assert "motor_heating" not in {row.diagnosis for row in case.after}

@@ -49,6 +49,7 @@ def test_the_shipped_rules_are_all_there_and_load_without_warning() -> None:
     found = rules_file.load(config_file("rules.toml"))
     assert {rule.name for rule in found.rules} == DIAGNOSES
     assert found.warnings == ()
+    assert [rule.name for rule in found.rules if not rule.summary] == []
 
 
 def test_each_rule_comes_after_what_holds_it_back() -> None:
