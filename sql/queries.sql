@@ -800,6 +800,25 @@ ON CONFLICT (well_id, bucket) DO UPDATE SET {assignments};
 -- Hours before this time are kept. Never back, also if the clock was set back.
 UPDATE aggregate_state SET hours_to = greatest(hours_to, %(until)s::timestamptz);
 
+-- name: lifecycle_fleet_changed
+-- Full hours of the fleet that do not hold as many readings as the hours of its wells, by day: first and last of each.
+SELECT min(seen.bucket), max(seen.bucket)
+FROM aggregate_seen seen
+LEFT JOIN aggregate_fleet_hours fleet ON fleet.bucket = seen.bucket
+WHERE fleet.count IS DISTINCT FROM seen.rows AND seen.bucket < (SELECT hours_to FROM aggregate_state)
+GROUP BY date_bin(INTERVAL '1 day', seen.bucket, TIMESTAMPTZ '2000-01-01 00:00:00Z')
+ORDER BY 1;
+
+-- name: lifecycle_fleet_hours
+-- Gather hours of the fleet anew, from the hours of its wells.
+INSERT INTO aggregate_fleet_hours
+SELECT * FROM aggregated_fleet_hours(%(since)s, %(until)s)
+ON CONFLICT (bucket) DO UPDATE SET {assignments};
+
+-- name: lifecycle_fleet_to
+-- Hours of the fleet before this time are kept. To be set in the transaction that keeps them.
+UPDATE aggregate_state SET fleet_to = greatest(fleet_to, %(until)s::timestamptz);
+
 -- name: lifecycle_aggregates_to
 -- How far all of them are.
 UPDATE aggregate_state

@@ -1,5 +1,5 @@
-"""Keeps hourly and daily aggregates of each well, from which the views esp_telemetry_hourly and esp_telemetry_daily are
-made.
+"""Keeps hourly and daily aggregates of each well and hourly ones of the fleet, from which the views
+esp_telemetry_hourly, esp_telemetry_daily, esp_fleet_hourly and esp_fleet_daily are made.
 
 An hour is aggregated again if it holds another number of readings than the last time. So late readings are counted
 whenever they come, and the next run completes what a killed run left undone. Hours of dropped days are never
@@ -14,7 +14,13 @@ from esp_ingest.store.connection import Connection, only_row
 from esp_ingest.store.queries import query
 
 _HOUR, _DAY = timedelta(hours=1), timedelta(days=1)
-_TABLES = ("aggregate_hours", "aggregate_days", "aggregate_alarm_hours", "aggregate_seen")
+_TABLES = (
+    "aggregate_hours",
+    "aggregate_days",
+    "aggregate_fleet_hours",
+    "aggregate_alarm_hours",
+    "aggregate_seen",
+)
 
 
 def keep(connection: Connection, keep_days: int, beat: Callable[[], None]) -> int:
@@ -25,13 +31,14 @@ def keep(connection: Connection, keep_days: int, beat: Callable[[], None]) -> in
     since, until = only_row(connection.execute(query("lifecycle_aggregates_span")))
     found = connection.execute(query("lifecycle_aggregates_changed"), {"since": since, "until": until}).fetchall()
     end = datetime.fromisoformat(until)
-    assignments = _assignments(connection)
+    assignments = _assignments(connection, "aggregate_hours")
     for first, last in found:
         beat()
         if isinstance(first, str) or isinstance(last, str):
             continue  # before the year 1 or after 9999: Python's calendar has no such hour, and no pump ran in it
         # The hour after it too: a pump that runs on counts there.
         _gather(connection, first, min(last + 2 * _HOUR, end), assignments)
+    _keep_fleet(connection, beat)
     with connection.transaction():
         _alarms(connection, until)
         connection.execute(query("lifecycle_aggregates_to"), {"until": until})
@@ -53,14 +60,24 @@ def _gather(connection: Connection, since: datetime, until: datetime, assignment
         _upsert(connection, "lifecycle_aggregates_days", begin, _midnight(until - _HOUR) + _DAY, assignments)
 
 
+def _keep_fleet(connection: Connection, beat: Callable[[], None]) -> None:
+    """Aggregate the hours of the fleet anew where those of its wells have changed, the oldest day first."""
+    assignments = _assignments(connection, "aggregate_fleet_hours")
+    for first, last in connection.execute(query("lifecycle_fleet_changed")).fetchall():
+        beat()
+        with connection.transaction():
+            _upsert(connection, "lifecycle_fleet_hours", first, last + _HOUR, assignments)
+            connection.execute(query("lifecycle_fleet_to"), {"until": last + _HOUR})
+
+
 def _upsert(connection: Connection, name: str, since: datetime, until: datetime, assignments: sql.Composed) -> None:
     statement = sql.SQL(query(name).decode()).format(assignments=assignments)
     connection.execute(statement, {"since": since, "until": until})
 
 
-def _assignments(connection: Connection) -> sql.Composed:
+def _assignments(connection: Connection, table: str) -> sql.Composed:
     """The SET list of an upsert: every column except the key, from the row that was excluded."""
-    found = connection.execute(query("lifecycle_columns"), ("aggregate_hours",)).fetchall()
+    found = connection.execute(query("lifecycle_columns"), (table,)).fetchall()
     names = [sql.Identifier(name) for name, *_ in found if name not in ("well_id", "bucket")]
     return sql.SQL(", ").join(sql.SQL("{0} = excluded.{0}").format(name) for name in names)
 

@@ -74,9 +74,21 @@ class Days:
         """The columns of the table, in their order. Raises LifecycleError if the archive cannot hold the type of
         one."""
         if table.name not in self._columns:
-            found = self.connection.execute(query("lifecycle_columns"), (table.name,)).fetchall()
-            self._columns[table.name] = [column(table.name, *row) for row in found]
+            self._columns[table.name] = self._read_columns(table)
         return self._columns[table.name]
+
+    def check_columns(self, table: Table) -> None:
+        """To be called in the transaction that drops rows, once it has locked them: a column that was added since this
+        run began is in no checksum of the run. Raises LifecycleError if the columns are others than they were."""
+        if self._read_columns(table) != self.columns(table):
+            raise LifecycleError(
+                Reason.MISMATCH,
+                f"The columns of {table.name} have changed during the run: it is archived again before it is dropped.",
+            )
+
+    def _read_columns(self, table: Table) -> list[Column]:
+        found = self.connection.execute(query("lifecycle_columns"), (table.name,)).fetchall()
+        return [column(table.name, *row) for row in found]
 
     def statement(self, name: str, table: Table, **more: sql.Composable) -> sql.Composed:
         """The named query from sql/queries.sql, with the names of this table filled in."""

@@ -105,6 +105,7 @@ def _drop_chunks(days: Days, table: Table, what: Drop, proven: Mapping[date, Con
     for chunk in what.chunks:
         name = sql.SQL(".").join(sql.Identifier(part) for part in _parts(chunk.name))
         days.connection.execute(sql.SQL(query("lifecycle_lock_relation").decode()).format(relation=name))
+    days.check_columns(table)
     rows = 0
     for day in what.days:
         content = days.checksum(table, day)
@@ -126,6 +127,7 @@ def _delete(days: Days, table: Table, day: date, proven: Mapping[date, Content] 
     start, end = bounds(day)
     statement = days.statement("lifecycle_delete_day", table)
     row = only_row(days.connection.execute(statement, {"start": start, "end": end}))
+    days.check_columns(table)
     gone, gone_high, gone_low, left, left_high, left_low = (int(value) for value in row)
     _compare(table, day, Content.of(gone + left, gone_high + left_high, gone_low + left_low), proven)
     days.dropped(table, day, Content.of(left, left_high, left_low))

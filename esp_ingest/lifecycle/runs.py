@@ -306,9 +306,15 @@ class Run:
         for table, what in due:
             self._beat()
             try:
+                # The proof of the last day may be minutes old: what was proven must still be what lies there.
+                records = self._days.records(table)
+                for day in what.days:
+                    verify.expected_manifest(storage, origin, table, day, records[day])
                 self._drop(table, what, proven[table.name])
             except LifecycleError as error:
                 self._problem(error, table, what.days[0])
+                if error.reason is Reason.STORAGE:
+                    return
         for table in TABLES:
             self._drop_empty(table)
 

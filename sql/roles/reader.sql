@@ -12,5 +12,6 @@ GRANT SELECT ON esp_telemetry, diagnostic_results, well_latest, active_diagnosti
     TO esp_ingest_reader;
 GRANT SELECT ON well_stops TO esp_ingest_reader;
 GRANT SELECT ON well_newest, well_newest_now, well_newest_stale TO esp_ingest_reader;
+GRANT SELECT ON esp_fleet_hourly, esp_fleet_daily TO esp_ingest_reader;
 GRANT SELECT ON esp_telemetry_hourly, esp_telemetry_daily, aggregate_hours, aggregate_days, aggregate_state, archive_days
     TO esp_ingest_reader;

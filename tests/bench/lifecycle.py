@@ -40,20 +40,23 @@ SELECT {_BIN} AS bucket, {{key}} count(*), avg(pip), min(motor_temp), max(motor_
 FROM esp_telemetry WHERE "timestamp" >= %(since)s {{only}} GROUP BY {{keys}} ORDER BY {{keys}}
 """
 _VIEW = """
-SELECT bucket, {key} sum(count)::bigint, sum(pip_mean * count) / sum(count)::double precision, min(motor_temp_min),
-       max(motor_temp_max)
-FROM {view} WHERE bucket >= %(since)s {only} GROUP BY {keys} ORDER BY {keys}
+SELECT bucket, {key} count, pip_mean, motor_temp_min, motor_temp_max
+FROM {view} WHERE bucket >= %(since)s {only} ORDER BY {keys}
+"""
+_ALONE = """
+CREATE TEMP TABLE alone AS SELECT bucket, well_id, count, pip_mean, motor_temp_min, motor_temp_max
+FROM esp_telemetry_hourly WHERE bucket >= %(since)s ORDER BY 1, 2
 """
 _FLEET = {"key": "", "keys": "1", "only": ""}
 _EACH = {"key": "well_id,", "keys": "1, 2", "only": ""}
 _ONE = {"key": "", "keys": "1", "only": "AND well_id = 'W-00007'"}
-_HOURS, _DAYS = ("1 hour", "esp_telemetry_hourly"), ("1 day", "esp_telemetry_daily")
 DASHBOARD = {
-    "hours of the fleet": (_FLEET, *_HOURS),
-    "hours of each well": (_EACH, *_HOURS),
-    "days of each well": (_EACH, *_DAYS),
-    "hours of one well": (_ONE, *_HOURS),
-    "days of one well": (_ONE, *_DAYS),
+    "hours of the fleet": (_FLEET, "1 hour", "esp_fleet_hourly"),
+    "days of the fleet": (_FLEET, "1 day", "esp_fleet_daily"),
+    "hours of each well": (_EACH, "1 hour", "esp_telemetry_hourly"),
+    "days of each well": (_EACH, "1 day", "esp_telemetry_daily"),
+    "hours of one well": (_ONE, "1 hour", "esp_telemetry_hourly"),
+    "days of one well": (_ONE, "1 day", "esp_telemetry_daily"),
 }
 LOOKS = {
     "newest reading of one well": "SELECT * FROM well_latest WHERE well_id = 'W-00007'",
@@ -104,8 +107,17 @@ class Asker:
         assert best is not None
         return best
 
+    def do(self, statement: str) -> None:
+        """``statement``, which has no rows to give."""
+        self._connection.execute(statement.encode(), self._parameters)
+
     def _cpu_seconds(self) -> float:
-        return int(Path(f"/proc/{self._connection.info.backend_pid}/schedstat").read_text().split()[0]) / 1e9
+        return cpu_seconds(self._connection.info.backend_pid)
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process has used so far, to the microsecond."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
 
 
 def fill(database: Database, wells: int, days: int, every: timedelta, now: datetime) -> None:
@@ -123,16 +135,17 @@ def fill(database: Database, wells: int, days: int, every: timedelta, now: datet
         connection.execute(b"ANALYZE")
 
 
-def keep(database: Database) -> tuple[float, float]:
-    """Seconds of the first and the second time that the lifecycle keeps the aggregates."""
+def keep(database: Database) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Of the first and the second time that the lifecycle keeps the aggregates: seconds, and CPU seconds of the
+    server."""
     taken = []
     with runs.session(settings_for(database)) as connection:
         for _ in range(2):
-            began = time.monotonic()
+            began, cpu = time.monotonic(), cpu_seconds(connection.info.backend_pid)
             aggregates.keep(connection, 730, lambda: None)
-            taken.append(time.monotonic() - began)
+            taken.append((time.monotonic() - began, cpu_seconds(connection.info.backend_pid) - cpu))
         connection.execute(b"SELECT refresh_well_newest()")
-        connection.execute(b"ANALYZE aggregate_hours, aggregate_days, well_newest")
+        connection.execute(b"ANALYZE aggregate_hours, aggregate_days, aggregate_fleet_hours, well_newest")
     return taken[0], taken[1]
 
 
@@ -165,6 +178,13 @@ def measured(database: Database, now: datetime) -> list[str]:
             same,
         )
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    asker.do(_ALONE)
+    alone = asker.ask("SELECT * FROM alone", 5)
+    lines += [
+        "",
+        f"To send the {len(alone.rows):,} rows of the hours of each well takes {_ms(alone.cpu_seconds)} of CPU by "
+        "itself, from a table that has nothing else in it and is in order already.",
+    ]
     lines += ["", "| question | rows | time | CPU |", "|---|---|---|---|"]
     for name, question in LOOKS.items():
         say(name)
@@ -198,8 +218,8 @@ def main() -> int:
         count = database.value("SELECT count(*) FROM esp_telemetry")
         lines = [
             f"{count:,} readings of {options.wells} wells in {options.days} days, loaded in {filled:.0f} s, gathered "
-            f"into hours and days in {first:.0f} s, again with nothing new in {second:.1f} s. "
-            f"Load of the machine: {os.getloadavg()[1]:.1f}.",
+            f"into hours and days in {first[0]:.0f} s ({first[1]:.0f} s of CPU), again with nothing new in "
+            f"{second[0]:.1f} s ({second[1]:.1f} s). Load: {os.getloadavg()[1]:.1f}, {os.cpu_count()} cores.",
             "",
             *measured(database, now),
             "",

@@ -113,7 +113,41 @@ def floor(at: datetime, width: timedelta) -> datetime:
     return epoch + (at.astimezone(UTC) - epoch) // width * width
 
 
+def fleet(database: Database, width: timedelta) -> dict[datetime, list[Any]]:
+    """By bucket: wells, count, and min, max, mean and number of each signal, by a loop over all readings."""
+    rows = database.all(f'SELECT well_id, "timestamp", {", ".join(SIGNALS)} FROM esp_telemetry')
+    buckets: dict[datetime, list[Any]] = defaultdict(list)
+    for row in rows:
+        buckets[floor(row[1], width)].append(row)
+    found = {}
+    for bucket, its in buckets.items():
+        figures_of = [len({row[0] for row in its}), len(its)]
+        for at in range(len(SIGNALS)):
+            values = [row[at + 2] for row in its if row[at + 2] is not None]
+            figures_of += [min(values), max(values), sum(values) / len(values)] if values else [None] * 3
+        found[bucket] = figures_of
+    return found
+
+
+def assert_the_fleet_is_right(database: Database) -> None:
+    wanted = ", ".join(f"{signal}_{figure}" for signal in SIGNALS for figure in FIGURES[:3])
+    hours = database.all(f"SELECT bucket, wells, count, {wanted}, running_seconds FROM esp_fleet_hourly")
+    days = database.all(f"SELECT bucket, 0, count, {wanted}, running_seconds FROM esp_fleet_daily")
+    for rows, width, view in ((hours, timedelta(hours=1), "hourly"), (days, timedelta(days=1), "daily")):
+        right = fleet(database, width)
+        assert {row[0].astimezone(UTC) for row in rows} == right.keys()
+        assert len(rows) == len(right)
+        running = dict(database.all(f"SELECT bucket, sum(running_seconds) FROM esp_telemetry_{view} GROUP BY 1"))
+        for bucket, wells, *figures_of, seconds in rows:
+            expected_wells, *its = right[bucket.astimezone(UTC)]
+            assert wells in (expected_wells, 0)
+            for mine, other in zip(figures_of, its, strict=True):
+                assert mine == (pytest.approx(other) if isinstance(other, float) else other), bucket
+            assert seconds == pytest.approx(running[bucket])
+
+
 def assert_right(database: Database) -> None:
+    assert_the_fleet_is_right(database)
     for view, width in (("esp_telemetry_hourly", timedelta(hours=1)), ("esp_telemetry_daily", timedelta(days=1))):
         found, right = kept(database, view), expected(database, width)
         assert found.keys() == right.keys()
@@ -140,8 +174,10 @@ def assert_a_kept_day_is_gathered_without_readings(database: Database, day: date
 def assert_only_what_is_asked_is_gathered(database: Database) -> None:
     """The views are merged into the question: other wells are not gathered, nor times in alarm that no one asks for."""
     for view in ("esp_telemetry_hourly", "esp_telemetry_daily"):
-        plan = "\n".join(plan_of(database, f"SELECT bucket, pip_mean FROM {view} WHERE well_id = 'bb'"))
-        assert "Function Scan" not in plan
+        lines = plan_of(database, f"SELECT bucket, pip_mean FROM {view} WHERE well_id = 'bb'")
+        plan = "\n".join(lines)
+        # What is there for the case that nothing was kept for two days is not merged, and not executed.
+        assert all("never executed" in line for line in lines if "Function Scan" in line), plan
         assert "aggregate_alarm_hours" not in plan
         assert re.search(r"well_id = 'bb'", plan)
 
@@ -154,6 +190,25 @@ def assert_right_on_another_search_path(database: Database) -> None:
         connection.execute(b"SET LOCAL search_path TO pg_catalog")
         found = [connection.execute(f"SELECT count(*) FROM public.{view}".encode()).fetchone() for view in views]
     assert found == [(count,) for count in right]
+
+
+def assert_right_however_long_nothing_was_kept(database: Database) -> None:
+    """Later hours are gathered in another way if the last that is kept is two days old: right on both sides of it."""
+    for hours in (46, 47):
+        to = f"date_bin(INTERVAL '1 hour', now() - INTERVAL '{hours} hours', TIMESTAMPTZ '2000-01-01 00:00:00Z')"
+        for table in ("hours", "fleet_hours", "seen"):
+            database.run(f"DELETE FROM aggregate_{table} WHERE bucket >= {to}")
+        database.run(f"UPDATE aggregate_state SET hours_to = {to}, fleet_to = {to}, days_to = '-infinity'")
+        assert_right(database)
+
+
+def assert_few_chunks_are_planned(database: Database) -> None:
+    """Of the readings only the newest chunks are looked at, so that planning does not grow with the days kept."""
+    plan = "\n".join(row[0] for row in database.all("EXPLAIN SELECT pip_mean FROM esp_telemetry_hourly"))
+    kept_chunks = database.value("SELECT count(*) FROM show_chunks('esp_telemetry')")
+    planned = set(re.findall(r"_hyper_\d+_\d+_chunk(?= )", plan))
+    assert kept_chunks >= 4
+    assert 1 <= len(planned) <= 2, planned
 
 
 def test_aggregates_are_what_a_loop_over_the_readings_says(database: Database, tmp_path: Path) -> None:
@@ -178,6 +233,26 @@ def test_aggregates_are_what_a_loop_over_the_readings_says(database: Database, t
     assert_right(database)
     assert run(settings)[0].ok
     assert [database.all(f"SELECT * FROM aggregate_{name} ORDER BY 1, 2") for name in ("hours", "days")] == before
+    if database.value("SELECT count(*) FROM pg_extension WHERE extname = 'timescaledb'"):
+        assert_few_chunks_are_planned(database)
+    assert_right_however_long_nothing_was_kept(database)
+
+
+def test_hours_of_the_fleet_that_are_behind_their_wells_are_gathered_by_the_next_run(
+    database: Database, tmp_path: Path
+) -> None:
+    """A run was killed between both, or an older program kept the hours of the wells."""
+    add(database, 5)
+    settings = settings_for(database, tmp_path)
+    assert run(settings)[0].ok
+    kept_of_fleet = "SELECT * FROM aggregate_fleet_hours ORDER BY 1"
+    before = database.all(kept_of_fleet)
+    assert len(before) > 50
+    database.run("DELETE FROM aggregate_fleet_hours WHERE bucket > (SELECT min(bucket) FROM aggregate_fleet_hours)")
+    database.run("UPDATE aggregate_fleet_hours SET count = 1, pip_max = 1")
+    assert run(settings)[0].ok
+    assert database.all(kept_of_fleet) == before
+    assert_right(database)
 
 
 def test_aggregates_outlive_the_readings_and_late_ones_of_a_dropped_day_do_not_replace_them(
