@@ -26,6 +26,7 @@ from esp_ingest.diagnostics.engine.buckets import (
     Past,
     Runs,
     Slots,
+    Window,
     added,
     as_index,
     in_order,
@@ -33,7 +34,7 @@ from esp_ingest.diagnostics.engine.buckets import (
     windowed,
 )
 from esp_ingest.diagnostics.engine.held_baseline import HeldBaseline
-from esp_ingest.diagnostics.engine.own_days import OwnDays, is_own, mean_share, sources_of
+from esp_ingest.diagnostics.engine.own_days import EACH_CLOSING, OwnDays, is_own, low_mean, sources_of
 from esp_ingest.diagnostics.engine.slow_trends import SPEED, SlowTrends, slow_keys
 from esp_ingest.diagnostics.engine.speed_steps import CURRENT, FREQUENCY, LEARNED, HalfHours, SpeedSteps
 from esp_ingest.diagnostics.engine.well_state import NEVER, Array, Journal, WellArrays
@@ -85,6 +86,8 @@ class Baselines:
         self._median_place = [self._place[name] for name in self._medians]
         self._median_rows = np.array([self.row[("median", name)] for name in self._medians])
         self._habit_rows = np.array([self.row[("habit", name)] for name in self._habits], np.intp)
+        closing = [INTERVAL, *self._windowed, *(key for key in own if key[0] in EACH_CLOSING)]
+        self._each_closing = np.array([self.row[key] for key in closing], np.intp)  # features that each closing makes
         self._habit_of = [self._medians.index(name) for name in self._habits]
         self._state, self._held = state, held
         self._steps = SpeedSteps(state, self._medians)
@@ -181,7 +184,7 @@ class Baselines:
             parts.append(added(start, run, what))
         sums, counts, squares, pace = parts
         features = state["features"][:, runs.index]
-        return Plan(sums, counts, squares, pace, features.copy() if runs.single else features[:, runs.well])
+        return Plan(sums, counts, squares, pace, np.array(features) if runs.single else features[:, runs.well])
 
     # -- half-hours and medians
 
@@ -316,7 +319,7 @@ class Baselines:
         if which.shape[0] == slots.shape[0]:
             at = count % _LONG
             for place in range(means.shape[0]):
-                window = np.ascontiguousarray(state["long"][place][:, slots].T, np.float64)
+                window = np.ascontiguousarray(state["long"][place][:, slots].T)
                 window[which, at] = means[place]
                 out[place] = median(window, _KNOWN)
             return out
@@ -326,7 +329,7 @@ class Baselines:
         base = np.cumsum(sizes + _LONG) - (sizes + _LONG)
         ring = base + np.arange(_LONG)[:, None]
         position = base[which] + _LONG + ordinal
-        line = np.empty(int(sizes.sum()) + _LONG * slots.shape[0])
+        line = np.empty(int(sizes.sum()) + _LONG * slots.shape[0], np.float32)  # as the rings and the means are
         windows = np.lib.stride_tricks.sliding_window_view(line, _LONG)
         for place in range(means.shape[0]):
             line[ring] = state["long"][place][back, slots]
@@ -363,9 +366,9 @@ class Baselines:
     def _refresh(self, runs: Runs, plan: Plan) -> None:
         past = Past(runs, self._state)
         opening = runs.opening
-        dt = past.window(self._state["ring_dt"], plan.mean_dt, 12)
-        plan.features[0, opening] = median(np.ascontiguousarray(dt.T), 3)
-        made: dict[str, FloatArray] = {}
+        dt = [past.at_closings(column) for column in past.window(self._state["ring_dt"], plan.mean_dt, 12)]
+        plan.features[0, opening] = median(np.stack(dt, axis=-1), 3)
+        made: dict[str, Window] = {}
         for key in self._windowed:
             function, signal, seconds = str(key[0]), str(key[1]), int(str(key[2]))
             k = seconds // 300
@@ -375,7 +378,7 @@ class Baselines:
                 if signal not in made:
                     place = self._place[signal]
                     made[signal] = past.window(self._state["ring_mean"][place], plan.means[place], BACK)
-                values = windowed(function, made[signal], k)
+                values = past.at_closings(windowed(function, made[signal], k))
                 if function == "trend":
                     values = values / plan.features[self.row[("median", signal)], opening]
                 if function in ("trend", "rate"):
@@ -387,19 +390,22 @@ class Baselines:
                     self._state["ring_mean"][self._place[name]], plan.means[self._place[name]], BACK
                 )
             usual = plan.features[self.row[("median", name)], opening]
-            plan.features[self.row[("low", name)], opening] = mean_share(made[name], usual)
+            plan.features[self.row[("low", name)], opening] = past.at_closings(low_mean(made[name])) / usual
 
     def _cv(self, past: "Past", plan: Plan, place: int, k: int) -> FloatArray:
         """Sample standard deviation ÷ mean, where at least half of the buckets have something and 6 readings do."""
         state, at = self._state, self._square_place[place]
         n = past.window(state["ring_n"][place], plan.closed_counts[at].astype(np.float64), k, 0.0)
+        some = np.zeros(n[0].shape[0], np.int64)
+        for column in n:
+            some += column > 0
         total = in_order(past.window(state["ring_sum"][place], plan.closed_sums[at], k, 0.0))
         square = in_order(past.window(state["ring_square"][place], plan.closed_squares[place], k, 0.0))
-        count = n.sum(axis=0)  # whole numbers: exact in any order
-        enough = ((n > 0).sum(axis=0) * 2 >= k) & (count >= min(6, k))
+        count = in_order(n)
+        enough = (some * 2 >= k) & (count >= min(6, k))
         mean = total / count
         variance = np.maximum(square - total * mean, 0.0) / (count - 1)
-        return np.where(enough & (mean > 0), np.sqrt(variance) / mean, np.nan)
+        return past.at_closings(np.where(enough & (mean > 0), np.sqrt(variance) / mean, np.nan))
 
     # -- the batch is computed: write the state
 
@@ -413,7 +419,7 @@ class Baselines:
             journal.put(state["bucket"], runs.index, runs.bucket[last])
         if not runs.opening.size:
             return
-        journal.put(state["features"], index, plan.features if runs.single else plan.features[:, last])
+        self._commit_features(journal, runs, plan)
         journal.put(state["half_sum"], (slice(None), runs.closing_slot[runs.new]), plan.half_sum)
         journal.put(state["half_n"], (slice(None), runs.closing_slot[runs.new]), plan.half_n)
         if plan.held is not None:
@@ -427,6 +433,22 @@ class Baselines:
             self._own.commit(journal, runs, plan.own)
         if plan.slow is not None:
             self._slow.commit(journal, plan.slow)
+
+    def _commit_features(self, journal: Journal, runs: Runs, plan: Plan) -> None:
+        """Most of them change only with a half-hour or a day that is over."""
+        rows: Any = slice(None)
+        if (
+            plan.pushes is None
+            and plan.held is None
+            and plan.slow is None
+            and (plan.own is None or plan.own.days is None)
+        ):
+            rows = self._each_closing
+        features = plan.features[rows] if runs.single else plan.features[rows][:, runs.last]
+        index = (rows, runs.index)
+        if not isinstance(runs.index, slice) and not isinstance(rows, slice):
+            index = (rows[:, None], runs.index)
+        journal.put(self._state["features"], index, features)
 
     def _commit_ring(self, journal: Journal, runs: Runs, plan: Plan) -> None:
         """The last 16 buckets; what is older in this batch would be overwritten at once."""

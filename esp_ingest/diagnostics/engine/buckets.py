@@ -57,8 +57,15 @@ class Runs:
         return np.asarray(out)
 
 
+Window = list[FloatArray]  # a column for each bucket, newest first
+
+
 class Past:
-    """The buckets before each opening run: 1 … 15 back, from the batch where it holds them, else from the state."""
+    """The buckets before each opening run: 1 … 15 back, from the batch if it holds them, else from the state.
+
+    A window is a list of columns, the newest bucket first, which functions take element by element. Its columns are
+    parts of what is there already, so that nothing is gathered for each bucket of each closing; therefore a column may
+    have more elements than there are closings, and :meth:`at_closings` picks theirs out of what was made of it."""
 
     def __init__(self, runs: Runs, state: WellArrays) -> None:
         closed, slots = runs.closed, runs.closing_slot
@@ -68,6 +75,7 @@ class Past:
             # 1 … 15 back from the run: what just closed is one of them, the rest is in the state's ring.
             self._near = np.flatnonzero(gap <= BACK)
             self._gap = gap[self._near] - 1
+            self._in_step = bool(self._near.shape[0] == gap.shape[0] and (gap == gap[0]).all())
             back = runs.bucket[runs.opening] - np.arange(1, RING)[:, None]
             self._slots = slots
         else:
@@ -82,7 +90,7 @@ class Past:
             length = BACK + offset[last] + gap[last]  # up to the bucket before the last run
             base = np.cumsum(length) - length
             self._position = base[which] + BACK + offset
-            self._open = self._position + gap
+            self._open = self._position + gap - BACK
             self._size = int(length.sum())
             self._base = base + np.arange(BACK)[:, None]
             back = closed[start] - np.arange(BACK, 0, -1)[:, None]
@@ -91,39 +99,46 @@ class Past:
         self._index = as_index(self._slots)
         # A fleet in step reads whole rows of the ring.
         self._rows = bool((self._at == self._at[:, :1]).all())
-        self._unknown = self._ring(state["ring_tag"], BACK) != back
+        self._unknown: Array = np.stack(self._ring(state["ring_tag"], BACK)) != back
+        self._is_unknown = self._unknown.any(axis=1).tolist()
 
-    def _ring(self, ring: Array, k: int) -> Array:
-        """(k, closings) from ``ring`` (16, slots), a copy."""
-        if not self._rows:
-            return np.asarray(ring[self._at[:k], self._slots])
-        out = np.empty((k, self._slots.shape[0]), ring.dtype)
-        for row, at in enumerate(self._at[:k, 0].tolist()):
-            out[row] = ring[at, self._index]
-        return out
+    def _ring(self, ring: Array, k: int) -> list[Array]:
+        """``k`` columns (wells,) of ``ring`` (16, slots), which are not to be changed."""
+        if self._rows:
+            return [ring[at, self._index] for at in self._at[:k, 0].tolist()]
+        return list(ring[self._at[:k], self._slots])
 
-    def window(self, ring: Array, closed: Array, k: int, missing: float = np.nan) -> FloatArray:
-        """(k, closings): the newest bucket first. ``ring`` (16, slots); ``closed`` (closings,): what closes now."""
-        if self._lone:
-            out: FloatArray = self._ring(ring, k)
-            out[self._unknown[:k]] = missing
-            near = self._gap < k
-            out[self._gap[near], self._near[near]] = closed[self._near[near]]
-            # What lies between the closed bucket and the run is empty: the ring's tags say so.
-            return out
-        old = self._ring(ring, BACK)
-        old[self._unknown] = missing
-        line = np.full(self._size, missing)
-        line[self._base] = old
-        line[self._position] = closed
-        return np.asarray(line[self._open - np.arange(1, k + 1)[:, None]])
+    def window(self, ring: Array, closed: Array, k: int, missing: float = np.nan) -> Window:
+        """The newest ``k`` buckets. ``ring`` (16, slots); ``closed`` (closings,): what closes now."""
+        old = [
+            np.where(self._unknown[at], missing, column) if self._is_unknown[at] else column
+            for at, column in enumerate(self._ring(ring, k if self._lone else BACK))
+        ]
+        if not self._lone:
+            line = np.full(self._size, missing)
+            line[self._base] = old
+            line[self._position] = closed
+            return [line[BACK - ago : self._size + 1 - ago] for ago in range(1, k + 1)]
+        # What lies between the closed bucket and the run is empty: the ring's tags say so.
+        if self._in_step:
+            if self._gap[0] < k:
+                old[int(self._gap[0])] = closed
+            return old
+        near = self._gap < k
+        out = np.stack(old)
+        out[self._gap[near], self._near[near]] = closed[self._near[near]]
+        return list(out)
+
+    def at_closings(self, values: FloatArray) -> FloatArray:
+        """Of ``values`` that were made of windows, those of the closings."""
+        return values if self._lone else values[self._open]
 
 
-def windowed(function: str, past: FloatArray, k: int) -> FloatArray:
-    """The mean or spread of the newest ``k`` buckets, or the change over them, from means ``past`` (15, closings)."""
+def windowed(function: str, past: Window, k: int) -> FloatArray:
+    """The mean or spread of the newest ``k`` buckets, or the change over them, from the means ``past``."""
     if function == "mean":
-        there = ~np.isnan(past[:k])
-        return np.asarray(in_order(np.where(there, past[:k], 0.0)) / there.sum(axis=0))
+        total, count = present(past[:k])
+        return np.asarray(total / count)
     return spread(past[:k]) if function == "spread" else latest(past, 0) - latest(past, k)
 
 
@@ -145,31 +160,42 @@ def added(start: Array, to: Slots, values: Array) -> Array:
     return start
 
 
-def median(values: FloatArray, least: int) -> FloatArray:
-    """Median over the last axis without NaN; NaN where fewer than ``least`` values are there. (…, n, k) → (…, n)"""
+def median(values: Array, least: int) -> FloatArray:
+    """Median over the last axis without NaN, in double precision; NaN where fewer than ``least`` values are there.
+    (…, n, k) → (…, n)"""
     ordered = np.sort(values, axis=-1)  # NaN last
     size = values.shape[-1]
     if size == 0 or ordered.size == 0:
         return np.full(values.shape[:-1], np.nan)
     if not np.isnan(ordered[..., -1]).any():
-        return np.asarray((ordered[..., (size - 1) // 2] + ordered[..., size // 2]) / 2)
+        low, high = ordered[..., (size - 1) // 2], ordered[..., size // 2]
+        return np.asarray((low.astype(np.float64) + high) / 2)
     n = size - np.isnan(ordered).sum(axis=-1)
     rows = np.arange(values.shape[0])
-    low = ordered[rows, np.maximum(n - 1, 0) // 2]
+    low = ordered[rows, np.maximum(n - 1, 0) // 2].astype(np.float64)
     high = ordered[rows, np.minimum(n // 2, size - 1)]
     return np.where(n >= least, (low + high) / 2, np.nan)
 
 
-def in_order(values: FloatArray) -> FloatArray:
-    """Sum over the first axis, strictly one after the other: np.sum pairs up differently for one well than for many."""
-    total: FloatArray = values[0].copy()
-    for row in values[1:]:
-        total += row
+def in_order(window: Window) -> FloatArray:
+    """The sum of the columns, strictly one after the other: np.sum pairs up differently for one well than for many."""
+    total: FloatArray = window[0].copy()
+    for column in window[1:]:
+        total += column
     return total
 
 
-def latest(past: FloatArray, back: int) -> FloatArray:
-    """The mean ``back`` buckets before the last closed one, or up to two earlier where that one is empty."""
+def present(window: Window) -> tuple[FloatArray, IntArray]:
+    """The sum of what is not NaN, strictly in order, and how many there are."""
+    missing = [np.isnan(column) for column in window]
+    count = np.full(window[0].shape[0], len(window))
+    for some in missing:
+        count -= some
+    return in_order([np.where(some, 0.0, column) for some, column in zip(missing, window, strict=True)]), count
+
+
+def latest(past: Window, back: int) -> FloatArray:
+    """The mean ``back`` buckets before the last closed one, or up to two earlier if that one is empty."""
     found: FloatArray = past[back]
     for earlier in (back + 1, back + 2):
         missing = np.isnan(found)
@@ -179,9 +205,13 @@ def latest(past: FloatArray, back: int) -> FloatArray:
     return found
 
 
-def spread(values: FloatArray) -> FloatArray:
-    """Greatest − least over the first axis, NaN with fewer than two values."""
-    high, low = np.fmax.reduce(values, axis=0), np.fmin.reduce(values, axis=0)
-    if not np.isnan(values[:2]).any():
-        return np.asarray(high - low)
-    return np.where((~np.isnan(values)).sum(axis=0) >= 2, high - low, np.nan)
+def spread(window: Window) -> FloatArray:
+    """Greatest − least of the columns, NaN with fewer than two values."""
+    high, low = window[0].copy(), window[0].copy()
+    for column in window[1:]:
+        np.fmax(high, column, out=high)
+        np.fmin(low, column, out=low)
+    high -= low
+    if len(window) > 1 and not (np.isnan(window[0]) | np.isnan(window[1])).any():
+        return high
+    return np.where(present(window)[1] >= 2, high, np.nan)

@@ -186,7 +186,7 @@ class BatchColumns:
         if function == "limit":
             return self._config[key]
         if len(key) == 1:
-            return self.features[self.feature_row[key]][self.run]
+            return self._feature(key)
         name = str(key[1])
         if function == "fact":
             return self._facts[name]()
@@ -195,9 +195,11 @@ class BatchColumns:
         if function == "measured":
             return self._measured(name)
         evaluate = FUNCTIONS[str(function)].evaluate
-        if evaluate is not None:
-            return evaluate(self, name)
-        return self.features[self.feature_row[key]][self.run]
+        return self._feature(key) if evaluate is None else evaluate(self, name)
+
+    def _feature(self, key: Key) -> FloatArray:
+        by_run: FloatArray = self.features[self.feature_row[key]]
+        return by_run if by_run.shape[0] == len(self.rows) else by_run[self.run]
 
     def previous(self, name: str) -> FloatArray:
         """The value of signal ``name`` one sample before, NaN where that is more than 10 minutes old."""

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from esp_ingest.diagnostics.engine.buckets import BUCKET_US, Key, Runs, Slots, in_order, median
+from esp_ingest.diagnostics.engine.buckets import BUCKET_US, Key, Runs, Slots, Window, median, present
 from esp_ingest.diagnostics.engine.well_state import NEVER, Array, Journal, WellArrays
 from esp_ingest.diagnostics.language.evaluation import BoolArray
 from esp_ingest.model import FloatArray, IntArray
@@ -38,6 +38,7 @@ _USUAL: dict[str, tuple[str, Any]] = {
     "usual_cv": ("cv", np.fmax),
     "usual_fall": ("trend", np.fmin),
 }
+EACH_CLOSING = ("low", "low_time")  # what each closed bucket makes; the others change with a day that ends
 _OF_DROPS = ("drops", "drops_trend", "usual_low", "usual_low_time", "low_time")
 
 
@@ -229,13 +230,10 @@ def sources_of(key: Key) -> list[Key]:
     return [("median", key[1])] if is_own(key) else []
 
 
-def mean_share(window: FloatArray, usual: FloatArray) -> FloatArray:
-    """The mean of the newest 30 minutes as a share of ``usual``, (closings,). ``window`` holds the 5-minute means
-    (buckets, closings), newest first. NaN if fewer than half of them are there."""
-    part = window[:_MEAN_BUCKETS]
-    there = ~np.isnan(part)
-    count = there.sum(axis=0)
-    return np.where(count >= _LEAST_BUCKETS, in_order(np.where(there, part, 0.0)) / count / usual, np.nan)
+def low_mean(window: Window) -> FloatArray:
+    """The mean of the newest 30 minutes of a ``window`` of 5-minute means. NaN if fewer than half of them are there."""
+    total, count = present(window[:_MEAN_BUCKETS])
+    return np.where(count >= _LEAST_BUCKETS, total / count, np.nan)
 
 
 def _source(key: Key) -> Key:
