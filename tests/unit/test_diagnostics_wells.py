@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from esp_ingest.diagnostics import service
+from esp_ingest.diagnostics.engine.engine import Engine
 from esp_ingest.diagnostics.engine.well_state import WellArrays
 from esp_ingest.diagnostics.language import rules_file
 from esp_ingest.diagnostics.service import DiagnosticsService
@@ -226,3 +227,20 @@ def test_the_gauge_counts_what_is_open_at_wells_that_have_not_sent_since_the_sta
     daemon.service.maintain()
     assert shown("underload", "high") == 0
     assert daemon.service._active.is_complete
+
+
+def test_wells_with_the_same_settings_share_them_and_a_place_given_up_is_not_shelved() -> None:
+    text = config_file("rules.toml").read_text(encoding="utf-8")
+    other = '\n[groups.other]\nwells = ["B"]\nlimits.motor_current = "52 A"\nrules.underload = { on_delay = "2 min" }\n'
+    engine = Engine(rules_file.parse(text + other))
+    slots = [engine._slot(well) for well in ("A", "B", "C")]
+    settings = engine._settings
+    profiles = settings.arrays["profile"][slots].tolist()
+    assert profiles[0] == profiles[2] != profiles[1]
+    assert settings.tables.count == 3  # the third was made, found to be the first, and given back
+    step = next(step for step in engine._steps if step.name == "underload")
+    assert settings.of("on_us", step, slots).tolist() == [600_000_000, 120_000_000, 600_000_000]
+    engine.shelve("C", "underload", 5)
+    engine.forget(["C"])
+    assert engine._slot("D") == slots[2]
+    assert not any(settings.shelved_us)

@@ -99,7 +99,7 @@ class Baselines:
         state.add("bucket", np.int64, NEVER)
         state.add("pace", np.int64, 0, shape=(2,))  # readings, and the time since the one before each
         state.add("sum", np.float64, 0.0, self.signals)
-        state.add("n", np.int64, 0, self.signals)
+        state.add("n", np.int32, 0, self.signals)
         state.add("square", np.float64, 0.0, self._squares)
         state.add("ring_tag", np.int64, NEVER, shape=(RING,))
         state.add("ring_dt", np.float64, np.nan, shape=(RING,))
@@ -107,7 +107,7 @@ class Baselines:
         for name in ("ring_sum", "ring_square", "ring_n"):
             state.add(name, np.float64, 0.0, self._squares, (RING,))
         state.add("half_sum", np.float64, 0.0, self._medians)
-        state.add("half_n", np.int64, 0, self._medians)
+        state.add("half_n", np.int32, 0, self._medians)
         state.add("long", np.float32, np.nan, self._medians, (_LONG,))
         state.add("long_count", np.int64, 0)
         state.add("days", np.float64, np.nan, self._habits, (_DAYS,))
@@ -199,7 +199,7 @@ class Baselines:
         of_state = runs.new[starts]
         slots = runs.closing_slot[starts[of_state]]
         sums = np.zeros((len(self._medians), starts.shape[0]))
-        counts = np.zeros((len(self._medians), starts.shape[0]), np.int64)
+        counts = np.zeros((len(self._medians), starts.shape[0]), np.int32)
         sums[:, of_state], counts[:, of_state] = state["half_sum"][:, slots], state["half_n"][:, slots]
         part = plan.means[self._median_place]
         there = ~np.isnan(part) & settled
@@ -265,7 +265,8 @@ class Baselines:
         newest = np.maximum.accumulate(newest)
         known = np.flatnonzero((newest >= 0) & (well[newest] == runs.well))
         newest = newest[known]
-        plan.features[self._median_rows[:, None], known] = medians[:, newest]
+        for row, values in zip(self._median_rows.tolist(), medians, strict=True):
+            plan.features[row][known] = values[newest]
         plan.features[self.row[HOURS], known] = hours[newest]
         if habits is not None:
             plan.features[self._habit_rows[:, None], known] = habits[:, newest]

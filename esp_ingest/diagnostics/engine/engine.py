@@ -25,7 +25,7 @@ from esp_ingest.diagnostics.engine.common_stops import FACT, CommonStops, limits
 from esp_ingest.diagnostics.engine.facts import facts_of, historical, keys_of, pick
 from esp_ingest.diagnostics.engine.held_baseline import HeldBaseline
 from esp_ingest.diagnostics.engine.open_occurrences import OpenOccurrences
-from esp_ingest.diagnostics.engine.rule_step import NORMAL, BatchContext, site_labels, steps_of
+from esp_ingest.diagnostics.engine.rule_step import NORMAL, BatchContext, noted_of, site_labels, steps_of
 from esp_ingest.diagnostics.engine.signals import RunState, SignalState
 from esp_ingest.diagnostics.engine.silence import Silence
 from esp_ingest.diagnostics.engine.speed_steps import learned
@@ -105,7 +105,7 @@ class Engine:
         state.add("phase", np.int8, 0, names)
         state.add("since", np.int64, NEVER, names)
         state.add("peak", np.float64, np.nan, names)
-        state.add("active_us", np.int64, NEVER, names)
+        state.add("active_us", np.int64, NEVER, [step.name for step in noted_of(self._steps)])
         state.add("within_us", np.int64, NEVER, site_labels(self._steps, self.rules.sites))
         self._signal_state = SignalState(state, self._names)
         rules = [(step.index, step.rule) for step in self._steps if not step.is_escalation]
@@ -425,7 +425,7 @@ class Engine:
                 self._occurrences.counts[gone.diagnosis, gone.severity.value] -= 1
         for slot in slots:
             self._state.free_slot(slot)
-            self._settings.arrays.free_slot(slot)
+            self._settings.free(slot)
             self._wells[slot] = ""
 
     def newest_us(self, well: str) -> int | None:

@@ -239,7 +239,7 @@ class OpenOccurrences:
 
     def _recently(self, batch: BatchContext, step: RuleStep, row: int, within_us: int) -> bool:
         newest = batch.columns.recent.get(step.index)
-        when = self.state["active_us"][step.index, batch.rows.slot[row]] if newest is None else newest[row]
+        when = self.state["active_us"][step.active_row, batch.rows.slot[row]] if newest is None else newest[row]
         return bool(batch.rows.t[row] - when <= within_us)
 
     def store_silence(self, step: int, slot: int, occurrence: Occurrence, gap: int, new: bool) -> None:

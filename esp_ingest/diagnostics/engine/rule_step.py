@@ -43,6 +43,7 @@ class RuleStep:
     suppressors: list["RuleStep"] = field(default_factory=list)
     upgraders: list["RuleStep"] = field(default_factory=list)
     is_read: bool = False  # another step reads whether this one is active
+    active_row: int | None = None  # of "active_us", if another step reads when this one was last active
     by_bucket: bool = False  # all that it reads changes only when a 5-minute bucket is closed: judged then
     failed: str = ""
 
@@ -101,7 +102,15 @@ def steps_of(rules: RuleSet) -> tuple[list[RuleStep], list[Rule]]:
         step.upgraders = [main[name] for name in rule.upgrade.after if name in main] if rule.upgrade else []
         for other in (*step.suppressors, *step.upgraders):
             other.is_read = True
+    for row, step in enumerate(noted_of(steps)):
+        step.active_row = row
     return steps, stale
+
+
+def noted_of(steps: list[RuleStep]) -> list[RuleStep]:
+    """The steps of which another one reads when they were last active, in order."""
+    read = {id(other) for step in steps for other in step.upgraders}
+    return [step for step in steps if id(step) in read]
 
 
 def site_labels(steps: list[RuleStep], count: int) -> list[str]:

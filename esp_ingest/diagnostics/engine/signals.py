@@ -59,10 +59,10 @@ class SignalState:
         self._ever_bad: set[str] = set()
         state.add("value", np.float64, np.nan, names)
         state.add("value_us", np.int64, NEVER, names)
-        state.add("bad_count", np.int64, 0, [*names, PRESSURE_ORDER])
+        state.add("bad_count", np.int32, 0, [*names, PRESSURE_ORDER])
         state.add("bad_us", np.int64, NEVER, [*names, PRESSURE_ORDER])
         state.add("moved_us", np.int64, NEVER, FREEZABLE)
-        state.add("moved_n", np.int64, 0, FREEZABLE)
+        state.add("moved_n", np.int32, 0, FREEZABLE)
 
     def forget_shortcuts(self) -> None:
         """After a restore: channels that have been bad are those whose state says so."""

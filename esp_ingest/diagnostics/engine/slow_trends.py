@@ -89,7 +89,7 @@ class SlowTrends:
             return
         state.add("slow_halves", np.int64, 0)
         state.add("slow_sum", np.float64, 0.0, self._signals)
-        state.add("slow_count", np.int64, 0, self._signals)
+        state.add("slow_count", np.int32, 0, self._signals)
         state.add("slow_blocks", np.float32, np.nan, self._signals, (_BLOCKS,))
         state.add("slow_points", np.float32, np.nan, self._signals, (_POINTS,))
         state.add("slow_minutes", np.int32, 0, shape=(_POINTS,))

@@ -114,8 +114,8 @@ class StepRunner:
             self._make_transitions(batch, step, code, sorted(wells))
         if busy and not step.is_escalation:
             self._peaks(batch, step, phase, code, wells)
-        if step.is_read:
-            self._note_active(batch, step)
+        if step.active_row is not None:
+            self._note_active(batch, step, step.active_row)
 
     def _code(self, batch: BatchContext, step: RuleStep, yes: BoolArray, no: BoolArray) -> Array:
         """Of each row: off, on, neither, skip (a gauge dropout, or between buckets) or apart (stopped, starting,
@@ -131,7 +131,7 @@ class StepRunner:
         elif rule.applies == "running":
             code[batch.not_running] = APART
         if self._settings.any_disabled:
-            code[~self._settings.arrays["enabled"][step.index][batch.rows.slot]] = APART
+            code[~self._settings.of("enabled", step, batch.rows.slot)] = APART
         return code
 
     def _due(self, step: RuleStep, rows: Rows, phase: Array, what: Array, changes: BoolArray) -> None:
@@ -145,13 +145,14 @@ class StepRunner:
             if waiting.size:
                 slot = rows.slot[waiting]
                 elapsed = rows.t[waiting] - self._state["since"][step.index][slot]
-                changes[waiting[elapsed >= self._settings.arrays[name][step.index][slot]]] = True
+                changes[waiting[elapsed >= self._settings.of(name, step, slot)]] = True
 
     def _unshelved(self, step: RuleStep, rows: Rows, phases: Array) -> set[int]:
         """Wells whose open occurrence may stop being shelved."""
-        until = self._settings.arrays["shelved_us"][step.index][rows.slots]
-        shelved = np.flatnonzero((until != NEVER) & (phases != NORMAL))
-        return set(shelved.tolist())
+        shelved = self._settings.shelved_us[step.index]
+        if not shelved:
+            return set()
+        return {well for well, slot in enumerate(rows.slots.tolist()) if slot in shelved and phases[well] != NORMAL}
 
     def _peaks(self, batch: BatchContext, step: RuleStep, phase: Array, code: Array, changed: set[int]) -> None:
         """Peaks of open occurrences whose wells have no transition."""
@@ -172,14 +173,14 @@ class StepRunner:
         self._journal.keep(peak, slots)
         (np.fmin if headline.below else np.fmax).at(peak, slots, values)
 
-    def _note_active(self, batch: BatchContext, step: RuleStep) -> None:
+    def _note_active(self, batch: BatchContext, step: RuleStep, row: int) -> None:
         active = batch.active[step.index]
         if active.any():
             rows, times = batch.rows, self._state["active_us"]
-            before = times[step.index][rows.slots]
+            before = times[row][rows.slots]
             newest = rows.carry(active, rows.t, before)
             batch.columns.recent[step.index] = newest
-            self._journal.put(times, (step.index, rows.slots), newest[rows.last])
+            self._journal.put(times, (row, rows.slots), newest[rows.last])
 
     # -- where something changes: Python, a stretch of equal rows at a time
 
@@ -194,7 +195,7 @@ class StepRunner:
             thresholds = np.broadcast_to(headline.threshold(batch.columns), len(rows))
         for well in wells:
             Transitions(
-                self._occurrences, self._settings.arrays, batch, step, well, code, forced, held, values, thresholds
+                self._occurrences, self._settings, batch, step, well, code, forced, held, values, thresholds
             ).go()
 
     def _held(self, batch: BatchContext, step: RuleStep) -> Array | None:
@@ -204,8 +205,9 @@ class StepRunner:
             active = batch.active.get(other.index)
             if active is not None and active.any():
                 held = active.astype(np.int8) if held is None else held | active.astype(np.int8)
-        until = self._settings.arrays["shelved_us"][step.index][batch.rows.slots]
-        if (until != NEVER).any():
+        until_us = self._settings.shelved_us[step.index]
+        if until_us:
+            until = np.array([until_us.get(slot, NEVER) for slot in batch.rows.slots.tolist()])
             shelved = (batch.rows.t < until[batch.rows.group]).astype(np.int8) * np.int8(HELD_SHELVED)
             held = shelved if held is None else held | shelved
         return held

@@ -20,7 +20,8 @@ from esp_ingest.diagnostics.engine.rule_step import (
     BatchContext,
     RuleStep,
 )
-from esp_ingest.diagnostics.engine.well_state import Array, WellArrays
+from esp_ingest.diagnostics.engine.well_settings import WellSettings
+from esp_ingest.diagnostics.engine.well_state import Array
 from esp_ingest.diagnostics.language.evaluation import BoolArray
 from esp_ingest.model import FloatArray
 
@@ -31,7 +32,7 @@ class Transitions:
     def __init__(
         self,
         occurrences: OpenOccurrences,
-        config: WellArrays,
+        settings: WellSettings,
         batch: BatchContext,
         step: RuleStep,
         well: int,
@@ -51,8 +52,8 @@ class Transitions:
         state = occurrences.state
         self._phase = int(state["phase"][step.index, self._slot])
         self._since = int(state["since"][step.index, self._slot])
-        self._on = int(config["on_us"][step.index, self._slot])
-        self._off = int(config["off_us"][step.index, self._slot])
+        self._on = int(settings.of("on_us", step, self._slot))
+        self._off = int(settings.of("off_us", step, self._slot))
         self._active_from = self._from
 
     def go(self) -> None:
