@@ -29,8 +29,8 @@ from esp_ingest.diagnostics.engine.buckets import (
     Window,
     added,
     as_index,
-    in_order,
     median,
+    variation,
     windowed,
 )
 from esp_ingest.diagnostics.engine.held_baseline import HeldBaseline
@@ -394,19 +394,11 @@ class Baselines:
             plan.features[self.row[("low", name)], opening] = past.at_closings(low_mean(made[name])) / usual
 
     def _cv(self, past: "Past", plan: Plan, place: int, k: int) -> FloatArray:
-        """Sample standard deviation ÷ mean, where at least half of the buckets have something and 6 readings do."""
         state, at = self._state, self._square_place[place]
         n = past.window(state["ring_n"][place], plan.closed_counts[at].astype(np.float64), k, 0.0)
-        some = np.zeros(n[0].shape[0], np.int64)
-        for column in n:
-            some += column > 0
-        total = in_order(past.window(state["ring_sum"][place], plan.closed_sums[at], k, 0.0))
-        square = in_order(past.window(state["ring_square"][place], plan.closed_squares[place], k, 0.0))
-        count = in_order(n)
-        enough = (some * 2 >= k) & (count >= min(6, k))
-        mean = total / count
-        variance = np.maximum(square - total * mean, 0.0) / (count - 1)
-        return past.at_closings(np.where(enough & (mean > 0), np.sqrt(variance) / mean, np.nan))
+        total = past.window(state["ring_sum"][place], plan.closed_sums[at], k, 0.0)
+        square = past.window(state["ring_square"][place], plan.closed_squares[place], k, 0.0)
+        return past.at_closings(variation(n, total, square))
 
     # -- the batch is computed: write the state
 

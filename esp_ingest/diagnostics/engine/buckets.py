@@ -215,3 +215,16 @@ def spread(window: Window) -> FloatArray:
     if len(window) > 1 and not (np.isnan(window[0]) | np.isnan(window[1])).any():
         return high
     return np.where(present(window)[1] >= 2, high, np.nan)
+
+
+def variation(n: Window, total: Window, square: Window) -> FloatArray:
+    """Sample standard deviation ÷ mean from counts, sums and sums of squares of the buckets, if at least half of them
+    have something and 6 readings do."""
+    some = np.zeros(n[0].shape[0], np.int64)
+    for column in n:
+        some += column > 0
+    count, sums = in_order(n), in_order(total)
+    mean = sums / count
+    variance = np.maximum(in_order(square) - sums * mean, 0.0) / (count - 1)
+    enough = (some * 2 >= len(n)) & (count >= min(6, len(n)))
+    return np.where(enough & (mean > 0), np.sqrt(variance) / mean, np.nan)
