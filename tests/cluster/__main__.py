@@ -196,7 +196,8 @@ class Row:
 
     @property
     def is_clean(self) -> bool:
-        return not (self.our_loss or self.result.doubled or self.result.altered or self.result.invented)
+        r = self.result
+        return r.confirmed > 0 and not (self.our_loss or r.doubled or r.altered or r.invented)
 
     def __str__(self) -> str:
         r = self.result
@@ -247,7 +248,7 @@ def run_case(broker: str, case: str, server: NativeTimescale, count: int, second
 @contextlib.contextmanager
 def _fleet(journal: Path, port: int, folder: Path) -> Iterator[Process]:
     command = [sys.executable, "-m", "tests.support.fault_publisher", str(journal), "--port", str(port), "--any-order"]
-    command += ["--wells", ",".join(WELLS), "--rate", str(RATE), "--step-ms", str(STEP_MS)]
+    command += ["--password", "", "--wells", ",".join(WELLS), "--rate", str(RATE), "--step-ms", str(STEP_MS)]
     process = Process([*command, "--past-seconds", str(PAST_SECONDS)], folder / "fleet.log")
     try:
         yield process

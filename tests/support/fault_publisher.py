@@ -129,8 +129,15 @@ class Well:
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             password = self._arguments.password.format(user=self.name)
-            fields = [field.encode() for field in (f"fault-{self.name}", self.name, password)]
-            body = b"\x00\x04MQTT\x04\xc2\x00\x00" + b"".join(len(part).to_bytes(2, "big") + part for part in fields)
+            login = (self.name, password) if password else ()
+            fields = [field.encode() for field in (f"fault-{self.name}", *login)]
+            flags = b"\xc2" if login else b"\x02"
+            body = (
+                b"\x00\x04MQTT\x04"
+                + flags
+                + b"\x00\x00"
+                + b"".join(len(part).to_bytes(2, "big") + part for part in fields)
+            )
             sock.sendall(b"\x10" + encode_length(len(body)) + body)
             answer = b""
             while len(answer) < 4 and (part := sock.recv(4 - len(answer))):
