@@ -119,10 +119,10 @@ def test_each_operation_has_its_name_or_silence() -> None:
 
 
 def test_an_operation_that_is_called_a_fault_is_seen() -> None:
-    """Without what tells them apart: a slower pump is a leak, a power dip is a trip of each well."""
-    slowed, dip = operations.OPERATIONS[0], operations.OPERATIONS[6]
-    forgetful = changed('suppressed_by = ["speed_step", "back_pressure"]', "suppressed_by = []")
-    assert "tubing_leak (high)" in operations.judged(slowed, 1, 300.0, forgetful).faults
+    """Without what names them: a start without flow goes unnamed, a power dip is a trip of each well."""
+    backwards, dip = operations.OPERATIONS[4], operations.OPERATIONS[6]
+    off = changed('title = "Start without flow"', 'title = "Start without flow"\nenabled = false')
+    assert "no start_without_flow (high)" in operations.judged(backwards, 1, 300.0, off).faults
     alone = changed('least = "5 wells"', 'least = "500 wells"')
     assert {"no common_stop (medium)", "100 alarms, at most 5"} <= set(operations.judged(dip, 1, 300.0, alone).faults)
 
