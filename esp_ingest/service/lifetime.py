@@ -68,8 +68,11 @@ def _end_although_nobody_caught_it(what: "sys.UnraisableHookArgs") -> None:
 
 
 def is_over() -> None:
-    """The command has ended, and its exit status is known: a signal no longer changes it."""
-    _replace(_interrupt, signal.SIG_IGN)
+    """The command has ended, and its exit status is known: a signal no longer changes it, not even while the
+    interpreter shuts down, which puts the default in the place of every handler that is a function."""
+    for number in REQUESTS:
+        if signal.getsignal(number) is not signal.SIG_DFL:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def interrupted() -> int:

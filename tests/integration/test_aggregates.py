@@ -290,3 +290,21 @@ def test_aggregates_are_kept_also_while_the_archive_is_unset(database: Database)
     assert [problem.reason for problem in outcome.problems] == [Reason.UNSET]
     assert database.value("SELECT sum(count) FROM aggregate_hours") == 50
     assert database.value("SELECT isfinite(days_to) AND isfinite(alarms_to) FROM aggregate_state")
+
+
+def test_the_smallest_numbers_are_gathered_too(database: Database, tmp_path: Path) -> None:
+    """Dividing one of them would underflow, which is an error in PostgreSQL: one reading would stop every run."""
+    hours = {"kept": midnight(2), "recent": datetime.now(UTC).replace(minute=0, second=0, microsecond=0)}
+    for at in hours.values():
+        database.run(
+            "INSERT INTO esp_telemetry (timestamp, well_id, pip, motor_current, received_at) "
+            f"SELECT '{at.isoformat()}'::timestamptz - n * INTERVAL '1 second', 'a', 5e-324, -5e-324, now() "
+            "FROM generate_series(1, 3) AS n"
+        )
+    assert run(settings_for(database, tmp_path))[0].ok
+    for view in ("esp_telemetry_hourly", "esp_telemetry_daily"):
+        rows = kept(database, view).values()
+        assert sum(row["count"] for row in rows) == 6
+        assert {(row["pip_min"], row["pip_mean"], row["motor_current_mean"]) for row in rows} == {(5e-324, 0.0, 0.0)}
+    assert sum(row[0] for row in database.all("SELECT count FROM esp_fleet_hourly")) == 6
+    assert database.all("SELECT DISTINCT pip_mean FROM esp_fleet_daily") == [(0.0,)]

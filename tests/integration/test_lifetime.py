@@ -222,6 +222,29 @@ def test_a_signal_that_python_would_drop_ends_a_command_all_the_same(
     assert complaint == "esp-ingest: Stopped by a signal before the command was done.\n"
 
 
+# A command that has ended, and is asked to end once more while the interpreter takes its modules apart.
+ENDED = """
+import os, signal, sys
+from esp_ingest.service import lifetime
+class Last:
+    def __del__(self, kill=os.kill, pid=os.getpid(), numbers=(signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)):
+        for number in numbers:
+            kill(pid, number)
+lifetime.begin("run")
+for number in lifetime.REQUESTS:
+    signal.signal(number, lambda *_: None)
+lifetime.is_over()
+sys.last = Last()
+"""
+
+
+def test_a_daemon_that_has_ended_keeps_its_exit_status_while_the_interpreter_shuts_down(tmp_path: Path) -> None:
+    """A supervisor whose workers were stopped with it asks them again, whenever that is."""
+    with started(tmp_path, program=[sys.executable, "-c", ENDED]) as process:
+        _, complaint = process.communicate(timeout=60)
+    assert (process.returncode, complaint) == (0, "")
+
+
 # A daemon whose parts hang: `drain` never has all of it, `finish` of the writer's thread never returns.
 HANGS = """
 import sys, time
