@@ -272,9 +272,11 @@ GROUP BY diagnosis
 ORDER BY diagnosis;
 
 -- name: api_losses
--- What stops cost in a range, by well and reason, the most hours first: the part of each stop that lies in it.
+-- What stops cost in a range, by well and reason, the most hours first: the part of each stop that lies in it. A rate so
+-- small that the product would underflow, which is an error, is none.
 SELECT well_id, planned, reason, count(*) AS stops, sum(hours) AS lost_hours,
-       sum(hours / 24 * usual_flow_rate) AS lost_production, count(*) FILTER (WHERE usual_flow_rate IS NULL) AS without_rate,
+       sum(CASE WHEN abs(usual_flow_rate) < 1e-290 THEN 0 ELSE hours / 24 * usual_flow_rate END) AS lost_production,
+       count(*) FILTER (WHERE usual_flow_rate IS NULL) AS without_rate,
        count(*) FILTER (WHERE started_at IS NULL) AS down
 FROM (
     SELECT *, extract(epoch FROM least(coalesce(started_at, %(to)s), %(to)s) - greatest(stopped_at, %(from)s))::double precision

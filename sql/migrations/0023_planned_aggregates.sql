@@ -14,6 +14,20 @@
 DELETE FROM aggregate_seen WHERE bucket >= (SELECT hours_to FROM aggregate_state);
 DELETE FROM aggregate_hours WHERE bucket >= (SELECT hours_to FROM aggregate_state);
 
+-- Means of older versions that would underflow where days or a question gather them again: see above.
+DO $$
+DECLARE
+    kept text;
+    mean text;
+BEGIN
+    FOREACH kept IN ARRAY ARRAY['aggregate_hours', 'aggregate_days'] LOOP
+        FOR mean IN SELECT attname FROM pg_attribute WHERE attrelid = kept::regclass AND attname LIKE '%\_mean' LOOP
+            EXECUTE format('UPDATE %I SET %I = 0 WHERE %2$I <> 0 AND abs(%2$I) < 1e-290', kept, mean);
+        END LOOP;
+    END LOOP;
+END
+$$;
+
 -- Hours come in the order of time. With an exact index on it, the planner would rather fetch a month by it than read the table.
 DROP INDEX aggregate_hours_bucket_idx;
 CREATE INDEX aggregate_hours_bucket_idx ON aggregate_hours USING brin (bucket) WITH (pages_per_range = 16, autosummarize = on);

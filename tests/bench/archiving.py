@@ -15,17 +15,14 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.bench import runs
 from tests.bench.cases import CASES
-from tests.bench.competitors import DAEMON
 from tests.bench.paste import paste
-from tests.bench.servers import Reference, start_postgres
-from tests.bench.workload import generate
+from tests.bench.turns import in_turns
 from tests.support.databases import Database
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -100,23 +97,8 @@ class Archiving:
 def measure(key: str, rounds: int) -> Iterator[str]:
     """Run both in turns and give the lines of the report."""
     case = next(each for each in CASES if each.key == key)
-    alone: list[runs.Measured] = []
-    beside: list[runs.Measured] = []
     lifecycle = Archiving()
-    with tempfile.TemporaryDirectory(prefix="esp-bench-") as name, start_postgres() as server:
-        os.environ["ESP_INGEST_BENCH_FOLDER"] = name
-        folder = Path(name)
-        folder.chmod(0o755)
-        workload = generate(case.shape, folder / "workload", int(time.time() - case.shape.rounds) * 1_000_000)
-        reference = Reference(server)
-        for number in range(rounds):
-            for is_beside in (False, True) if number % 2 == 0 else (True, False):
-                around = lifecycle.on if is_beside else None
-                found = runs.stream(server, reference, key, DAEMON, workload, number, rate=case.rate, beside=around)
-                (beside if is_beside else alone).append(found)
-                p99 = (found.committed_seconds or (0.0, 0.0))[1] * 1e3
-                label = "beside the archive" if is_beside else "alone"
-                sys.stderr.write(f"    round {number + 1}, {label}: {found.rate:,.0f}/s, p99 {p99:.0f} ms\n")
+    alone, beside = in_turns(case, rounds, lifecycle.on)
     yield "| | readings/s | p50 received → committed | p99 | p99 of each round | idle | load before |"
     yield "|---|---:|---:|---:|---|---:|---:|"
     yield _row("alone", alone)

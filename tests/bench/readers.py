@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import random
 import signal
 import statistics
@@ -28,11 +27,9 @@ from typing import Any
 
 from tests.bench import runs
 from tests.bench.cases import CASES
-from tests.bench.competitors import DAEMON
 from tests.bench.paste import paste
 from tests.bench.processes import cpu_seconds
-from tests.bench.servers import Reference, start_postgres
-from tests.bench.workload import generate
+from tests.bench.turns import in_turns
 from tests.support.api import ApiProcess
 from tests.support.databases import Database
 
@@ -177,8 +174,10 @@ class Beside:
                 self.seen.streams_ended += found.streams_ended
 
     def lines(self) -> Iterator[str]:
-        """What the readers saw and used, in sentences."""
+        """What the readers saw and used, in sentences. Raises runs.Failed if they saw nothing."""
         times, seen = sorted(self.seen.seconds), self.seen
+        if not times:
+            raise runs.Failed("the readers had no answer: let more of them read, or longer")
         middle, high = times[len(times) // 2] * 1e3, times[int(len(times) * 0.95)] * 1e3
         streamed_mb = seen.streamed_bytes / 1e6 / self.seconds
         yield (
@@ -200,24 +199,8 @@ def _niceness() -> int:
 def measure(key: str, rounds: int, readers: int) -> Iterator[str]:
     """Run both in turns and give the lines of the report."""
     case = next(each for each in CASES if each.key == key)
-    shape = case.shape
-    alone: list[runs.Measured] = []
-    watched: list[runs.Measured] = []
-    beside = Beside(readers, shape.wells)
-    with tempfile.TemporaryDirectory(prefix="esp-bench-") as name, start_postgres() as server:
-        os.environ["ESP_INGEST_BENCH_FOLDER"] = name
-        folder = Path(name)
-        folder.chmod(0o755)
-        workload = generate(shape, folder / "workload", int(time.time() - shape.rounds) * 1_000_000)
-        reference = Reference(server)
-        for number in range(rounds):
-            for is_watched in (False, True) if number % 2 == 0 else (True, False):
-                around = beside.on if is_watched else None
-                measured = runs.stream(server, reference, key, DAEMON, workload, number, rate=case.rate, beside=around)
-                (watched if is_watched else alone).append(measured)
-                sys.stderr.write(
-                    f"    round {number + 1}, {'beside' if is_watched else 'alone'}: {measured.rate:,.0f}/s\n"
-                )
+    beside = Beside(readers, case.shape.wells)
+    alone, watched = in_turns(case, rounds, beside.on)
     yield "| | readings/s | spread | p99 received → committed | daemon µs a reading | database µs a reading | idle |"
     yield "|---|---:|---|---:|---:|---:|---:|"
     yield _row("alone", alone)

@@ -10,6 +10,7 @@ import pytest
 
 from esp_ingest.lifecycle.errors import Reason
 from esp_ingest.model import SIGNALS as DECLARED
+from esp_ingest.store.schema import migrate
 from tests.support.databases import Database
 from tests.support.lifecycle_data import fill, midnight, migrated, run, settings_for
 
@@ -308,3 +309,15 @@ def test_the_smallest_numbers_are_gathered_too(database: Database, tmp_path: Pat
         assert {(row["pip_min"], row["pip_mean"], row["motor_current_mean"]) for row in rows} == {(5e-324, 0.0, 0.0)}
     assert sum(row[0] for row in database.all("SELECT count FROM esp_fleet_hourly")) == 6
     assert database.all("SELECT DISTINCT pip_mean FROM esp_fleet_daily") == [(0.0,)]
+
+
+def test_a_mean_of_an_older_version_that_would_underflow_is_mended(any_database: Database) -> None:
+    migrate(any_database.settings, target=22)
+    add(any_database, 3, count=5)
+    any_database.run("INSERT INTO aggregate_hours SELECT * FROM aggregated_hours('-infinity', now())")
+    any_database.run("UPDATE aggregate_state SET hours_to = now()")
+    any_database.run("UPDATE aggregate_hours SET pip_mean = -5e-324 WHERE well_id = 'a'")
+    before = dict(any_database.all("SELECT well_id, pip_mean FROM aggregate_hours"))
+    migrate(any_database.settings)
+    assert dict(any_database.all("SELECT well_id, pip_mean FROM aggregate_hours")) == before | {"a": 0.0}
+    assert before["bb"] > 0

@@ -95,3 +95,11 @@ def test_a_stop_counts_with_the_part_of_it_that_lies_in_the_range(client: httpx.
     assert sum(each["lost_hours"] for each in part.values()) == pytest.approx(5 + 2 + 1)
     assert losses(client, **{"from": hours_ago(46).isoformat(), "to": hours_ago(7).isoformat()}) == {}
     assert losses(client, well_id="B-1") == {}
+
+
+def test_a_rate_of_the_smallest_number_is_no_production(client: httpx.Client, database: Database) -> None:
+    """Its product with less than a day would underflow, which is an error in PostgreSQL."""
+    with database.connect() as connection:
+        stop(connection, "A-3", 4, 3, 5e-324)
+    found = losses(client, well_id="A-3")
+    assert [(each["lost_hours"], each["lost_production"]) for each in found.values()] == [(1, 0)]

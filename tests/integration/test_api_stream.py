@@ -142,7 +142,6 @@ def test_with_a_mark_and_with_many_wells_they_come_from_the_readings(
             "INSERT INTO well_newest (timestamp, well_id, received_at) SELECT now(), 'M-' || n, 'epoch' "
             "FROM generate_series(1, 2001) AS n"
         )
-        time.sleep(1.2)
         keep(database, "A-9", now + timedelta(seconds=1), 3.0, datetime.now(UTC), "esp_telemetry")
         until(events, "readings", has_reading("A-9", 3.0))
     database.run("DELETE FROM well_newest WHERE well_id LIKE 'M-%'")

@@ -76,7 +76,7 @@ def test_what_fails_is_not_kept() -> None:
 
 
 def test_the_oldest_give_way_when_too_much_is_kept() -> None:
-    pages, source = RecentPages(FakeClock(), most_values=3 * 240), Readings()
+    pages, source = RecentPages(FakeClock(), most_values=3 * 260), Readings()
     for number in range(4):
         ask(pages, source, f"ESP-{number}")
     ask(pages, source, "ESP-3")
@@ -87,3 +87,18 @@ def test_the_oldest_give_way_when_too_much_is_kept() -> None:
     ask(pages, Readings(rows=10_000), "too large")  # nothing but this would fit, and neither does this
     ask(pages, source, "ESP-3")
     assert source.reads == 6
+
+
+def test_pages_without_rows_give_way_too() -> None:
+    """A signal that a well never sends, asked for over ever other ranges."""
+    pages, source = RecentPages(FakeClock(), most_values=1_000), Readings(rows=0)
+
+    def ask_for_nothing(number: int) -> None:
+        asyncio.run(pages.page(number, DAY_SECONDS, 120, source.read))
+
+    for number in range(60):
+        ask_for_nothing(number)
+    ask_for_nothing(59)
+    assert source.reads == 60
+    ask_for_nothing(0)
+    assert source.reads == 61

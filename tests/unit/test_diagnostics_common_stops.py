@@ -99,7 +99,8 @@ def test_trips_of_wells_of_which_nothing_more_is_received_are_suppressed_too() -
     fifth = np.flatnonzero((readings.values[SIGNAL_ROW["motor_current"]] == 0) & (readings.well_index == 4))[0]
     engine = Engine(RULES)
     engine.accept(engine.evaluate(readings.select(np.arange(fifth))))
-    assert [engine.open_at(f"W-{at:03}", "trip").state for at in range(4)] == ["unacknowledged"] * 4  # type: ignore[union-attr]
+    trips = [engine.open_at(f"W-{at:03}", "trip") for at in range(4)]
+    assert [trip and trip.state for trip in trips] == ["unacknowledged"] * 4
     evaluation = engine.evaluate(readings.select(np.arange(fifth, fifth + 1)))
     engine.accept(evaluation)
     trips = of(evaluation.rows, "trip")

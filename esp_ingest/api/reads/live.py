@@ -4,8 +4,8 @@ at all if nobody watches.
 Polling was chosen over LISTEN/NOTIFY (decision 0013): it costs the daemon nothing, works behind a connection pooler and
 with several daemons, and misses nothing that was committed while a connection was down. Each look asks for the newest
 reading of each well among those received since the last look, with an overlap because batches are committed after they
-were received; for the open occurrences; and for what operators did. Whatever differs from what is known is sent as an
-event.
+were received (in a small fleet it reads well_newest); for the open occurrences; and for what operators did. Whatever
+differs from what is known is sent as an event.
 
 Events are numbered and kept in a ring. A watcher is a position in the ring and nothing else: a client that reads
 slowly delays nobody, and one that has fallen behind the ring is disconnected."""
@@ -201,15 +201,16 @@ class Feed:
             ("api_live_alarms", {}),
             ("api_live_actions", {"after": self._action}),
         )
-        took = self._clock.monotonic() - started
-        if is_kept:  # its cost does not depend on the overlap
-            pass
-        elif took > _SLOW_SECONDS:
-            self._overlap = max(self._overlap / 2, _LEAST_OVERLAP)
-        elif took < _QUICK_SECONDS:
-            self._overlap = min(self._overlap * 2, _MOST_OVERLAP)
+        if not is_kept:  # then the overlap is what a look costs
+            self._adapt_overlap(self._clock.monotonic() - started)
         self._news_of_readings(readings)
         await self._news_of_alarms(alarms, actions)
+
+    def _adapt_overlap(self, took_seconds: float) -> None:
+        if took_seconds > _SLOW_SECONDS:
+            self._overlap = max(self._overlap / 2, _LEAST_OVERLAP)
+        elif took_seconds < _QUICK_SECONDS:
+            self._overlap = min(self._overlap * 2, _MOST_OVERLAP)
 
     def _news_of_readings(self, rows: Iterable[tuple[Any, ...]]) -> None:
         items = []

@@ -11,12 +11,13 @@ from esp_ingest.api.reads.telemetry import Page
 from esp_ingest.interfaces import Clock
 
 _LONGEST_SECONDS = 60.0
+_VALUES_OF_AN_EMPTY_PAGE = 20  # what a page takes without its rows, as if it were values
 _SHARE_OF_A_ROW = 0.1  # of the time that a row stands for; a bucket has two
 
 
 class RecentPages:
-    """Pages whose range ends now, by what was asked. To be used in the event loop. Of values (rows × columns) at most
-    ``most_values`` are kept; 200 000 take some 15 MB."""
+    """Pages whose range ends now, by what was asked. To be used in the event loop. Of values (rows × columns)
+    and pages at most ``most_values`` are kept; 200 000 take some 15 MB."""
 
     def __init__(self, clock: Clock, most_values: int = 200_000) -> None:
         self._clock = clock
@@ -39,11 +40,16 @@ class RecentPages:
     def _keep(self, key: Hashable, until: float, page: Page) -> None:
         self._forget(key)
         self._kept[key] = (until, page)
-        self._values += len(page.rows) * len(page.columns)
+        self._values += _size(page)
         while self._values > self._most_values:
             self._forget(next(iter(self._kept)))
 
     def _forget(self, key: Hashable) -> None:
         _, page = self._kept.pop(key, (0.0, None))
         if page is not None:
-            self._values -= len(page.rows) * len(page.columns)
+            self._values -= _size(page)
+
+
+def _size(page: Page) -> int:
+    """In values. A page without rows takes room too: whoever asks for a signal that a well never sends gets one."""
+    return _VALUES_OF_AN_EMPTY_PAGE + len(page.rows) * len(page.columns)
