@@ -170,23 +170,19 @@ WHERE well_id = %(well)s AND "timestamp" >= %(from)s AND "timestamp" < %(to)s
 ORDER BY "timestamp"
 LIMIT %(limit)s;
 
--- name: api_raw_count
--- How many readings there are, counted up to a limit.
-SELECT count(*) FROM (
-    SELECT FROM esp_telemetry
-    WHERE well_id = %(well)s AND "timestamp" >= %(from)s AND "timestamp" < %(to)s
-    LIMIT %(limit)s
-) AS counted;
-
--- name: api_first_at
--- Where the data of a range begin.
-SELECT min("timestamp") FROM esp_telemetry
-WHERE well_id = %(well)s AND "timestamp" >= %(from)s AND "timestamp" < %(to)s;
-
--- name: api_span
--- Where the data of a range begin and end.
-SELECT min("timestamp"), max("timestamp") FROM esp_telemetry
-WHERE well_id = %(well)s AND "timestamp" >= %(from)s AND "timestamp" < %(to)s;
+-- name: api_range
+-- How many readings a range has, counted up to a limit, where they begin and end, and which tables of aggregates this
+-- database has and this user may read.
+SELECT (SELECT count(*) FROM (
+            SELECT FROM esp_telemetry
+            WHERE well_id = %(well)s AND "timestamp" >= %(from)s AND "timestamp" < %(to)s
+            LIMIT %(limit)s) AS counted),
+       (SELECT min("timestamp") FROM esp_telemetry
+        WHERE well_id = %(well)s AND "timestamp" >= %(from)s AND "timestamp" < %(to)s),
+       (SELECT max("timestamp") FROM esp_telemetry
+        WHERE well_id = %(well)s AND "timestamp" >= %(from)s AND "timestamp" < %(to)s),
+       coalesce(has_table_privilege(to_regclass('aggregate_days'), 'SELECT'), false),
+       coalesce(has_table_privilege(to_regclass('aggregate_hours'), 'SELECT'), false);
 
 -- name: api_buckets
 -- Readings in buckets of a width, oldest first.
@@ -205,14 +201,10 @@ WHERE well_id = %(well)s AND "timestamp" >= %(from)s AND "timestamp" < %(to)s
 GROUP BY date_bin(%(width)s::interval, "timestamp", %(origin)s::timestamptz)
 ORDER BY 1;
 
--- name: api_aggregates_there
--- Which tables of aggregates this database has and this user may read.
-SELECT coalesce(has_table_privilege(to_regclass('aggregate_hours'), 'SELECT'), false),
-       coalesce(has_table_privilege(to_regclass('aggregate_days'), 'SELECT'), false);
-
 -- name: api_aggregates_span
 -- Where a well's aggregates begin and end.
-SELECT min(bucket), max(bucket) FROM {table} WHERE well_id = %(well)s AND bucket >= %(from)s AND bucket < %(to)s;
+SELECT {text}::text, min(bucket), max(bucket) FROM {table}
+WHERE well_id = %(well)s AND bucket >= %(from)s AND bucket < %(to)s;
 
 -- name: api_aggregates
 -- Buckets that the lifecycle keeps, gathered into wider ones.

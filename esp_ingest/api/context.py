@@ -51,8 +51,8 @@ _bearer = HTTPBearer(
 )
 
 
-def parts(request: Request) -> Api:
-    """The parts of this application."""
+async def parts(request: Request) -> Api:
+    """The parts of this application. Asynchronous only because FastAPI runs other dependencies in a thread."""
     found: Api = request.app.state.api
     return found
 
@@ -69,7 +69,7 @@ def needs(role: Role) -> Callable[..., Awaitable[Principal]]:
         request: Request,
         _shown: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],  # for the schema
     ) -> Principal:
-        found = await parts(request).auth.principal(request.headers.get("authorization"))
+        found = await (await parts(request)).auth.principal(request.headers.get("authorization"))
         if not found.may(role):
             raise Problem(
                 403,

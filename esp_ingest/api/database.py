@@ -1,13 +1,15 @@
 """How the API reaches the database: a small pool of connections for queries, and a connection of its own for each
 change.
 
-A query is one read-only transaction with a time limit. It is repeated if a connection of the pool turns out to be
-dead, so that the first request after an outage succeeds; the pool's own ``check=`` would spend the whole timeout on
-dead connections (psycopg#709). Changes go through the same synchronous functions as the command line, in a thread."""
+Whatever one request reads, it reads in one read-only transaction with a time limit, so that all of an answer is of the
+same moment. It is repeated if a connection of the pool turns out to be dead, so that the first request after an outage
+succeeds; the pool's own ``check=`` would spend the whole timeout on dead connections (psycopg#709). Changes go through
+the same synchronous functions as the command line, in a thread."""
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -26,7 +28,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Row = dict[str, Any]
-Statement = tuple[str | sql.Composed, Mapping[str, Any]]
+Rows = list[tuple[Any, ...]]
 AsyncConnection = psycopg.AsyncConnection[tuple[Any, ...]]
 
 WAIT_SECONDS = 3.0  # for a connection
@@ -53,6 +55,29 @@ class ImpatientAsyncConnection(AsyncConnection):
     answer without a limit."""
 
     silence_seconds = 15.0
+    begin: bytes = b""
+
+    async def configure(self, session: Mapping[str, Any]) -> None:
+        """Prepare for :meth:`snapshot`, with the parameters of the query session_settings. Nothing is sent: nothing is
+        ever set beyond a transaction or prepared by name, so that this works behind a connection pooler in transaction
+        mode, too. The transaction begins and makes its settings in one exchange with the server."""
+        self.prepare_threshold = None
+        self.adapters.register_loader("timestamptz", _BoundedMomentLoader)
+        await self.set_autocommit(True)
+        settings = psycopg.AsyncClientCursor(self).mogrify(query("session_settings").decode(), session)
+        self.begin = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; " + settings.encode()
+
+    @contextlib.asynccontextmanager
+    async def snapshot(self) -> AsyncIterator["Snapshot"]:
+        """A transaction, as long as the block lasts. Raises psycopg.Error."""
+        try:
+            await self.execute(self.begin)
+            yield Snapshot(self)
+            await self.commit()
+        except BaseException:
+            with contextlib.suppress(psycopg.Error):  # what is broken is closed, and so rolled back by the server
+                await self.rollback()
+            raise
 
     async def wait(self, gen: PQGen[RV], interval: float = _LOOK_SECONDS, timeout: float | None = None) -> RV:
         """See psycopg. Raises ServerSilent."""
@@ -62,6 +87,27 @@ class ImpatientAsyncConnection(AsyncConnection):
         except ServerSilent:
             self.pgconn.finish()
             raise
+
+
+class Snapshot:
+    """What the database holds at one moment. Every method raises psycopg.Error, and TimeoutError through a statement
+    that takes too long."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def fetch(self, statement: str | sql.Composed, parameters: Mapping[str, Any] | None = None) -> Rows:
+        """The rows of a query: of a named one, or of one that :func:`composed` made."""
+        text = query(statement) if isinstance(statement, str) else statement
+        async with self._connection.cursor(binary=True) as cursor:
+            await cursor.execute(text, parameters)
+            return await cursor.fetchall()
+
+    async def fetch_dicts(self, name: str, parameters: Mapping[str, Any]) -> list[Row]:
+        """The rows of a named query, each as a dictionary by the names of its columns."""
+        async with self._connection.cursor(row_factory=dict_row, binary=True) as cursor:
+            await cursor.execute(query(name), parameters)
+            return await cursor.fetchall()
 
 
 def composed(name: str, **parts: sql.Composable) -> sql.Composed:
@@ -77,7 +123,7 @@ class Database:
         self._timeout_seconds = settings.api.request_timeout_seconds
         self._tries = settings.api.pool_size + 1
         self._writes = asyncio.Semaphore(_WRITES_AT_ONCE)
-        self._session = session_parameters(settings.database, self._timeout_seconds, self._timeout_seconds, local=True)
+        session = session_parameters(settings.database, self._timeout_seconds, self._timeout_seconds, local=True)
 
         class PooledConnection(ImpatientAsyncConnection):
             silence_seconds = self._timeout_seconds + _GRACE_SECONDS
@@ -92,7 +138,7 @@ class Database:
             max_idle=300.0,
             reconnect_timeout=0.0,  # each request tries anew, and a probe does in between
             open=False,
-            configure=_configure,
+            configure=lambda connection: connection.configure(session),
             name="api",
         )
 
@@ -104,23 +150,42 @@ class Database:
         """Close all connections. Waits for a second at most."""
         await self._pool.close(timeout=1.0)
 
-    async def fetch(self, name: str, parameters: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
-        """The rows of a named query. Raises the errors of psycopg and of its pool, and TimeoutError."""
-        (rows,) = await self.ask((name, parameters or {}))
-        return rows
+    async def read(self, work: Callable[[Snapshot], Awaitable[T]]) -> T:
+        """What ``work`` makes of one snapshot. It is called anew where its connection turns out to be dead. Raises the
+        errors of psycopg and of its pool, and what ``work`` raises."""
+        for attempt in range(self._tries):
+            try:
+                async with self._pool.connection() as connection, connection.snapshot() as snapshot:
+                    return await work(snapshot)
+            except (PoolTimeout, PoolClosed, TooManyRequests, ServerSilent):
+                raise
+            except psycopg.OperationalError as error:
+                # 40: of two that waited for each other this one was ended; the lifecycle locks a day when it drops it.
+                may_go = error.sqlstate is None or error.sqlstate.startswith(("08", "40", "57P"))
+                if not may_go or attempt == self._tries - 1:
+                    raise
+        raise AssertionError("unreachable")
+
+    async def fetch(self, name: str, parameters: Mapping[str, Any] | None = None) -> Rows:
+        """The rows of a named query. Raises as :meth:`read`."""
+        return await self.read(lambda snapshot: snapshot.fetch(name, parameters))
+
+    async def ask(self, *named: tuple[str, Mapping[str, Any]]) -> list[Rows]:
+        """The rows of several named queries of one snapshot. Raises as :meth:`read`."""
+
+        async def work(snapshot: Snapshot) -> list[Rows]:
+            return [await snapshot.fetch(name, parameters) for name, parameters in named]
+
+        return await self.read(work)
 
     async def fetch_one(self, name: str, parameters: Mapping[str, Any] | None = None) -> tuple[Any, ...] | None:
-        """The first row of a named query, None if there is none. Raises as :meth:`fetch`."""
+        """The first row of a named query, None if there is none. Raises as :meth:`read`."""
         rows = await self.fetch(name, parameters)
         return rows[0] if rows else None
 
     async def fetch_dicts(self, name: str, parameters: Mapping[str, Any] | None = None) -> list[Row]:
         """Like :meth:`fetch`, each row as a dictionary by the names of its columns."""
-        return await self._retried(lambda c: self._dicts(c, name, parameters or {}))
-
-    async def ask(self, *statements: Statement) -> list[list[tuple[Any, ...]]]:
-        """The rows of several statements, which all see the same state of the database. Raises as :meth:`fetch`."""
-        return await self._retried(lambda connection: self._rows(connection, statements))
+        return await self.read(lambda snapshot: snapshot.fetch_dicts(name, parameters or {}))
 
     async def write(self, work: Callable[[Connection], T]) -> T:
         """Run ``work`` in a thread, with a connection in autocommit. At most four run at a time, others wait. Raises
@@ -132,41 +197,3 @@ class Database:
 
         async with self._writes:
             return await asyncio.to_thread(run)
-
-    async def _retried(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        for attempt in range(self._tries):
-            try:
-                async with self._pool.connection() as connection, connection.transaction():
-                    await connection.execute(query("session_settings"), self._session)
-                    return await work(connection)
-            except (PoolTimeout, PoolClosed, TooManyRequests, ServerSilent):
-                raise
-            except psycopg.OperationalError as error:
-                is_lost = error.sqlstate is None or error.sqlstate.startswith(("08", "57P"))
-                if not is_lost or attempt == self._tries - 1:
-                    raise
-        raise AssertionError("unreachable")
-
-    async def _rows(self, connection: AsyncConnection, statements: Sequence[Statement]) -> list[list[tuple[Any, ...]]]:
-        found = []
-        for statement, parameters in statements:
-            text = query(statement) if isinstance(statement, str) else statement
-            async with connection.cursor(binary=True) as cursor:
-                await cursor.execute(text, parameters)
-                found.append(await cursor.fetchall())
-        return found
-
-    async def _dicts(self, connection: AsyncConnection, name: str, parameters: Mapping[str, Any]) -> list[Row]:
-        async with connection.cursor(row_factory=dict_row, binary=True) as cursor:
-            await cursor.execute(query(name), parameters)
-            return await cursor.fetchall()
-
-
-async def _configure(connection: AsyncConnection) -> None:
-    """Never prepare statements by name, and never set anything beyond a transaction: this works behind a connection
-    pooler in transaction mode, too."""
-    connection.prepare_threshold = None
-    connection.adapters.register_loader("timestamptz", _BoundedMomentLoader)
-    await connection.set_autocommit(True)
-    await connection.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
-    await connection.set_read_only(True)

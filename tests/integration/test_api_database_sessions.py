@@ -58,7 +58,7 @@ def asked(settings: Settings, names: list[str]) -> tuple[list[str], list[str]]:
         database = ApiDatabase(settings)
         await database.open()
         try:
-            (rows,) = await database.ask((statement, {}))
+            rows = await database.read(lambda snapshot: snapshot.fetch(statement))
             written = await database.write(lambda connection: connection.execute(statement).fetchall())
         finally:
             await database.close()

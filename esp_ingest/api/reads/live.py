@@ -17,14 +17,14 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import psycopg
 from psycopg_pool import PoolTimeout
 
 from esp_ingest.api.access.principal import Principal
-from esp_ingest.api.database import Database
+from esp_ingest.api.database import Database, Rows, Snapshot
 from esp_ingest.api.monitor import Monitor
 from esp_ingest.api.reads.fleet import state_of
 from esp_ingest.interfaces import Clock, StoreUnavailable
@@ -51,6 +51,18 @@ ALARM_FIELDS = (
 )  # fmt: skip
 _READINGS_HEAD = b'{"columns":' + msgspec.json.encode(READING_COLUMNS) + b',"rows":['
 _ALARMS_HEAD = b'{"items":['
+
+
+class _Seen(NamedTuple):
+    """What a look found. ``overlap_cost_seconds``: what reading the overlap took, None where there is none.
+    ``ended``: the rows of occurrences that have ended or that somebody did something to. ``action``: the number of the
+    last action on an alarm."""
+
+    readings: Rows
+    overlap_cost_seconds: float | None
+    alarms: dict[tuple[str, str, datetime], tuple[Any, ...]]
+    ended: Rows
+    action: int
 
 
 @dataclass(slots=True)
@@ -192,19 +204,34 @@ class Feed:
             await asyncio.sleep(pause if database == "ok" else BEAT_SECONDS)  # a failed look was no work
 
     async def _look(self) -> None:
+        seen = await self._database.read(self._see)
+        if seen.overlap_cost_seconds is not None:
+            self._adapt_overlap(seen.overlap_cost_seconds)
+        self._tell_of_readings(seen.readings)
+        self._tell_of_alarms(seen)
+
+    async def _see(self, snapshot: Snapshot) -> _Seen:
+        """It may be called twice for one look, so nothing is noted here."""
         now = at_us(self._clock.now_us())
-        ((is_kept,),) = await self._database.fetch("api_live_is_kept", {"few": _FEW_WELLS})
+        ((is_kept,),) = await snapshot.fetch("api_live_is_kept", {"few": _FEW_WELLS})
         after = (self._received or now) - (_MOST_OVERLAP if is_kept else self._overlap)
         started = self._clock.monotonic()
-        readings, alarms, actions = await self._database.ask(
-            ("api_live_kept" if is_kept else "api_live_readings", {"after": after, "oldest": now - _BACKLOG}),
-            ("api_live_alarms", {}),
-            ("api_live_actions", {"after": self._action}),
+        readings = await snapshot.fetch(
+            "api_live_kept" if is_kept else "api_live_readings", {"after": after, "oldest": now - _BACKLOG}
         )
-        if not is_kept:  # then the overlap is what a look costs
-            self._adapt_overlap(self._clock.monotonic() - started)
-        self._news_of_readings(readings)
-        await self._news_of_alarms(alarms, actions)
+        cost = None if is_kept else self._clock.monotonic() - started
+        alarms = {(row[0], row[1], row[2]): row for row in await snapshot.fetch("api_live_alarms")}
+        if self._open is None:  # the first look: this is what is known, not news
+            ((newest,),) = await snapshot.fetch("newest_action")
+            return _Seen(readings, cost, alarms, [], int(newest))
+        actions = await snapshot.fetch("api_live_actions", {"after": self._action})
+        ended = [key for key in self._open if key not in alarms]
+        touched = [(a[1], a[2], a[7]) for a in actions if a[7] is not None and (a[1], a[2], a[7]) not in alarms]
+        news: Rows = []
+        if keys := list(dict.fromkeys(ended + touched)):
+            wells, diagnoses, times = (list(each) for each in zip(*keys, strict=True))
+            news = await snapshot.fetch("api_live_ended", {"wells": wells, "diagnoses": diagnoses, "times": times})
+        return _Seen(readings, cost, alarms, news, actions[-1][0] if actions else self._action)
 
     def _adapt_overlap(self, took_seconds: float) -> None:
         if took_seconds > _SLOW_SECONDS:
@@ -212,7 +239,7 @@ class Feed:
         elif took_seconds < _QUICK_SECONDS:
             self._overlap = min(self._overlap * 2, _MOST_OVERLAP)
 
-    def _news_of_readings(self, rows: Iterable[tuple[Any, ...]]) -> None:
+    def _tell_of_readings(self, rows: Iterable[tuple[Any, ...]]) -> None:
         items = []
         now = at_us(self._clock.now_us())
         for row in rows:
@@ -226,30 +253,12 @@ class Feed:
                 items.append((well, msgspec.json.encode((*row[:-1], state))))
         self._tell_in_parts("readings", _READINGS_HEAD, items)
 
-    async def _news_of_alarms(self, rows: list[tuple[Any, ...]], actions: list[tuple[Any, ...]]) -> None:
-        found = {(row[0], row[1], row[2]): row for row in rows}
-        if self._open is None:  # the first look: this is what is known, not news
-            self._open = found
-            self._action = await self._newest_action()
-            return
-        news = [row for key, row in found.items() if self._open.get(key) != row]
-        ended = [key for key in self._open if key not in found]
-        touched = [(a[1], a[2], a[7]) for a in actions if a[7] is not None and (a[1], a[2], a[7]) not in found]
-        keys = list(dict.fromkeys(ended + touched))
-        if keys:
-            wells, diagnoses, times = (list(each) for each in zip(*keys, strict=True))
-            news += await self._database.fetch(
-                "api_live_ended", {"wells": wells, "diagnoses": diagnoses, "times": times}
-            )
-        self._open = found
-        if actions:
-            self._action = actions[-1][0]
+    def _tell_of_alarms(self, seen: _Seen) -> None:
+        known = seen.alarms if self._open is None else self._open
+        news = [row for key, row in seen.alarms.items() if known.get(key) != row] + seen.ended
+        self._open, self._action = seen.alarms, seen.action
         items = [(row[0], msgspec.json.encode(dict(zip(ALARM_FIELDS, row, strict=True)))) for row in news]
         self._tell_in_parts("alarms", _ALARMS_HEAD, items)
-
-    async def _newest_action(self) -> int:
-        row = await self._database.fetch_one("newest_action")
-        return int(row[0]) if row else 0
 
     def _tell_health(self, health: dict[str, Any]) -> None:
         if _without_ages(health) != _without_ages(self._health):

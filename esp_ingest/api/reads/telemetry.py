@@ -18,13 +18,13 @@ from typing import Any, Literal, NamedTuple
 
 from psycopg import sql
 
-from esp_ingest.api.database import Database, composed
+from esp_ingest.api.database import Snapshot, composed
 from esp_ingest.api.wire.ranges import Range
 
 Resolution = Literal["raw", "1m", "1h", "1d", "auto"]
 WIDTHS = {"1m": timedelta(minutes=1), "1h": timedelta(hours=1), "1d": timedelta(days=1)}
 _ORIGIN = datetime(2000, 1, 1, tzinfo=UTC)
-_TABLES = ((timedelta(days=1), "aggregate_days"), (timedelta(hours=1), "aggregate_hours"))
+_TABLES = (("aggregate_days", timedelta(days=1)), ("aggregate_hours", timedelta(hours=1)))
 Rows = list[list[Any]]
 
 
@@ -55,11 +55,21 @@ def _aggregated(signals: Sequence[str], parts: Sequence[tuple[str, str]]) -> sql
     return sql.SQL(", ").join(made)
 
 
-class TelemetryReader:
-    """Reads the telemetry of one well. Every method raises as Database.ask."""
+class Kept(NamedTuple):
+    """A table of aggregates, the width of its buckets, and the first and the last of those in the range that was
+    asked for. The last may still grow, so it is left to the readings."""
 
-    def __init__(self, database: Database, well_id: str, signals: Sequence[str]) -> None:
-        self._database = database
+    table: str
+    width: timedelta
+    first: datetime
+    last: datetime
+
+
+class TelemetryReader:
+    """Reads the telemetry of one well, all of it in one snapshot. Every method raises as the snapshot's."""
+
+    def __init__(self, snapshot: Snapshot, well_id: str, signals: Sequence[str]) -> None:
+        self._snapshot = snapshot
         self._well = well_id
         self._signals = list(signals)
 
@@ -69,7 +79,7 @@ class TelemetryReader:
     async def raw(self, asked: Range, limit: int) -> Page:
         """The first ``limit`` readings of the range."""
         statement = composed("api_raw", columns=_joined("{0}", self._signals))
-        (rows,) = await self._database.ask((statement, self._parameters(asked, limit=limit + 1)))
+        rows = await self._snapshot.fetch(statement, self._parameters(asked, limit=limit + 1))
         following = rows[limit][0] if len(rows) > limit else None
         columns = ["timestamp", *self._signals]
         return Page("raw", columns, [None, *self._signals], [list(row) for row in rows[:limit]], following)
@@ -83,10 +93,12 @@ class TelemetryReader:
         for signal in self._signals:
             columns += [signal, f"{signal}_min", f"{signal}_max"]
             signals += [signal] * 3
-        aggregates = await self._aggregates(width, asked)
-        first = await self._first(asked, aggregates)
-        if first is None:
+        _, first, _, kept = await self._range(asked, 0)
+        aggregates = _fitting(kept, width)
+        starts = [each for each in (first, aggregates and aggregates.first) if each is not None]
+        if not starts:
             return Page(resolution, columns, signals, [], None)
+        first = min(starts)
         begin = max(asked.start, floor(first, width))
         end = min(asked.end, floor(begin, width) + limit * width)
         page = Range(begin, end)
@@ -99,22 +111,22 @@ class TelemetryReader:
         """The whole range in ``max_points`` rows at most, with all extremes among them."""
         columns = ["timestamp", *self._signals]
         signals: list[str | None] = [None, *self._signals]
-        counting = self._parameters(asked, limit=max_points + 1)
-        counted, span, there = await self._database.ask(
-            ("api_raw_count", counting), ("api_span", counting), ("api_aggregates_there", {})
-        )
-        has_aggregates = any(there[0])
-        if counted[0][0] <= max_points and not (has_aggregates and await self._reaches_further(asked, span[0][0])):
+        count, first, last, kept = await self._range(asked, max_points + 1)
+        days = _fitting(kept, timedelta(days=1))  # may hold days whose readings have been dropped
+        if count <= max_points and (days is None or (first is not None and first < days.first + days.width)):
             return await self.raw(asked, max_points)
-        first, last = span[0]
-        if has_aggregates:
-            first, last = await self._whole_span(asked, first, last)
+        if days is not None:
+            end = min(days.last + days.width, asked.end)
+            first = days.first if first is None else min(first, days.first)
+            last = end if last is None else max(last, end)
+        assert first is not None  # more than none were counted, or there are aggregates
+        assert last is not None
         # Two rows a bucket; a bucket more where the range does not begin on one, and where readings and aggregates
         # meet.
         width = bucket_width(last - first, max_points)
-        aggregates = await self._aggregates(width, asked) if has_aggregates else None
+        aggregates = _fitting(kept, width)
         if aggregates is not None:
-            width = _whole(width, aggregates[1])
+            width = _whole(width, aggregates.width)
         rows: Rows = []
         for piece, table in self._pieces(Range(first, min(asked.end, last + timedelta(microseconds=1))), aggregates):
             rows += await self._extremes(piece, width, table)
@@ -123,47 +135,24 @@ class TelemetryReader:
 
     # -- Which table.
 
-    async def _aggregates(self, width: timedelta, asked: Range) -> tuple[str, timedelta, datetime, datetime] | None:
-        """The coarsest table whose buckets fit into ``width``, its own width, and the first and last of its buckets in
-        the range. The last may still grow, so it is left to the readings."""
-        fitting = [each for each in _TABLES if each[0] <= width and width % each[0] == timedelta(0)]
-        fitting += [each for each in _TABLES if each[0] <= width and each not in fitting]
-        if not fitting:
-            return None
-        (there,) = await self._database.ask(("api_aggregates_there", {}))
-        exists = {"aggregate_hours": there[0][0], "aggregate_days": there[0][1]}
-        for own, table in fitting:
-            if exists[table]:
-                statement = composed("api_aggregates_span", table=sql.Identifier(table))
-                (found,) = await self._database.ask((statement, self._parameters(asked)))
-                if found[0][0] is not None:
-                    return table, own, found[0][0], found[0][1]
-        return None
-
-    async def _reaches_further(self, asked: Range, first: datetime | None) -> bool:
-        """Whether the aggregates hold days whose readings have been dropped."""
-        found = await self._aggregates(timedelta(days=1), asked)
-        return found is not None and (first is None or found[2] + found[1] <= first)
-
-    async def _whole_span(
-        self, asked: Range, first: datetime | None, last: datetime | None
-    ) -> tuple[datetime, datetime]:
-        found = await self._aggregates(timedelta(days=1), asked)
-        starts = [each for each in (first, found[2] if found else None) if each is not None]
-        ends = [each for each in (last, min(found[3] + found[1], asked.end) if found else None) if each is not None]
-        return (min(starts), max(ends)) if starts else (asked.start, asked.end)
-
-    async def _first(
-        self, asked: Range, aggregates: tuple[str, timedelta, datetime, datetime] | None
-    ) -> datetime | None:
-        row = await self._database.fetch_one("api_first_at", self._parameters(asked))
-        starts = [each for each in (row[0] if row else None, aggregates[2] if aggregates else None) if each is not None]
-        return min(starts) if starts else None
+    async def _range(self, asked: Range, limit: int) -> tuple[int, datetime | None, datetime | None, list[Kept]]:
+        """How many readings there are, counted up to ``limit``, the first and the last, and the tables of aggregates
+        that hold some of the range, the coarser first."""
+        parameters = self._parameters(asked, limit=limit)
+        ((count, first, last, *there),) = await self._snapshot.fetch("api_range", parameters)
+        readable = [each for each, is_there in zip(_TABLES, there, strict=True) if is_there]
+        if not readable:
+            return count, first, last, []
+        spans = [
+            composed("api_aggregates_span", text=sql.Literal(table), table=sql.Identifier(table))
+            for table, _ in readable
+        ]
+        found = await self._snapshot.fetch(sql.SQL(" UNION ALL ").join(spans), parameters)
+        by_table = {table: (begin, end) for table, begin, end in found if begin is not None}
+        return count, first, last, [Kept(name, own, *by_table[name]) for name, own in readable if name in by_table]
 
     @staticmethod
-    def _pieces(
-        asked: Range, aggregates: tuple[str, timedelta, datetime, datetime] | None
-    ) -> list[tuple[Range, str | None]]:
+    def _pieces(asked: Range, aggregates: Kept | None) -> list[tuple[Range, str | None]]:
         """The range in pieces, each with the table that has it (None: the readings)."""
         if aggregates is None:
             return [(asked, None)]
@@ -183,7 +172,7 @@ class TelemetryReader:
         else:
             columns = _aggregated(self._signals, (("mean", "mean"), ("min", "min"), ("max", "max")))
             statement = composed("api_aggregates", columns=columns, table=sql.Identifier(table))
-        (rows,) = await self._database.ask((statement, self._parameters(asked, width=width)))
+        rows = await self._snapshot.fetch(statement, self._parameters(asked, width=width))
         return [list(row) for row in rows]
 
     async def _extremes(self, asked: Range, width: timedelta, table: str | None) -> Rows:
@@ -197,10 +186,16 @@ class TelemetryReader:
         else:
             columns = _aggregated(self._signals, (("min", "min"), ("max", "max")))
             statement = composed("api_aggregates", columns=columns, table=sql.Identifier(table))
-        (found,) = await self._database.ask((statement, self._parameters(asked, width=width)))
+        found = await self._snapshot.fetch(statement, self._parameters(asked, width=width))
         if table is None:
             return [row for each in found for row in two_rows(each, len(self._signals))]
         return [row for each in found for row in _low_and_high(each, width, len(self._signals))]
+
+
+def _fitting(kept: Sequence[Kept], width: timedelta) -> Kept | None:
+    """The coarsest table whose buckets fill ``width``, or else fit into it; None if none does."""
+    fitting = [each for each in kept if each.width <= width]
+    return next((each for each in fitting if width % each.width == timedelta(0)), next(iter(fitting), None))
 
 
 def two_rows(found: tuple[Any, ...], signals: int) -> Rows:

@@ -74,7 +74,9 @@ async def telemetry(
     rest = asked if after is None else Range(max(asked.start, after[0]), asked.end)
 
     async def read() -> Page:
-        found = await _read(TelemetryReader(api.database, well_id, names), rest, resolution, max_points)
+        found = await api.database.read(
+            lambda snapshot: _read(TelemetryReader(snapshot, well_id, names), rest, resolution, max_points)
+        )
         convert_rows(found.rows, found.signals, units)
         return found
 
