@@ -20,7 +20,7 @@ from psycopg.rows import dict_row
 from psycopg.types.datetime import TimestamptzBinaryLoader
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
-from esp_ingest.config.settings import Settings
+from esp_ingest.config.settings import DatabaseSettings, Settings
 from esp_ingest.store.connection import Connection, ServerSilent, _impatient, connect, conninfo, session_parameters
 from esp_ingest.store.queries import query
 
@@ -55,23 +55,33 @@ class ImpatientAsyncConnection(AsyncConnection):
     answer without a limit."""
 
     silence_seconds = 15.0
-    begin: bytes = b""
+    _settings: bytes = b""  # of a transaction, behind a pooler
 
-    async def configure(self, session: Mapping[str, Any]) -> None:
-        """Prepare for :meth:`snapshot`, with the parameters of the query session_settings. Nothing is sent: nothing is
-        ever set beyond a transaction or prepared by name, so that this works behind a connection pooler in transaction
-        mode, too. The transaction begins and makes its settings in one exchange with the server."""
+    async def configure(self, settings: DatabaseSettings, timeout_seconds: float) -> None:
+        """Make the settings of a session that reads, or prepare for making them in each transaction where a pooler
+        stands between us and the server (see store.connection.Session). Nothing is prepared by name, for the same
+        reason. Raises psycopg.Error."""
         self.prepare_threshold = None
         self.adapters.register_loader("timestamptz", _BoundedMomentLoader)
         await self.set_autocommit(True)
-        settings = psycopg.AsyncClientCursor(self).mogrify(query("session_settings").decode(), session)
-        self.begin = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; " + settings.encode()
+        cursor = await self.execute(query("session_identity"))
+        ((server_pid, _),) = await cursor.fetchall()
+        is_pooled = server_pid != self.info.backend_pid
+        parameters = session_parameters(settings, timeout_seconds, timeout_seconds, local=is_pooled)
+        made = psycopg.AsyncClientCursor(self).mogrify(query("session_settings").decode(), parameters).encode()
+        if is_pooled:
+            self._settings = b"; " + made
+        else:
+            await self.execute(made)
+            await self.execute("SET default_transaction_read_only = on")
 
     @contextlib.asynccontextmanager
-    async def snapshot(self) -> AsyncIterator["Snapshot"]:
-        """A transaction, as long as the block lasts. Raises psycopg.Error."""
+    async def snapshot(self, is_one_statement: bool) -> AsyncIterator["Snapshot"]:
+        """A read-only transaction, as long as the block lasts. It begins and makes its settings in one exchange with
+        the server. One statement in a session of our own is a transaction by itself. Raises psycopg.Error."""
         try:
-            await self.execute(self.begin)
+            if self._settings or not is_one_statement:
+                await self.execute(b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY" + self._settings)
             yield Snapshot(self)
             await self.commit()
         except BaseException:
@@ -123,10 +133,12 @@ class Database:
         self._timeout_seconds = settings.api.request_timeout_seconds
         self._tries = settings.api.pool_size + 1
         self._writes = asyncio.Semaphore(_WRITES_AT_ONCE)
-        session = session_parameters(settings.database, self._timeout_seconds, self._timeout_seconds, local=True)
 
         class PooledConnection(ImpatientAsyncConnection):
             silence_seconds = self._timeout_seconds + _GRACE_SECONDS
+
+        async def configure(connection: PooledConnection) -> None:
+            await connection.configure(settings.database, self._timeout_seconds)
 
         self._pool = AsyncConnectionPool(
             conninfo(settings.database),
@@ -138,7 +150,7 @@ class Database:
             max_idle=300.0,
             reconnect_timeout=0.0,  # each request tries anew, and a probe does in between
             open=False,
-            configure=lambda connection: connection.configure(session),
+            configure=configure,
             name="api",
         )
 
@@ -153,9 +165,12 @@ class Database:
     async def read(self, work: Callable[[Snapshot], Awaitable[T]]) -> T:
         """What ``work`` makes of one snapshot. It is called anew where its connection turns out to be dead. Raises the
         errors of psycopg and of its pool, and what ``work`` raises."""
+        return await self._read(work, is_one_statement=False)
+
+    async def _read(self, work: Callable[[Snapshot], Awaitable[T]], is_one_statement: bool) -> T:
         for attempt in range(self._tries):
             try:
-                async with self._pool.connection() as connection, connection.snapshot() as snapshot:
+                async with self._pool.connection() as connection, connection.snapshot(is_one_statement) as snapshot:
                     return await work(snapshot)
             except (PoolTimeout, PoolClosed, TooManyRequests, ServerSilent):
                 raise
@@ -168,7 +183,7 @@ class Database:
 
     async def fetch(self, name: str, parameters: Mapping[str, Any] | None = None) -> Rows:
         """The rows of a named query. Raises as :meth:`read`."""
-        return await self.read(lambda snapshot: snapshot.fetch(name, parameters))
+        return await self._read(lambda snapshot: snapshot.fetch(name, parameters), is_one_statement=True)
 
     async def ask(self, *named: tuple[str, Mapping[str, Any]]) -> list[Rows]:
         """The rows of several named queries of one snapshot. Raises as :meth:`read`."""
@@ -185,7 +200,7 @@ class Database:
 
     async def fetch_dicts(self, name: str, parameters: Mapping[str, Any] | None = None) -> list[Row]:
         """Like :meth:`fetch`, each row as a dictionary by the names of its columns."""
-        return await self.read(lambda snapshot: snapshot.fetch_dicts(name, parameters or {}))
+        return await self._read(lambda s: s.fetch_dicts(name, parameters or {}), is_one_statement=True)
 
     async def write(self, work: Callable[[Connection], T]) -> T:
         """Run ``work`` in a thread, with a connection in autocommit. At most four run at a time, others wait. Raises

@@ -4,9 +4,9 @@
 
 The input is that of ``make bench``'s case (a), as fast as the broker takes it, or (c), 10 000 wells at 1 Hz. The API is
 a process with the Nice of its unit, config/systemd/esp-ingest-api.service. A reader does what a browser with the
-console does: it holds the live stream of the whole fleet, asks every 30 s for the fleet and for a part of the
-sparklines of the rows in view, the first of the fleet, and opens the page of any well every minute. All readers are one
-process, which shares the machine too.
+console does: it keeps its connections, holds the live stream of the whole fleet, asks every 30 s for the fleet and for
+a part of the sparklines of the rows in view, the first of the fleet, and opens the page of any well every minute. All
+readers are one process, which shares the machine too.
 """
 
 import argparse
@@ -46,6 +46,9 @@ _WELL = (
 )
 
 
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
 @dataclass(slots=True)
 class Seen:
     """What the readers got: seconds of each answer, and bytes and ends of their streams."""
@@ -61,7 +64,8 @@ class Reader:
 
     def __init__(self, port: int, token: str, wells: int, seen: Seen, number: int) -> None:
         self._port, self._wells, self._seen = port, wells, seen
-        self._head = f"HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n"
+        self._head = f"HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {token}\r\n\r\n"
+        self._idle: list[Streams] = []  # connections that have answered
         self._random = random.Random(number)
         self._turn = number  # of the rows in view: not everybody begins at the same one
 
@@ -96,28 +100,39 @@ class Reader:
     async def _get(self, path: str) -> bytes:
         """The body; empty where it was refused."""
         began = time.monotonic()
-        reader, writer = await self._ask(path)
-        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
-        writer.close()
-        if head.split(b" ", 2)[1] in (b"200", b"404"):  # a well may have sent nothing yet
+        try:
+            status, body = await self._answer(self._idle.pop(), path)
+        except (IndexError, OSError, asyncio.IncompleteReadError):  # none, or the server has closed it meanwhile
+            status, body = await self._answer(await self._connect(), path)
+        if status in (200, 404):  # a well may have sent nothing yet
             self._seen.seconds.append(time.monotonic() - began)
             return body
         self._seen.refused += 1
         return b""
 
+    async def _answer(self, streams: Streams, path: str) -> tuple[int, bytes]:
+        """Status and body. Raises OSError and asyncio.IncompleteReadError."""
+        reader, writer = streams
+        writer.write(f"GET {path} {self._head}".encode())
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        length = int(head.partition(b"content-length:")[2].split(b"\r\n", 1)[0])
+        body = await reader.readexactly(length)
+        self._idle.append(streams)
+        status = int(head.split(b" ", 2)[1])
+        return status, body if status == 200 else b""
+
     async def _stream(self) -> None:
         while True:
-            reader, writer = await self._ask("/api/v1/stream")
+            reader, writer = await self._connect()
+            writer.write(f"GET /api/v1/stream {self._head}".encode())
             while piece := await reader.read(1_048_576):
                 self._seen.streamed_bytes += len(piece)
             writer.close()
             self._seen.streams_ended += 1
             await asyncio.sleep(0.5)
 
-    async def _ask(self, path: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self._port, limit=1_048_576)
-        writer.write(f"GET {path} {self._head}".encode())
-        return reader, writer
+    async def _connect(self) -> Streams:
+        return await asyncio.open_connection("127.0.0.1", self._port, limit=1_048_576)
 
 
 async def read(port: int, token: str, readers: int, wells: int) -> Seen:
