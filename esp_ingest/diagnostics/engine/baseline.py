@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from esp_ingest.diagnostics.engine.baseline_plan import Plan, Pushes
+from esp_ingest.diagnostics.engine.baseline_plan import Plan, Pushes, folded_many, folded_one
 from esp_ingest.diagnostics.engine.buckets import (
     BACK,
     BUCKET_US,
@@ -29,6 +29,7 @@ from esp_ingest.diagnostics.engine.buckets import (
     Window,
     added,
     as_index,
+    in_turns,
     median,
     variation,
     windowed,
@@ -190,27 +191,16 @@ class Baselines:
 
     def _fold(self, runs: Runs, plan: Plan, settled: BoolArray, t: IntArray) -> None:
         """Settled 5-minute means go into their half-hour; a half-hour that is over goes into the running median."""
-        state = self._state
         over = runs.bucket[runs.opening] // _HALF > runs.closed // _HALF
-        begins = runs.new.copy()
-        begins[1:] |= over[:-1]
-        group = np.cumsum(begins) - 1
-        starts = np.flatnonzero(begins)
-        of_state = runs.new[starts]
-        slots = runs.closing_slot[starts[of_state]]
-        sums = np.zeros((len(self._medians), starts.shape[0]))
-        counts = np.zeros((len(self._medians), starts.shape[0]), np.int32)
-        sums[:, of_state], counts[:, of_state] = state["half_sum"][:, slots], state["half_n"][:, slots]
         part = plan.means[self._median_place]
         there = ~np.isnan(part) & settled
-        if settled.any():
-            sums = added(sums, group, np.where(there, part, 0.0))
-            counts = added(counts, group, there)
-        ends = np.append(starts[1:], group.shape[0]) - 1  # the last closing of each group
-        is_over = over[ends]
-        last = np.append(np.flatnonzero(of_state)[1:], starts.shape[0]) - 1  # the last group of each well
-        plan.half_sum = np.where(is_over[last], 0.0, sums[:, last])
-        plan.half_n = np.where(is_over[last], 0, counts[:, last])
+        fold = folded_one if runs.lone else folded_many
+        ends, is_over, sums, counts, last = fold(self._state, runs, over, part, there)
+        plan.half_sum, plan.half_n = sums[:, last], counts[:, last]
+        if not is_over.any():
+            return
+        plan.half_sum = np.where(is_over[last], 0.0, plan.half_sum)
+        plan.half_n = np.where(is_over[last], 0, plan.half_n)
         pushed = np.flatnonzero(is_over & (counts > 0).any(axis=0))
         if pushed.size:
             at = ends[pushed]
@@ -237,9 +227,13 @@ class Baselines:
         learned, held, partly = self._held.learned(slots, end_us, new)
         last = np.append(new[1:], True)
         plan.held = slots[last], held[last]
-        well_ends = runs.last[runs.closing_well[at]] + 1
-        for begin, end, count in zip(runs.opening[at].tolist(), well_ends.tolist(), held.tolist(), strict=True):
-            plan.features[self.row[HELD], begin:end] = count * _HALF_SECONDS
+        # Each from its run on, up to the next of its well or the well's last run.
+        begin = runs.opening[at]
+        end = runs.last[runs.closing_well[at]] + 1
+        end[:-1] = np.where(new[1:], end[:-1], begin[1:])
+        ahead = np.repeat(begin - np.cumsum(end - begin) + end - begin, end - begin)
+        where = np.arange(ahead.shape[0]) + ahead
+        plan.features[self.row[HELD], where] = np.repeat(held * _HALF_SECONDS, end - begin)
         return learned, partly
 
     def _push(self, runs: Runs, plan: Plan, at: Slots, time_us: IntArray, half: Slots, partly: BoolArray) -> None:
@@ -351,24 +345,28 @@ class Baselines:
             days[:, :, pushes.well[step.at]] *= factors[:, None]
             habits[:, step.at] *= factors
         after = np.append(np.flatnonzero(np.diff(pushes.well)) + 1, pushes.well.shape[0])
-        while ends.size:
-            wells, at = np.unique(pushes.well[ends], return_index=True)
-            now = ends[at]
+        known: list[FloatArray] = []
+        turns = in_turns(pushes.well[ends])
+        for turn in turns:
+            now = ends[turn]
+            wells = pushes.well[now]
             days[:, (pushes.number[now] // _LONG % _DAYS).astype(np.intp), wells] = medians[self._habit_of][:, now]
-            found = np.stack([median(np.ascontiguousarray(of.T), 1) for of in days[:, :, wells]])
+            known.append(days[:, :, wells])
+        if turns:
+            now = ends[np.concatenate(turns)]
+            found = median(np.concatenate(known, axis=-1).transpose(0, 2, 1), 1)
             until = after[np.searchsorted(after, now, side="right")]
             for place, (end, stop) in enumerate(zip(now.tolist(), until.tolist(), strict=True)):
                 habits[:, end:stop] = found[:, place, None]
-            ends = np.delete(ends, at)
         return habits
 
     # -- features over the last hour
 
     def _refresh(self, runs: Runs, plan: Plan) -> None:
         past = Past(runs, self._state)
-        opening = runs.opening
         dt = [past.at_closings(column) for column in past.window(self._state["ring_dt"], plan.mean_dt, 12)]
-        plan.features[0, opening] = median(np.stack(dt, axis=-1), 3)
+        index = runs.opening_index
+        plan.features[0, index] = median(np.stack(dt, axis=-1), 3)
         made: dict[str, Window] = {}
         for key in self._windowed:
             function, signal, seconds = str(key[0]), str(key[1]), int(str(key[2]))
@@ -381,17 +379,17 @@ class Baselines:
                     made[signal] = past.window(self._state["ring_mean"][place], plan.means[place], BACK)
                 values = past.at_closings(windowed(function, made[signal], k))
                 if function == "trend":
-                    values = values / plan.features[self.row[("median", signal)], opening]
+                    values = values / plan.features[self.row[("median", signal)], index]
                 if function in ("trend", "rate"):
                     values = values / seconds
-            plan.features[self.row[key], opening] = values
+            plan.features[self.row[key], index] = values
         for name in self._own.lows():
             if name not in made:
                 made[name] = past.window(
                     self._state["ring_mean"][self._place[name]], plan.means[self._place[name]], BACK
                 )
-            usual = plan.features[self.row[("median", name)], opening]
-            plan.features[self.row[("low", name)], opening] = past.at_closings(low_mean(made[name])) / usual
+            usual = plan.features[self.row[("median", name)], index]
+            plan.features[self.row[("low", name)], index] = past.at_closings(low_mean(made[name])) / usual
 
     def _cv(self, past: "Past", plan: Plan, place: int, k: int) -> FloatArray:
         state, at = self._state, self._square_place[place]
@@ -413,8 +411,9 @@ class Baselines:
         if not runs.opening.size:
             return
         self._commit_features(journal, runs, plan)
-        journal.put(state["half_sum"], (slice(None), runs.closing_slot[runs.new]), plan.half_sum)
-        journal.put(state["half_n"], (slice(None), runs.closing_slot[runs.new]), plan.half_n)
+        wells = (slice(None), runs.closing_index if runs.lone else runs.closing_slot[runs.new])
+        journal.put(state["half_sum"], wells, plan.half_sum)
+        journal.put(state["half_n"], wells, plan.half_n)
         if plan.held is not None:
             journal.put(state["held"], *plan.held)
         if plan.halves is not None:

@@ -1,11 +1,15 @@
 """What a batch makes of the baselines, computed whole before any state is written."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
-from esp_ingest.diagnostics.engine.buckets import Slots
+import numpy as np
+
+from esp_ingest.diagnostics.engine.buckets import Runs, Slots, added
 from esp_ingest.diagnostics.engine.own_days import OwnPlan
 from esp_ingest.diagnostics.engine.slow_trends import SlowPlan
 from esp_ingest.diagnostics.engine.speed_steps import HalfHours, SpeedStep
+from esp_ingest.diagnostics.engine.well_state import Array, WellArrays
 from esp_ingest.diagnostics.language.evaluation import BoolArray
 from esp_ingest.model import FloatArray, IntArray
 
@@ -53,3 +57,35 @@ class Pushes:
     partly: BoolArray
     days: FloatArray | None = None  # (habits, 7, wells of the batch), if a day ended
     steps: list[SpeedStep] = field(default_factory=list)
+
+
+# Of groups of closings of one half-hour: their last closings, whether they are over, their sums and counts by signal,
+# and the last group of each well.
+Folded = tuple[Slots, BoolArray, FloatArray, Array, Any]
+
+
+def folded_one(state: WellArrays, runs: Runs, over: BoolArray, part: FloatArray, there: BoolArray) -> Folded:
+    """As :func:`folded_many`, if each closing is the only one of its well: groups and closings are the same."""
+    index = (slice(None), runs.closing_index)
+    sums = state["half_sum"][index] + np.where(there, part, 0.0)
+    return np.arange(over.shape[0]), over, sums, state["half_n"][index] + there, slice(None)
+
+
+def folded_many(state: WellArrays, runs: Runs, over: BoolArray, part: FloatArray, there: BoolArray) -> Folded:
+    """Add 5-minute means to their half-hours. By closing: whether the half-hour is ``over`` with it, its means ``part``
+    (medians, closings), and which of them are ``there`` and count."""
+    begins = runs.new.copy()
+    begins[1:] |= over[:-1]
+    group = np.cumsum(begins) - 1
+    starts = np.flatnonzero(begins)
+    of_state = runs.new[starts]
+    slots = runs.closing_slot[starts[of_state]]
+    sums = np.zeros((part.shape[0], starts.shape[0]))
+    counts = np.zeros(sums.shape, np.int32)
+    sums[:, of_state], counts[:, of_state] = state["half_sum"][:, slots], state["half_n"][:, slots]
+    if there.any():
+        sums = added(sums, group, np.where(there, part, 0.0))
+        counts = added(counts, group, there)
+    ends = np.append(starts[1:], group.shape[0]) - 1
+    last = np.append(np.flatnonzero(of_state)[1:], starts.shape[0]) - 1
+    return ends, over[ends], sums, counts, last

@@ -36,6 +36,7 @@ class Runs:
         opens = np.ones(count, np.bool_)
         opens[self.first] = ~self.continuing & (before != NEVER)
         self.opening = np.flatnonzero(opens)
+        self.opening_index: Any = as_index(self.opening)
         is_first = np.zeros(count, np.bool_)
         is_first[self.first] = True
         self.of_state = is_first[self.opening]
@@ -45,13 +46,20 @@ class Runs:
         self.new = np.empty(self.opening.shape[0], np.bool_)  # first closing of its well
         self.new[:1] = True
         np.not_equal(self.closing_well[1:], self.closing_well[:-1], out=self.new[1:])
+        # Each closing is the only one of its well. Slices in place of gathers, if they are the same.
+        self.lone = self.opening.shape[0] == np.count_nonzero(self.new)
+        is_all = self.single and self.opening.shape[0] == count
+        self.closing_index: Any = self.index if is_all else self.closing_slot
 
     def before(self, by_run: Array, by_well: Array) -> Array:
         """What belongs to the closed buckets: ``by_run`` (…, runs) in this batch, ``by_well`` (…, wells) before it."""
         if self.of_state.all():
             alike = self.closing_well.shape[0] == by_well.shape[-1]
             return np.array(by_well) if alike else np.asarray(by_well[..., self.closing_well])
-        out = by_run[..., self.opening - 1]
+        if isinstance(self.opening_index, slice) and self.opening[0] > 0:
+            out = by_run[..., self.opening_index.start - 1 : self.opening_index.stop - 1].copy()
+        else:
+            out = by_run[..., self.opening - 1]
         if self.of_state.any():
             out[..., self.of_state] = by_well[..., self.closing_well[self.of_state]]
         return np.asarray(out)
@@ -70,7 +78,7 @@ class Past:
     def __init__(self, runs: Runs, state: WellArrays) -> None:
         closed, slots = runs.closed, runs.closing_slot
         gap = np.minimum(runs.bucket[runs.opening] - closed, RING).astype(np.intp)
-        self._lone = bool(runs.new.all())
+        self._lone = runs.lone
         if self._lone:
             # 1 … 15 back from the run: what just closed is one of them, the rest is in the state's ring.
             self._near = np.flatnonzero(gap <= BACK)
@@ -90,7 +98,7 @@ class Past:
             length = BACK + offset[last] + gap[last]  # up to the bucket before the last run
             base = np.cumsum(length) - length
             self._position = base[which] + BACK + offset
-            self._open = self._position + gap - BACK
+            self._open = as_index(self._position + gap - BACK)
             self._size = int(length.sum())
             self._base = base + np.arange(BACK)[:, None]
             back = closed[start] - np.arange(BACK, 0, -1)[:, None]
@@ -110,8 +118,9 @@ class Past:
 
     def window(self, ring: Array, closed: Array, k: int, missing: float = np.nan) -> Window:
         """The newest ``k`` buckets. ``ring`` (16, slots); ``closed`` (closings,): what closes now."""
+        closes = int(self._gap[0]) if self._lone and self._in_step else -1  # is not in the ring, and comes from here
         old = [
-            np.where(self._unknown[at], missing, column) if self._is_unknown[at] else column
+            np.where(self._unknown[at], missing, column) if self._is_unknown[at] and at != closes else column
             for at, column in enumerate(self._ring(ring, k if self._lone else BACK))
         ]
         if not self._lone:
@@ -121,8 +130,8 @@ class Past:
             return [line[BACK - ago : self._size + 1 - ago] for ago in range(1, k + 1)]
         # What lies between the closed bucket and the run is empty: the ring's tags say so.
         if self._in_step:
-            if self._gap[0] < k:
-                old[int(self._gap[0])] = closed
+            if closes < k:
+                old[closes] = closed
             return old
         near = self._gap < k
         out = np.stack(old)
@@ -150,6 +159,15 @@ def as_index(slots: Slots) -> Any:
     return slots
 
 
+def in_turns(wells: Slots) -> list[Slots]:
+    """The places in ``wells`` (n,), where each well's follow each other, in turns: the first of each well, then the
+    second ones, and so on."""
+    new = np.ones(wells.shape[0], np.bool_)
+    np.not_equal(wells[1:], wells[:-1], out=new[1:])
+    rank = np.arange(wells.shape[0]) - np.flatnonzero(new)[np.cumsum(new) - 1]
+    return [np.flatnonzero(rank == turn) for turn in range(int(rank.max(initial=-1)) + 1)]
+
+
 def added(start: Array, to: Slots, values: Array) -> Array:
     """``start`` (rows, k) with ``values`` (rows, n) added at ``to`` (n,), one after the other."""
     if start.shape == values.shape:  # each in its own place
@@ -162,19 +180,20 @@ def added(start: Array, to: Slots, values: Array) -> Array:
 
 def median(values: Array, least: int) -> FloatArray:
     """Median over the last axis without NaN, in double precision; NaN where fewer than ``least`` values are there.
-    (…, n, k) → (…, n)"""
-    ordered = np.sort(values, axis=-1)  # NaN last
+    (…, k) → (…)"""
+    ordered = np.array(values, order="C")
+    ordered.sort(axis=-1)  # NaN last
     size = values.shape[-1]
     if size == 0 or ordered.size == 0:
         return np.full(values.shape[:-1], np.nan)
     if not np.isnan(ordered[..., -1]).any():
         low, high = ordered[..., (size - 1) // 2], ordered[..., size // 2]
         return np.asarray((low.astype(np.float64) + high) / 2)
-    n = size - np.isnan(ordered).sum(axis=-1)
-    rows = np.arange(values.shape[0])
-    low = ordered[rows, np.maximum(n - 1, 0) // 2].astype(np.float64)
-    high = ordered[rows, np.minimum(n // 2, size - 1)]
-    return np.where(n >= least, (low + high) / 2, np.nan)
+    n = size - np.isnan(ordered).sum(axis=-1).ravel()
+    flat, rows = ordered.reshape(-1, size), np.arange(n.shape[0])
+    low = flat[rows, np.maximum(n - 1, 0) // 2].astype(np.float64)
+    high = flat[rows, np.minimum(n // 2, size - 1)]
+    return np.where(n >= least, (low + high) / 2, np.nan).reshape(values.shape[:-1])
 
 
 def in_order(window: Window) -> FloatArray:
@@ -187,6 +206,9 @@ def in_order(window: Window) -> FloatArray:
 
 def present(window: Window) -> tuple[FloatArray, IntArray]:
     """The sum of what is not NaN, strictly in order, and how many there are."""
+    total = in_order(window)
+    if not np.isnan(total).any():
+        return total, np.full(total.shape[0], len(window))
     missing = [np.isnan(column) for column in window]
     count = np.full(window[0].shape[0], len(window))
     for some in missing:
@@ -199,7 +221,7 @@ def latest(past: Window, back: int) -> FloatArray:
     found: FloatArray = past[back]
     for earlier in (back + 1, back + 2):
         missing = np.isnan(found)
-        if not missing.any():
+        if not np.count_nonzero(missing):
             break
         found = np.where(missing, past[earlier], found)
     return found
@@ -212,7 +234,7 @@ def spread(window: Window) -> FloatArray:
         np.fmax(high, column, out=high)
         np.fmin(low, column, out=low)
     high -= low
-    if len(window) > 1 and not (np.isnan(window[0]) | np.isnan(window[1])).any():
+    if len(window) > 1 and not np.count_nonzero(np.isnan(window[0] + window[1])):
         return high
     return np.where(present(window)[1] >= 2, high, np.nan)
 

@@ -245,7 +245,7 @@ class Engine:
             not_running=running.running != 1,
             not_settled=~running.settled,
             not_opened=np.ones(len(rows), np.bool_),
-            busy=np.logical_or.reduce(state["phase"][:, rows.slots], axis=1).tolist(),
+            busy=np.asarray(state["phase"][:, rows.index].any(axis=1)).tolist(),
         )
         batch.not_opened[running.opened] = False
         self._silence.passed(batch, last_us)
@@ -262,10 +262,10 @@ class Engine:
         return cut_us
 
     def _rows(self, readings: Readings) -> Rows:
-        found = list(map(self._slots.get, readings.wells))
-        if None in found:
-            found = [self._slot(well) for well in readings.wells]
-        slot_of = np.array(found, np.intp)
+        try:
+            slot_of = np.fromiter(map(self._slots.__getitem__, readings.wells), np.intp, len(readings.wells))
+        except KeyError:  # a new well
+            slot_of = np.array([self._slot(well) for well in readings.wells], np.intp)
         slot = slot_of[readings.well_index] if len(readings) else np.empty(0, np.intp)
         t, received = readings.timestamp_us, readings.received_us
         marked = historical(readings.extra) if readings.extra else []

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from esp_ingest.diagnostics.engine.buckets import BUCKET_US, Key, Runs, Slots, Window, median, present
+from esp_ingest.diagnostics.engine.buckets import BUCKET_US, Key, Runs, Slots, Window, in_turns, median, present
 from esp_ingest.diagnostics.engine.well_state import NEVER, Array, Journal, WellArrays
 from esp_ingest.diagnostics.language.evaluation import BoolArray
 from esp_ingest.model import FloatArray, IntArray
@@ -118,7 +118,7 @@ class OwnDays:
             onset = ((now == -1) & (previous == 1)).astype(np.float64)
             healthy.append(since[last])
             excursion.append(now[last])
-            drops.append(np.add.reduceat(onset, starts))  # whole numbers: exact in any order
+            drops.append(onset if runs.lone else np.add.reduceat(onset, starts))  # whole numbers: exact in any order
         return self._days(
             runs,
             features,
@@ -143,21 +143,28 @@ class OwnDays:
     ) -> OwnPlan:
         """Find the extremes of each day that the batch touches. Days that ended become part of what is usual."""
         state = self._state
-        opens = runs.new[starts]  # the day was open before the batch
-        slots = runs.closing_slot[starts[opens]]
-        values = np.where(settled, features[self._sources[:, None], runs.opening], np.nan)
         extreme = np.empty((len(self._usual), starts.shape[0]))
-        for at, ufunc in enumerate(self._extremes):
-            extreme[at] = ufunc.reduceat(values[at], starts)
-            extreme[at, opens] = ufunc(extreme[at, opens], state["day_extreme"][at][slots])
         drops = plan.drops.reshape(len(self._dropping), starts.shape[0])
-        drops[:, opens] += state["day_drops"][:, slots]
+        if runs.lone:
+            for at, (ufunc, source) in enumerate(zip(self._extremes, self._sources.tolist(), strict=True)):
+                values = np.where(settled, features[source, runs.opening_index], np.nan)
+                ufunc(values, state["day_extreme"][at, runs.closing_index], out=extreme[at])
+            drops += state["day_drops"][:, runs.closing_index]
+        else:
+            opens = runs.new[starts]  # the day was open before the batch
+            slots = runs.closing_slot[starts[opens]]
+            values = np.where(settled, features[self._sources[:, None], runs.opening], np.nan)
+            for at, ufunc in enumerate(self._extremes):
+                extreme[at] = ufunc.reduceat(values[at], starts)
+                extreme[at, opens] = ufunc(extreme[at, opens], state["day_extreme"][at][slots])
+            drops[:, opens] += state["day_drops"][:, slots]
         ends = np.append(starts[1:], groups.shape[0]) - 1
         over = ended[ends]
-        newest = (np.cumsum(groups) - 1)[last]  # the last group of each well
-        plan.extreme = np.where(over[newest], np.nan, extreme[:, newest])
-        plan.drops = np.where(over[newest], 0.0, drops[:, newest])
+        newest: Any = slice(None) if runs.lone else (np.cumsum(groups) - 1)[last]  # the last group of each well
+        plan.extreme, plan.drops = extreme[:, newest], drops[:, newest]
         if over.any():
+            plan.extreme = np.where(over[newest], np.nan, plan.extreme)
+            plan.drops = np.where(over[newest], 0.0, plan.drops)
             self._end(runs, features, plan, ends[over], extreme[:, over], drops[:, over])
         return plan
 
@@ -170,19 +177,22 @@ class OwnDays:
         plan.days = state["own_days"][:, :, runs.slots]
         plan.drop_days = state["own_drops"][:, :, runs.slots]
         well, run = runs.closing_well[at], runs.opening[at]
-        after = np.searchsorted(runs.well, well, side="right")
-        rest = np.arange(at.shape[0])
-        while rest.size:
-            wells, where = np.unique(well[rest], return_index=True)
-            now = rest[where]
-            for ring, values in ((plan.days, extreme), (plan.drop_days, drops)):
-                ring[:, 1:, wells] = ring[:, :-1, wells]
-                ring[:, 0, wells] = values[:, now]
-            made = self._made(plan.days[:, :, wells], plan.drop_days[:, :, wells])
-            for place, (begin, end) in enumerate(zip(run[now].tolist(), after[now].tolist(), strict=True)):
-                for row, values in made.items():
-                    features[row, begin:end] = values[place]
-            rest = np.delete(rest, where)
+        turns = in_turns(well)
+        known: list[tuple[FloatArray, FloatArray]] = []
+        for now in turns:
+            wells = well[now]
+            days, drop_days = plan.days[:, :, wells], plan.drop_days[:, :, wells]
+            for ring, values in ((days, extreme), (drop_days, drops)):
+                ring[:, 1:] = ring[:, :-1].copy()
+                ring[:, 0] = values[:, now]
+            plan.days[:, :, wells], plan.drop_days[:, :, wells] = days, drop_days
+            known.append((days, drop_days))
+        made = self._made(*(np.concatenate(each, axis=-1) for each in zip(*known, strict=True)))
+        rows, values = np.array(list(made)), np.array(list(made.values()))
+        now = np.concatenate(turns)
+        after = np.searchsorted(runs.well, well[now], side="right")
+        for place, (begin, end) in enumerate(zip(run[now].tolist(), after.tolist(), strict=True)):
+            features[rows, begin:end] = values[:, place, None]
 
     def _made(self, days: FloatArray, drop_days: FloatArray) -> dict[int, FloatArray]:
         """The features by row, each (wells,), computed from the days of these wells, newest day first."""
@@ -195,17 +205,18 @@ class OwnDays:
             week, before = (_median_of(part, _WEEK) for part in (drop_days[at, :_WEEK], drop_days[at, _WEEK:]))
             trend = np.where(before >= _HABITUAL_DROPS, week / before, np.nan)
             made[self._row.get(("drops_trend", name), -1)] = trend
-        for at, key in enumerate(self._usual):
-            usual = _median_of(days[at, :_USUAL_DAYS], 1)
+        for key, usual in zip(self._usual, _median_of(days[:, :_USUAL_DAYS], 1), strict=True):
             if key[0] in _OF_DROPS:
-                usual = np.where(habitual[str(key[1])], usual, np.nan)
-            made[self._row[key]] = usual
+                made[self._row[key]] = np.where(habitual[str(key[1])], usual, np.nan)
+            else:
+                made[self._row[key]] = usual
         made.pop(-1, None)
         return made
 
     def commit(self, journal: Journal, runs: Runs, plan: OwnPlan) -> None:
         """Write the plan of a batch into the state."""
-        state, slots = self._state, runs.closing_slot[runs.new]
+        state = self._state
+        slots = runs.closing_index if runs.lone else runs.closing_slot[runs.new]
         if self._dropping:
             journal.put(state["healthy_us"], (slice(None), slots), plan.healthy_us)
             journal.put(state["excursion"], (slice(None), slots), plan.excursion)
@@ -248,5 +259,5 @@ def _carried(flag: BoolArray, values: Array, before: Array, first: Slots, which:
 
 
 def _median_of(days: FloatArray, least: int = _LEAST_DAYS) -> FloatArray:
-    """The median over the first axis; NaN if there are fewer than ``least`` days."""
-    return median(np.ascontiguousarray(days.T), least)
+    """The median over the days of ``days`` (…, days, wells); NaN if there are fewer than ``least`` days."""
+    return median(days.swapaxes(-1, -2), least)

@@ -208,8 +208,11 @@ class SignalState:
         index = (which, rows.index) if isinstance(rows.index, slice) else (which[:, None], rows.slots)
         moved_old, n_old = np.array(state["moved_us"][index]), np.array(state["moved_n"][index])
         moved = rows.carry(changed, rows.t, moved_old)
-        newest, found = rows.latest(changed)
-        counts = np.where(found, rows.at - newest, rows.at - rows.first + 1 + n_old[:, rows.group])
+        if rows.single:
+            counts = np.where(changed, 0, n_old + 1)
+        else:
+            newest, found = rows.latest(changed)
+            counts = np.where(found, rows.at - newest, rows.at - rows.first + 1 + n_old[:, rows.group])
         journal.put_over(state["moved_us"], index, moved_old, moved[:, rows.last])
         journal.put_over(state["moved_n"], index, n_old, counts[:, rows.last])
         still = counts >= FROZEN_SAMPLES

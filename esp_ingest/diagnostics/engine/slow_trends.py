@@ -19,8 +19,8 @@ All of it is a function of the sequence of closed half-hours, however the readin
 """
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -153,20 +153,33 @@ class SlowTrends:
         rank = point - point[np.searchsorted(which, np.arange(wells.shape[0]))][which]
         minutes = (runs.closed[at] + 1) * (BUCKET_US // 60_000_000)
         after = np.searchsorted(runs.well, wells, side="right")
+        known: list[tuple[Slots, _Trends]] = []
         for turn in range(int(rank.max()) + 1):
             some = np.flatnonzero(rank == turn)
             blocks[:, (block[some] % _BLOCKS).astype(np.intp), which[some]] = values[:, some]
             done = some[block[some] % _BLOCKS == _BLOCKS - 1]
             for part in (done[k : k + _WELLS_AT_ONCE] for k in range(0, done.shape[0], _WELLS_AT_ONCE)):
-                made = self._add(trends, which[part], blocks, minutes[part])
-                for place, (begin, well) in enumerate(zip(run[part].tolist(), which[part].tolist(), strict=True)):
-                    for row, function, signal in self._rows:
-                        features[row, begin : after[well]] = made[function][signal, place]
+                known.append((part, self._add(trends, which[part], blocks, minutes[part])))
+                if sum(each.shape[0] for each, _ in known) >= _WELLS_AT_ONCE:
+                    self._tell(features, known, run, after[which])
+        self._tell(features, known, run, after[which])
 
-    def _add(self, trends: _Trends, wells: Slots, blocks: Array, minutes: IntArray) -> dict[str, FloatArray]:
-        """One more point of each of ``wells``; what is known of their signals after it, each (signals, wells)."""
-        by_signal = (np.ascontiguousarray(of[:, wells].T, np.float64) for of in blocks)
-        value = np.stack([median(of, _LEAST_BLOCKS) for of in by_signal])
+    def _tell(self, features: FloatArray, known: list[tuple[Slots, _Trends]], run: Slots, after: Slots) -> None:
+        """Fill in what is known of the signals after each of the points ``known``, from its run on, and empty the list.
+        By block: its ``run``, and the one ``after`` its well's last."""
+        if not known:
+            return
+        parts, trends = zip(*known, strict=True)
+        known.clear()
+        made = _judged(_joined(trends))
+        values = np.array([made[function][signal] for _, function, signal in self._rows])
+        rows, points = np.array([row for row, *_ in self._rows]), np.concatenate(parts)
+        for place, (begin, end) in enumerate(zip(run[points].tolist(), after[points].tolist(), strict=True)):
+            features[rows, begin:end] = values[:, place, None]
+
+    def _add(self, trends: _Trends, wells: Slots, blocks: Array, minutes: IntArray) -> _Trends:
+        """One more point of each of ``wells``: what is kept of them after it."""
+        value = median(blocks[:, :, wells].swapaxes(1, 2).astype(np.float64), _LEAST_BLOCKS)
         speed = value[self._speed]
         scale = np.where(np.isnan(speed), 1.0, speed) ** self._power
         value = (value / scale).astype(np.float32)
@@ -191,7 +204,7 @@ class SlowTrends:
         for name in ("points", "minutes", "start"):
             getattr(trends, name)[..., wells] = getattr(part, name)
         trends.known[wells], trends.away[wells] = part.known, part.away
-        return _judged(part)
+        return part
 
     def commit(self, journal: Journal, plan: SlowPlan) -> None:
         """Write the plan of a batch into the state."""
@@ -226,6 +239,12 @@ def _set_start(part: _Trends, speed: int) -> None:
         part.start[signal, well] = np.nanmedian(part.points[signal, :, well].astype(np.float64), axis=-1)
 
 
+def _joined(parts: Sequence[_Trends]) -> _Trends:
+    """The wells of all ``parts``, one after the other."""
+    names = [field.name for field in fields(_Trends)]
+    return _Trends(*(np.concatenate([getattr(part, name) for part in parts], axis=-1) for name in names))
+
+
 def _judged(part: _Trends) -> dict[str, FloatArray]:
     """By name of function: ratio, rate (1/s) and confidence, each (signals, wells)."""
     y = part.points.astype(np.float64)
@@ -252,9 +271,7 @@ def _slope(y: FloatArray, seconds: FloatArray, known: npt.NDArray[np.int8]) -> F
         apart = count // 2
         rise = y[:, : count - apart, wells] - y[:, apart:count, wells]
         time = seconds[: count - apart, wells] - seconds[apart:count, wells]
-        slopes = rise / time
-        for signal in range(y.shape[0]):
-            out[signal, wells] = median(np.ascontiguousarray(slopes[signal].T), 1)
+        out[:, wells] = median((rise / time).swapaxes(1, 2), 1)
     return out
 
 

@@ -66,7 +66,7 @@ class StepRunner:
         try:
             self._settings.set_parameters(batch, step.rule)
             yes = step.condition.truth.yes(batch.columns)
-            if not yes.any() and self._is_quiet(batch, step):
+            if not np.count_nonzero(yes) and self._is_quiet(batch, step):
                 return
             no = step.condition.truth.no(batch.columns)
         except Exception as error:

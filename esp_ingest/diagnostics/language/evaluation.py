@@ -66,7 +66,7 @@ def both_in_turn(left: Logical, right: Logical) -> Logical:
 
     def yes(columns: Columns) -> BoolArray:
         first = left.yes(columns)
-        return first & right.yes(columns) if first.any() else first
+        return first & right.yes(columns) if np.count_nonzero(first) else first
 
     def no(columns: Columns) -> BoolArray:
         first = left.no(columns)
