@@ -198,6 +198,21 @@ def test_slots_are_used_again_and_empty() -> None:
     assert arrays.bytes_a_slot == 8 + 16
 
 
+def test_a_longer_series_of_an_older_version_is_put_back_from_its_newest() -> None:
+    older, newer = WellArrays(), WellArrays()
+    older.add("days", np.float64, np.nan, ["x", "y"], (4,), newest_first=True)
+    newer.add("days", np.float64, np.nan, ["y", "z", "x"], (3,), newest_first=True)
+    newer.add("ring", np.float64, np.nan, ["x"], (3,))
+    older.add("ring", np.float64, np.nan, ["x"], (4,))
+    before, after = older.new_slot(), newer.new_slot()
+    older["days"][:, :, before] = [[1, 2, 3, 4], [5, 6, 7, 8]]
+    older["ring"][:, :, before] = [[1, 2, 3, 4]]
+    newer.restore(after, older.export(before))
+    assert newer["days"][::2, :, after].tolist() == [[5, 6, 7], [1, 2, 3]]
+    assert np.isnan(newer["days"][1, :, after]).all()
+    assert np.isnan(newer["ring"][0, :, after]).all()
+
+
 def test_evicting_is_bounded_work() -> None:
     daemon = Daemon(1_000)
     daemon.send(*names("w", 1_000))

@@ -26,7 +26,6 @@ from esp_ingest.diagnostics.engine.buckets import (
     Past,
     Runs,
     Slots,
-    Window,
     added,
     as_index,
     in_turns,
@@ -35,7 +34,7 @@ from esp_ingest.diagnostics.engine.buckets import (
     windowed,
 )
 from esp_ingest.diagnostics.engine.held_baseline import HeldBaseline
-from esp_ingest.diagnostics.engine.own_days import EACH_CLOSING, OwnDays, is_own, low_mean, sources_of
+from esp_ingest.diagnostics.engine.own_days import EACH_CLOSING, KEPT_BY_DAY, OwnDays, is_own, low_mean, sources_of
 from esp_ingest.diagnostics.engine.slow_trends import SPEED, SlowTrends, slow_keys
 from esp_ingest.diagnostics.engine.speed_steps import CURRENT, FREQUENCY, LEARNED, HalfHours, SpeedSteps
 from esp_ingest.diagnostics.engine.well_state import NEVER, Array, Journal, WellArrays
@@ -69,6 +68,8 @@ class Baselines:
         self._medians = _names(columns, Need.MEDIAN)
         self.signals: list[str] = sorted({*self._medians, *(str(key[1]) for key in [*windowed, *own])})
         self._squares = _names(columns, Need.SQUARES)
+        # The signals of which windows of 5-minute means are read.
+        self._ringed = sorted({str(key[1]) for key in [*windowed, *own] if key[0] not in ("cv", *KEPT_BY_DAY)})
         self._windowed = sorted(windowed, key=str)
         self.features: list[Key] = [
             INTERVAL,
@@ -83,6 +84,7 @@ class Baselines:
         ]
         self.row = {key: at for at, key in enumerate(self.features)}
         self._place = {name: at for at, name in enumerate(self.signals)}
+        self._ring_place = [self._place[name] for name in self._ringed]
         self._square_place = [self._place[name] for name in self._squares]
         self._median_place = [self._place[name] for name in self._medians]
         self._median_rows = np.array([self.row[("median", name)] for name in self._medians])
@@ -104,9 +106,10 @@ class Baselines:
         state.add("square", np.float64, 0.0, self._squares)
         state.add("ring_tag", np.int64, NEVER, shape=(RING,))
         state.add("ring_dt", np.float64, np.nan, shape=(RING,))
-        state.add("ring_mean", np.float64, np.nan, self.signals, (RING,))
-        for name in ("ring_sum", "ring_square", "ring_n"):
+        state.add("ring_mean", np.float64, np.nan, self._ringed, (RING,))
+        for name in ("ring_sum", "ring_square"):
             state.add(name, np.float64, 0.0, self._squares, (RING,))
+        state.add("ring_n", np.float32, 0.0, self._squares, (RING,))  # whole numbers, exact up to 16 million
         state.add("half_sum", np.float64, 0.0, self._medians)
         state.add("half_n", np.int32, 0, self._medians)
         state.add("long", np.float32, np.nan, self._medians, (_LONG,))
@@ -367,16 +370,14 @@ class Baselines:
         dt = [past.at_closings(column) for column in past.window(self._state["ring_dt"], plan.mean_dt, 12)]
         index = runs.opening_index
         plan.features[0, index] = median(np.stack(dt, axis=-1), 3)
-        made: dict[str, Window] = {}
+        state, place = self._state["ring_mean"], self._place
+        made = {name: past.window(state[at], plan.means[place[name]], BACK) for at, name in enumerate(self._ringed)}
         for key in self._windowed:
             function, signal, seconds = str(key[0]), str(key[1]), int(str(key[2]))
             k = seconds // 300
             if function == "cv":
                 values = self._cv(past, plan, self._squares.index(signal), k)
             else:
-                if signal not in made:
-                    place = self._place[signal]
-                    made[signal] = past.window(self._state["ring_mean"][place], plan.means[place], BACK)
                 values = past.at_closings(windowed(function, made[signal], k))
                 if function == "trend":
                     values = values / plan.features[self.row[("median", signal)], index]
@@ -384,10 +385,6 @@ class Baselines:
                     values = values / seconds
             plan.features[self.row[key], index] = values
         for name in self._own.lows():
-            if name not in made:
-                made[name] = past.window(
-                    self._state["ring_mean"][self._place[name]], plan.means[self._place[name]], BACK
-                )
             usual = plan.features[self.row[("median", name)], index]
             plan.features[self.row[("low", name)], index] = past.at_closings(low_mean(made[name])) / usual
 
@@ -457,7 +454,7 @@ class Baselines:
             index = (slice(None), int(at[0]), as_index(slots))
         journal.put(state["ring_tag"], index[1:], closed)
         journal.put(state["ring_dt"], index[1:], plan.mean_dt[some])
-        journal.put(state["ring_mean"], index, plan.means[:, some])
+        journal.put(state["ring_mean"], index, plan.means[self._ring_place][:, some])
         if self._squares:
             journal.put(state["ring_sum"], index, plan.closed_sums[self._square_place][:, some])
             journal.put(state["ring_n"], index, plan.closed_counts[self._square_place][:, some])

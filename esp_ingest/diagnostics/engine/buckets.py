@@ -245,7 +245,7 @@ def variation(n: Window, total: Window, square: Window) -> FloatArray:
     some = np.zeros(n[0].shape[0], np.int64)
     for column in n:
         some += column > 0
-    count, sums = in_order(n), in_order(total)
+    count, sums = in_order(n).astype(np.float64), in_order(total)
     mean = sums / count
     variance = np.maximum(in_order(square) - sums * mean, 0.0) / (count - 1)
     enough = (some * 2 >= len(n)) & (count >= min(6, len(n)))

@@ -2,8 +2,9 @@
 
 A well that slugs or hunts drops its load several times a day and recovers by itself. Fixed limits would report each of
 these drops, so here the well's own days are the measure. Each closed 5-minute bucket of settled running gives a few
-quantities. The extreme of each day of running (48 settled half-hours, as for the habits of baseline.py) is kept for 14
-days. The usual value is the median of the last 5 days, so that a day or two of trouble do not become a habit.
+quantities. The extreme of each day of running (48 settled half-hours, as for the habits of baseline.py) is kept for 5
+days, and the number of drops for 14. The usual value is the median of the last 5 days, so that a day or two of trouble
+do not become a habit.
 
 A drop is a fall of the 5-minute mean from at least 90 % of its running median to below 80 %. How low and how long drops
 usually are is known only if the median day has at least 3 of them. Otherwise the well has no habit of dropping, and the
@@ -26,7 +27,6 @@ from esp_ingest.model import FloatArray, IntArray
 _HEALTHY, _LOW = 0.9, 0.8  # of the running median
 _MEAN_BUCKETS = 6  # 30 minutes
 _LEAST_BUCKETS = 3
-_KEPT_DAYS = 14
 _USUAL_DAYS = 5
 _LEAST_DAYS = 2  # before drops are a habit
 _WEEK = 7
@@ -38,6 +38,7 @@ _USUAL: dict[str, tuple[str, Any]] = {
     "usual_cv": ("cv", np.fmax),
     "usual_fall": ("trend", np.fmin),
 }
+KEPT_BY_DAY = (*_USUAL, "low_time", "drops", "drops_trend")  # read no window of 5-minute means
 EACH_CLOSING = ("low", "low_time")  # what each closed bucket makes; the others change with a day that ends
 _OF_DROPS = ("drops", "drops_trend", "usual_low", "usual_low_time", "low_time")
 
@@ -45,8 +46,8 @@ _OF_DROPS = ("drops", "drops_trend", "usual_low", "usual_low_time", "low_time")
 @dataclass(slots=True)
 class OwnPlan:
     """The changes that a batch makes, for the wells of the batch in which a bucket closed: ``healthy_us``,
-    ``excursion`` and ``drops`` are (signals, wells), ``extreme`` is (quantities, wells). ``days`` and ``drop_days``
-    are (quantities or signals, 14, wells of the batch); they are None if no day ended."""
+    ``excursion`` and ``drops`` are (signals, wells), ``extreme`` is (quantities, wells). ``days`` (quantities, 5, wells
+    of the batch) and ``drop_days`` (signals, 14, wells of the batch) are None if no day ended."""
 
     healthy_us: IntArray
     excursion: Array
@@ -74,8 +75,8 @@ class OwnDays:
         state.add("excursion", np.int8, 1, self._dropping)
         state.add("day_drops", np.float64, 0.0, self._dropping)
         state.add("day_extreme", np.float64, np.nan, names)
-        state.add("own_days", np.float64, np.nan, names, (_KEPT_DAYS,))
-        state.add("own_drops", np.float64, np.nan, self._dropping, (_KEPT_DAYS,))
+        state.add("own_days", np.float64, np.nan, names, (_USUAL_DAYS,), newest_first=True)
+        state.add("own_drops", np.float64, np.nan, self._dropping, (2 * _WEEK,))
 
     def lows(self) -> list[str]:
         """The signals whose 30-minute mean is read by a rule."""
@@ -171,8 +172,8 @@ class OwnDays:
     def _end(
         self, runs: Runs, features: FloatArray, plan: OwnPlan, at: Slots, extreme: FloatArray, drops: FloatArray
     ) -> None:
-        """Append the days that end at the closings ``at`` to the rings of 14 days, newest first: one day of each
-        well at a time."""
+        """Append the days that end at the closings ``at`` to the rings of days, newest first: one day of each well
+        at a time."""
         state = self._state
         plan.days = state["own_days"][:, :, runs.slots]
         plan.drop_days = state["own_drops"][:, :, runs.slots]
@@ -205,7 +206,7 @@ class OwnDays:
             week, before = (_median_of(part, _WEEK) for part in (drop_days[at, :_WEEK], drop_days[at, _WEEK:]))
             trend = np.where(before >= _HABITUAL_DROPS, week / before, np.nan)
             made[self._row.get(("drops_trend", name), -1)] = trend
-        for key, usual in zip(self._usual, _median_of(days[:, :_USUAL_DAYS], 1), strict=True):
+        for key, usual in zip(self._usual, _median_of(days, 1), strict=True):
             if key[0] in _OF_DROPS:
                 made[self._row[key]] = np.where(habitual[str(key[1])], usual, np.nan)
             else:
@@ -230,7 +231,7 @@ class OwnDays:
 
 def is_own(key: Key) -> bool:
     """Whether the column ``key`` is one of the features that are computed here."""
-    return key[0] in _USUAL or key[0] in ("low", "low_time", "drops", "drops_trend")
+    return key[0] == "low" or key[0] in KEPT_BY_DAY
 
 
 def sources_of(key: Key) -> list[Key]:

@@ -24,6 +24,7 @@ class _Spec(NamedTuple):
     shape: tuple[int, ...]
     dtype: npt.DTypeLike
     fill: float | int
+    newest_first: bool
 
 
 class WellArrays:
@@ -44,10 +45,12 @@ class WellArrays:
         fill: float | int,
         labels: Sequence[Hashable] | None = None,
         shape: tuple[int, ...] = (),
+        newest_first: bool = False,
     ) -> None:
-        """``shape`` and labels stand before the axis of wells: (len(labels), *shape, wells)."""
+        """``shape`` and labels stand before the axis of wells: (len(labels), *shape, wells). ``newest_first``: if an
+        older version exported a longer series, the first part of it is put back."""
         full = (*((len(labels),) if labels is not None else ()), *shape)
-        self._specs[name] = _Spec(tuple(labels) if labels is not None else None, full, dtype, fill)
+        self._specs[name] = _Spec(tuple(labels) if labels is not None else None, full, dtype, fill, newest_first)
         self._arrays[name] = np.full((*full, self.capacity), fill, dtype)
 
     def __getitem__(self, name: str) -> Array:
@@ -108,6 +111,8 @@ class WellArrays:
                 continue
             rest = spec.shape[1:]
             rows = np.frombuffer(data, dtype)
+            if spec.newest_first and labels and rows.size % len(labels) == 0:
+                rows = rows.reshape(len(labels), -1)[:, : rest[0]].ravel()
             if not labels or rows.size != len(labels) * int(np.prod(rest, dtype=np.int64)):
                 continue
             rows = rows.reshape((len(labels), *rest))
