@@ -103,3 +103,46 @@ def test_a_rate_of_the_smallest_number_is_no_production(client: httpx.Client, da
         stop(connection, "A-3", 4, 3, 5e-324)
     found = losses(client, well_id="A-3")
     assert [(each["lost_hours"], each["lost_production"]) for each in found.values()] == [(1, 0)]
+
+
+def test_a_stop_inside_a_common_stop_is_lost_to_power_unless_an_operator_says_otherwise(
+    client: httpx.Client, database: Database
+) -> None:
+    with database.connect() as connection:
+        for well in ("A-4", "A-5", "A-6", "A-7"):
+            stop(connection, well, 10, 8, 480)
+            stop(connection, well, 9.9, 8, None, "common_stop")  # a reading later: the fifth well had to stop first
+            stop(connection, well, 30, 29, 480)  # of its own
+            stop(connection, well, 9, 8.5, 480, "planned_stop")
+        stop(connection, "A-4", 8, 7, 480)  # again, after the common stop was over
+        stop(connection, "A-8", 3, None, 480)
+        stop(connection, "A-8", 3, None, None, "common_stop")
+        stop(connection, "B-1", 10, 8, None, "common_stop")
+    for well in ("A-5", "A-6", "A-7"):
+        insert_reading(database, well, NOW)
+    said = [
+        ("A-5", "trip", 10, {"verdict": "true", "stop_reason": "separator shut down", "why": "logbook"}),
+        ("A-6", "common_stop", 9.9, {"verdict": "true", "cause": "lightning", "why": "logbook"}),
+        ("A-7", "common_stop", 9.9, {"verdict": "false", "why": "each for itself"}),
+    ]
+    for well, diagnosis, began, verdict in said:
+        item = {"well_id": well, "diagnosis": diagnosis, "timestamp": hours_ago(began).isoformat()}
+        answer = client.post("/api/v1/alarms/verdict", json={"items": [item], **verdict})
+        assert answer.status_code == 200, answer.text
+        assert [each["outcome"] for each in answer.json()["items"]] == ["done"]
+    found = {}
+    for well in ("A-4", "A-5", "A-6", "A-7", "A-8"):
+        for each in losses(client, well_id=well).values():
+            found[well, each["planned"], each["reason"]] = each["stops"], each["lost_production"]
+    assert {key: stops for key, (stops, _) in found.items() if not key[1]} == {
+        ("A-4", False, "power"): 1,
+        ("A-4", False, None): 2,
+        ("A-5", False, "separator shut down"): 1,
+        ("A-5", False, None): 1,
+        ("A-6", False, "lightning"): 1,
+        ("A-6", False, None): 1,
+        ("A-7", False, None): 2,
+        ("A-8", False, "power"): 1,
+    }
+    assert found["A-4", False, "power"][1] == pytest.approx(40)
+    assert {key[2] for key in found if key[1]} == {None}

@@ -36,7 +36,8 @@ async def losses(
     to: ToQuery = None,
 ) -> Response:
     """Stops are occurrences of `trip` and `planned_stop`; a stop that is not over counts until the end of the range.
-    The reason is what operators gave with their verdict on the stop."""
+    The reason is what operators gave with their verdict on the stop; if they gave none, it is `power` for a trip inside
+    a common stop."""
     asked = range_of(start, to, api.clock.now_us(), api.settings.api.max_range_days, _RANGE)
     parameters = {"well": well_id, "wells": principal.like, "from": asked.start, "to": asked.end}
     rows = await api.database.fetch_dicts("api_losses", parameters)
