@@ -16,7 +16,7 @@ from typing import Any
 from tests.bench.cases import CASES
 from tests.bench.competitors import BASELINE, DAEMON, MQ_BRIDGE, MQ_BRIDGE_VERSION, TWO_WORKERS
 from tests.bench.probes import BARE, PATHS
-from tests.bench.runs import Measured
+from tests.bench.runs import STEADY, Measured
 from tests.bench.startup import Startup
 
 COPY, SUBSCRIBER = "limit: binary COPY", "limit: mosquitto_sub"
@@ -202,6 +202,7 @@ class Results:
 
 _LATENCIES: dict[str, Callable[[Measured], tuple[float, float] | None]] = {
     "received → committed": lambda run: run.committed_seconds,
+    f"received → committed, {STEADY}": lambda run: run.steady_seconds,
     "published → committed": lambda run: run.end_to_end_seconds,
 }
 _FAILURE_TEXT = 240  # characters: all of it is in the JSON

@@ -35,7 +35,11 @@ def in_turns(
                     server, reference, case.key, DAEMON, workload, number, rate=case.rate, beside=beside
                 )
                 found[is_beside].append(measured)
-                p99 = (measured.committed_seconds or (0.0, 0.0))[1] * 1e3
+                waits = (measured.committed_seconds, measured.steady_seconds)
+                whole, steady = ((each or (0.0, 0.0))[1] * 1e3 for each in waits)
                 label = "beside" if is_beside else "alone"
-                sys.stderr.write(f"    round {number + 1}, {label}: {measured.rate:,.0f}/s, p99 {p99:.0f} ms\n")
+                sys.stderr.write(
+                    f"    round {number + 1}, {label}: {measured.rate:,.0f}/s, p99 {whole:.0f} ms, "
+                    f"{steady:.0f} ms of the steady part\n"
+                )
     return found
