@@ -268,6 +268,14 @@ INSERT INTO well_newest_stale DEFAULT VALUES;
 -- Is there a mark?
 SELECT EXISTS (SELECT FROM well_newest_stale);
 
+-- name: lock_well_newest
+-- To write to it, unless another session has it to itself.
+LOCK TABLE well_newest IN ROW EXCLUSIVE MODE NOWAIT;
+
+-- name: lock_well_newest_to_refresh
+-- To make it right again. Taken first, since two sessions that write and then want more would wait for each other.
+LOCK TABLE well_newest IN SHARE ROW EXCLUSIVE MODE NOWAIT;
+
 -- name: refresh_well_newest
 -- Where something has written readings that did not keep the newest ones.
 SELECT refresh_well_newest();
@@ -735,9 +743,11 @@ ORDER BY t.well_id, t."timestamp";
 -- Lifecycle. Where {braces} stand, esp_ingest/lifecycle fills in names of a table and its columns by psycopg.sql.
 
 -- name: lifecycle_session
--- A day's export may take as long as it takes; a lock on a table may not.
+-- A day's export may take as long as it takes; a lock on a table may not. Parallel workers would take every core from the
+-- session of the daemon, which has the first right to one.
 SELECT set_config('statement_timeout', '0', false), set_config('lock_timeout', '10s', false),
-       set_config('idle_in_transaction_session_timeout', '0', false);
+       set_config('idle_in_transaction_session_timeout', '0', false),
+       set_config('max_parallel_workers_per_gather', '0', false);
 
 -- name: lifecycle_lock
 -- One run at a time: held by the session, so it ends with the connection.

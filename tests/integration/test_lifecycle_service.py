@@ -14,11 +14,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from psycopg.sql import SQL
 
 from esp_ingest.commands import check
 from esp_ingest.lifecycle import observe, reading, runs
+from esp_ingest.lifecycle.days import Days
 from esp_ingest.lifecycle.errors import Reason
-from esp_ingest.lifecycle.tables import TABLE_NAMES
+from esp_ingest.lifecycle.tables import TABLE_NAMES, TABLES
 from esp_ingest.service.metrics import ARCHIVE_REASONS, LIFECYCLE_TABLES
 from tests.support.databases import Database, free_port
 from tests.support.lifecycle_data import contents, fill, fill_diagnostics, midnight, migrated, run, settings_for, today
@@ -112,6 +114,17 @@ def test_health_and_metrics_say_why_nothing_is_dropped(postgres15: Database) -> 
         assert value_of(page, 'archive_lag_seconds{table="esp_telemetry"}') > 38 * 86_400
         assert value_of(page, 'lifecycle_overdue_days{table="esp_telemetry"}') > 8
         assert get(port, "/health/live")[0] == 200, "a restart would not help"
+
+
+def test_a_run_takes_one_core_of_the_database_and_not_all(native_database: Database, tmp_path: Path) -> None:
+    fill(migrated(native_database), 3)
+    with runs.session(settings_for(native_database, tmp_path)) as connection:
+        for setting in ("parallel_setup_cost", "parallel_tuple_cost", "min_parallel_table_scan_size"):
+            connection.execute("SELECT set_config(%s, '0', false)", (setting,))
+        statement = Days(connection).statement("lifecycle_days", TABLES[0])
+        plan = connection.execute(SQL("EXPLAIN {}").format(statement)).fetchall()
+        assert "Scan" in str(plan)
+        assert "Gather" not in str(plan)
 
 
 def test_how_tables_are_on_every_edition(any_database: Database, tmp_path: Path) -> None:

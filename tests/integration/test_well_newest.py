@@ -1,6 +1,7 @@
 """The newest reading of each well: kept beside the batches, right whoever writes, and soon there."""
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -156,6 +157,34 @@ def test_a_failure_costs_no_reading_and_the_view_goes_by_the_readings(database: 
     other.wait(600)
     assert_kept(database, {"a": 13, "b": 13})
     other.store.close()
+
+
+def test_no_batch_waits_while_another_session_makes_it_right(database: Database, daemon: Daemon) -> None:
+    daemon.write(("a", 1, 10))
+    daemon.wait()
+    with database.connect() as other, other.transaction():
+        other.execute("SELECT refresh_well_newest()")
+        begun = time.monotonic()
+        for minute in range(2, 6):
+            daemon.write(("a", minute, 10.0 + minute))
+            daemon.wait()
+        assert time.monotonic() - begun < 0.8  # it used to wait for a second, and to keep nothing for ten minutes
+        assert database.value("SELECT flow_rate FROM well_newest") == 10
+    daemon.wait()
+    assert_kept(database, {"a": 15})
+
+
+def test_the_view_goes_by_the_readings_if_it_is_locked_for_long(database: Database, daemon: Daemon) -> None:
+    daemon.write(("a", 1, 10))
+    with database.connect() as other, other.transaction():
+        other.execute("LOCK TABLE well_newest IN SHARE ROW EXCLUSIVE MODE")
+        for minute in (2, 3, 4):
+            daemon.write(("a", minute, 10.0 + minute))
+            daemon.wait(30)
+        daemon.write(("a", 5, 15))
+        assert database.value("SELECT flow_rate FROM well_latest") == 15
+    daemon.wait(600)
+    assert_kept(database, {"a": 15})
 
 
 def test_two_daemons_at_once(database: Database) -> None:

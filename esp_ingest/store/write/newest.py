@@ -22,15 +22,21 @@ log = logging.getLogger(__name__)
 
 _BEAT_SECONDS = 1.0  # between two writes, at least
 _ROWS_PER_SECOND = 700  # on average, at most: a row costs the database about 10 µs, so 0.7 % of a core
+_BUSY_SECONDS = 30.0  # so long another session may have the table to itself, before the view goes by the readings
 _REFRESH_SECONDS = 600.0  # marks are looked for so often, since making all right again may take seconds
 _NEVER = np.iinfo(np.int64).min
 
 
 def refresh_where_stale(connection: Connection) -> None:
     """Where there is a mark, make the table right again, which may take seconds. Raises psycopg.Error."""
-    row = connection.execute(query("well_newest_is_stale")).fetchone()
-    if row is not None and row[0]:
+    if is_stale(connection):
         connection.execute(query("refresh_well_newest"))
+
+
+def is_stale(connection: Connection) -> bool:
+    """Whether there is a mark. Raises psycopg.Error."""
+    row = connection.execute(query("well_newest_is_stale")).fetchone()
+    return row is not None and bool(row[0])
 
 
 class WellNewest:
@@ -46,6 +52,7 @@ class WellNewest:
         self._refresh_at = 0.0
         self._next = 0.0
         self._last_batch = 0.0
+        self._busy_since: float | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -135,9 +142,10 @@ class WellNewest:
         """So many wells are to be written."""
         return int(np.count_nonzero(self._changed)) + len(self._unsure)
 
-    def keep(self, connection: Connection) -> None:
-        """Write what has changed, in transactions of its own, and make all right again where a mark says so. Raises
-        psycopg.Error; then :meth:`failed` follows, after a rollback."""
+    def keep(self, connection: Connection, *, at_end: bool = False) -> None:
+        """Write what has changed, in transactions of its own, and make all right again where a mark says so. Does not
+        wait while another session makes the table right, which takes seconds, in which no batch would be written;
+        ``at_end`` waits for a second. Raises psycopg.Error; then :meth:`failed` follows, after a rollback."""
         if not self._keeps:
             self._begin(connection)
         if not self._keeps:
@@ -148,6 +156,10 @@ class WellNewest:
         connection.execute(query("need_not_be_durable"))
         if self.waiting:
             self._next = now + _BEAT_SECONDS
+        refreshes = now >= self._refresh_at and is_stale(connection)
+        if not at_end:
+            connection.execute(query("lock_well_newest_to_refresh" if refreshes else "lock_well_newest"))
+        if self.waiting:
             connection.execute(staging(connection, "create_staging"))
             with connection.cursor() as cursor, cursor.copy(query("copy_staging")) as copy:
                 for piece in telemetry_stream(self._remembered(slots)):
@@ -155,10 +167,12 @@ class WellNewest:
             if self._unsure:
                 connection.execute(query("stage_newest_of_wells"), (sorted(self._unsure),))
             connection.execute(query("keep_well_newest"))
+        if refreshes:
+            connection.execute(query("refresh_well_newest"))
+        connection.commit()
         if now >= self._refresh_at:
             self._refresh_at = now + _REFRESH_SECONDS
-            refresh_where_stale(connection)
-        connection.commit()
+        self._busy_since = None
         self._changed[:] = False
         self._unsure.clear()
 
@@ -179,11 +193,19 @@ class WellNewest:
         )
 
     def failed(self, connection: Connection | None, error: psycopg.Error) -> None:
-        """:meth:`keep` raised ``error``: for some minutes each batch leaves the mark. ``connection``: after a rollback,
-        None if it was lost."""
+        """:meth:`keep` raised ``error``: for some minutes each batch leaves the mark. If another session only has the
+        table to itself at this moment, it is tried again soon. ``connection``: after a rollback, None if it was lost.
+        """
+        now = self._clock.monotonic()
+        if isinstance(error, psycopg.errors.LockNotAvailable) and connection is not None:
+            self._busy_since = now if self._busy_since is None else self._busy_since
+            if now - self._busy_since < _BUSY_SECONDS:
+                self._refresh_at = max(self._refresh_at, now + _BEAT_SECONDS)
+                return
+        self._busy_since = None
         log.warning("well_newest is not kept: well_latest goes by the readings", extra={"error": str(error)})
         self._keeps = False
-        self._begin_at = self._clock.monotonic() + _REFRESH_SECONDS
+        self._begin_at = now + _REFRESH_SECONDS
         if connection is not None:
             try:
                 connection.execute(query("keeps_well_newest"), {"keeps": "off"})

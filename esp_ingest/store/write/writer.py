@@ -123,7 +123,7 @@ class PostgresStore(Store):
             return
         if self._newest.waiting if at_end else self._newest.is_due():
             try:
-                self._newest.keep(connection)
+                self._newest.keep(connection, at_end=at_end)
             except psycopg.Error as error:
                 self._session.give_back(error)
                 self._newest.failed(self._session.connection, error)
