@@ -108,14 +108,22 @@ def test_what_came_meanwhile_waits_for_the_next_beat_and_for_the_end(database: D
     assert_kept(database, {"a": 12, "b": 21})
 
 
-def test_a_large_fleet_is_written_seldom_while_it_sends(database: Database, daemon: Daemon) -> None:
-    fleet = [(f"w{number:04d}", 1, 1.0) for number in range(2_100)]
-    daemon.write(*fleet)
-    for second in range(1, 4):
-        daemon.clock.advance(1.0)
-        daemon.write(*((well, 1 + second, 1.0 + second) for well, *_ in fleet))
-        written = database.value("SELECT max(flow_rate) FROM well_newest")
-        assert written == (4.0 if second == 3 else 1.0)
+def test_a_large_fleet_is_written_in_pieces_while_it_sends(database: Database, daemon: Daemon) -> None:
+    """No more than 1 000 rows at once, since the next batch waits for them, and no more than 700 a second on average;
+    each well comes in its turn."""
+    fleet = [f"w{number:04d}" for number in range(2_100)]
+    seen: set[str] = set()
+    for half_second in range(14):
+        before = set(database.all("SELECT well_id, flow_rate FROM well_newest"))
+        daemon.write(*((well, 1 + half_second, 1.0 + half_second) for well in fleet))
+        written = set(database.all("SELECT well_id, flow_rate FROM well_newest")) - before
+        assert len(written) <= 1_000
+        seen |= {well for well, _ in written}
+        assert len(seen) <= 1_000 + 350 * half_second
+        daemon.clock.advance(0.5)
+    assert seen == set(fleet)
+    daemon.store.end()
+    assert_kept(database, dict.fromkeys(fleet, 14.0))
 
 
 def test_readings_of_others_show_at_once_and_are_kept_later(database: Database, daemon: Daemon) -> None:

@@ -21,6 +21,7 @@ from esp_ingest.store.write.copy_format import telemetry_stream
 log = logging.getLogger(__name__)
 
 _BEAT_SECONDS = 1.0  # between two writes, at least
+_PIECE_ROWS = 1_000  # a write, at most: the next batch waits for it, some 10 ms
 _ROWS_PER_SECOND = 700  # on average, at most: a row costs the database about 10 µs, so 0.7 % of a core
 _BUSY_SECONDS = 30.0  # so long another session may have the table to itself, before the view goes by the readings
 _REFRESH_SECONDS = 600.0  # marks are looked for so often, since making all right again may take seconds
@@ -63,6 +64,7 @@ class WellNewest:
         self._texts: tuple[dict[int, str], dict[int, str]] = ({}, {})  # extra, quality
         self._changed = np.empty(0, np.bool_)
         self._unsure: set[str] = set()  # wells whose newest reading the database has to be asked for
+        self._turn = 0  # the slot that comes next
 
     def reconnected(self) -> None:
         """The connection is a new one."""
@@ -134,7 +136,8 @@ class WellNewest:
             return now >= self._begin_at
         waiting = self.waiting
         is_quiet = now - self._last_batch >= _BEAT_SECONDS
-        wait_seconds = 0.0 if is_quiet else max(waiting / _ROWS_PER_SECOND - _BEAT_SECONDS, 0.0)
+        rows = min(waiting, _PIECE_ROWS)
+        wait_seconds = 0.0 if is_quiet else max(rows / _ROWS_PER_SECOND - _BEAT_SECONDS, 0.0)
         return now >= self._refresh_at or (waiting > 0 and now >= self._next + wait_seconds)
 
     @property
@@ -143,15 +146,16 @@ class WellNewest:
         return int(np.count_nonzero(self._changed)) + len(self._unsure)
 
     def keep(self, connection: Connection, *, at_end: bool = False) -> None:
-        """Write what has changed, in transactions of its own, and make all right again where a mark says so. Does not
-        wait while another session makes the table right, which takes seconds, in which no batch would be written;
-        ``at_end`` waits for a second. Raises psycopg.Error; then :meth:`failed` follows, after a rollback."""
+        """Write what has changed, a piece at a time, in transactions of its own, and make all right again where a mark
+        says so. Does not wait while another session makes the table right, which takes seconds, in which no batch would
+        be written. ``at_end``: writes all of it, and waits for a second. Raises psycopg.Error; then :meth:`failed`
+        follows, after a rollback."""
         if not self._keeps:
             self._begin(connection)
         if not self._keeps:
             return
         now = self._clock.monotonic()
-        slots = np.flatnonzero(self._changed)
+        slots, unsure = self._piece(len(self._slot_of) + len(self._unsure) if at_end else _PIECE_ROWS)
         connection.execute(query("be_brief"))
         connection.execute(query("need_not_be_durable"))
         if self.waiting:
@@ -164,8 +168,8 @@ class WellNewest:
             with connection.cursor() as cursor, cursor.copy(query("copy_staging")) as copy:
                 for piece in telemetry_stream(self._remembered(slots)):
                     copy.write(piece)
-            if self._unsure:
-                connection.execute(query("stage_newest_of_wells"), (sorted(self._unsure),))
+            if unsure:
+                connection.execute(query("stage_newest_of_wells"), (unsure,))
             connection.execute(query("keep_well_newest"))
         if refreshes:
             connection.execute(query("refresh_well_newest"))
@@ -173,8 +177,16 @@ class WellNewest:
         if now >= self._refresh_at:
             self._refresh_at = now + _REFRESH_SECONDS
         self._busy_since = None
-        self._changed[:] = False
-        self._unsure.clear()
+        self._changed[slots] = False
+        self._unsure.difference_update(unsure)
+        self._turn = int(slots[-1]) + 1 if len(slots) else 0
+
+    def _piece(self, most: int) -> tuple[npt.NDArray[np.intp], list[str]]:
+        """``most`` of what is to be written: slots, each in its turn, and wells to ask the database for."""
+        unsure = sorted(self._unsure)[:most]
+        slots = np.flatnonzero(self._changed)
+        slots = np.roll(slots, -int(np.searchsorted(slots, self._turn)))
+        return slots[: most - len(unsure)], unsure
 
     def _remembered(self, slots: npt.NDArray[np.intp]) -> Readings:
         """The wells at ``slots``, one reading each."""
