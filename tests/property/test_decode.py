@@ -628,10 +628,16 @@ STAMPS = st.one_of(
 )
 
 
+def clock_time(number: int) -> str:
+    """Each text of [0-2][0-9]:[0-6][0-9]:[0-6][0-9], by its number: a draw where a regex takes one a character."""
+    minutes, seconds = divmod(number, 70)
+    return "{:02}:{:02}:{:02}".format(*divmod(minutes, 70), seconds)
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     st.from_regex(r"([0-9]{4}|0000|0001|9999)-[01][0-9]-[0-3][0-9]", fullmatch=True),
-    st.lists(st.from_regex(r"[0-2][0-9]:[0-6][0-9]:[0-6][0-9]", fullmatch=True), min_size=24, max_size=40),
+    st.lists(st.integers(0, 30 * 70 * 70 - 1).map(clock_time), min_size=24, max_size=40),
     st.sampled_from(["Z", ".1Z", ".123456Z", "+00:30", ".5-00:30", "+14:00"]),
 )
 def test_timestamps_of_one_day_are_those_read_one_by_one(date: str, times: list[str], end: str) -> None:
