@@ -5,6 +5,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=.venv/bin
 started=$SECONDS
+# Where a machine sets it, each of the hundreds of processes that the tests start compiles all its modules anew, which
+# takes longer than all else that most of them do.
+unset PYTHONDONTWRITEBYTECODE
 
 step() {
   local name=$1 from=$SECONDS
