@@ -44,6 +44,9 @@ _TUNED = {
     "dynamic_shared_memory_type": "mmap",
     "max_wal_size": "2GB",
 }
+# Of the servers that tests share. To compile a query of all columns takes seconds, whatever it reads. Servers of the
+# fault suite, of benches and of tests that start their own do compile, as is PostgreSQL's default.
+_SHARED = {"jit": "off"}
 
 
 _OWN_OBJECTS = b"""
@@ -459,13 +462,13 @@ def _server(kind: type[Server], **options: Any) -> Server:
 @pytest.fixture(scope="session")
 def timescaledb_apache_server(request: pytest.FixtureRequest) -> Iterator[Server]:
     """Shared by the whole run, fsync off; ``parametrize("timescaledb_apache_server", [True], indirect=True)`` is on."""
-    with _server(NativeTimescale, fsync=bool(getattr(request, "param", False))) as server:
+    with _server(NativeTimescale, fsync=bool(getattr(request, "param", False)), settings=_SHARED) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def postgres15_server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    with _server(Postgres15, fsync=bool(getattr(request, "param", False))) as server:
+    with _server(Postgres15, fsync=bool(getattr(request, "param", False)), settings=_SHARED) as server:
         yield server
 
 
