@@ -26,7 +26,7 @@ step "secrets, dependencies, licences" make --no-print-directory audit
 echo "== tests: fault, browser, integration, property, unit ($((SECONDS - started)) s so far)"
 status=0
 # Three at a time on two cores, since most tests wait for processes that they have started. A file stays together, with what
-# it has started. The folders with the longest files come first, so that no worker ends long before the others.
+# it has started. Short files come last, so that no worker ends long before the others.
 $bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not soak" \
   tests/fault tests/browser tests/integration tests/property tests/unit "$@" || status=$?
 [ "${CI:-}" = true ] || echo "== total: $((SECONDS - started)) s"
