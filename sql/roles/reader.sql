@@ -8,6 +8,8 @@ DO $$ BEGIN
 END $$;
 ALTER ROLE esp_ingest_reader SET default_transaction_read_only = on;
 ALTER ROLE esp_ingest_reader SET statement_timeout = '60s';
+-- To compile a question about all columns of the hours and days takes seconds, however few its rows.
+ALTER ROLE esp_ingest_reader SET jit = off;
 GRANT SELECT ON esp_telemetry, diagnostic_results, well_latest, active_diagnostics, alarm_actions, alarm_shelves, alarm_verdicts
     TO esp_ingest_reader;
 GRANT SELECT ON well_stops TO esp_ingest_reader;

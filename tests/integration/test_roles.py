@@ -95,6 +95,7 @@ def test_the_reader_sees_readings_diagnoses_and_sums(owned: Database) -> None:
         reader.all(f"SELECT * FROM {relation} LIMIT 1")
     assert reader.value("SELECT count(*) FROM well_latest") == 1
     assert reader.value("SHOW statement_timeout") == "1min"
+    assert reader.value("SHOW jit") == "off"
 
 
 def test_the_owner_is_no_superuser_and_names_resolve_to_its_schema_first(owned: Database) -> None:
