@@ -422,13 +422,33 @@ def test_a_step_of_speed_is_not_a_loss_of_flow(well: Well) -> None:
 def test_no_advice_lowers_the_frequency_of_a_well_that_may_not_flow() -> None:
     for rule in rules_file.parse(RULES_TEXT).rules:
         for action in rule.actions:
-            if "frequency" in action and "shift" not in action:
+            if "frequency" in action:
                 assert "if the well still flows" in action or action.startswith("do not"), (rule.name, action)
             if "meg " in action:
-                for word in ("not turning", "isolated", "locked out", "drive and gauge disconnected"):
+                for word in ("not turning", "isolated", "locked out", "drive and gauge disconnected", "discharge"):
                     assert word in action, (rule.name, action)
             if action.startswith("restart"):
                 assert "backwards" in action, (rule.name, action)
+
+
+def test_advice_is_safe_to_follow() -> None:
+    """Gas is not let into the open, tubing is tested with the pump stopped, and where flow may be lost the first thing
+    to do is to look at it or to stop."""
+    rules = {rule.name: rule for rule in rules_file.parse(RULES_TEXT).rules}
+    for rule in rules.values():
+        for action in rule.actions:
+            assert "vent the casing" not in action, rule.name
+            assert "pressure-test" not in action or "with the pump stopped" in action, (rule.name, action)
+    for name in (
+        "underload", "no_flow", "gas_lock", "start_without_flow", "pump_off", "low_flow", "dead_head", "broken_shaft",
+        "overload", "motor_hot", "motor_heating", "vibration", "downthrust",
+    ):  # fmt: skip
+        first = rules[name].actions[0]
+        assert "stop" in first, (name, first)
+    for name in ("trip", "overload", "cycling", "failed_start"):
+        assert any(action.startswith("restart only") for action in rules[name].actions), name
+        said = " ".join(rules[name].actions)
+        assert "cause" in said or "code" in said or "lock out" in said, (name, said)
 
 
 def test_a_median_that_becomes_known_within_a_batch_decides_who_runs() -> None:
