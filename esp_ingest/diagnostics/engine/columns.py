@@ -85,6 +85,10 @@ class Rows:
         out[..., self.starts] = before
         return out
 
+    def of(self, state: Array) -> Array:
+        """What ``state`` (…, slots) has of the well of each row, (…, n), a copy."""
+        return self.before(state) if self.single else np.array(state[..., self.slot])
+
     def before(self, state: Array) -> Array:
         """What ``state`` (…, slots) has of the wells of the batch, (…, wells), a copy."""
         return np.array(state[..., self.index])

@@ -93,7 +93,7 @@ class CommonStops:
 
     def told(self, rows: Rows) -> Followed:
         """The facts of rows at which no well starts or stops."""
-        return Followed({name: self._state[name][rows.slots][rows.group] for name in FACTS})
+        return Followed({name: rows.of(self._state[name]) for name in FACTS})
 
     def follow(self, rows: Rows, running: Array, previous: Array, changes: Slots, commanded: Array) -> Followed:
         """The rows at ``changes`` start or stop. ``running`` and ``previous`` (n,): at each row and at the one before;

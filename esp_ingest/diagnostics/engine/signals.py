@@ -203,7 +203,7 @@ class SignalState:
         if not sent:
             return {}
         state, which = self._state, np.array([FREEZABLE.index(name) for name in sent])
-        value, when, old, _ = (np.stack(of) for of in zip(*(measured.seen[name] for name in sent), strict=True))
+        value, when, old = (np.stack(of) for of in zip(*(measured.seen[name][:3] for name in sent), strict=True))
         changed = (when == rows.t) & (value != rows.shifted(value, old))
         index = (which, rows.index) if isinstance(rows.index, slice) else (which[:, None], rows.slots)
         moved_old, n_old = np.array(state["moved_us"][index]), np.array(state["moved_n"][index])
@@ -285,10 +285,11 @@ class RunState:
         dt = rows.t - rows.shifted(rows.t, last_us)
         dt = np.where(dt < -NEVER // 2, dt, 0)
         at = baselines.row[("median", "motor_current")]
-        running = self._running(rows, usable, state["features"][at][rows.slots][rows.group])
+        running = self._running(rows, usable, rows.of(state["features"][at]))
         while True:
             out = self._transitions(rows, running, usable.get(SETPOINT))
-            values_running = np.where(running == 1, values, np.nan)
+            runs_now = running == 1
+            values_running = values if runs_now.all() else np.where(runs_now, values, np.nan)
             plan = baselines.plan(runs, run, rows.t, values_running, dt, running, out.start_us)
             if plan.cut_us is not None:
                 out.cut_us = plan.cut_us
@@ -314,17 +315,17 @@ class RunState:
 
     def _transitions(self, rows: Rows, running: Array, setpoint: FloatArray | None) -> Running:
         """Python only where a well starts or stops."""
-        state, slots, group = self._state, rows.slots, rows.group
-        previous = rows.shifted(running, state["running"][slots])
+        state = self._state
+        previous = rows.shifted(running, state["running"][rows.slots])
         changed = running != previous
         out = Running(
             running=running,
             settled=np.empty(0, np.bool_),
-            tripped=state["tripped"][slots][group],
-            start_us=state["start_us"][slots][group],
-            stop_us=state["stop_us"][slots][group],
-            starts=state["starts"][:, slots][:, group],
-            stopped_for=state["stopped_for"][slots][group],
+            tripped=rows.of(state["tripped"]),
+            start_us=rows.of(state["start_us"]),
+            stop_us=rows.of(state["stop_us"]),
+            starts=rows.of(state["starts"]),
+            stopped_for=rows.of(state["stopped_for"]),
             features=np.empty((0, 0)),
             run=np.empty(0, np.intp),
             interval=np.empty(0),

@@ -59,7 +59,7 @@ class StopGrades:
         return {name: partial(as_it_is, column) for name, column in facts.items()}
 
     def _kept(self, name: str, rows: Rows) -> Array:
-        return self._state[name][rows.slot]
+        return rows.of(self._state[name])
 
     def _graded(self, rows: Rows, measured: Measured, running: Running, at: int) -> dict[str, float]:
         feature = running.features[:, running.run[at]]
