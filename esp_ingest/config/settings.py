@@ -285,7 +285,7 @@ class DiagnosticsSettings(Section):
         10_000,
         ge=1,
         le=1_000_000,
-        description="wells whose state is held, about 11 kB each; others are stored unjudged",
+        description="wells whose state is held, about 10 kB each; others are stored unjudged",
     )
     publish: bool = Field(True, description="publish occurrences to {topic_root}/{well_id}/diagnostics")
 

@@ -106,7 +106,7 @@ class Baselines:
         state.add("square", np.float64, 0.0, self._squares)
         state.add("ring_tag", np.int64, NEVER, shape=(RING,))
         state.add("ring_dt", np.float64, np.nan, shape=(RING,))
-        state.add("ring_mean", np.float64, np.nan, self._ringed, (RING,))
+        state.add("ring_mean", np.float32, np.nan, self._ringed, (RING,))  # no gauge has more than seven digits
         for name in ("ring_sum", "ring_square"):
             state.add(name, np.float64, 0.0, self._squares, (RING,))
         state.add("ring_n", np.float32, 0.0, self._squares, (RING,))  # whole numbers, exact up to 16 million
@@ -370,8 +370,8 @@ class Baselines:
         dt = [past.at_closings(column) for column in past.window(self._state["ring_dt"], plan.mean_dt, 12)]
         index = runs.opening_index
         plan.features[0, index] = median(np.stack(dt, axis=-1), 3)
-        state, place = self._state["ring_mean"], self._place
-        made = {name: past.window(state[at], plan.means[place[name]], BACK) for at, name in enumerate(self._ringed)}
+        rings, means = self._state["ring_mean"], plan.means[self._ring_place].astype(np.float32)
+        made = {name: past.window(rings[at], means[at], BACK) for at, name in enumerate(self._ringed)}
         for key in self._windowed:
             function, signal, seconds = str(key[0]), str(key[1]), int(str(key[2]))
             k = seconds // 300

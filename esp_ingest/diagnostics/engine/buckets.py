@@ -117,14 +117,16 @@ class Past:
         return list(ring[self._at[:k], self._slots])
 
     def window(self, ring: Array, closed: Array, k: int, missing: float = np.nan) -> Window:
-        """The newest ``k`` buckets. ``ring`` (16, slots); ``closed`` (closings,): what closes now."""
+        """The newest ``k`` buckets, as precise as the ring. ``ring`` (16, slots); ``closed`` (closings,): what closes
+        now."""
+        closed = closed.astype(ring.dtype, copy=False)
         closes = int(self._gap[0]) if self._lone and self._in_step else -1  # is not in the ring, and comes from here
         old = [
             np.where(self._unknown[at], missing, column) if self._is_unknown[at] and at != closes else column
             for at, column in enumerate(self._ring(ring, k if self._lone else BACK))
         ]
         if not self._lone:
-            line = np.full(self._size, missing)
+            line = np.full(self._size, missing, ring.dtype)
             line[self._base] = old
             line[self._position] = closed
             return [line[BACK - ago : self._size + 1 - ago] for ago in range(1, k + 1)]
