@@ -895,6 +895,17 @@ FROM (
     WHERE {time} >= %(start)s AND {time} < %(end)s
 ) AS hashed;
 
+-- name: lifecycle_oldest_transaction
+-- Every transaction before this one has ended.
+SELECT pg_snapshot_xmin(pg_current_snapshot())::xid::text;
+
+-- name: lifecycle_day_newer
+-- Rows of a day, and how many of them were stored or changed by this transaction or a later one. An update stores a new
+-- version of the row. After half of all transaction ids an old row may count as a newer one, but never the other way round.
+SELECT count(*), count(*) FILTER (WHERE age(xmin) <= age(%(oldest)s::xid))
+FROM {table}
+WHERE {time} >= %(start)s AND {time} < %(end)s;
+
 -- name: lifecycle_export
 -- One day in the order of its file. COLLATE "C" is the order of bytes, which a reader of the file can repeat.
 COPY (
@@ -946,7 +957,7 @@ SET held_rows = excluded.held_rows, held_checksum = excluded.held_checksum, held
 
 -- name: lifecycle_chunks
 -- The chunks of a hypertable, oldest first.
-SELECT format('%%I.%%I', chunk_schema, chunk_name), range_start, range_end
+SELECT format('%%I.%%I', chunk_schema, chunk_name), range_start, range_end, is_compressed
 FROM timescaledb_information.chunks
 WHERE hypertable_schema = current_schema() AND hypertable_name = %s
 ORDER BY range_start;

@@ -63,6 +63,14 @@ class Record:
         return self.held_checksum == held.checksum if held.checksum else self.held_changed == held.changed
 
 
+@dataclass(frozen=True)
+class Seen:
+    """The content of a day, and the oldest transaction that was open before it was read: its id, as text."""
+
+    content: Content
+    oldest: str
+
+
 class Days:
     """The days of the three tables in one database. Every method may raise psycopg.Error."""
 
@@ -119,6 +127,20 @@ class Days:
         statement = self.statement("lifecycle_day_checksum", table)
         row = only_row(self.connection.execute(statement, {"start": start, "end": end}))
         return Content.of(row[0], int(row[1]), int(row[2]))
+
+    def look(self, table: Table, day: date) -> Seen:
+        """The content of the day now, for :meth:`is_unchanged`."""
+        (oldest,) = only_row(self.connection.execute(query("lifecycle_oldest_transaction")))
+        return Seen(self.checksum(table, day), oldest)
+
+    def is_unchanged(self, table: Table, day: date, seen: Seen) -> bool:
+        """Whether the content of the day is what was ``seen``. To be called in the transaction that drops rows, once it
+        has locked them. Every row that is there now was stored by a transaction that had ended before the look, so the
+        look has seen it; and they are as many. False may also mean that this cannot be told."""
+        start, end = bounds(day)
+        where = {"start": start, "end": end, "oldest": seen.oldest}
+        rows, newer = only_row(self.connection.execute(self.statement("lifecycle_day_newer", table), where))
+        return (rows, newer) == (seen.content.rows, 0)
 
     def begin(self, table: Table, day: date, pending_id: UUID) -> None:
         """Remember the id of the manifest that is about to be written."""

@@ -3,15 +3,19 @@ not in the archive."""
 
 import json
 import uuid
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from psycopg.pq import TransactionStatus
 
 from esp_ingest.lifecycle import query, reading, retention
 from esp_ingest.lifecycle.archive import verify
+from esp_ingest.lifecycle.archive.checksum import Content
+from esp_ingest.lifecycle.days import Days
 from esp_ingest.lifecycle.errors import Reason
+from esp_ingest.lifecycle.tables import Table
 from tests.support.databases import Database
 from tests.support.lifecycle_data import contents, fill, midnight, migrated, run, settings_for, today
 
@@ -61,6 +65,60 @@ def test_a_late_row_between_proof_and_drop_stops_the_drop_on_every_edition(
     assert contents(database, "esp_telemetry") == []
     reading.restore_days(settings, reading.Wanted("esp_telemetry", DAY, DAY), lambda *_: None)
     assert contents(database, "esp_telemetry") == stored
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        LATE % 1,
+        "UPDATE esp_telemetry SET flow_rate = -1 WHERE well_id = 'ESP-03'",
+        "DELETE FROM esp_telemetry WHERE well_id = 'ESP-03'",
+        "DELETE FROM esp_telemetry WHERE timestamp = (SELECT min(timestamp) FROM esp_telemetry);" + LATE % 1,
+    ],
+)
+def test_whoever_changes_a_day_while_it_is_looked_at_does_not_wait_and_stops_the_drop(
+    timescaledb_apache: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, statement: str
+) -> None:
+    """Only the check that nothing has changed since is under the lock."""
+    fill(migrated(timescaledb_apache), OLD)
+    original = Days.checksum
+    changed: list[int] = []
+
+    def change_after(days: Days, table: Table, day: date) -> Content:
+        found = original(days, table, day)
+        if table.name == "esp_telemetry" and not changed:
+            with timescaledb_apache.connect() as other:
+                other.execute("SET lock_timeout = '500ms'")
+                changed.append(other.execute(statement.encode()).rowcount)
+        return found
+
+    monkeypatch.setattr(Days, "checksum", change_after)
+    settings = settings_for(timescaledb_apache, tmp_path)
+    outcome, _ = run(settings)
+    assert changed
+    assert changed[0] > 0
+    assert [problem.reason for problem in outcome.problems] == [Reason.MISMATCH]
+    stored = contents(timescaledb_apache, "esp_telemetry")
+    assert stored
+    assert run(settings)[0].dropped
+    assert contents(timescaledb_apache, "esp_telemetry") == []
+    asked = list(query.ask(settings, "SELECT count(*) FROM esp_telemetry"))
+    assert [row for _, rows in asked for row in rows] >= [(len(stored),)], "what was archived once stays"
+
+
+def test_a_day_that_nobody_changes_is_read_once_for_its_drop(
+    timescaledb_apache: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(migrated(timescaledb_apache), OLD)
+    original, read = Days.checksum, []
+
+    def count(days: Days, table: Table, day: date) -> Content:
+        read.append((table.name, days.connection.info.transaction_status))
+        return original(days, table, day)
+
+    monkeypatch.setattr(Days, "checksum", count)
+    assert run(settings_for(timescaledb_apache, tmp_path))[0].dropped
+    assert read == [(name, TransactionStatus.IDLE) for name in ("esp_telemetry", "ingest_rejects")]
 
 
 def test_a_column_that_comes_between_proof_and_drop_is_archived_first(
