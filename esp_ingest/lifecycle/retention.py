@@ -117,7 +117,7 @@ def _drop_chunks(
     days.check_columns(table)
     now = chunks_of(days, table, has_timescaledb=True) or []
     if any(chunk.is_compressed and chunk.name == one.name for chunk in now for one in what.chunks):
-        seen = {}  # by somebody, since the look
+        seen = {}  # somebody has compressed it since the look
     rows = 0
     for day in what.days:
         is_unchanged = day in seen and days.is_unchanged(table, day, seen[day])

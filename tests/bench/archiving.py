@@ -51,8 +51,8 @@ class Archiving:
     ended: int = 0
     archived: int = 0
     dropped: int = 0
+    failure: str = ""
     _stopped: threading.Event = field(default_factory=threading.Event)
-    _failure: str = ""
 
     @contextlib.contextmanager
     def on(self, database: Database) -> Iterator[None]:
@@ -71,8 +71,8 @@ class Archiving:
             finally:
                 self._stopped.set()
                 thread.join()
-        if self._failure:
-            raise runs.Failed(self._failure)
+        if self.failure:
+            raise runs.Failed(self.failure)
         if self.ended == ended or self.dropped == dropped:
             raise runs.Failed(
                 "no lifecycle run ended while the daemon was measured: the machine is too busy, or _DAYS are too many"
@@ -103,7 +103,7 @@ class Archiving:
             if not has_ended:
                 return
             if process.returncode:
-                self._failure = f"the lifecycle ended with {process.returncode}: {said[-300:]}"
+                self.failure = f"the lifecycle ended with {process.returncode}: {said[-300:]}"
                 return
             self.archived += said.count("archived")
             self.dropped += said.count("dropped")

@@ -12,16 +12,19 @@ import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 
 from tests.bench import baseline, publisher
+from tests.bench.archiving import Archiving
 from tests.bench.probes import BARE, PATHS, HttpWatch
 from tests.bench.processes import Machine, MemoryWatch, cpu_seconds, rss_bytes, tree
 from tests.bench.report import COPY, SUBSCRIBER, Results, quantile, table
-from tests.bench.runs import Measured
+from tests.bench.runs import Failed, Measured
 from tests.bench.workload import POSTGRES_EPOCH_US, Shape, Workload, after_header, generate
+from tests.support.databases import Database
 
 FIRST_US = 1_767_225_600_000_000
 _PACKET = re.compile(rb"esp/(ESP-\d{5})/telemetry(..)(.*)", re.DOTALL)
@@ -285,3 +288,42 @@ def test_the_report_pools_the_http_answers_of_all_rounds() -> None:
     assert target.reached == pytest.approx(20.0)
     assert not target.fine
     assert quantile([], 0.5) is None
+
+
+def test_the_steady_part_stands_beside_the_whole_run() -> None:
+    measured = run("c", "esp-ingest", 0, 60.0)
+    measured.committed_seconds, measured.steady_seconds = (0.05, 1.1), (0.05, 0.1)
+    text = Results([measured], None).markdown()
+    assert "* (c) esp-ingest, received → committed: p50 50 ms, p99 1100 ms" in text
+    assert (
+        "* (c) esp-ingest, received → committed, without the first 5 readings of each well, in which it is new to the "
+        "rules: p50 50 ms, p99 100 ms"
+    ) in text
+
+
+class NoDatabase:
+    """Takes every statement and does nothing; nobody answers at its address."""
+
+    dsn = "postgresql://127.0.0.1:1/x?connect_timeout=1"
+
+    def run(self, statement: str) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.0, "no lifecycle run ended"), (60.0, "the lifecycle ended with 1")],
+    ids=["short", "failed"],
+)
+def test_the_daemon_beside_the_archive_counts_only_if_a_whole_lifecycle_run_ended(seconds: float, said: str) -> None:
+    lifecycle = Archiving()
+    deadline = time.monotonic() + seconds
+
+    def measure() -> None:
+        with lifecycle.on(cast(Database, NoDatabase())):
+            while not lifecycle.failure and time.monotonic() < deadline:
+                time.sleep(0.05)
+
+    with pytest.raises(Failed, match=said):
+        measure()
+    assert lifecycle.ended == 0
