@@ -1,7 +1,11 @@
 """What the rules remember outlives the process: killed anywhere, restored from the table, and the table is the same."""
 
 import itertools
-from collections.abc import Callable
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +19,9 @@ from esp_ingest.store.diagnostics.checkpoints import PostgresDiagnosticsStore
 from esp_ingest.store.schema import migrate
 from esp_ingest.store.write.writer import PostgresStore
 from tests.property.test_diagnostics_engine import LIMITED, START_US, merged, story, whole
-from tests.support.databases import Database
+from tests.support.databases import Database, Server
 from tests.support.fake_clock import FakeClock
+from tests.unit import test_diagnostics_common_stops as common_stops
 
 MINUTE_US = 60_000_000
 
@@ -265,3 +270,43 @@ def test_wells_that_give_up_their_place_come_back_as_they_were(
     assert run.metrics.diagnostics_wells_evicted._value.get() > 50
     assert run.metrics.diagnostics_readings_unjudged._value.get() == 0
     assert table(database) == expected(readings)
+
+
+def _life(dsn: str, batches: Sequence[Readings], checkpoints: bool) -> None:
+    """Of a daemon: take the batches, then die by kill -9."""
+    clock = FakeClock()
+    run = Run(Database(dsn, Server(Path(), 0)), clock, lambda: common_stops.RULES)
+    for batch in batches:
+        clock.sleep(20 if checkpoints else 0.001)
+        run.process(batch)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("checkpoints", [True, False], ids=["a checkpoint a batch", "none since long"])
+def test_a_common_stop_outlives_kills_at_any_moment_of_it(database: Database, checkpoints: bool) -> None:
+    """One alarm for all wells, not two and not none, whichever of its stops and starts lies behind the kill."""
+    wells, stopped = 12, common_stops.BEFORE
+    readings = common_stops.fleet(wells, common_stops.dip(wells, minutes=40, apart=0.5), minutes=100)
+    minutes = (readings.timestamp_us - readings.timestamp_us[0]) / MINUTE_US - stopped
+    kills = [-1.0, 0.6, 1.8, 2.6, 4.2, 20.0, 40.6, 42.9, 44.0, 46.0, 70.0]
+    edges = [0, *np.searchsorted(minutes, kills).tolist(), len(readings)]
+    spawn = multiprocessing.get_context("spawn")
+    for begin, end in itertools.pairwise(edges):
+        part = np.array_split(np.arange(max(0, begin - 7), end), 3)  # the acknowledgement of seven was lost
+        batches = [readings.select(each) for each in part if len(each)]
+        life = spawn.Process(target=_life, args=(database.dsn, batches, checkpoints))
+        life.start()
+        life.join(60)
+        assert life.exitcode == -signal.SIGKILL
+    found = table(database)
+    alarms = [key for key, row in found.items() if key[1] == "common_stop" and row[0] == "medium"]
+    assert len(alarms) == 1
+    assert len([key for key in found if key[1] == "common_stop"]) == wells
+    assert len([key for key in found if key[1] == "trip"]) == wells
+    rows = common_stops.played(readings).occurrences()
+    assert found == {
+        (row.well_id, row.diagnosis, row.raised_us): (
+            row.severity.value, row.state, row.cleared_us, row.value, row.threshold, row.occurrences, row.message,
+        )
+        for row in rows
+    }  # fmt: skip
