@@ -64,6 +64,8 @@ _SETTINGS = {
     "lc_messages": "C",
     "cluster_name": "esp-ingest drill",
 }
+# What a server answers that is not there yet. Whether one that says nothing will be, its process tells.
+_NOT_YET = "starting up|shutting down|in recovery mode|not (yet )?accepting connections"
 _CONTROLLED = {  # the least that replaying needs, as the live database had them
     "max_connections": "max_connections setting",
     "max_prepared_transactions": "max_prepared_xacts setting",
@@ -129,11 +131,8 @@ class Instance:
                 psycopg.connect(info, connect_timeout=5).close()
                 return
             except psycopg.OperationalError as error:
-                lines = str(error).strip().splitlines()
-                if not re.search(
-                    "starting up|shutting down|in recovery mode|not (yet )?accepting connections|No such file|refused",
-                    str(error),
-                ):
+                lines = [line for line in str(error).splitlines() if "FATAL:" in line]
+                if lines and not re.search(_NOT_YET, lines[-1]):
                     raise BackupError(f"The restored database refuses a connection: {lines[-1].rstrip('.')}.") from None
             if clock.monotonic() > deadline:
                 raise BackupError(
