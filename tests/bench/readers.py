@@ -4,9 +4,9 @@
 
 The input is that of ``make bench``'s case (a), as fast as the broker takes it, or (c), 10 000 wells at 1 Hz. The API is
 a process with the Nice of its unit, config/systemd/esp-ingest-api.service. A reader does what a browser with the
-console does: it keeps its connections, holds the live stream of the whole fleet, asks every 30 s for the fleet and for
-a part of the sparklines of the rows in view, the first of the fleet, and opens the page of any well every minute. All
-readers are one process, which shares the machine too.
+console does: it keeps its connections, holds the live stream of the whole fleet, asks every 30 s for the fleet and each
+five minutes for the sparklines of the rows in view, the first of the fleet, and opens the page of any well every
+minute. All readers are one process, which shares the machine too.
 """
 
 import argparse
@@ -35,13 +35,15 @@ from tests.support.databases import Database
 
 _ROOT = Path(__file__).parent.parent.parent
 FLEET_SECONDS, WELL_SECONDS = 30.0, 60.0
-IN_VIEW, SPARKLINES = 25, 6  # rows, and sparklines a look: each row's every two minutes
-_FLEET = ("/api/v1/wells?sort=need&limit=100", "/api/v1/fleet")
-_SPARK = "/api/v1/wells/{well}/telemetry?from=24h&signals=motor_current&max_points=120"
+IN_VIEW, SPARKLINES = 25, 3  # rows, and sparklines a look: each row's every five minutes, or somewhat more often
+_FLEET = ("/api/v1/wells?sort=need&limit=50", "/api/v1/fleet")
+_SPARK = "/api/v1/wells/{well}/telemetry?from=24h&signals=motor_current&max_points=96"
 _WELL = (
     "/api/v1/wells/{well}",
-    "/api/v1/wells/{well}/telemetry?from=24h&max_points=1200",
-    "/api/v1/alarms?well_id={well}",
+    "/api/v1/wells/{well}/telemetry?from=72h&max_points=2400",
+    "/api/v1/wells/{well}/telemetry?from=24h&signals=motor_current&max_points=2000",
+    "/api/v1/alarms?well_id={well}&limit=300",
+    "/api/v1/alarms?well_id={well}&limit=50",
     "/api/v1/alarms/history?well_id={well}&limit=20",
 )
 

@@ -1,5 +1,6 @@
 """The console in Debian's Chromium, on a real API and a real database: what people do on each page."""
 
+import contextlib
 import re
 import time
 from collections.abc import Iterator
@@ -156,6 +157,25 @@ def test_a_trip_shows_with_its_reading_in_the_state_and_in_the_sums(otto: Page, 
     expect(otto.locator(".head .state")).to_have_text("stopped")
     insert_reading(database, "ESP-06", datetime.now(UTC))
     expect(otto.locator(".head .state")).to_have_text("running", timeout=5_000)
+
+
+def test_a_well_that_is_not_in_the_list_has_it_read_again_once(otto: Page, database: Database) -> None:
+    """It may be new to the fleet. Its next reading is no news, and a large fleet has many of them a second."""
+    now = datetime.now(UTC)
+    otto.clock.install(time=now)
+    otto.clock.pause_at(now + timedelta(seconds=1))
+    go(otto, "#/fleet?q=ESP-06")
+    expect(otto.locator("tbody tr")).to_have_count(1)
+    expect(otto.locator("#live")).to_have_text("Live")
+    asked: list[str] = []
+    otto.on("request", lambda request: asked.append(request.url) if "/api/v1/wells?" in request.url else None)
+    for number, times in ((1, 1), (2, 1)):
+        insert_reading(database, "ESP-05", datetime.now(UTC))
+        insert_reading(database, "ESP-06", datetime.now(UTC), pip=700.0 + number)
+        expect(row(otto, "ESP-06").locator("td.number").nth(2)).to_have_text(f"70{number}")
+        with otto.expect_response("**/api/v1/fleet*") if number == 1 else contextlib.nullcontext():
+            otto.clock.fast_forward(10_500)
+        assert len(asked) == times, asked
 
 
 def test_an_operator_of_one_well_sees_no_other(browser: Browser, api: ApiProcess) -> None:

@@ -11,7 +11,7 @@ const PAGE_WELLS = 50;
 const COLUMNS = ["motor_current", "vsd_frequency", "pip", "motor_temp", "flow_rate"];
 const SORTS = [["need", "Most urgent first"], ["well_id", "Name, A to Z"], ["-well_id", "Name, Z to A"], ["last_seen", "Last seen, oldest first"], ["-last_seen", "Last seen, newest first"], ["flow_rate", "Flow, lowest first"], ["-flow_rate", "Flow, highest first"]];
 const SPARK_POINTS = 96;
-const SPARK_MILLISECONDS = 120_000; // a sparkline is asked for again after so long
+const SPARK_MILLISECONDS = 300_000; // a sparkline is asked for again after so long: a third of one of its points
 
 const sparks = new Map(); // "well signal units" → {at, rows}
 
@@ -234,14 +234,16 @@ export function open(root, context) {
     replace(place, sparkline(known.rows, `${signalName(signal)} of ${well} over 24 h, ${last ? `now ${number(last[1], units[signal])} ${units[signal]}` : "no values"}`));
   }
 
+  const others = new Set();
   const reload = throttled(load, 1_500);
   const ends = [
     live.on("readings", ({ columns, rows: changed }) => {
       for (const values of changed) {
         const reading = readingOf(columns, values);
         const well = wells.find((each) => each.well_id === reading.well_id);
-        if (!well) {
-          reloadSlowly();
+        if (!well) { // of another page, or new to the fleet
+          if (!others.has(reading.well_id)) reloadSlowly();
+          others.add(reading.well_id);
           continue;
         }
         newest.set(well.well_id, reading);
@@ -249,14 +251,12 @@ export function open(root, context) {
         Object.assign(well, withNewest(well));
         rows.get(well.well_id)?.update(well);
       }
-      sumSoon();
     }),
     live.on("alarms", reload),
     live.on("reset", reload),
   ];
   const reloadSlowly = throttled(load, 10_000);
   const retry = throttled(load, 5_000);
-  const sumSoon = throttled(() => get("fleet", { units: prefs.units }).then(drawSums, () => {}), 5_000);
   const ages = setInterval(() => {
     for (const well of wells) rows.get(well.well_id)?.update(well);
   }, 5_000);
@@ -286,7 +286,6 @@ export function open(root, context) {
       reload.cancel();
       reloadSlowly.cancel();
       retry.cancel();
-      sumSoon.cancel();
       for (const end of ends) end();
     },
   };
