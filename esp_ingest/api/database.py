@@ -21,7 +21,15 @@ from psycopg.types.datetime import TimestamptzBinaryLoader
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
 from esp_ingest.config.settings import DatabaseSettings, Settings
-from esp_ingest.store.connection import Connection, ServerSilent, _impatient, connect, conninfo, session_parameters
+from esp_ingest.store.connection import (
+    Connection,
+    ServerSilent,
+    _impatient,
+    connect,
+    conninfo,
+    session_parameters,
+    stands_behind_pooler,
+)
 from esp_ingest.store.queries import query
 
 log = logging.getLogger(__name__)
@@ -66,7 +74,7 @@ class ImpatientAsyncConnection(AsyncConnection):
         await self.set_autocommit(True)
         cursor = await self.execute(query("session_identity"))
         ((server_pid, _),) = await cursor.fetchall()
-        is_pooled = server_pid != self.info.backend_pid
+        is_pooled = stands_behind_pooler(self, server_pid)
         parameters = session_parameters(settings, timeout_seconds, timeout_seconds, local=is_pooled)
         made = psycopg.AsyncClientCursor(self).mogrify(query("session_settings").decode(), parameters).encode()
         if is_pooled:

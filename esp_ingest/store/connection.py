@@ -70,8 +70,7 @@ class Session(Connection):
         if not holds_utf8:
             encoding = self.info.parameter_status("server_encoding") or "unknown"
             raise WrongEncoding(WRONG_ENCODING, f"its encoding is {encoding}")
-        # A pooler has to give its clients a cancel key of its own, whose process number is made up.
-        self.pooled = server_pid != self.info.backend_pid
+        self.pooled = stands_behind_pooler(self, server_pid)
         self.adapters.register_loader("timestamptz", _MomentLoader)
         # After a wait for a lock, a statement sees what was committed before it.
         self.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
@@ -120,6 +119,12 @@ class Session(Connection):
         except ServerSilent:
             self.pgconn.finish()  # in the middle of an exchange: of no use to anyone
             raise
+
+
+def stands_behind_pooler(connection: "psycopg.BaseConnection[Any]", server_pid: int) -> bool:
+    """Whether a pooler stands between us and the server, whose process says that it is ``server_pid``. A pooler has to
+    give its clients a cancel key of its own, whose process number is made up."""
+    return server_pid != connection.info.backend_pid
 
 
 class DsnError(StoreUnavailable, UsageError):

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 
 import pytest
 from pydantic import SecretStr
@@ -37,6 +36,7 @@ from tests.support.fake_broker import (
     publish,
 )
 from tests.support.proxy import Direction, TcpProxy
+from tests.support.waiting import until
 
 
 def check_process(mosquitto: Mosquitto, port: int) -> "subprocess.Popen[str]":
@@ -55,13 +55,6 @@ def check_process(mosquitto: Mosquitto, port: int) -> "subprocess.Popen[str]":
         stdout=subprocess.PIPE,
         text=True,
     )
-
-
-def until(condition: Callable[[], object], timeout_seconds: float = 15.0) -> None:
-    deadline = time.monotonic() + timeout_seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
 
 
 def kept_by(mosquitto: Mosquitto) -> bytes:

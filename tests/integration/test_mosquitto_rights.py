@@ -3,7 +3,7 @@
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,9 @@ from esp_ingest.service.clock import SystemClock
 from esp_ingest.service.metrics import Metrics
 from tests.support.brokers import DAEMON, ROOT, Mosquitto
 from tests.support.databases import free_port
+from tests.support.waiting import until
 
 PAYLOAD = b'{"timestamp":1764000000000,"pip":5}'
-
-
-def until(condition: Callable[[], object], timeout_seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
 
 
 class TwoListeners(Mosquitto):

@@ -17,17 +17,11 @@ from esp_ingest.mqtt.source import MqttSource
 from esp_ingest.service.clock import SystemClock
 from esp_ingest.service.metrics import Metrics
 from tests.support.brokers import Mosquitto, Publisher
+from tests.support.waiting import until
 
 TOPIC = "esp/W1/telemetry"
 LARGE = 1 << 30
 Start = Callable[..., MqttSource]
-
-
-def until(condition: Callable[[], object], timeout_seconds: float = 15.0) -> None:
-    deadline = time.monotonic() + timeout_seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.005)
 
 
 def take(source: MqttSource, count: int, *, settle: bool = True) -> list[Delivery]:

@@ -24,15 +24,9 @@ from esp_ingest.service.metrics import Metrics
 from tests.support.brokers import ROOT, Mosquitto
 from tests.support.certificates import PASSWORD, Authority
 from tests.support.databases import free_port
+from tests.support.waiting import until
 
 TOPIC = "esp/W1/telemetry"
-
-
-def until(condition: Callable[[], object], timeout_seconds: float = 15.0) -> None:
-    deadline = time.monotonic() + timeout_seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
 
 
 @pytest.fixture

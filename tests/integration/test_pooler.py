@@ -2,7 +2,6 @@
 ours stays on a server connection that others use, and one daemon leads."""
 
 import threading
-import time
 from collections.abc import Callable
 
 import psycopg
@@ -23,6 +22,7 @@ from esp_ingest.store.write.writer import PostgresStore
 from tests.support.databases import Database
 from tests.support.poolers import Mode, PgBouncer
 from tests.support.store_data import DIAGNOSIS, START_US, cleared, readings, reject
+from tests.support.waiting import until
 
 Pooler = Callable[[Database, Mode, int], PgBouncer]
 
@@ -37,14 +37,6 @@ _RECORD = """
     END $$;
     CREATE TRIGGER note AFTER INSERT ON esp_telemetry FOR EACH STATEMENT EXECUTE FUNCTION note()
 """
-
-
-def soon(condition: Callable[[], bool]) -> None:
-    """Wait until it is so: a server process lets go of its locks when it ends, a moment after its client has gone."""
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("mode", ["transaction", "session"])
@@ -158,7 +150,7 @@ def test_one_leads_and_the_lock_ends_with_it(postgres15: Database, pooler: Poole
     )
     assert held == [("advisory", True)]  # no table, no snapshot
     first.close()
-    soon(second.lead)
+    until(second.lead)  # a server process lets go of its locks when it ends, a moment after its client has gone
     # The server connection that holds the lock ends: the lead is lost, and said to be.
     postgres15.run(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE state = 'idle in transaction' AND pid <> "
@@ -170,7 +162,7 @@ def test_one_leads_and_the_lock_ends_with_it(postgres15: Database, pooler: Poole
     assert not second.lead()
     direct.close()
     second.close()
-    soon(lambda: postgres15.value("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0)
+    until(lambda: postgres15.value("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0)
 
 
 def test_statement_mode_is_refused_with_a_sentence(postgres15: Database, pooler: Pooler) -> None:

@@ -4,6 +4,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 from pydantic import SecretStr
@@ -11,6 +12,7 @@ from pydantic import SecretStr
 from esp_ingest.config.settings import DatabaseSettings
 from esp_ingest.lifecycle.backup.instance import Instance
 from esp_ingest.lifecycle.errors import BackupError
+from esp_ingest.service.guard import GuardedProcess
 from tests.support.fake_clock import FakeClock
 
 LIVE = DatabaseSettings(dsn=SecretStr("postgresql://esp@127.0.0.1/esp"))
@@ -77,6 +79,6 @@ def test_a_server_that_ends_is_told_from_one_that_refuses(
 ) -> None:
     (tmp_path / "postgres.log").write_text("LOG: here\n2026-11-26 UTC [1] FATAL:  no WAL\n")
     servers.append(Server(tmp_path, says))
-    instance = Instance(tmp_path, tmp_path, tmp_path, servers[0])  # type: ignore[arg-type]  # all that is asked of it
+    instance = Instance(tmp_path, tmp_path, tmp_path, cast(GuardedProcess, servers[0]))
     with pytest.raises(BackupError, match=sentence):
         instance.await_ready(LIVE, 30.0, FakeClock(), lambda: None)

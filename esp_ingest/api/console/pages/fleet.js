@@ -234,7 +234,7 @@ export function open(root, context) {
     replace(place, sparkline(known.rows, `${signalName(signal)} of ${well} over 24 h, ${last ? `now ${number(last[1], units[signal])} ${units[signal]}` : "no values"}`));
   }
 
-  const others = new Set();
+  const others = new Map(); // the state of each well that is not in the list
   const reload = throttled(load, 1_500);
   const ends = [
     live.on("readings", ({ columns, rows: changed }) => {
@@ -242,8 +242,8 @@ export function open(root, context) {
         const reading = readingOf(columns, values);
         const well = wells.find((each) => each.well_id === reading.well_id);
         if (!well) { // of another page, or new to the fleet
-          if (!others.has(reading.well_id)) reloadSlowly();
-          others.add(reading.well_id);
+          if (others.get(reading.well_id) !== reading.state) reloadSlowly(); // sums, order and filters go by the state
+          others.set(reading.well_id, reading.state);
           continue;
         }
         newest.set(well.well_id, reading);
