@@ -86,7 +86,7 @@ class Guard:
 
 def _as_get(scope: Scope) -> Scope:
     """HEAD asks for the head of what GET answers; the server leaves out the body. A stream has no end to wait for."""
-    if scope["method"] == "HEAD" and scope["path"] != _STREAM:
+    if scope["method"] == "HEAD" and scope["path"].removeprefix(scope["root_path"]) != _STREAM:
         return {**scope, "method": "GET"}
     return scope
 

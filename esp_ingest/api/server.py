@@ -105,6 +105,7 @@ def _config(settings: ApiSettings, app: FastAPI) -> uvicorn.Config:
         server_header=False,
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=settings.trusted_proxies or None,
+        root_path=settings.path_prefix,
         limit_concurrency=settings.max_connections,
         backlog=_BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,

@@ -316,6 +316,11 @@ class ApiSettings(Section):
     trusted_proxies: str = Field(
         "", description="addresses whose X-Forwarded-For and -Proto count, comma-separated; empty for none"
     )
+    path_prefix: str = Field(
+        "",
+        pattern=r"^(/[A-Za-z0-9._~-]+)*$",
+        description="path under which a proxy in front serves the API, such as /esp; the proxy takes it off",
+    )
     key_file: list[str] | str = Field(
         default_factory=list,
         description="files with the keys of the access tokens: the first one signs, all of them are accepted, so that "

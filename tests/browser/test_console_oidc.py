@@ -9,8 +9,9 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.support.api import ApiProcess
 from tests.support.browser import tab, until
-from tests.support.databases import Database
+from tests.support.databases import Database, free_port
 from tests.support.oidc import Issuer
+from tests.support.prefix_proxy import served_under
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +87,23 @@ def test_what_the_provider_and_the_api_refuse_is_said(page: Page, issuer: Issuer
     issuer.changes = {"code": "made up"}
     press(page)
     expect(page.get_by_role("alert")).to_contain_text("does not take the code of this sign-in (invalid_grant)")
+
+
+def test_signing_in_under_a_path_of_a_proxy(
+    browser: Browser, database: Database, issuer: Issuer, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    issuer.changes, issuer.denies = {}, ""
+    port = free_port()
+    settings = issuer.settings | {"API__PATH_PREFIX": "/esp", "API__TRUSTED_PROXIES": "127.0.0.1"}
+    with (
+        ApiProcess(tmp_path_factory.mktemp("under"), database.dsn, settings) as api,
+        served_under("/esp", api.url, port) as url,
+        tab(browser, f"{url}/", provider=issuer.url) as page,
+    ):
+        page.goto("./#/fleet")
+        press(page)
+        expect(page.get_by_role("link", name="ESP-01")).to_be_visible()
+        assert page.url.startswith(f"{url}/")
+        page.goto("./docs")
+        expect(page.get_by_role("heading", name="esp-ingest")).to_be_visible()
+        expect(page.get_by_text("/api/v1/wells", exact=True).first).to_be_visible()

@@ -6,7 +6,7 @@ const KEY = "esp-ingest.oidc";
 
 const encoded = (bytes) => btoa(String.fromCharCode(...bytes)).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
 const random = () => encoded(crypto.getRandomValues(new Uint8Array(32)));
-const home = () => new URL("/", location.href).href;
+const home = () => new URL(".", location.href).href; // without query and fragment
 
 /** Go to the provider that /auth/methods names. Throws an Error that says what to do. */
 export async function leave(methods) {

@@ -98,7 +98,7 @@ class _ConsoleMount(Mount):
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """See Starlette. What is not the console's it does not know."""
-        if scope["path"].startswith(_NOT_CONSOLE):
+        if scope["path"].removeprefix(scope["root_path"]).startswith(_NOT_CONSOLE):
             return Match.NONE, {}
         return super().matches(scope)
 

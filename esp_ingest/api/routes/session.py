@@ -47,7 +47,7 @@ async def sign_in(
 async def sign_in_with_code(request: Request, api: Parts, body: OidcBody) -> Response:
     """The end of the authorization code flow with PKCE (S256): the browser was at the `authorization_endpoint` of
     `/auth/methods` and brings the code back; the API exchanges it for the provider's tokens. `redirect_uri` must be
-    this API's own address with the path `/`. Without a nonce the ID token must have none."""
+    this API's own address, of the console's page `/`. Without a nonce the ID token must have none."""
     if api.auth.client is not None:
         _refuse_foreign_origin(request, body.redirect_uri)
     tokens = await api.auth.sign_in_with_code(
@@ -58,12 +58,14 @@ async def sign_in_with_code(request: Request, api: Parts, body: OidcBody) -> Res
 
 def _refuse_foreign_origin(request: Request, redirect_uri: str) -> None:
     """Raises Problem 422 for any other address than that of the console."""
-    own = f"{request.url.scheme}://{request.headers.get('host', '')}/"
+    prefix = request.scope["root_path"]
+    own = f"{request.url.scheme}://{request.headers.get('host', '')}{prefix}/"
     if redirect_uri != own:
         raise invalid(
             "redirect_uri",
             f"redirect_uri must be {own[:200]}, the console's own address: if a proxy in front has TLS or another "
-            "name, have it pass Host and X-Forwarded-Proto on, and name it in api.trusted_proxies.",
+            "name, have it pass Host and X-Forwarded-Proto on, and name it in api.trusted_proxies; its path is "
+            "api.path_prefix.",
         )
 
 

@@ -81,7 +81,7 @@ document.getElementById("find").addEventListener("input", (event) => {
 });
 
 try {
-  const answer = await fetch("/openapi.json");
+  const answer = await fetch("openapi.json");
   if (!answer.ok) throw new Error(`/openapi.json answered ${answer.status}`);
   show(await answer.json());
 } catch (error) {
