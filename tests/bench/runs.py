@@ -417,14 +417,19 @@ def latencies(database: Database, since: str = "-infinity") -> tuple[float, floa
     return float(p50), float(p99)
 
 
+def steady_latencies(database: Database, workload: Workload) -> tuple[float, float]:
+    """The same without the first NEW_ROUNDS readings of each well."""
+    steady = _EPOCH + timedelta(microseconds=workload.first_us, seconds=NEW_ROUNDS)
+    return latencies(database, steady.isoformat())
+
+
 def _note_latencies(
     measured: Measured, database: Database, competitor: Competitor, workload: Workload, log: Path
 ) -> None:
     if competitor.writes_received_at:
         measured.committed_seconds = latencies(database)
         if workload.shape.rounds > NEW_ROUNDS:
-            steady = _EPOCH + timedelta(microseconds=workload.first_us, seconds=NEW_ROUNDS)
-            measured.steady_seconds = latencies(database, steady.isoformat())
+            measured.steady_seconds = steady_latencies(database, workload)
     shape = workload.shape
     if shape.per_message > 1 or shape.reject_every or shape.duplicate_share:
         return  # a row's message is not known from its well and time alone
