@@ -6,7 +6,7 @@ import pytest
 from esp_ingest.config.pumps import Pump, PumpsSettings, flow_at, head_at
 from esp_ingest.demo.fleet import Fleet
 from esp_ingest.diagnostics.dry_run import DryRun
-from esp_ingest.diagnostics.inactive_rules import rules_off
+from esp_ingest.diagnostics.inactive_rules import InactiveRules
 from esp_ingest.diagnostics.pump_limits import with_pumps
 from esp_ingest.model import SIGNAL_ROW
 from tests.evaluate.examples import PUMP, PUMPS
@@ -57,10 +57,11 @@ def test_a_well_without_a_pump_in_the_configuration_is_left_alone_and_says_so() 
     assert set(named(everything, wells=2)) == {"sim-00000"}
     dry_run = DryRun(with_pumps(rule_set(), PUMPS))
     dry_run.feed(next(in_batches(Fleet(2, 3, 300.0).run(100), rows=10**9)))
-    off = rules_off(dry_run.engine, "sim-00001")
+    inactive = InactiveRules(dry_run.engine)
+    off = inactive.of("sim-00001")
     assert "no limit is configured: pump_flow_high, pump_hz, pump_lift_at_flow_high" in off["upthrust"]
     assert "no limit is configured: bubble_point" in off["below_bubble_point"]
-    assert not set(RULES) & set(rules_off(dry_run.engine, "sim-00000"))
+    assert not set(RULES) & set(inactive.of("sim-00000"))
 
 
 def test_limits_of_the_rules_file_win_over_the_pumps() -> None:

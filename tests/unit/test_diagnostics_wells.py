@@ -1,19 +1,27 @@
 """Any number of wells: what is held of them is bounded, silent ones give up their place, and the rest is told."""
 
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 
+import msgspec
 import numpy as np
 import pytest
 
+from esp_ingest.demo.fleet import Fleet
 from esp_ingest.diagnostics import service
+from esp_ingest.diagnostics.dry_run import DryRun
+from esp_ingest.diagnostics.engine.baseline import HOURS
 from esp_ingest.diagnostics.engine.engine import Engine
 from esp_ingest.diagnostics.engine.well_state import WellArrays
+from esp_ingest.diagnostics.inactive_rules import InactiveRules
 from esp_ingest.diagnostics.language import rules_file
+from esp_ingest.diagnostics.limit_scopes import to_json
 from esp_ingest.diagnostics.service import DiagnosticsService
 from esp_ingest.interfaces import StoreUnavailable
-from esp_ingest.model import SIGNALS, AlarmAction, Checkpoint, DiagnosticRow, Readings
+from esp_ingest.model import SIGNAL_ROW, SIGNALS, AlarmAction, Checkpoint, DiagnosticRow, Readings
 from esp_ingest.resources import config_file
 from esp_ingest.service.metrics import Metrics
+from tests.evaluate.simulated import in_batches, rule_set
 from tests.support.fake_clock import FakeClock
 
 HOUR = 3_600.0
@@ -207,10 +215,68 @@ def test_a_longer_series_of_an_older_version_is_put_back_from_its_newest() -> No
     before, after = older.new_slot(), newer.new_slot()
     older["days"][:, :, before] = [[1, 2, 3, 4], [5, 6, 7, 8]]
     older["ring"][:, :, before] = [[1, 2, 3, 4]]
-    newer.restore(after, older.export(before))
+    newer.restore(after, older.export([before])[0])
     assert newer["days"][::2, :, after].tolist() == [[5, 6, 7], [1, 2, 3]]
     assert np.isnan(newer["days"][1, :, after]).all()
     assert np.isnan(newer["ring"][0, :, after]).all()
+
+
+def test_a_checkpoint_leaves_out_what_is_new_and_is_read_as_that_of_an_older_version_with_everything_in_it() -> None:
+    dry_run = DryRun(rule_set())
+    for readings in in_batches(Fleet(5, 3, 300.0).run(400), rows=1_000):
+        dry_run.feed(readings)
+    engine, state = dry_run.engine, dry_run.engine._state
+    exported = engine.export()
+    assert len(exported) == 5
+    for well, data in exported.items():
+        found = msgspec.msgpack.decode(zlib.decompress(data))
+        slot = engine._slots[well]
+        everything = {
+            name: [spec.labels, np.dtype(spec.dtype).str, np.ascontiguousarray(state[name][..., slot]).tobytes()]
+            for name, spec in state._specs.items()
+        }
+        assert 0 < len(found["arrays"]) < len(everything)
+        older = zlib.compress(msgspec.msgpack.encode(found | {"arrays": everything}))
+        restored = []
+        for form in (data, older):
+            again = Engine(rule_set())
+            assert again.restore({well: form}) == []
+            assert again.export() == {well: data}
+            restored.append(again._state)
+        for name in state._specs:
+            for each in restored:
+                np.testing.assert_array_equal(each[name][..., 0], state[name][..., slot], err_msg=name)
+
+
+def test_wells_in_the_same_case_are_told_the_same_of_their_rules_and_others_are_not() -> None:
+    engine = Engine(rule_set())
+    inactive = InactiveRules(engine)
+    times = np.full(3, 1_767_225_600_000_000)
+
+    def send(wells: list[str], *signals: str) -> None:
+        values = np.full((len(SIGNALS), len(wells)), np.nan)
+        values[[SIGNAL_ROW[signal] for signal in signals]] = 50.0
+        at = times[: len(wells)]
+        index = np.arange(len(wells), dtype=np.int32)
+        engine.accept(engine.evaluate(Readings(wells, index, at, at, values, {}, {})))
+        times[:] += 60_000_000
+
+    send(["a", "b"], "pip", "motor_current", "flow_rate", "vibration")
+    send(["c"], "pip")
+    told = {well: inactive.as_json(well) for well in "abc"}
+    assert told["a"] == told["b"] != told["c"]
+    assert len(inactive._texts) == 2
+    send(["c"], "motor_current", "flow_rate", "vibration")
+    assert inactive.as_json("c") == told["a"]
+    hours = engine._state["features"][engine._baselines.row[HOURS]]
+    hours[engine._slots["b"]] = 7.0
+    for well in "abc":
+        assert inactive.as_json(well) == to_json(inactive.of(well))
+    assert "the baseline needs" in told["a"]
+    assert "the baseline needs" not in inactive.as_json("b")
+    engine._steps[0].failed = "ValueError: no"
+    assert "failed at run time" in inactive.as_json("b")
+    assert inactive.as_json("nobody") == "{}"
 
 
 def test_evicting_is_bounded_work() -> None:

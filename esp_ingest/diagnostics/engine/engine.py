@@ -11,6 +11,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -31,7 +32,7 @@ from esp_ingest.diagnostics.engine.silence import Silence
 from esp_ingest.diagnostics.engine.speed_steps import learned
 from esp_ingest.diagnostics.engine.step_runner import StepRunner
 from esp_ingest.diagnostics.engine.well_settings import WellSettings
-from esp_ingest.diagnostics.engine.well_state import NEVER, Journal, WellArrays
+from esp_ingest.diagnostics.engine.well_state import NEVER, Exported, Journal, WellArrays
 from esp_ingest.diagnostics.language.evaluation import BoolArray
 from esp_ingest.diagnostics.language.rules import RuleSet
 from esp_ingest.model import SIGNAL_NAMES, DiagnosticRow, FloatArray, Readings
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from esp_ingest.service.metrics import Metrics
 
 log = logging.getLogger(__name__)
+
+_EXPORTED_AT_ONCE = 256  # wells, 2 MB of arrays
 
 _pack = msgspec.msgpack.Encoder().encode
 
@@ -63,7 +66,7 @@ def _place(item: tuple[tuple[int, int], Occurrence]) -> tuple[int, int]:
 
 class _Exported(msgspec.Struct):
     version: int
-    arrays: dict[str, list[Any]]
+    arrays: dict[str, Exported]
     open: list[tuple[str, Occurrence]]
 
 
@@ -344,20 +347,20 @@ class Engine:
         """The whole state by well (None: all): what :meth:`restore` takes. Only between batches."""
         if self._in_flight:
             raise RuntimeError("a batch is in flight")
-        chosen = self._wells if wells is None else [well for well in wells if well in self._slots]
-        opened: dict[int, list[list[Any]]] = {}
+        chosen = [well for well in (self._slots if wells is None else wells) if well in self._slots]
+        slots = [self._slots[well] for well in chosen]
+        opened: dict[int, list[list[Any]]] = {slot: [] for slot in slots}
         names = [step.name for step in self._steps] + [rule.name for rule in self._stale]
-        for (step, slot), occurrence in sorted(
-            {**self._occurrences.open, **self._occurrences.silent}.items(), key=_place
-        ):
-            opened.setdefault(slot, []).append([names[step], occurrence])
-        return {
-            well: zlib.compress(
-                _pack({"version": 1, "arrays": self._state.export(slot), "open": opened.get(slot, [])}), 1
-            )
-            for well in chosen
-            for slot in (self._slots[well],)
-        }
+        everywhere = chain(self._occurrences.open.items(), self._occurrences.silent.items())
+        for (step, slot), occurrence in sorted((item for item in everywhere if item[0][1] in opened), key=_place):
+            opened[slot].append([names[step], occurrence])
+        states: dict[str, bytes] = {}
+        for begin in range(0, len(chosen), _EXPORTED_AT_ONCE):
+            some = slice(begin, begin + _EXPORTED_AT_ONCE)
+            for well, slot, arrays in zip(chosen[some], slots[some], self._state.export(slots[some]), strict=True):
+                packed = _pack({"version": 1, "arrays": arrays, "open": opened[slot]})
+                states[well] = zlib.compress(packed, 1)
+        return states
 
     def restore(self, states: Mapping[str, bytes]) -> list[str]:
         """Put back what :meth:`export` gave, also under other rules: by name of rule and signal.

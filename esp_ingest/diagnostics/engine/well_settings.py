@@ -68,8 +68,7 @@ class WellSettings:
         if any(override.covers(well) for override in self._rules.overrides):
             self._configure_overrides(at, well)
         self.any_disabled |= not bool(config["enabled"][:, at].all())
-        same = b"".join(data for _, _, data in config.export(at).values())
-        profile = self._profiles.setdefault(same, at)
+        profile = self._profiles.setdefault(config.values_of(at), at)
         if profile != at:
             config.free_slot(at)
         self.arrays["profile"][slot] = profile

@@ -4,7 +4,7 @@ Every array has the wells as its last axis, so that a batch gathers and scatters
 labels (signal, rule or feature names): a snapshot is put back by label, so it survives a change of the rules.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,12 +19,23 @@ NEVER = np.iinfo(np.int64).min // 4  # a time before every other, from which dif
 _LEAST_GROWTH = 128  # slots
 
 
+_FEW = 8  # an array of which at most one label in so many has a value is exported by those labels alone
+
+
 class _Spec(NamedTuple):
-    labels: tuple[Hashable, ...] | None
+    labels: list[str] | None
     shape: tuple[int, ...]
     dtype: npt.DTypeLike
     fill: float | int
     newest_first: bool
+
+
+class Exported(NamedTuple):
+    """An array of one well: ``data`` has the values of each of ``labels`` (None: an array without labels)."""
+
+    labels: list[str] | None
+    dtype: str
+    data: bytes
 
 
 class WellArrays:
@@ -50,7 +61,8 @@ class WellArrays:
         """``shape`` and labels stand before the axis of wells: (len(labels), *shape, wells). ``newest_first``: if an
         older version exported a longer series, the first part of it is put back."""
         full = (*((len(labels),) if labels is not None else ()), *shape)
-        self._specs[name] = _Spec(tuple(labels) if labels is not None else None, full, dtype, fill, newest_first)
+        names = [_plain(label) for label in labels] if labels is not None else None
+        self._specs[name] = _Spec(names, full, dtype, fill, newest_first)
         self._arrays[name] = np.full((*full, self.capacity), fill, dtype)
 
     def __getitem__(self, name: str) -> Array:
@@ -86,19 +98,37 @@ class WellArrays:
             self._arrays[name] = wider
         self.capacity = capacity
 
-    def export(self, slot: int) -> dict[str, list[Any]]:
-        """One well's state as plain values: name → [labels, dtype, bytes]."""
-        return {
-            name: [
-                [_plain(label) for label in spec.labels] if spec.labels is not None else None,
-                np.dtype(spec.dtype).str,
-                np.ascontiguousarray(self._arrays[name][..., slot]).tobytes(),
-            ]
-            for name, spec in self._specs.items()
-        }
+    def export(self, slots: Sequence[int]) -> list[dict[str, Exported]]:
+        """The state of each of these wells as plain values, by name. What is as in a new slot is left out. Takes all
+        wells through one array after the other, which is many times faster than a well at a time."""
+        found: list[dict[str, Exported]] = [{} for _ in slots]
+        columns = np.asarray(slots, np.intp)
+        for name, spec in self._specs.items():
+            dtype, count = np.dtype(spec.dtype).str, 1 if spec.labels is None else len(spec.labels)
+            if not count:
+                continue
+            rows = np.ascontiguousarray(
+                self._arrays[name][..., columns].reshape(count, -1, len(slots)).transpose(2, 0, 1)
+            )
+            has_value = (~np.isnan(rows) if spec.fill != spec.fill else rows != spec.fill).any(axis=2)
+            counts = has_value.sum(axis=1).tolist()
+            for at, some in enumerate(counts):
+                if not some:
+                    continue
+                if spec.labels is None or some * _FEW > count:
+                    found[at][name] = Exported(spec.labels, dtype, rows[at].tobytes())
+                else:
+                    labels = [spec.labels[label] for label in np.flatnonzero(has_value[at]).tolist()]
+                    found[at][name] = Exported(labels, dtype, rows[at][has_value[at]].tobytes())
+        return found
 
-    def restore(self, slot: int, exported: dict[str, list[Any]]) -> None:
-        """Put back what :meth:`export` gave, by label; what no longer exists is dropped, what is new stays as new."""
+    def values_of(self, slot: int) -> bytes:
+        """What all arrays have of a slot: the same bytes for the same values."""
+        return b"".join(array[..., slot].tobytes() for array in self._arrays.values())
+
+    def restore(self, slot: int, exported: Mapping[str, Exported]) -> None:
+        """Put back what :meth:`export` gave into a slot that is new, by label; what no longer exists is dropped, what
+        was left out or did not exist stays as new."""
         for name, (labels, dtype, data) in exported.items():
             spec = self._specs.get(name)
             if spec is None or np.dtype(spec.dtype).kind != np.dtype(dtype).kind:
@@ -116,7 +146,10 @@ class WellArrays:
             if not labels or rows.size != len(labels) * int(np.prod(rest, dtype=np.int64)):
                 continue
             rows = rows.reshape((len(labels), *rest))
-            place = {_plain(label): at for at, label in enumerate(spec.labels)}
+            if labels == spec.labels:
+                target[..., slot] = rows
+                continue
+            place = {label: at for at, label in enumerate(spec.labels)}
             for at, label in enumerate(labels):
                 if label in place:
                     target[place[label], ..., slot] = rows[at]
