@@ -101,8 +101,7 @@ class Daemon:
 
     def __init__(self, settings: Settings, clock: Clock, metrics: Metrics, health: Health, signals: Signals) -> None:
         # Loaded here, after the health port answers: together they take a third of a second.
-        from esp_ingest.ingest.batch_queue import BatchQueue
-        from esp_ingest.ingest.pipeline import Pipeline
+        from esp_ingest.ingest.pipeline import BatchQueue, Pipeline
         from esp_ingest.ingest.writer_stage import Stage
         from esp_ingest.ingest.writer_thread import WriterThread
         from esp_ingest.mqtt.client_setup import Topics, session_name

@@ -1,6 +1,6 @@
 """The writer stage: decode, diagnose and write one batch, retry what is transient, spool what has to wait too long.
 
-One batch is worked on at a time, and a few may wait behind it (batch_queue.py). While the database reads the rows of a
+One batch is worked on at a time, and a few may wait behind it (pipeline.py). While the database reads the rows of a
 batch, its rules are run and the next one is decoded. That is one thread's work: if another decoded, the two would fight
 for the interpreter lock, and the database would wait for both (decision 0001).
 
@@ -20,8 +20,8 @@ from esp_ingest.config.settings import Settings
 from esp_ingest.diagnostics.service import Diagnosis, DiagnosticsService
 from esp_ingest.ingest.backlog import Backlog
 from esp_ingest.ingest.batch import Batch, Outcome, needs_slices, slices
-from esp_ingest.ingest.batch_queue import BatchQueue
 from esp_ingest.ingest.outage import Outage
+from esp_ingest.ingest.pipeline import BatchQueue
 from esp_ingest.interfaces import Clock, Refusal, Store, StoreUnavailable, WriteResult
 from esp_ingest.model import Arrival, Checkpoint, Decoded, Delivery, DiagnosticRow, Readings, Reject, RejectReason
 from esp_ingest.service.log import Repeated

@@ -2,7 +2,7 @@
 
 import threading
 
-from esp_ingest.ingest.batch_queue import BatchQueue
+from esp_ingest.ingest.pipeline import BatchQueue
 from esp_ingest.ingest.writer_stage import Stage
 
 _DRAIN_STEPS = 2  # pieces of the spool drained for each batch that arrives: the backlog shrinks even at full load

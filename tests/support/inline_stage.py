@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from esp_ingest.ingest.batch import Batch, Outcome
-from esp_ingest.ingest.batch_queue import BatchQueue
+from esp_ingest.ingest.pipeline import BatchQueue
 from esp_ingest.ingest.writer_stage import Stage
 
 

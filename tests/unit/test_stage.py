@@ -13,7 +13,7 @@ import pytest
 from esp_ingest.config.load import load
 from esp_ingest.config.settings import Settings
 from esp_ingest.ingest.batch import Batch, Outcome
-from esp_ingest.ingest.batch_queue import BatchQueue
+from esp_ingest.ingest.pipeline import BatchQueue
 from esp_ingest.ingest.writer_stage import Stage
 from esp_ingest.ingest.writer_thread import WriterThread
 from esp_ingest.interfaces import WriteResult
