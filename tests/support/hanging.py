@@ -31,12 +31,12 @@ def _hang(owner: type, method: str, part: str) -> None:
 def _end_network_thread(source: MqttSource, *arguments: Any) -> None:
     if _file.read_text() == "network":
         raise SystemExit
-    _do_what_is_due(source, *arguments)
+    _on_turn(source, *arguments)
 
 
 if __name__ == "__main__":
     _hang(PostgresStore, "begin", "writer")
     _hang(Pipeline, "run_once", "pipeline")
-    _do_what_is_due = MqttSource._do_what_is_due
-    setattr(MqttSource, "_do_what_is_due", _end_network_thread)  # noqa: B010 - mypy: a method, in this process alone
+    _on_turn = MqttSource.on_turn
+    setattr(MqttSource, "on_turn", _end_network_thread)  # noqa: B010 - mypy: a method, in this process alone
     raise SystemExit(cli.main())

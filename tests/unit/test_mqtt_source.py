@@ -10,7 +10,7 @@ import pytest
 from pydantic import SecretStr
 
 from esp_ingest.config.settings import ConfigError, MqttSettings
-from esp_ingest.mqtt import source as source_module
+from esp_ingest.mqtt import network
 from esp_ingest.mqtt.client_setup import session_file
 from esp_ingest.mqtt.source import MqttSource
 from esp_ingest.service.clock import SystemClock
@@ -345,7 +345,7 @@ def test_a_connection_is_restored_when_it_has_stood_for_a_while(
     broker: FakeBroker, new_source: SourceFactory, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each of these outlasts the longest pause; told at each CONNACK, they were two lines each."""
-    monkeypatch.setattr(source_module, "SETTLED_SECONDS", 0.5)
+    monkeypatch.setattr(network, "SETTLED_SECONDS", 0.5)
     caplog.set_level(logging.INFO)
     source = new_source(reconnect_min_seconds=0.001, reconnect_max_seconds=0.02)
     for number in range(1, 7):
@@ -381,7 +381,7 @@ def test_the_network_thread_survives_an_error_of_ours(
 ) -> None:
     source = new_source()
     until(lambda: source.subscribed)
-    monkeypatch.setattr(source, "_do_what_is_due", lambda *_: 1 / 0)
+    monkeypatch.setattr(source, "on_turn", lambda *_: 1 / 0)
     broker.connection(2)
     assert source.network_thread_alive()
     assert "mqtt network thread failed, and goes on" in caplog.messages

@@ -14,7 +14,7 @@ Why this is sound, with R for Receive Maximum:
   1.5 R messages (the half is for batches, which are counted as a whole), and 4 R at most. R up to 26 214 leaves room
   for a whole window; with a larger one a redelivered reject may be stored twice.
 - Packet ids begin anew with a new session, with a broker that went back to a snapshot, and all the time with a broker
-  that gives out the lowest free id. mqtt/source.py notices each, and a delivery marked DUP says since which
+  that gives out the lowest free id. mqtt/packet_ids.py notices each, and a delivery marked DUP says since which
   connection the ids count (``redelivered``). It keeps the last id in the spool's folder. Without that folder, or
   where a power cut lost the file's last seconds, it cannot notice a broker that went back while the daemon was down;
   a new reject would then be lost if the daemon also died again before it had stored it, and packet id and content
