@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from esp_ingest.config.settings import MqttSettings
 from esp_ingest.model import Delivery, weight_of
-from esp_ingest.mqtt.buffer import Buffer
 from esp_ingest.mqtt.client_setup import SessionRecord, Topics, session_file
+from esp_ingest.mqtt.source import Buffer
 from esp_ingest.service.backoff import Backoff
 
 LARGE = 1 << 30
