@@ -115,12 +115,20 @@ SELECT well_id, "timestamp", :signals
 FROM well_latest;
 
 -- name: api_newest_of_well
--- The newest reading of one.
+-- The newest reading of one; well_latest has that of a well whose readings have all been dropped, and is looked at for no
+-- other.
+WITH found AS (
+    SELECT "timestamp", received_at, :signals, extra, quality
+    FROM esp_telemetry
+    WHERE well_id = %(well)s
+    ORDER BY "timestamp" DESC
+    LIMIT 1
+)
+SELECT * FROM found
+UNION ALL
 SELECT "timestamp", received_at, :signals, extra, quality
-FROM esp_telemetry
-WHERE well_id = %(well)s
-ORDER BY "timestamp" DESC
-LIMIT 1;
+FROM well_latest
+WHERE well_id = %(well)s AND NOT EXISTS (SELECT FROM found);
 
 -- name: api_open_alarms
 -- What is open now, of one well or (NULL) of all.
@@ -159,8 +167,9 @@ FROM (SELECT severity, state, state NOT IN ('suppressed', 'shelved', 'out_of_ser
       WHERE cleared_at IS NULL AND well_id LIKE ANY (%(wells)s::text[])) AS open;
 
 -- name: api_well_known
--- Has it ever sent anything?
-SELECT EXISTS (SELECT FROM esp_telemetry WHERE well_id = %(well)s);
+-- Has it ever sent anything, though that may have been dropped?
+SELECT EXISTS (SELECT FROM esp_telemetry WHERE well_id = %(well)s)
+    OR EXISTS (SELECT FROM well_latest WHERE well_id = %(well)s);
 
 -- name: api_raw
 -- Readings as stored, oldest first.

@@ -543,8 +543,9 @@ SELECT well_id, diagnostics_message(d) FROM diagnostic_results d
 WHERE well_id = %(well)s AND diagnosis = %(diagnosis)s AND "timestamp" = ANY (%(raised)s::timestamptz[]);
 
 -- name: knows_alarm
--- Is there such a well, and has it ever had this diagnosis?
-SELECT EXISTS (SELECT FROM esp_telemetry WHERE well_id = %(well)s),
+-- Is there such a well, though its readings may have been dropped, and has it ever had this diagnosis?
+SELECT EXISTS (SELECT FROM esp_telemetry WHERE well_id = %(well)s)
+           OR EXISTS (SELECT FROM well_latest WHERE well_id = %(well)s),
        EXISTS (SELECT FROM diagnostic_results WHERE well_id = %(well)s AND diagnosis = %(diagnosis)s);
 
 -- name: list_alarms

@@ -10,7 +10,7 @@ import pytest
 
 from esp_ingest.model import SIGNAL_NAMES
 from esp_ingest.store.schema import migrate
-from tests.support.api import ApiProcess
+from tests.support.api import ApiProcess, insert_alarm
 from tests.support.databases import Database, Server
 
 NOW = datetime.now(UTC).replace(minute=30, second=0, microsecond=0)
@@ -56,6 +56,7 @@ def database(timescaledb_apache_server: Server) -> Iterator[Database]:
 def api(database: Database, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiProcess]:
     process = ApiProcess(tmp_path_factory.mktemp("api"), database.dsn)
     process.add_user("vera", "viewer")
+    process.add_user("olga", "operator")
     with process:
         yield process
 
@@ -104,3 +105,37 @@ def test_the_same_answers_with_the_tables_and_after_the_readings_are_gone(api: A
             assert min(row[2] for row in again["rows"] if row[2] is not None) == 600
         recent = asked(client, **{"from": "2h"}, max_points=1_000)
         assert recent["resolution"] == "raw"
+
+
+@pytest.mark.parametrize("is_marked", [False, True], ids=["kept", "marked"])
+def test_a_well_whose_readings_have_all_been_dropped_is_still_a_well(
+    api: ApiProcess, database: Database, is_marked: bool
+) -> None:
+    """It is in the list of wells with its last reading, so its page is there too, and so is what can be done."""
+    well, last = f"GONE-{is_marked:d}", NOW - timedelta(days=40)
+    with database.connect() as connection:
+        connection.execute("SELECT refresh_well_newest()")
+        connection.execute(
+            'INSERT INTO well_newest ("timestamp", well_id, motor_current, received_at) VALUES (%s, %s, 41, %s)',
+            (last, well, last),
+        )
+        connection.execute(
+            "INSERT INTO archive_days (relation, day, version, rows, checksum, bytes, held_rows, held_checksum, "
+            "held_changed, dropped_at) VALUES ('esp_telemetry', %s, 1, 1, '', 1, 1, '', '', now()) "
+            "ON CONFLICT DO NOTHING",
+            (last.date(),),
+        )
+        if is_marked:
+            connection.execute("INSERT INTO well_newest_stale DEFAULT VALUES")
+        insert_alarm(connection, well, "no_data", last)
+    with api.signed_in("olga") as client:
+        listed = client.get("/api/v1/wells", params={"q": well}).json()["items"]
+        assert [each["state"] for each in listed] == ["silent"]
+        found = client.get(f"/api/v1/wells/{well}").json()
+        assert found["reading"] == listed[0]["reading"]
+        assert [each["diagnosis"] for each in found["alarms"]] == ["no_data"]
+        telemetry = client.get(f"/api/v1/wells/{well}/telemetry")
+        assert (telemetry.status_code, telemetry.json()["rows"]) == (200, [])
+        items = [{"well_id": well, "diagnosis": "no_data", "timestamp": last.isoformat()}]
+        done = client.post("/api/v1/alarms/ack", json={"items": items, "why": "plugged and abandoned"})
+        assert [each["state"] for each in done.json()["items"]] == ["acknowledged"]
