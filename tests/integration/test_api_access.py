@@ -1,12 +1,16 @@
 """Who may do what over the HTTP API: role × operation × foreign well group, a test a cell; users as the command line
 makes them; and that every well that is not one's own is not there."""
 
+import base64
+import csv
+import io
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
+import pyarrow as pa
 import pytest
 
 from esp_ingest.store.schema import migrate
@@ -215,6 +219,58 @@ def test_what_users_did_is_in_the_audit_log(clients: dict[tuple[str, str], httpx
     first = clients["admin", "all"].get("/api/v1/audit", params={"limit": 2}).json()
     second = clients["admin", "all"].get(first["next"]).json()
     assert [line["id"] for line in first["items"] + second["items"]] == [line["id"] for line in lines[:4]]
+
+
+LISTS = (
+    "wells",
+    "signals",
+    "losses",
+    "alarms",
+    "history",
+    "precision",
+    "rules",
+    "rejects",
+    "archive",
+    "audit",
+    "users",
+)
+
+
+@pytest.mark.parametrize("operation", LISTS)
+def test_each_list_says_the_same_in_each_format(clients: dict[tuple[str, str], httpx.Client], operation: str) -> None:
+    """A list that is empty here has its columns all the same."""
+    client, path = clients["admin", "all"], OPERATIONS[operation][1]
+    items = client.get(path).json()["items"]
+    csv_answer = client.get(path, headers={"Accept": "text/csv"})
+    lines = list(csv.reader(io.StringIO(csv_answer.text)))
+    table = pa.ipc.open_stream(
+        client.get(path, headers={"Accept": "application/vnd.apache.arrow.stream"}).content
+    ).read_all()
+    assert csv_answer.headers["content-type"].startswith("text/csv")
+    assert lines[0] == table.column_names
+    assert [len(lines) - 1, table.num_rows] == [len(items)] * 2
+    for item, line, row in zip(items, lines[1:], table.to_pylist(), strict=True):
+        for name, cell in zip(lines[0], line, strict=True):
+            value = item.get(name, item.get("reading", {}).get(name))
+            assert same(value, cell), name
+            assert same(value, row[name]), name
+
+
+def same(value: Any, shown: Any) -> bool:
+    """Whether a cell of CSV or Arrow shows this value of JSON."""
+    if value is None:
+        return shown in (None, "")
+    if isinstance(value, dict | list):
+        return bool(json.loads(shown) == value)
+    if isinstance(value, bool):
+        return shown in (value, str(value).lower())
+    if isinstance(value, int | float):
+        return float(shown) == value
+    if isinstance(shown, bytes):
+        return base64.b64decode(value) == shown
+    if isinstance(shown, datetime):
+        return datetime.fromisoformat(value) == shown
+    return str(shown).removeprefix("'") == value.removeprefix("'")
 
 
 @pytest.mark.parametrize(

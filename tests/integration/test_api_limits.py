@@ -154,13 +154,32 @@ class TestTooMuch:
             (b'{"items": [{"well_id": "A-1", "diagnosis": "x"}], "whom": "me"}', "application/json"),
             (b"\xff\xfe", "application/json"),
             (b"[" * 100_000, "application/json"),
-            (b"items=1", "application/x-www-form-urlencoded"),
         ],
     )
     def test_bodies_that_cannot_be_used(self, olga: httpx.Client, content: bytes, kind: str) -> None:
         answer = olga.post("/api/v1/alarms/ack", content=content, headers={"Content-Type": kind})
         assert answer.status_code in (400, 422)
         is_problem(answer, answer.status_code)
+
+    @pytest.mark.parametrize(
+        ("path", "content", "kind", "wanted"),
+        [
+            ("alarms/ack", b"items=1", "application/x-www-form-urlencoded", "application/json"),
+            ("auth/refresh", b'{"refresh_token": "x"}', "text/plain", "application/json"),
+            ("auth/token", b'{"username": "a"}', "application/json", "application/x-www-form-urlencoded"),
+        ],
+    )
+    def test_a_body_of_another_type(
+        self, olga: httpx.Client, path: str, content: bytes, kind: str, wanted: str
+    ) -> None:
+        answer = olga.post(f"/api/v1/{path}", content=content, headers={"Content-Type": kind})
+        is_problem(answer, 415)
+        assert wanted in answer.json()["detail"]
+
+    def test_a_probe_is_answered_in_full(self, olga: httpx.Client) -> None:
+        for path in ("/health/live", "/health/ready"):
+            answer = olga.get(path, headers={"If-None-Match": "*"})
+            assert (answer.status_code, answer.json()["status"]) == (200, "ok")
 
     def test_a_password_is_not_said_back(self, api: ApiProcess) -> None:
         with api.client() as client:

@@ -15,9 +15,9 @@ from esp_ingest.api.access.principal import Principal
 from esp_ingest.api.context import Api, Operator, Parts, address_of
 from esp_ingest.api.routes.rules import read_rules
 from esp_ingest.api.wire import bodies, models
-from esp_ingest.api.wire.answers import respond
+from esp_ingest.api.wire.answers import fresh
 from esp_ingest.api.wire.problems import Problem, invalid
-from esp_ingest.api.wire.schema import ITEM_EXAMPLE, OUTCOME_EXAMPLE, answers
+from esp_ingest.api.wire.schema import ITEM_EXAMPLE, OUTCOME_EXAMPLE, answers, takes
 from esp_ingest.model import us_of
 from esp_ingest.store import alarms, users
 from esp_ingest.store.alarms import Changed, Judgement
@@ -41,12 +41,11 @@ _WORDS = {
 
 def _action(name: str, summary: str, **example: str) -> Callable[[Endpoint], Endpoint]:
     """A route that does something to each item of its body; ``example``: what its body holds beside the items."""
-    body = {"application/json": {"example": {"items": [ITEM_EXAMPLE], **example}}}
     return router.post(
         f"/{name}",
         summary=summary,
-        responses=answers(models.Outcomes, OUTCOME_EXAMPLE, problems=(400, 403, 404, 413), cached=False),
-        openapi_extra={"requestBody": {"content": body}},
+        responses=answers(models.Outcomes, OUTCOME_EXAMPLE, problems=(400, 403, 404, 413, 415), cached=False),
+        openapi_extra=takes({"items": [ITEM_EXAMPLE], **example}),
     )
 
 
@@ -161,10 +160,7 @@ async def _each(
         users.record(connection, principal.name, address_of(request), _WORDS[action], detail)
         return outcomes
 
-    answer = respond(request, {"items": await api.database.write(work)})
-    answer.headers["Cache-Control"] = "no-store"
-    del answer.headers["ETag"]
-    return answer
+    return fresh({"items": await api.database.write(work)})
 
 
 async def _rules(api: Api) -> frozenset[str] | None:

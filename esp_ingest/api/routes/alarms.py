@@ -13,7 +13,7 @@ from esp_ingest.api.routes.operations import without_nul
 from esp_ingest.api.routes.telemetry import FromQuery, ToQuery
 from esp_ingest.api.routes.wells import CursorQuery, LimitQuery
 from esp_ingest.api.wire import cursors, models
-from esp_ingest.api.wire.answers import Column, Table, respond
+from esp_ingest.api.wire.answers import Column, Table, respond, respond_list
 from esp_ingest.api.wire.ranges import check, days_before, moment, range_of
 from esp_ingest.api.wire.schema import OCCURRENCE_EXAMPLE, answers
 from esp_ingest.config.section import WELL_ID_PATTERN
@@ -179,7 +179,7 @@ async def kpis(
 @router.get(
     "/history",
     summary="What operators did, newest first",
-    responses=answers(models.AlarmActionPage, {"items": [_ACTION], "next": None}),
+    responses=answers(models.AlarmActionPage, {"items": [_ACTION], "next": None}, formats=True),
 )
 async def history(
     request: Request,
@@ -195,13 +195,13 @@ async def history(
     asked = {"well": well_id, "diagnosis": without_nul("diagnosis", diagnosis), "wells": principal.like}
     rows = await api.database.fetch_dicts("api_alarm_history", asked | {"before": before, "limit": limit + 1})
     page, following = cursors.page(request, rows, limit, "history", lambda row: (row["id"],))
-    return respond(request, {"items": page, "next": following})
+    return respond_list(request, page, models.AlarmAction, following)
 
 
 @router.get(
     "/precision",
     summary="How often each rule was right",
-    responses=answers(models.PrecisionPage, {"items": [_PRECISION], "next": None}),
+    responses=answers(models.PrecisionPage, {"items": [_PRECISION], "next": None}, formats=True),
 )
 async def precision(
     request: Request, api: Parts, principal: Viewer, start: FromQuery = None, to: ToQuery = None
@@ -212,4 +212,4 @@ async def precision(
     check(first, last, api.settings.api.max_range_days)
     rows = await api.database.fetch("api_precision", {"wells": principal.like, "from": first, "to": last})
     names = ("diagnosis", "judged", "true_alarms", "false_alarms", "unclear", "precision")
-    return respond(request, {"items": [dict(zip(names, row, strict=True)) for row in rows], "next": None})
+    return respond_list(request, [dict(zip(names, row, strict=True)) for row in rows], models.Precision)

@@ -9,7 +9,7 @@ from esp_ingest.api.context import Parts, Viewer
 from esp_ingest.api.routes.alarms import WellQuery
 from esp_ingest.api.routes.telemetry import FromQuery, ToQuery
 from esp_ingest.api.wire import models
-from esp_ingest.api.wire.answers import respond
+from esp_ingest.api.wire.answers import respond_list
 from esp_ingest.api.wire.ranges import range_of
 from esp_ingest.api.wire.schema import answers
 
@@ -25,7 +25,7 @@ _LOSS = {
     "/losses",
     summary="Lost hours and production of stops",
     response_model=None,
-    responses=answers(models.LossPage, {"items": [_LOSS], "next": None}),
+    responses=answers(models.LossPage, {"items": [_LOSS], "next": None}, formats=True),
 )
 async def losses(
     request: Request,
@@ -41,4 +41,4 @@ async def losses(
     asked = range_of(start, to, api.clock.now_us(), api.settings.api.max_range_days, _RANGE)
     parameters = {"well": well_id, "wells": principal.like, "from": asked.start, "to": asked.end}
     rows = await api.database.fetch_dicts("api_losses", parameters)
-    return respond(request, {"items": rows, "next": None})
+    return respond_list(request, rows, models.Loss)

@@ -12,7 +12,7 @@ from esp_ingest.api.context import Admin, Parts, Viewer
 from esp_ingest.api.routes.telemetry import FromQuery, ToQuery
 from esp_ingest.api.routes.wells import CursorQuery, LimitQuery
 from esp_ingest.api.wire import cursors, models
-from esp_ingest.api.wire.answers import Column, Table, respond
+from esp_ingest.api.wire.answers import Column, Table, respond, respond_list
 from esp_ingest.api.wire.problems import invalid
 from esp_ingest.api.wire.ranges import check, moment
 from esp_ingest.api.wire.schema import answers
@@ -117,7 +117,7 @@ def _reject(row: dict[str, Any]) -> dict[str, Any]:
 @router.get(
     "/archive",
     summary="What is archived of each table and day",
-    responses=answers(models.ArchivePage, {"items": [_ARCHIVE], "next": None}),
+    responses=answers(models.ArchivePage, {"items": [_ARCHIVE], "next": None}, formats=True),
 )
 async def archive(
     request: Request, api: Parts, principal: Viewer, limit: LimitQuery = 1_000, cursor: CursorQuery = None
@@ -128,7 +128,7 @@ async def archive(
     asked = {"before": after[0] if after else None, "after": after[1] if after else None, "limit": limit + 1}
     rows = await api.database.fetch_dicts("api_archive", asked)
     page, following = cursors.page(request, rows, limit, "archive", lambda row: (row["day"], row["table"]))
-    return respond(request, {"items": page, "next": following})
+    return respond_list(request, page, models.ArchiveDay, following)
 
 
 @router.get("/daemon", summary="What the daemon says of itself", responses=answers(models.Daemon, _DAEMON))
@@ -140,7 +140,7 @@ async def daemon(request: Request, api: Parts, principal: Viewer) -> Response:
 @router.get(
     "/audit",
     summary="Who signed in, was refused, or changed something",
-    responses=answers(models.AuditPage, {"items": [_AUDIT], "next": None}, problems=(403,)),
+    responses=answers(models.AuditPage, {"items": [_AUDIT], "next": None}, problems=(403,), formats=True),
 )
 async def audit(
     request: Request,
@@ -156,14 +156,14 @@ async def audit(
     asked = {"who": without_nul("who", who), "action": without_nul("action", action)}
     rows = await api.database.fetch_dicts("api_audit_page", asked | {"before": before, "limit": limit + 1})
     page, following = cursors.page(request, rows, limit, "audit", lambda row: (row["id"],))
-    return respond(request, {"items": page, "next": following})
+    return respond_list(request, page, models.AuditLine, following)
 
 
 @router.get(
     "/users",
     summary="Local users",
-    responses=answers(models.UserPage, {"items": [_USER], "next": None}, problems=(403,)),
+    responses=answers(models.UserPage, {"items": [_USER], "next": None}, problems=(403,), formats=True),
 )
 async def users(request: Request, api: Parts, principal: Admin) -> Response:
     """All of them; `esp-ingest users` makes and changes them."""
-    return respond(request, {"items": await api.database.fetch_dicts("api_list_users"), "next": None})
+    return respond_list(request, await api.database.fetch_dicts("api_list_users"), models.UserLine)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from esp_ingest.api.context import Api, Parts, Viewer
 from esp_ingest.api.wire import models
-from esp_ingest.api.wire.answers import respond
+from esp_ingest.api.wire.answers import respond_list
 from esp_ingest.api.wire.problems import Problem
 from esp_ingest.api.wire.schema import answers
 from esp_ingest.model import SIGNAL_NAMES
@@ -61,11 +61,11 @@ _known: dict[Path, tuple[int, list[dict[str, Any]]]] = {}  # by file: its time o
 @router.get(
     "/rules",
     summary="What each rule looks at, and what its alarm means",
-    responses=answers(RulePage, {"items": [_RULE], "next": None}),
+    responses=answers(RulePage, {"items": [_RULE], "next": None}, formats=True),
 )
 async def rules(request: Request, api: Parts, principal: Viewer) -> Response:
     """Of the rules file that stands on this host (diagnostics.rules_file), else of the rules that ship."""
-    return respond(request, {"items": await read_rules(api), "next": None})
+    return respond_list(request, await read_rules(api), Rule)
 
 
 async def read_rules(api: Api) -> list[dict[str, Any]]:

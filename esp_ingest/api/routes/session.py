@@ -6,11 +6,11 @@ from fastapi import APIRouter, Form, Request
 from fastapi.responses import Response
 
 from esp_ingest.api.context import Parts, Viewer, address_of
-from esp_ingest.api.wire.answers import respond
+from esp_ingest.api.wire.answers import fresh, respond
 from esp_ingest.api.wire.bodies import OidcBody, RefreshBody
 from esp_ingest.api.wire.models import AuthMethods, Me, Tokens
 from esp_ingest.api.wire.problems import invalid
-from esp_ingest.api.wire.schema import answers, problem_answers
+from esp_ingest.api.wire.schema import answers, problem_answers, takes
 from esp_ingest.model import at_us
 
 router = APIRouter(prefix="/api/v1", tags=["session"])
@@ -25,7 +25,8 @@ _ME = {"name": "ada", "role": "operator", "wells": ["A-*"], "kind": "user", "exp
 @router.post(
     "/auth/token",
     summary="Sign in with name and password",
-    responses=answers(Tokens, _TOKENS, problems=(400, 404, 413, 429), cached=False),
+    responses=answers(Tokens, _TOKENS, problems=(400, 404, 413, 415, 429), cached=False),
+    openapi_extra=takes({"username": "ada", "password": "correct horse battery"}, "application/x-www-form-urlencoded"),
 )
 async def sign_in(
     request: Request,
@@ -36,14 +37,20 @@ async def sign_in(
     """Gives an access token, which lives for some minutes, and a refresh token, which is good for one use. Too many
     failures from one address for one user make that address wait for that user; nobody is locked out."""
     tokens = await api.auth.sign_in(username, password, address_of(request))
-    return _secret(request, tokens.document())
+    return fresh(tokens.document())
 
 
 @router.post(
     "/auth/oidc",
     summary="Sign in with the code of an OpenID provider",
-    responses=answers(Tokens, _TOKENS, problems=(400, 403, 404, 413, 429), cached=False),
-)
+    responses=answers(Tokens, _TOKENS, problems=(400, 403, 404, 413, 415, 429), cached=False),
+    openapi_extra=takes(
+        {
+            "code": "SplxlOBeZQQYbYS6WxSbIA", "code_verifier": "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk",
+            "redirect_uri": "https://esp.example.org/", "nonce": "n-0S6_WzA2Mj",
+        }
+    ),
+)  # fmt: skip
 async def sign_in_with_code(request: Request, api: Parts, body: OidcBody) -> Response:
     """The end of the authorization code flow with PKCE (S256): the browser was at the `authorization_endpoint` of
     `/auth/methods` and brings the code back; the API exchanges it for the provider's tokens. `redirect_uri` must be
@@ -53,7 +60,7 @@ async def sign_in_with_code(request: Request, api: Parts, body: OidcBody) -> Res
     tokens = await api.auth.sign_in_with_code(
         body.code, body.code_verifier, body.redirect_uri, body.nonce, address_of(request)
     )
-    return _secret(request, tokens.document())
+    return fresh(tokens.document())
 
 
 def _refuse_foreign_origin(request: Request, redirect_uri: str) -> None:
@@ -72,20 +79,22 @@ def _refuse_foreign_origin(request: Request, redirect_uri: str) -> None:
 @router.post(
     "/auth/refresh",
     summary="The next tokens of a session",
-    responses=answers(Tokens, _TOKENS, problems=(400, 403, 404, 413, 429), cached=False),
+    responses=answers(Tokens, _TOKENS, problems=(400, 403, 404, 413, 415, 429), cached=False),
+    openapi_extra=takes({"refresh_token": "mC0…"}),
 )
 async def refresh(request: Request, api: Parts, body: RefreshBody) -> Response:
     """Takes the refresh token of the last answer, once. A token that comes a second time was stolen: the session
     ends. Under an OpenID provider it is the provider's refresh token, and the provider's tokens come back."""
     tokens = await api.auth.refresh(body.refresh_token, address_of(request))
-    return _secret(request, tokens.document())
+    return fresh(tokens.document())
 
 
 @router.post(
     "/auth/logout",
     summary="Sign out",
     status_code=204,
-    responses={204: {"description": "the session has ended"}, **problem_answers(400, 413, 422, 503)},
+    responses={204: {"description": "the session has ended"}, **problem_answers(400, 413, 415, 422, 503)},
+    openapi_extra=takes({"refresh_token": "mC0…"}),
 )
 async def sign_out(request: Request, api: Parts, body: RefreshBody) -> Response:
     """Ends the session that a refresh token belongs to, its access tokens too."""
@@ -127,10 +136,3 @@ async def me(request: Request, principal: Viewer) -> Response:
         "expires_at": at_us(round(principal.expires_at) * 1_000_000),
     }
     return respond(request, document)
-
-
-def _secret(request: Request, document: object) -> Response:
-    found = respond(request, document)
-    found.headers["Cache-Control"] = "no-store"
-    del found.headers["ETag"]
-    return found

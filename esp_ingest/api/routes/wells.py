@@ -11,7 +11,7 @@ from esp_ingest.api.access.principal import Principal
 from esp_ingest.api.context import Api, Parts, Viewer
 from esp_ingest.api.reads.fleet import SEVERITIES, STATES, Well, alarm
 from esp_ingest.api.wire import cursors, models
-from esp_ingest.api.wire.answers import Column, Table, respond
+from esp_ingest.api.wire.answers import Column, Table, respond, respond_list
 from esp_ingest.api.wire.problems import Problem
 from esp_ingest.api.wire.schema import WELL_EXAMPLE, answers
 from esp_ingest.api.wire.units import System, convert, unit, units
@@ -227,6 +227,7 @@ def _limits(api: Api, well_id: str, system: System) -> dict[str, dict[str, float
             ],
             "next": None,
         },
+        formats=True,
     ),
 )  # fmt: skip
 async def signals(request: Request, principal: Viewer) -> Response:
@@ -242,4 +243,4 @@ async def signals(request: Request, principal: Viewer) -> Response:
         }
         for signal in SIGNALS
     ]
-    return respond(request, {"items": items, "next": None})
+    return respond_list(request, items, models.Signal)

@@ -1,24 +1,27 @@
-"""Builds answers: JSON, CSV or Arrow as the Accept header asks, with an ETag over the bytes and a Link to the next
-page."""
+"""Builds answers: JSON, and lists also CSV or Arrow as the Accept header asks, with an ETag over the bytes and a Link
+to the next page."""
 
 import base64
 import csv
 import hashlib
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
-from typing import Any, Literal, NamedTuple
+from datetime import date, datetime
+from functools import cache
+from types import NoneType
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 from urllib.parse import urlencode
 
 import msgspec
 from fastapi import Request
 from fastapi.responses import Response
+from pydantic import BaseModel
 
 from esp_ingest.api.wire.problems import Problem
 from esp_ingest.service.text import rfc3339_of
 
 JSON, CSV, ARROW = "application/json", "text/csv", "application/vnd.apache.arrow.stream"
-Kind = Literal["time", "text", "number", "count", "flag", "json", "bytes"]
+Kind = Literal["time", "day", "text", "number", "count", "flag", "json", "bytes"]
 _NO_ARROW = "Arrow needs pyarrow on the API's host (`pip install pyarrow`): ask for application/json or text/csv."
 
 
@@ -35,6 +38,24 @@ class Table(NamedTuple):
 
     columns: Sequence[Column]
     rows: Iterable[Sequence[Any]]
+
+
+_KINDS: dict[Any, Kind] = {
+    datetime: "time", date: "day", str: "text", float: "number", int: "count", bool: "flag", bytes: "bytes",
+}  # fmt: skip
+
+
+@cache
+def columns_of(model: type[BaseModel]) -> list[Column]:
+    """The columns of a list of items of this shape. What is neither text nor number nor time is JSON in its cell."""
+    return [Column(name, _kind(field.annotation)) for name, field in model.model_fields.items()]
+
+
+def _kind(annotation: Any) -> Kind:
+    some = [each for each in get_args(annotation) if each is not NoneType]
+    if get_origin(annotation) is Literal:
+        return _KINDS[type(some[0])]
+    return _KINDS.get(some[0] if NoneType in get_args(annotation) else annotation, "json")
 
 
 def accepted(request: Request) -> str:
@@ -109,6 +130,20 @@ def respond(
     return Response(body, 200, headers=headers, media_type=media)
 
 
+def respond_list(
+    request: Request, items: Sequence[Mapping[str, Any]], model: type[BaseModel], following: str | None = None
+) -> Response:
+    """The answer with a list of items of this shape. ``following`` is the address of the next page."""
+    columns = columns_of(model)
+    table = Table(columns, ([item[column.name] for column in columns] for item in items))
+    return respond(request, {"items": items, "next": following}, table=table, following=following)
+
+
+def fresh(document: Any, status: int = 200) -> Response:
+    """An answer that nobody may keep: it is made anew for each request and has no ETag."""
+    return Response(msgspec.json.encode(document), status, headers={"Cache-Control": "no-store"}, media_type=JSON)
+
+
 def _matches(header: str | None, tag: str) -> bool:
     return header is not None and any(each.strip().removeprefix("W/") in (tag, "*") for each in header.split(","))
 
@@ -145,6 +180,7 @@ def _arrow(table: Table) -> bytes:
         raise Problem(406, "no-arrow", _NO_ARROW) from None
     types: Mapping[str, Any] = {
         "time": pa.timestamp("us", tz="UTC"),
+        "day": pa.date32(),
         "text": pa.string(),
         "number": pa.float64(),
         "count": pa.int64(),

@@ -151,12 +151,27 @@ def _from_validation(error: RequestValidationError) -> Problem:
     return Problem(422, "invalid-request", f"{first['parameter']}: {first['detail']}.", errors=errors)
 
 
+def _wrong_media(request: Request) -> Problem | None:
+    """The problem for a body of another media type than the route takes, which else is read as if it were nothing.
+    `curl -d` sends a form if it is not told otherwise."""
+    field = getattr(request.scope.get("route"), "body_field", None)
+    wanted = getattr(getattr(field, "field_info", None), "media_type", None)
+    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if wanted is None or not given or given == wanted:
+        return None
+    if given.endswith("+json" if wanted == "application/json" else "/form-data"):
+        return None
+    detail = f"This takes a body of the type {wanted}: send it so, with the header Content-Type: {wanted}."
+    return Problem(415, "unsupported-media-type", detail, headers={"Accept-Post": wanted})
+
+
 def install(app: FastAPI) -> None:
     """Have the application answer with problem documents where the framework has answers of its own. Every other error
     reaches the guard around the application (api/guard.py)."""
 
     async def handle(request: Request, error: Exception) -> Response:
-        return answer(from_error(error), request.url.path)
+        problem = _wrong_media(request) if isinstance(error, RequestValidationError) else None
+        return answer(problem or from_error(error), request.url.path)
 
     for kind in (HTTPException, RequestValidationError):
         app.add_exception_handler(kind, handle)

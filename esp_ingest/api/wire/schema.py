@@ -37,6 +37,11 @@ def answers(
     return found | problem_answers(401, 422, 503, *problems, *((406,) if formats else ()))
 
 
+def takes(example: Any, media: str = "application/json") -> dict[str, Any]:
+    """The ``openapi_extra`` of a route: an example of the body that it takes."""
+    return {"requestBody": {"content": {media: {"example": example}}}}
+
+
 def problem_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The ``responses`` for problem documents with these statuses."""
     schema = {"$ref": f"#/components/schemas/{ProblemDocument.__name__}"}
