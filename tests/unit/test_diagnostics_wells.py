@@ -20,6 +20,7 @@ from esp_ingest.diagnostics.service import DiagnosticsService
 from esp_ingest.interfaces import StoreUnavailable
 from esp_ingest.model import SIGNAL_ROW, SIGNALS, AlarmAction, Checkpoint, DiagnosticRow, Readings
 from esp_ingest.resources import config_file
+from esp_ingest.service.memory import resident_bytes
 from esp_ingest.service.metrics import Metrics
 from tests.evaluate.simulated import in_batches, rule_set
 from tests.support.fake_clock import FakeClock
@@ -197,13 +198,31 @@ def test_slots_are_used_again_and_empty() -> None:
     arrays.add("b", np.int64, -1, ["x", "y"])
     slots = [arrays.new_slot() for _ in range(1_000)]
     assert slots == list(range(1_000))
-    assert arrays.capacity < 1_000 * 1.3
     arrays["a"][7], arrays["b"][:, 7] = 1.0, 2
     arrays.free_slot(7)
     assert arrays.new_slot() == 7
     assert np.isnan(arrays["a"][7])
     assert arrays["b"][:, 7].tolist() == [-1, -1]
     assert arrays.bytes_a_slot == 8 + 16
+
+
+def test_room_for_more_wells_takes_no_memory_before_it_is_used() -> None:
+    arrays = WellArrays()
+    arrays.add("a", np.float64, np.nan, shape=(2_000,))
+    before = resident_bytes()
+    for _ in range(2_000):
+        arrays.new_slot()
+    assert arrays.capacity > 2_000 * 1.5
+    assert arrays.bytes_a_slot == 16_000
+    assert resident_bytes() - before < 2_000 * 16_000 * 1.3
+
+
+def test_a_parameter_of_one_well_leaves_that_of_the_others_as_it_is() -> None:
+    text = config_file("rules.toml").read_text(encoding="utf-8")
+    engine = Engine(rules_file.parse(text + '\n[wells.B]\nrules.dead_head = { flow = "5 %" }\n'))
+    slots = [engine._slot(well) for well in ("A", "B", "C")]
+    settings = engine._settings
+    assert settings.tables["parameters"][0][settings.arrays["profile"][slots]].tolist() == [0.1, 0.05, 0.1]
 
 
 def test_a_longer_series_of_an_older_version_is_put_back_from_its_newest() -> None:
@@ -312,13 +331,16 @@ def test_the_gauge_counts_what_is_open_at_wells_that_have_not_sent_since_the_sta
 
 def test_wells_with_the_same_settings_share_them_and_a_place_given_up_is_not_shelved() -> None:
     text = config_file("rules.toml").read_text(encoding="utf-8")
-    other = '\n[groups.other]\nwells = ["B"]\nlimits.motor_current = "52 A"\nrules.underload = { on_delay = "2 min" }\n'
+    other = '\n[groups.other]\nwells = ["B", "E"]\nlimits.motor_current = "52 A"\n'
+    other += 'rules.underload = { on_delay = "2 min" }\n'
     engine = Engine(rules_file.parse(text + other))
     slots = [engine._slot(well) for well in ("A", "B", "C")]
     settings = engine._settings
     profiles = settings.arrays["profile"][slots].tolist()
     assert profiles[0] == profiles[2] != profiles[1]
-    assert settings.tables.count == 3  # the third was made, found to be the first, and given back
+    assert settings.tables.count == 2
+    assert settings.arrays["profile"][engine._slot("E")] == profiles[1]
+    assert settings.tables.count == 3  # the third was made, found to be the second, and given back
     step = next(step for step in engine._steps if step.name == "underload")
     assert settings.of("on_us", step, slots).tolist() == [600_000_000, 120_000_000, 600_000_000]
     engine.shelve("C", "underload", 5)

@@ -32,6 +32,7 @@ class WellSettings:
         config.add("off_us", np.int64, 0, names)
         config.add("limits", np.float64, np.nan, list(self._rules.limits))
         self._profiles: dict[bytes, int] = {}
+        self._common: int | None = None  # the profile of all wells that no override covers
         self._per_well = {
             (rule.name, name)
             for rule in self._rules.rules
@@ -59,19 +60,28 @@ class WellSettings:
 
     def add(self, slot: int, well: str) -> None:
         """``well`` has got ``slot``, the next one of the arrays: put the settings in force for it there."""
+        if any(override.covers(well) for override in self._rules.overrides):
+            profile = self._profile_of(well)
+        else:
+            if self._common is None:
+                self._common = self._profile_of(well)
+            profile = self._common
+        self.arrays["profile"][slot] = profile
+
+    def _profile_of(self, well: str) -> int:
+        """The profile with the settings in force for ``well``, made if there is none yet."""
         config, at = self.tables, self.tables.new_slot()
         config["on_us"][:, at] = self._fixed_on
         config["off_us"][:, at] = self._fixed_off
         config["enabled"][:, at] = [step.rule.enabled for step in self._steps]
         limits = self._rules.limits_of(well)
         config["limits"][:, at] = [limits.get(name, np.nan) for name in self._rules.limits]
-        if any(override.covers(well) for override in self._rules.overrides):
-            self._configure_overrides(at, well)
+        self._configure_overrides(at, well)
         self.any_disabled |= not bool(config["enabled"][:, at].all())
         profile = self._profiles.setdefault(config.values_of(at), at)
         if profile != at:
             config.free_slot(at)
-        self.arrays["profile"][slot] = profile
+        return profile
 
     def free(self, slot: int) -> None:
         """The well at ``slot`` has given it up."""

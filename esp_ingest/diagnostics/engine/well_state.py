@@ -4,6 +4,7 @@ Every array has the wells as its last axis, so that a batch gathers and scatters
 labels (signal, rule or feature names): a snapshot is put back by label, so it survives a change of the rules.
 """
 
+import mmap
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,8 @@ NEVER = np.iinfo(np.int64).min // 4  # a time before every other, from which dif
 
 
 _LEAST_GROWTH = 128  # slots
+_ODD_LINES = 24  # slots, three cache lines of 8-byte values
+_FILLED_AT_ONCE = 128  # slots that get the values of a new one together
 
 
 _FEW = 8  # an array of which at most one label in so many has a value is exported by those labels alone
@@ -47,6 +50,7 @@ class WellArrays:
         self._arrays: dict[str, Array] = {}
         self.capacity = capacity
         self.count = 0  # slots that have been in use, also those given back
+        self._filled = 0  # slots that have values, the first ones
         self._free: list[int] = []
 
     def add(
@@ -63,7 +67,8 @@ class WellArrays:
         full = (*((len(labels),) if labels is not None else ()), *shape)
         names = [_plain(label) for label in labels] if labels is not None else None
         self._specs[name] = _Spec(names, full, dtype, fill, newest_first)
-        self._arrays[name] = np.full((*full, self.capacity), fill, dtype)
+        self._arrays[name] = _untouched((*full, self.capacity), dtype)
+        self._arrays[name][..., : self._filled] = fill
 
     def __getitem__(self, name: str) -> Array:
         return self._arrays[name]
@@ -74,6 +79,8 @@ class WellArrays:
             return self._free.pop()
         if self.count == self.capacity:
             self._grow()
+        if self.count == self._filled:
+            self._fill()
         self.count += 1
         return self.count - 1
 
@@ -89,14 +96,21 @@ class WellArrays:
         return sum(array.nbytes for array in self._arrays.values()) // self.capacity
 
     def _grow(self) -> None:
-        """By an eighth: doubling would hold up to twice of what is used, and three times while it copies."""
-        capacity = self.capacity + max(self.capacity // 8, _LEAST_GROWTH)
+        """To twice as much, of which nothing is touched before it is used. A row is an odd number of cache lines, so
+        that what a well has in one row after the other does not compete for the same place in the cache."""
+        capacity = self.capacity + max(self.capacity, _LEAST_GROWTH) + _ODD_LINES
         for name, spec in self._specs.items():
-            wider = np.empty((*spec.shape, capacity), spec.dtype)
-            wider[..., : self.capacity] = self._arrays[name]
-            wider[..., self.capacity :] = spec.fill
+            wider = _untouched((*spec.shape, capacity), spec.dtype)
+            wider[..., : self._filled] = self._arrays[name][..., : self._filled]
             self._arrays[name] = wider
         self.capacity = capacity
+
+    def _fill(self) -> None:
+        """The next slots get the values of new ones, which is when they take memory."""
+        filled = min(self._filled + _FILLED_AT_ONCE, self.capacity)
+        for name, spec in self._specs.items():
+            self._arrays[name][..., self._filled : filled] = spec.fill
+        self._filled = filled
 
     def export(self, slots: Sequence[int]) -> list[dict[str, Exported]]:
         """The state of each of these wells as plain values, by name. What is as in a new slot is left out. Takes all
@@ -153,6 +167,14 @@ class WellArrays:
             for at, label in enumerate(labels):
                 if label in place:
                     target[place[label], ..., slot] = rows[at]
+
+
+def _untouched(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+    """An array of zeros whose memory is the process's only where it is written, in pages, and the system's again when
+    it goes. What numpy would take comes from the allocator in part, which keeps what an array leaves when it grows."""
+    count = int(np.prod(shape, dtype=np.int64))
+    memory = mmap.mmap(-1, max(count * np.dtype(dtype).itemsize, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(memory, dtype, count).reshape(shape)
 
 
 def _plain(label: Hashable) -> str:
