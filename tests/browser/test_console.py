@@ -325,6 +325,17 @@ def test_each_sum_leads_to_the_alarms_that_it_counts(otto: Page, database: Datab
     database.run("DELETE FROM diagnostic_results WHERE well_id = 'ESP-08'")
 
 
+def test_alarms_that_returned_before_anybody_acknowledged_them_can_be_found(otto: Page, database: Database) -> None:
+    now = datetime.now(UTC)
+    with database.connect() as connection:
+        insert_alarm(connection, "ESP-08", "overload", now, "high", "returned-unacknowledged", now)
+    go(otto, "#/alarms")
+    otto.get_by_label("State").select_option("Returned, unacknowledged")
+    expect(otto.locator("tr[data-alarm]")).to_have_count(1)
+    expect(otto.locator("tr[data-alarm]")).to_contain_text("returned, unacknowledged")
+    database.run("DELETE FROM diagnostic_results WHERE well_id = 'ESP-08'")
+
+
 def test_the_limit_of_an_alarm_that_escalated_is_drawn(otto: Page, database: Database) -> None:
     """Its value is of the escalation, its snapshot of the raising: they differ."""
     with database.connect() as connection:

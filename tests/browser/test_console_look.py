@@ -62,6 +62,38 @@ def test_axe_finds_nothing(browser: Browser, api: ApiProcess, dark: bool) -> Non
     assert not wrong, "\n".join(wrong)
 
 
+def test_the_values_of_a_silent_well_look_old(browser: Browser, api: ApiProcess) -> None:
+    with tab(browser, api.url) as page:
+        sign_in(page, "otto")
+        for address, value in (
+            ("#/fleet", "tr[data-well='{}'] .value"), ("#/fleet?view=tiles", "li[data-well='{}'] .value"),
+            ("#/well/{}", ".trend-value .reading"),
+        ):  # fmt: skip
+            for well, style in (("ESP-03", "italic"), ("ESP-06", "normal")):
+                settle(page, address.format(well))
+                found = page.locator(value.format(well)).evaluate_all(
+                    "all => all.map(e => getComputedStyle(e).fontStyle)"
+                )
+                assert set(found) == {style}, (address, well)
+
+
+@pytest.mark.parametrize(
+    ("values", "step", "shown"),
+    [
+        ([0.18, 0.2, 0.22], 0.02, ["0.18", "0.20", "0.22"]),
+        ([0, 2.5, 5], 2.5, ["0.0", "2.5", "5.0"]),
+        ([1_900, 2_000], 50, ["1,900", "2,000"]),
+    ],
+)
+def test_the_values_beside_an_axis_have_the_same_decimals(
+    browser: Browser, api: ApiProcess, values: list[float], step: float, shown: list[str]
+) -> None:
+    with tab(browser, api.url) as page:
+        page.goto("/")
+        asked = "([values, step]) => import('/format.js').then(({ axisNumbers }) => axisNumbers(values, step))"
+        assert page.evaluate(asked, [values, step]) == shown
+
+
 @pytest.mark.parametrize("size", list(SIZES))
 def test_nothing_is_wider_than_the_screen_and_targets_are_large_enough(
     browser: Browser, api: ApiProcess, size: str

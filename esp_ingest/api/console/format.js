@@ -50,11 +50,13 @@ export function ruleName(diagnosis) {
   return text.charAt(0).toUpperCase() + text.slice(1);
 }
 
+const withDecimals = (value, decimals) => value.toLocaleString("en-GB", { minimumFractionDigits: decimals, maximumFractionDigits: decimals });
+
 /** A value in the decimals of its unit; an en dash if there is none. */
 export function number(value, unit) {
   if (value === null || value === undefined || !Number.isFinite(value)) return "–";
   const decimals = DECIMALS[unit] ?? (Math.abs(value) >= 100 ? 0 : 2);
-  return value.toLocaleString("en-GB", { minimumFractionDigits: decimals, maximumFractionDigits: decimals });
+  return withDecimals(value, decimals);
 }
 
 /** The two ends of a band, with one more decimal if they would read the same. */
@@ -62,7 +64,7 @@ export function bandEnds(low, high, unit) {
   const ends = [number(low, unit), number(high, unit)];
   if (ends[0] !== ends[1] || low === high) return ends;
   const decimals = (ends[0].split(".")[1] ?? "").length + 1;
-  return [low, high].map((end) => end.toLocaleString("en-GB", { minimumFractionDigits: decimals, maximumFractionDigits: decimals }));
+  return [low, high].map((end) => withDecimals(end, decimals));
 }
 
 /** A count: 12 345. */
@@ -128,6 +130,13 @@ export function axisTimes(times, step, zone) {
     if (step < 60) return `${clock}:${two(second)}`;
     return isNewDay && hour === 0 && minute === 0 ? today : clock;
   });
+}
+
+/** Beside the axis of values: all of them with as many decimals as `step`, the distance between two, needs. */
+export function axisNumbers(values, step) {
+  let decimals = 0;
+  while (decimals < 6 && Math.abs(step * 10 ** decimals - Math.round(step * 10 ** decimals)) > 1e-6) decimals += 1;
+  return values.map((value) => withDecimals(value, decimals));
 }
 
 /** A span of seconds: "12 s", "5 min", "3.4 h", "12 d". */

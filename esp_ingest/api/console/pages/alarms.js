@@ -4,7 +4,7 @@ import { AlarmList } from "../parts/alarm-list.js";
 import { debounced, field, h, replace, select } from "../dom.js";
 import { SEVERITIES } from "../format.js";
 
-const STATES = [["open", "Open"], ["active", "Active: open, not suppressed or shelved"], ["waiting", "To be acknowledged"], ["unacknowledged", "Unacknowledged"], ["acknowledged", "Acknowledged"], ["latched", "Latched"], ["shelved", "Shelved"],
+const STATES = [["open", "Open"], ["active", "Active: open, not suppressed or shelved"], ["waiting", "To be acknowledged"], ["unacknowledged", "Unacknowledged"], ["acknowledged", "Acknowledged"], ["latched", "Latched"], ["returned-unacknowledged", "Returned, unacknowledged"], ["shelved", "Shelved"],
   ["suppressed", "Suppressed"], ["out_of_service", "Out of service"], ["cleared", "Cleared"], ["any", "Any"]];
 const VERDICTS = [["", "Any"], ["none", "None yet"], ["true", "True"], ["false", "False"], ["unclear", "Unclear"]];
 const SINCE = [["", "Any time"], ["1h", "Last hour"], ["24h", "Last 24 h"], ["7d", "Last 7 days"], ["30d", "Last 30 days"]];

@@ -161,6 +161,7 @@ export function open(root, context) {
     let known = "";
     const update = (now) => {
       replaceIf(parts.state, now.state, () => [stateMark(now.state)]);
+      parts.state.closest("[data-well]").classList.toggle("stale", now.state === "silent"); // its values are old
       const names = JSON.stringify(now.alarms.map((alarm) => [alarm.diagnosis, alarm.state, alarm.severity]));
       if (names !== known) {
         known = names;
@@ -231,7 +232,7 @@ export function open(root, context) {
     }
     if (!place.isConnected || signal !== sparkOf()) return;
     const last = known.rows.findLast((row) => row[1] !== null);
-    replace(place, sparkline(known.rows, `${signalName(signal)} of ${well} over 24 h, ${last ? `now ${number(last[1], units[signal])} ${units[signal]}` : "no values"}`));
+    replace(place, sparkline(known.rows, `${signalName(signal)} of ${well} over 24 h, ${last ? `last ${number(last[1], units[signal])} ${units[signal]}` : "no values"}`));
   }
 
   const others = new Map(); // the state of each well that is not in the list

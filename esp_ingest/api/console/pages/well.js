@@ -74,9 +74,14 @@ export function open(root, context) {
     pump.load();
   }
 
-  function showWell() {
+  function showState() {
     replace(state, stateMark(well.state));
+    trendPlace.classList.toggle("stale", well.state === "silent"); // its values are old
     showAge();
+  }
+
+  function showWell() {
+    showState();
     const waiting = well.alarms.filter((alarm) => !HELD_BACK.has(alarm.state));
     replace(notes,
       waiting.map((alarm) => h("li", null, severityMark(alarm.severity, WAITING.has(alarm.state)), h("b", null, ruleName(alarm.diagnosis)), ` raised `, timeElement(alarm.timestamp))),
@@ -146,8 +151,7 @@ export function open(root, context) {
       well.last_seen = reading.timestamp;
       well.reading = reading;
       well.state = reading.state;
-      replace(state, stateMark(well.state));
-      showAge();
+      showState();
       trends?.push(Date.parse(reading.timestamp) / 1000, reading);
       trends?.showReading(reading);
       loadPump();

@@ -1,6 +1,6 @@
 // One signal over time: a uPlot chart with the usual band, the alarms and the limits drawn on it.
 
-import { axisTimes, number } from "../format.js";
+import { axisNumbers, axisTimes, number } from "../format.js";
 
 const VENDOR = "vendor/uPlot-1.6.32";
 const HEIGHT = 116;
@@ -62,7 +62,7 @@ export class Chart {
       scales: { x: { time: true, auto: false }, y: { range: (_, low, high) => this.range(low, high) } },
       axes: [
         { ...axis, size: 26, space: 80, values: (_, splits, _axis, _space, step) => axisTimes(splits, step, isUtc ? "utc" : "local") },
-        { ...axis, size: 56, space: 20, values: (_, splits) => splits.map((value) => value.toLocaleString("en-GB", { maximumFractionDigits: 6 })) }, // 82 px have two ticks at least
+        { ...axis, size: 56, space: 20, values: (_, splits, _axis, _space, step) => axisNumbers(splits, step) }, // 82 px have two ticks at least
       ],
       series: [{}, { stroke: signal, width: 1.3, points: { size: 4 }, value: (_, value) => number(value, unit) }],
       hooks: {
