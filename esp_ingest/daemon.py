@@ -159,7 +159,7 @@ class Daemon:
             beat=self._beat,
         )
         self._publisher = self._build_publisher()
-        self._certificates = CertificateWatch(_certificate_files(settings), metrics)
+        self._certificates = CertificateWatch(certificate_files(settings), metrics)
         self._next_observation = 0.0
         self._has_started_others = False  # publisher and follower, whose connections must not take the writer's place
         self._notify = systemd.Notifier()
@@ -386,7 +386,7 @@ class Daemon:
         log.error("spool damage set aside", extra=asdict(report))
 
 
-def _certificate_files(settings: Settings) -> dict[str, Path]:
+def certificate_files(settings: Settings) -> dict[str, Path]:
     """Each file of certificates by the name that its series has; of the database those of the DSN or of libpq's
     environment."""
     from psycopg.conninfo import conninfo_to_dict

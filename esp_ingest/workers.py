@@ -102,7 +102,8 @@ class _Worker:
 
 
 class Supervisor:
-    """Keeps the workers running, and ends them together."""
+    """Keeps the workers running, and ends them together. ``is_stopping``: no worker is started any more.
+    ``is_unusable``: a worker said at its first start that it cannot use the configuration."""
 
     def __init__(self, settings: Settings, config_file: Path | None, count: int, clock: Clock) -> None:
         self._settings = settings
@@ -114,8 +115,8 @@ class Supervisor:
         everybody = (*range(count), *sorted(self._leaving))
         self._starts = dict.fromkeys(everybody, 0.0)  # when those start that do not run, monotonic seconds
         self._backoffs = {index: Backoff(*_RESTART_SECONDS, lambda _, longest: longest) for index in everybody}
-        self._stopping = False
-        self._is_unusable = False
+        self.is_stopping = False
+        self.is_unusable = False
 
     def run(self) -> int:
         """Start the workers and look after them until all have ended. Returns the exit code."""
@@ -124,22 +125,23 @@ class Supervisor:
         signal.signal(signal.SIGHUP, self._forward)
         log.info("supervising", extra={"workers": self._count, "leaving": len(self._leaving)})
         try:
-            while not self._stopping:
-                self._keep_running()
+            while not self.is_stopping:
+                self.keep_running()
                 self._clock.sleep(_POLL_SECONDS)
             code = self._end()
-            return _USAGE if self._is_unusable else code
+            return _USAGE if self.is_unusable else code
         finally:
             self._kill()
 
-    def _keep_running(self) -> None:
+    def keep_running(self) -> None:
+        """Start who is due, and note who has ended. Never blocks."""
         now = self._clock.monotonic()
         for index, worker in list(self._workers.items()):
             if worker.process.poll() is not None:
                 del self._workers[index]
                 self._ended(index, worker, now)
         for index, due in list(self._starts.items()):
-            if due <= now and not self._stopping:
+            if due <= now and not self.is_stopping:
                 del self._starts[index]
                 process = start(self._settings, self._config_file, index, leaves=index in self._leaving)
                 self._workers[index] = _Worker(process, now)
@@ -153,16 +155,16 @@ class Supervisor:
         backoff = self._backoffs[index]
         if code == _USAGE and not backoff.attempts and index not in self._leaving:
             log.error("a worker cannot use the configuration", extra={"worker": index})
-            self._is_unusable = self._stopping = True
+            self.is_unusable = self.is_stopping = True
             return
         pause = backoff.next_seconds(now - worker.since)
         log.error("worker ended, starting it again", extra={"worker": index, "exit_code": code, "pause_seconds": pause})
         self._starts[index] = now + pause
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
-        if self._stopping and number == lifetime.ASK:
+        if self.is_stopping and number == lifetime.ASK:
             return
-        if self._stopping:
+        if self.is_stopping:
             for worker in self._workers.values():  # without waiting: whom this interrupts may hold the lock for it
                 worker.process.kill()
             lifetime.say(
@@ -170,7 +172,7 @@ class Supervisor:
                 "the next start."
             )
             os._exit(1)
-        self._stopping = True
+        self.is_stopping = True
 
     def _forward(self, number: int, _frame: FrameType | None) -> None:
         for worker in self._workers.values():

@@ -23,7 +23,7 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 COMMAND = "python -m tools.docs"
 
 # Tables have no default to show, so the file shows how one is written.
-_EXAMPLES = {
+EXAMPLES = {
     "limits": "limits.motor_temp = { high = 450 }  # the lower bound keeps its default",
     "wells": 'wells."ESP-01".pip = { low = 50, high = 3_500 }',
     "extra_signals": 'extra_signals.tubing_temp = { unit = "°F", low = 32, high = 572 }',
@@ -92,7 +92,7 @@ def toml() -> str:
         lines += ["", f"# {_first_line(section)}", f"[{name}]"]
         for key, field in section.model_fields.items():
             lines.append(f"# {_meaning(field)}")
-            lines.append(f"# {_EXAMPLES[key]}" if key in _EXAMPLES else f"{key} = {_toml_value(_default(field))}")
+            lines.append(f"# {EXAMPLES[key]}" if key in EXAMPLES else f"{key} = {_toml_value(_default(field))}")
     return "\n".join(lines) + "\n"
 
 
@@ -103,10 +103,10 @@ def configuration() -> str:
         lines += ["", f"## [{name}]", "", _first_line(section), "", "| setting | default | meaning | environment |"]
         lines.append("|---|---|---|---|")
         for key, field in section.model_fields.items():
-            default = "none" if key in _EXAMPLES else f"`{_toml_value(_default(field))}`"
+            default = "none" if key in EXAMPLES else f"`{_toml_value(_default(field))}`"
             variable = f"{ENV_PREFIX}{name}__{key}".upper()
             lines.append(f"| `{key}` | {default} | {_cell(_meaning(field))} | `{variable}` |")
-        lines += [line for key in section.model_fields if key in _EXAMPLES for line in _example(name, key)]
+        lines += [line for key in section.model_fields if key in EXAMPLES for line in _example(name, key)]
     lines += ["", "## Signals and their hard limits", "", "| signal | unit | low | high | |", "|---|---|---|---|---|"]
     lines += [f"| `{s.name}` | {s.unit} | {s.low:g} | {s.high:g} | {s.description} |" for s in SIGNALS]
     return "\n".join(lines) + "\n"
@@ -169,7 +169,7 @@ def environment() -> str:
     for name, section in sections():
         lines += ["", f"# {_first_line(section)}"]
         for key, field in section.model_fields.items():
-            if key not in _EXAMPLES:
+            if key not in EXAMPLES:
                 lines += [f"# {_meaning(field)}", f"#{ENV_PREFIX}{name}__{key}=".upper() + _variable(_default(field))]
     return "\n".join(lines) + "\n"
 
@@ -254,7 +254,7 @@ def _cell(text: str) -> str:
 
 
 def _example(section: str, key: str) -> list[str]:
-    return ["", f"An entry of `{key}`:", "", "```toml", f"[{section}]", _EXAMPLES[key], "```"]
+    return ["", f"An entry of `{key}`:", "", "```toml", f"[{section}]", EXAMPLES[key], "```"]
 
 
 if __name__ == "__main__":

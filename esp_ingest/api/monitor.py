@@ -64,7 +64,7 @@ class Monitor:
                 self._client.get(f"{self._url}/health/ready"), self._client.get(f"{self._url}/metrics")
             )
             said = health.json()
-            figures = _figures(metrics.text[:_MOST_BYTES])
+            figures = figures_of(metrics.text[:_MOST_BYTES])
         except (httpx.HTTPError, httpx.InvalidURL, ValueError):
             return {"status": "unreachable", "checks": {}, "figures": {}, "rates": {}}
         now = self._clock.monotonic()
@@ -83,7 +83,7 @@ class Monitor:
         }
 
 
-def _figures(text: str) -> dict[str, float]:
+def figures_of(text: str) -> dict[str, float]:
     """The metrics that are shown, each summed over its labels."""
     found: dict[str, float] = {}
     for name, value in _LINE.findall(text):

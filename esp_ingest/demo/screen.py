@@ -190,7 +190,7 @@ def fit(picture: Picture, width: int, height: int) -> Layout:
     numbers are left out first. If there are too many wells, those with a diagnosis stay."""
     names = max([len(well.well_id) for well in picture.wells], default=0)
     name_width = max(min(names, max(12, width // 4)), len("well"))
-    said = max([len(_diagnoses(picture, well)) for well in picture.wells], default=0)
+    said = max([len(diagnoses_of(picture, well)) for well in picture.wells], default=0)
     left = width - name_width - _GAP - _TIME_WIDTH - _GAP
     diagnoses_width = min(max(said, len("active diagnoses")), _LONGEST_DIAGNOSES, max(left, 1))
     left -= diagnoses_width
@@ -219,7 +219,8 @@ def shortened(name: str, width: int) -> str:
     return f"{name[:head]}…{name[len(name) - tail :]}"
 
 
-def _diagnoses(picture: Picture, well: Well) -> str:
+def diagnoses_of(picture: Picture, well: Well) -> str:
+    """What the line of a well says is wrong with it."""
     named = [alarm.diagnosis for alarm in picture.alarms if alarm.well_id == well.well_id]
     return ", ".join(["stopped", *named] if well.is_stopped else named)
 

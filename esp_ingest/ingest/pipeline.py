@@ -43,7 +43,7 @@ class Pipeline:
         self._metrics = metrics
         self._bounds = batch
         self._beat = beat
-        self._open = _OpenBatch(batch, clock.monotonic())
+        self._open = OpenBatch(batch, clock.monotonic())
         self._alarm = RejectAlarm(service, clock)
 
     def run(self, stopping: Callable[[], bool]) -> None:
@@ -230,7 +230,7 @@ class BatchQueue:
         self._safe.clear()
 
 
-class _OpenBatch:
+class OpenBatch:
     """Deliveries collected for the next batch, and how far it is from its bounds."""
 
     def __init__(self, bounds: BatchSettings, now: float) -> None:
@@ -243,6 +243,7 @@ class _OpenBatch:
         self._rows_a_message = 1.0  # of those that came last, so that a batch of arrays ends near its bound
 
     def add(self, deliveries: list[Delivery], now: float) -> None:
+        """Put these behind what is here already. The batch owns the list from now on."""
         if not self.deliveries:
             self._since = now
             self.deliveries = deliveries
@@ -261,6 +262,7 @@ class _OpenBatch:
 
     @property
     def full(self) -> bool:
+        """A bound is reached."""
         return self._rows >= self._bounds.max_rows or self.bytes >= self._bounds.max_bytes
 
     def room(self) -> tuple[int, int]:

@@ -96,7 +96,7 @@ class HttpServer:
         self.metrics = metrics
         self._clock = health.clock
         self._selector = selectors.DefaultSelector()
-        self._connections: dict[int, _Connection] = {}  # by file descriptor, oldest first
+        self.connections: dict[int, _Connection] = {}  # by file descriptor, oldest first
         self._listeners: list[socket.socket] = []
         self._wake, self._woken = socket.socketpair()
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
@@ -132,7 +132,7 @@ class HttpServer:
             self._wake.send(b"\0")
         if self._thread.ident is not None:
             self._thread.join(timeout=2.0)
-        for connection in list(self._connections.values()):
+        for connection in list(self.connections.values()):
             self._close(connection)
         for end in (*self._listeners, self._wake, self._woken):
             end.close()
@@ -144,8 +144,8 @@ class HttpServer:
             for key, _ in self._selector.select(1.0):
                 if key.data is not None:
                     self._accept(key.data)
-                elif key.fd in self._connections:
-                    self._guarded(self._connections[key.fd])
+                elif key.fd in self.connections:
+                    self._guarded(self.connections[key.fd])
             now = self._clock.monotonic()
             if now >= sweep_at:
                 sweep_at = now + SWEEP_SECONDS
@@ -170,16 +170,16 @@ class HttpServer:
                     self._make_room()
                     self._clock.sleep(0.05)  # it stays readable: without a pause this would spin until some are freed
                 return
-            if len(self._connections) >= MAX_CONNECTIONS:
+            if len(self.connections) >= MAX_CONNECTIONS:
                 self._make_room()
             connection = _Connection(client, self._clock.monotonic() + CONNECTION_SECONDS)
-            self._connections[client.fileno()] = connection
+            self.connections[client.fileno()] = connection
             self._guarded(connection)
 
     def _make_room(self) -> None:
         """The oldest client gives way."""
-        if self._connections:
-            self._close(next(iter(self._connections.values())))
+        if self.connections:
+            self._close(next(iter(self.connections.values())))
 
     def _guarded(self, connection: _Connection) -> None:
         """One step of a connection. What goes wrong with a client ends that client, never the thread."""
@@ -245,13 +245,13 @@ class HttpServer:
         connection.events = events
 
     def _close(self, connection: _Connection) -> None:
-        self._connections.pop(connection.client.fileno(), None)
+        self.connections.pop(connection.client.fileno(), None)
         if connection.events:
             self._selector.unregister(connection.client)
         connection.client.close()
 
     def _close_overdue(self, now: float) -> None:
-        for connection in [each for each in self._connections.values() if each.deadline <= now]:
+        for connection in [each for each in self.connections.values() if each.deadline <= now]:
             self._close(connection)
 
     def _answer(self, request: bytes, whole: bool) -> bytes:

@@ -72,7 +72,7 @@ def database_on_small_disk(durable_server: NativeTimescale) -> Iterator[tuple[Da
         unavailable("a small disk needs leave to mount a tmpfs")
     data = folder / "data"
     data.mkdir()
-    os.chown(data, *durable_server._ids())
+    os.chown(data, *durable_server.ids())
     admin = Database(durable_server.dsn, durable_server)
     admin.run(f"CREATE TABLESPACE small LOCATION '/{data.relative_to(TRIXIE)}'")
     database = durable_server.create_database(tablespace="small")

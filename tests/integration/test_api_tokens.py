@@ -81,9 +81,9 @@ def forge(token: str, change: Callable[[dict[str, Any], dict[str, Any]], None]) 
 
 
 def key_id(content: bytes) -> str:
-    from esp_ingest.api.access.keys import _key_id
+    from esp_ingest.api.access.keys import key_id
 
-    return _key_id(b"secret", content)
+    return key_id(b"secret", content)
 
 
 def claims_of(api: ApiProcess, **changes: Any) -> dict[str, Any]:

@@ -82,12 +82,13 @@ def test_it_sees_the_broker_and_leaves_the_daemons_session_alone(mosquitto: Mosq
     daemon = MqttSource(mosquitto.settings(), SystemClock(), Metrics())
     daemon.start()
     until(lambda: daemon.subscribed)
+    connection = daemon.connection
     checks = [check_process(mosquitto, mosquitto.port) for _ in range(2)]
     for each in checks:
         said, _ = each.communicate(timeout=30)
         assert "subscription granted" in said, "two at once do not end each other's connection"
     assert daemon.subscribed
-    assert daemon._client.connection == daemon.connection
+    assert daemon.connection == connection
     assert mosquitto.log().count(f"as {DAEMON} (") == 1
     kept = kept_by(mosquitto)
     assert DAEMON.encode() in kept

@@ -10,7 +10,7 @@ from psycopg.conninfo import make_conninfo
 from pydantic import SecretStr
 
 from esp_ingest.config.settings import DatabaseSettings, Settings
-from esp_ingest.daemon import _certificate_files
+from esp_ingest.daemon import certificate_files
 from esp_ingest.store.connection import connect
 from esp_ingest.store.schema import check_database, migrate
 from tests.support.certificates import Authority
@@ -82,7 +82,7 @@ def test_a_certificate_on_each_side_is_enough_and_no_password_is_there(
     with connect(chosen, autocommit=True) as connection:
         row = connection.execute("SELECT ssl, client_dn FROM pg_stat_ssl WHERE pid = pg_backend_pid()").fetchone()
     assert row == (True, f"/CN={ROLE}")
-    assert set(_certificate_files(Settings(database=chosen))) == {"database sslrootcert", "database sslcert"}
+    assert set(certificate_files(Settings(database=chosen))) == {"database sslrootcert", "database sslcert"}
 
 
 def test_each_fault_is_a_sentence(server: Postgres15, authority: Authority, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from esp_ingest.store.write.writer import PostgresStore
 from tests.property.test_diagnostics_engine import LIMITED, START_US, merged, story, whole
 from tests.support.databases import Database, Server
 from tests.support.fake_clock import FakeClock
+from tests.support.fake_daemon import value_of
 from tests.unit import test_diagnostics_common_stops as common_stops
 
 MINUTE_US = 60_000_000
@@ -172,7 +173,7 @@ def test_tables_of_the_diagnostics_that_refuse_for_a_while_change_no_row(
     assert not run.service._deferred.wells
     run.close()
     assert table(database) == expected(readings)
-    assert run.metrics.diagnostics_rows_waiting._value.get() == run.metrics.diagnostics_refused._value.get() == 0
+    assert value_of(run.metrics.diagnostics_rows_waiting) == value_of(run.metrics.diagnostics_refused) == 0
 
 
 def test_one_well_that_is_refused_holds_back_no_other(database: Database) -> None:
@@ -267,8 +268,8 @@ def test_wells_that_give_up_their_place_come_back_as_they_were(
                 run.process(batch)
                 assert len(run.service._engine.wells()) <= 3
     run.close()
-    assert run.metrics.diagnostics_wells_evicted._value.get() > 50
-    assert run.metrics.diagnostics_readings_unjudged._value.get() == 0
+    assert value_of(run.metrics.diagnostics_wells_evicted) > 50
+    assert value_of(run.metrics.diagnostics_readings_unjudged) == 0
     assert table(database) == expected(readings)
 
 

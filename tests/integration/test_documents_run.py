@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from tests.support.brokers import Mosquitto
-from tests.support.databases import TRIXIE, Database, NativeTimescale, Postgres15, _server, free_port
+from tests.support.databases import TRIXIE, Database, NativeTimescale, Postgres15, free_port, start_server
 from tests.support.documents import PAGES, Terminal, blocks, fences
 from tests.support.shipped import ROOT, linter, text_of
 
@@ -87,7 +87,7 @@ def commands_of(page: str, *numbers: int) -> list[str]:
 @pytest.fixture
 def server() -> Iterator[Postgres15]:
     """Of its own: roles are the server's, and the documents make them."""
-    with _server(Postgres15) as found:
+    with start_server(Postgres15) as found:
         assert isinstance(found, Postgres15)
         yield found
 
@@ -308,11 +308,11 @@ def test_a_host_with_systemd(tmp_path: Path, server: Postgres15) -> None:
 
 def test_a_dump_of_timescaledb_is_restored(tmp_path: Path) -> None:
     """With the programs of Debian 13, whose server it is."""
-    with _server(NativeTimescale) as server:
+    with start_server(NativeTimescale) as server:
         database = server.create_database("esp")
         names = ("pg_dump", "pg_restore", "psql", "createdb")
         stubs = {
-            name: f"exec chroot {TRIXIE} /bin/sh -c 'cd {NativeTimescale._data(server.folder)} && exec "
+            name: f"exec chroot {TRIXIE} /bin/sh -c 'cd {NativeTimescale.data_folder(server.folder)} && exec "
             f'/usr/lib/postgresql/17/bin/{name} "$@"\' {name} "$@"'
             for name in names
         }

@@ -79,8 +79,8 @@ class Client:
         self.client.loop_stop()
 
 
-def new_daemon(broker: Mosquitto) -> MqttSource:
-    source = MqttSource(broker.settings(), SystemClock(), Metrics())
+def new_daemon(broker: Mosquitto, metrics: Metrics | None = None) -> MqttSource:
+    source = MqttSource(broker.settings(), SystemClock(), metrics or Metrics())
     source.start()
     until(lambda: source.subscribed)
     return source

@@ -14,7 +14,7 @@ import pytest
 from pydantic import SecretStr
 
 from esp_ingest.config.settings import ConfigError, MqttSettings, Settings
-from esp_ingest.daemon import _certificate_files
+from esp_ingest.daemon import certificate_files
 from esp_ingest.demo.simulator import Publisher as Simulated
 from esp_ingest.mqtt.publishing_connection import PublishingConnection
 from esp_ingest.mqtt.source import MqttSource
@@ -225,7 +225,7 @@ def test_when_certificates_end_is_a_metric(strict: TlsBroker, authority: Authori
     files = {"cert_file": authority.path("client.crt"), "key_file": authority.path("client.key")}
     settings = strict.tls_settings(**files)
     metrics = Metrics()
-    watch = CertificateWatch(_certificate_files(Settings(mqtt=settings)), metrics)
+    watch = CertificateWatch(certificate_files(Settings(mqtt=settings)), metrics)
 
     def days_left(name: str) -> float:
         labels = {"certificate": name}

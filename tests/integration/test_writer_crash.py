@@ -10,7 +10,7 @@ from esp_ingest.interfaces import StoreUnavailable
 from esp_ingest.model import Readings
 from esp_ingest.store.schema import migrate
 from esp_ingest.store.write.writer import PostgresStore
-from tests.support.databases import Database, NativeTimescale, Server, _server
+from tests.support.databases import Database, NativeTimescale, Server, start_server
 from tests.support.store_data import DIAGNOSIS, START_US, readings, reject
 
 ROWS = 200
@@ -19,7 +19,7 @@ BATCHES = 80
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with _server(NativeTimescale, fsync=True) as server:
+    with start_server(NativeTimescale, fsync=True) as server:
         yield server
 
 

@@ -40,7 +40,7 @@ def packet_id_without_dup(patch: pytest.MonkeyPatch) -> None:
             self.rejects[reject.received_us, digest] = reject
         return is_new
 
-    patch.setattr(FakeStore, "_store_reject", store_reject)
+    patch.setattr(FakeStore, "store_reject", store_reject)
 
 
 def rejects_remembered_for_ever(patch: pytest.MonkeyPatch) -> None:
@@ -55,7 +55,7 @@ def packet_ids_never_begin_anew(patch: pytest.MonkeyPatch) -> None:
 
 def publisher_on_the_ingest_connection(patch: pytest.MonkeyPatch) -> None:
     """Fault 3: a publication that ends its connection ends the one that brings the readings."""
-    start = FakeDaemon._start
+    start = FakeDaemon.start
 
     def start_with_one_connection(self: FakeDaemon) -> None:
         start(self)
@@ -67,7 +67,7 @@ def publisher_on_the_ingest_connection(patch: pytest.MonkeyPatch) -> None:
 
         patch.setattr(self.link, "hang_up", hang_up_both)
 
-    patch.setattr(FakeDaemon, "_start", start_with_one_connection)
+    patch.setattr(FakeDaemon, "start", start_with_one_connection)
 
 
 def publisher_under_the_ingest_client_id(patch: pytest.MonkeyPatch) -> None:
@@ -87,7 +87,7 @@ def one_lock_for_rejects_and_publishing(patch: pytest.MonkeyPatch) -> None:
 
     for module in (fake_store, fake_publishing):
         patch.setattr(module, "query", with_lock)
-    patch.setattr(fake_store, "_keys_of_rejects", fake_store._keys_of_rejects.__wrapped__)
+    patch.setattr(fake_store, "keys_of_rejects", fake_store.keys_of_rejects.__wrapped__)
 
 
 def readings_wait_for_the_diagnostics(patch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esp_ingest.model import Delivery
 from tests.support.fake_broker import PINGRESP, PUBACK, PUBREL, SUBACK, packet, publish
 from tests.support.mqtt_clients import ReadingClient
 
@@ -102,9 +101,8 @@ def test_a_damaged_message_never_takes_bytes_of_its_neighbour(
     body[data.draw(st.integers(start, len(body) - 1))] = data.draw(st.integers(0, 255))
     neighbour = publish(b"esp/W2/telemetry", b".neighbour", packet_id=4_242, properties=b"" if is_mqtt5 else None)
     with ReadingClient(is_mqtt5=is_mqtt5) as reading:
-        seen: list[Delivery] = []
-        reading.client._on_deliveries = lambda deliveries, *_: seen.extend(deliveries)
         reading.feed(bytes(body) + neighbour)
+        seen = reading.deliveries
         assert len(seen) in (0, 2)
         if seen:
             assert (seen[1].topic, seen[1].payload) == (b"esp/W2/telemetry", b".neighbour")

@@ -27,8 +27,8 @@ class Backups:
     capabilities: ClassVar[str] = "+dac_override"
 
     def __init__(self, azurite: Azurite | None) -> None:
-        self._require()
-        self.kind._require()
+        self.require()
+        self.kind.require()
         self.folder = self._new_folder()
         self.folder.chmod(0o755)
         for name in ("repo1", "log", "lock", "sockets", "archive", "place", "conf"):
@@ -46,7 +46,7 @@ class Backups:
         self.config.write_text(self._text(azurite))
         self.database = migrated(self.server.create_database("esp"))
 
-    def _require(self) -> None:
+    def require(self) -> None:
         if shutil.which("pgbackrest") is None:
             raise Missing("apt-get install pgbackrest")
 
@@ -70,7 +70,7 @@ class Backups:
         """config/backup/pgbackrest.conf as it ships, with the places of this test."""
         shipped = (Path(__file__).parents[2] / "config/backup/pgbackrest.conf").read_text(encoding="utf-8")
         mine = {
-            "pg1-path": self.kind._data(self.server.folder),
+            "pg1-path": self.kind.data_folder(self.server.folder),
             "pg1-port": self.server.port,
             "pg1-socket-path": self.folder / "sockets",
             "repo1-path": self.folder / "repo1",
@@ -155,7 +155,7 @@ class TimescaleBackups(Backups):
     capabilities = "+dac_override,+sys_chroot"
     _SCRIPT = '#!/bin/sh\n[ ! -d {root} ] || exec chroot {root} {program} "$@"\nexec {program} "$@"\n'
 
-    def _require(self) -> None:
+    def require(self) -> None:
         if not (TRIXIE / "usr/bin/pgbackrest").exists():
             raise Missing(f"no pgbackrest in {TRIXIE}: run `make test-machine`")
 
@@ -176,7 +176,7 @@ class TimescaleBackups(Backups):
         return outside
 
     def ids(self) -> tuple[int, int]:
-        return NativeTimescale._ids()
+        return NativeTimescale.ids()
 
     def program(self, name: str) -> str:
         return str(self.folder / "bin" / name)

@@ -153,7 +153,7 @@ class Server:
 
     # What differs between the kinds.
     @classmethod
-    def _require(cls) -> None:
+    def require(cls) -> None:
         raise NotImplementedError
 
     @classmethod
@@ -166,7 +166,7 @@ class Server:
         raise NotImplementedError
 
     @classmethod
-    def _data(cls, folder: Path) -> str:
+    def data_folder(cls, folder: Path) -> str:
         """The data folder as the server sees it."""
         return str(folder)
 
@@ -177,7 +177,7 @@ class Server:
     @classmethod
     def start(cls, fsync: bool = False, settings: Mapping[str, str] | None = None) -> Self:
         """A new cluster, up and answering. ``fsync`` on for crash tests and benches. Raises Missing."""
-        cls._require()
+        cls.require()
         folder = cls._new_folder()
         server = cls(folder, free_port())
         try:
@@ -189,7 +189,7 @@ class Server:
         return server
 
     def _initialise(self, fsync: bool, settings: Mapping[str, str]) -> None:
-        data = self._data(self.folder)
+        data = self.data_folder(self.folder)
         subprocess.run(
             self._command(
                 "initdb", "-D", data, "-U", self.user, "--auth=trust", "-E", "UTF8", "--locale=C", "--no-sync"
@@ -212,7 +212,7 @@ class Server:
         log = (self.folder / "server.log").open("ab")
         with log:
             self._process = subprocess.Popen(
-                self._command("postgres", "-D", self._data(self.folder)),
+                self._command("postgres", "-D", self.data_folder(self.folder)),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -319,14 +319,14 @@ class NativeTimescale(Server):
     """PostgreSQL 17 with TimescaleDB 2.19.3, Apache edition, out of a Debian 13 folder (docs/development.md)."""
 
     @classmethod
-    def _require(cls) -> None:
+    def require(cls) -> None:
         if os.geteuid() != 0:
             raise Missing("native TimescaleDB needs root for chroot")
         if not (TRIXIE / "usr/lib/postgresql/17/bin/postgres").exists():
             raise Missing(f"no PostgreSQL 17 in {TRIXIE}: run `make test-machine`")
 
     @classmethod
-    def _ids(cls) -> tuple[int, int]:
+    def ids(cls) -> tuple[int, int]:
         for line in (TRIXIE / "etc/passwd").read_text().splitlines():
             name, _, uid, gid, *_ = line.split(":")
             if name == "postgres":
@@ -336,16 +336,16 @@ class NativeTimescale(Server):
     @classmethod
     def _new_folder(cls) -> Path:
         folder = Path(tempfile.mkdtemp(prefix="esp-pg-", dir=TRIXIE / "tmp"))
-        os.chown(folder, *cls._ids())
+        os.chown(folder, *cls.ids())
         return folder
 
     @classmethod
-    def _data(cls, folder: Path) -> str:
+    def data_folder(cls, folder: Path) -> str:
         return f"/{folder.relative_to(TRIXIE)}"
 
     @classmethod
     def _command(cls, program: str, *arguments: str) -> list[str]:
-        uid, gid = cls._ids()
+        uid, gid = cls.ids()
         drop = ["setpriv", f"--reuid={uid}", f"--regid={gid}", "--clear-groups", "--pdeathsig=INT"]
         return ["chroot", str(TRIXIE), *drop, f"/usr/lib/postgresql/17/bin/{program}", *arguments]
 
@@ -360,7 +360,7 @@ class Postgres15(Server):
     _BIN: ClassVar[Path] = Path("/usr/lib/postgresql/15/bin")
 
     @classmethod
-    def _require(cls) -> None:
+    def require(cls) -> None:
         if os.geteuid() != 0:
             raise Missing("PostgreSQL refuses to run as root, and only root can become the user postgres")
         if not (cls._BIN / "postgres").exists():
@@ -388,13 +388,13 @@ class PgLite(Server):
         super().__init__(folder, port)
 
     @classmethod
-    def _require(cls) -> None:
+    def require(cls) -> None:
         if shutil.which("node") is None or shutil.which("npm") is None:
             raise Missing("node and npm are needed for the WebAssembly database")
 
     @classmethod
     def start(cls, fsync: bool = False, settings: Mapping[str, str] | None = None) -> Self:
-        cls._require()
+        cls.require()
         server = cls(cls._packages(), 0)
         try:
             server.launch()
@@ -451,7 +451,7 @@ class PgLite(Server):
         self.halt()
 
 
-def _server(kind: type[Server], **options: Any) -> Server:
+def start_server(kind: type[Server], **options: Any) -> Server:
     try:
         return kind.start(**options)
     except Missing as missing:
@@ -462,13 +462,13 @@ def _server(kind: type[Server], **options: Any) -> Server:
 @pytest.fixture(scope="session")
 def timescaledb_apache_server(request: pytest.FixtureRequest) -> Iterator[Server]:
     """Shared by the whole run, fsync off; ``parametrize("timescaledb_apache_server", [True], indirect=True)`` is on."""
-    with _server(NativeTimescale, fsync=bool(getattr(request, "param", False)), settings=_SHARED) as server:
+    with start_server(NativeTimescale, fsync=bool(getattr(request, "param", False)), settings=_SHARED) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def postgres15_server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    with _server(Postgres15, fsync=bool(getattr(request, "param", False)), settings=_SHARED) as server:
+    with start_server(Postgres15, fsync=bool(getattr(request, "param", False)), settings=_SHARED) as server:
         yield server
 
 
@@ -491,7 +491,7 @@ def postgres15(postgres15_server: Server) -> Iterator[Database]:
 @pytest.fixture(scope="session")
 def pglite_server() -> Iterator[Server]:
     """Starting it takes seconds, so the run shares one."""
-    with _server(PgLite) as server:
+    with start_server(PgLite) as server:
         yield server
 
 
@@ -511,7 +511,7 @@ def pglite(pglite_server: Server) -> Database:
 @pytest.fixture
 def pglite_fresh() -> Iterator[Database]:
     """As ``pglite``, with a server of its own that has no extension yet."""
-    with _server(PgLite) as server:
+    with start_server(PgLite) as server:
         yield Database(server.dsn, server)
 
 

@@ -29,7 +29,8 @@ READINGS_FIRST = True
 
 def value_of(metric: MetricWrapperBase) -> float:
     """The sum over its labels. A walk over the whole registry would take a millisecond."""
-    return float(sum(sample.value for sample in metric._samples() if sample.name != "_created"))
+    samples = (sample for family in metric.collect() for sample in family.samples)
+    return float(sum(sample.value for sample in samples if not sample.name.endswith("_created")))
 
 
 class Crash(BaseException):
@@ -114,9 +115,9 @@ class FakeDaemon:
         self.record = SessionRecord(settings.mqtt, None)
         self._has_diagnostics = has_diagnostics
         self.restarts = 0
-        self._start()
+        self.start()
 
-    def _start(self) -> None:
+    def start(self) -> None:
         settings, clock = self._settings, self._clock
         self.metrics = Metrics()
         spool = settings.spool
@@ -177,7 +178,7 @@ class FakeDaemon:
         self.outbox.process_ended()
         self.source.disconnect()
         self.session.reconnected()
-        self._start()
+        self.start()
 
     def guarded(self, step: Callable[[], object]) -> None:
         """Run a step of the process; if it dies in it, it is started again."""

@@ -58,7 +58,7 @@ class FakeStore:
     ) -> "FakePendingWrite":
         self.ping()
         failure = self.failures.pop(0) if self.failures else None
-        if rejects and any(key in self.locks for key in _keys_of_rejects()):
+        if rejects and any(key in self.locks for key in keys_of_rejects()):
             self.waits_for_locks += 1
             raise StoreUnavailable("the database is busy", "canceling statement due to lock timeout")
         if failure == "before":
@@ -109,7 +109,7 @@ class FakeStore:
         self.messages += pending.arrival.messages
         oldest = self.messages - remembered_messages(self.receive_maximum)
         self.origins = {packet: origin for packet, origin in self.origins.items() if origin[2] >= oldest}
-        reasons = Counter(reject.reason.value for reject in (*rejects, *refused) if self._store_reject(reject))
+        reasons = Counter(reject.reason.value for reject in (*rejects, *refused) if self.store_reject(reject))
         duplicates += len(rejects) + len(refused) - reasons.total()
         refusal = None
         if self.refuses_diagnostics and (diagnostics or checkpoints):
@@ -158,7 +158,7 @@ class FakeStore:
     def _poisoned(self, readings: Readings, row: int) -> bool:
         return bool({readings.extra.get(row), readings.quality.get(row)} & self.poison_texts)
 
-    def _store_reject(self, reject: Reject) -> bool:
+    def store_reject(self, reject: Reject) -> bool:
         """The rule of store/write/redelivery.py."""
         digest = digest_of(reject)
         known = (reject.received_us, digest) in self.rejects
@@ -202,7 +202,7 @@ class FakePendingWrite:
 
 
 @cache
-def _keys_of_rejects() -> frozenset[int]:
+def keys_of_rejects() -> frozenset[int]:
     """Of the advisory locks that the transaction of a reject takes."""
     names = ("count_messages", "forget_origins", "insert_staged_rejects", "keep_origins")
     return frozenset(int(key) for name in names for key in re.findall(rb"advisory\w*_lock\((\d+)\)", query(name)))

@@ -8,18 +8,20 @@ from paho.mqtt.client import _ConnectionState
 from paho.mqtt.enums import MQTTErrorCode, MQTTProtocolVersion
 
 from esp_ingest.model import Delivery, weight_of
-from esp_ingest.mqtt.client import BulkClient
+from esp_ingest.mqtt.client import MOST_PACKET_BYTES, BulkClient
 from tests.support.fake_clock import FakeClock
 
 
 class ReadingClient:
     """Connected as far as it knows; ``feed`` hands it bytes as the socket would."""
 
-    def __init__(self, *, is_mqtt5: bool = True, is_accepted: bool = True) -> None:
+    def __init__(
+        self, *, is_mqtt5: bool = True, is_accepted: bool = True, max_packet_bytes: int = MOST_PACKET_BYTES
+    ) -> None:
         self.deliveries: list[Delivery] = []
         self.chunks = 0
         version = MQTTProtocolVersion.MQTTv5 if is_mqtt5 else MQTTProtocolVersion.MQTTv311
-        self.client = BulkClient("test", version, FakeClock(), self._arrived)
+        self.client = BulkClient("test", version, FakeClock(), self._arrived, max_packet_bytes=max_packet_bytes)
         ours, self._theirs = socket.socketpair()
         ours.setblocking(False)
         self._theirs.setblocking(False)
@@ -47,6 +49,10 @@ class ReadingClient:
             if not self.is_open:
                 break
         return outcome
+
+    def hang_up(self) -> None:
+        """Close the broker's end."""
+        self._theirs.close()
 
     @property
     def is_open(self) -> bool:

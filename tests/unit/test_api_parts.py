@@ -16,7 +16,7 @@ from starlette.requests import Request
 from esp_ingest.api.access import keys, passwords
 from esp_ingest.api.access.principal import Principal
 from esp_ingest.api.access.throttle import FREE_FAILURES, LONGEST_WAIT_SECONDS, SignInThrottle
-from esp_ingest.api.monitor import _figures
+from esp_ingest.api.monitor import figures_of
 from esp_ingest.api.reads import telemetry as reader
 from esp_ingest.api.reads.fleet import Well, gathered, running
 from esp_ingest.api.reads.live import MOST_ITEMS, Event, Feed, wants
@@ -373,4 +373,4 @@ def test_figures_of_the_daemon() -> None:
         'esp_ingest_readings_rejected_total{reason="b"} 1.0\n'
         "esp_ingest_database_up 1.0\nesp_ingest_unacked_messages NaN\npython_info 1.0\n"
     )
-    assert _figures(page) == {"readings_rejected_total": 3.0, "database_up": 1.0}
+    assert figures_of(page) == {"readings_rejected_total": 3.0, "database_up": 1.0}

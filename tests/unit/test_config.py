@@ -68,8 +68,8 @@ def test_every_setting_has_a_meaning() -> None:
 
 def test_the_examples_in_the_file_are_valid(tmp_path: Path) -> None:
     lines = docs.toml().splitlines()
-    examples = [line.removeprefix("# ") for line in lines if line.removeprefix("# ") in docs._EXAMPLES.values()]
-    assert len(examples) == len(docs._EXAMPLES)
+    examples = [line.removeprefix("# ") for line in lines if line.removeprefix("# ") in docs.EXAMPLES.values()]
+    assert len(examples) == len(docs.EXAMPLES)
     of_api = [line for line in examples if line.startswith("oidc_")]
     of_pumps = [line for line in examples if line.startswith("by_well")]
     of_telemetry = [line for line in examples if line not in (*of_api, *of_pumps)]

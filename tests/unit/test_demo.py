@@ -20,7 +20,7 @@ from esp_ingest.demo import servers as embedded
 from esp_ingest.demo.demo import Totals
 from esp_ingest.demo.processes import Simulator, sweep
 from esp_ingest.demo.recording import CALM_SECONDS, EVENTFUL_SECONDS, eventful_fleet, write_recording
-from esp_ingest.demo.screen import Alarm, LiveScreen, Picture, PlainScreen, Well, _diagnoses, cells, shortened
+from esp_ingest.demo.screen import Alarm, LiveScreen, Picture, PlainScreen, Well, cells, diagnoses_of, shortened
 from esp_ingest.diagnostics.engine.engine import Engine
 from esp_ingest.diagnostics.language import rules_file
 from esp_ingest.model import SIGNAL_NAMES
@@ -336,4 +336,4 @@ def test_a_well_whose_motor_stands_is_shown_as_stopped() -> None:
     assert [Well("w", at, values).is_stopped for values in standing] == [True] * 3
     assert [Well("w", at, values).is_stopped for values in turning] == [False] * 3
     picture = Picture(wells=[Well("w", at, standing[0])], alarms=[Alarm("w", "trip", "high", "")])
-    assert _diagnoses(picture, picture.wells[0]) == "stopped, trip"
+    assert diagnoses_of(picture, picture.wells[0]) == "stopped, trip"

@@ -24,6 +24,7 @@ from esp_ingest.service.memory import resident_bytes
 from esp_ingest.service.metrics import Metrics
 from tests.evaluate.simulated import in_batches, rule_set
 from tests.support.fake_clock import FakeClock
+from tests.support.fake_daemon import value_of
 
 HOUR = 3_600.0
 
@@ -73,8 +74,8 @@ class FakeDatabase:
 
 
 class Daemon:
-    def __init__(self, max_wells: int) -> None:
-        self.clock, self.metrics, self.database = FakeClock(), Metrics(), FakeDatabase()
+    def __init__(self, max_wells: int, database: FakeDatabase | None = None) -> None:
+        self.clock, self.metrics, self.database = FakeClock(), Metrics(), database or FakeDatabase()
         self.service = DiagnosticsService(
             lambda: rules_file.load(config_file("rules.toml")),
             self.database,
@@ -102,7 +103,7 @@ class Daemon:
         return set(self.service._engine.wells())
 
     def count(self, name: str) -> float:
-        return float(getattr(self.metrics, name)._value.get())
+        return value_of(getattr(self.metrics, name))
 
 
 def names(prefix: str, count: int) -> list[str]:
@@ -183,9 +184,7 @@ def test_a_restart_gathers_no_more_than_there_is_room_for() -> None:
     for diagnosis in daemon.service.finish():
         daemon.database.kept.update((each.well_id, each) for each in diagnosis.checkpoints)
         daemon.service.accept(diagnosis)
-    smaller = Daemon(120)
-    smaller.database = daemon.database
-    smaller.service._store = daemon.database
+    smaller = Daemon(120, daemon.database)
     for _ in range(10):
         smaller.clock.sleep(6)
         smaller.service.maintain()
@@ -314,7 +313,7 @@ def test_the_gauge_counts_what_is_open_at_wells_that_have_not_sent_since_the_sta
 
     def shown(diagnosis: str, severity: str) -> float:
         gauge = daemon.metrics.diagnostics_active.labels(diagnosis=diagnosis, severity=severity)
-        return float(gauge._value.get())
+        return value_of(gauge)
 
     daemon.clock.sleep(6)
     daemon.service.maintain()

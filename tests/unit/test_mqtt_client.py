@@ -190,7 +190,7 @@ def test_an_error_in_a_callback_ends_the_connection_and_not_the_thread(caplog: p
 
 def test_the_end_of_the_stream_is_a_lost_connection() -> None:
     with ReadingClient() as reading:
-        reading._theirs.close()
+        reading.hang_up()
         assert reading.client.loop_read() == MQTTErrorCode.MQTT_ERR_CONN_LOST
 
 
@@ -224,7 +224,7 @@ def test_nothing_is_acknowledged_without_a_connection() -> None:
         reading.feed(publish(TOPIC, b"", packet_id=5))
         reading.client.abort()
         assert reading.client.acknowledge(reading.deliveries) == 0
-        assert not reading.client._out_packet
+        assert not reading.client.want_write()
 
 
 def test_reading_counts_as_a_sign_of_life() -> None:
@@ -261,8 +261,7 @@ def test_a_packet_that_is_too_large_is_never_held(is_mqtt5: bool, step: int, qos
     before, after = (
         publish(TOPIC, b"%d" % packet_id, packet_id=packet_id, properties=properties) for packet_id in (76, 78)
     )
-    with ReadingClient(is_mqtt5=is_mqtt5) as reading:
-        reading.client._max_packet_bytes = 1_000_000
+    with ReadingClient(is_mqtt5=is_mqtt5, max_packet_bytes=1_000_000) as reading:
         most = partial(reading, before + large + after + large, step)
         assert most <= 131_072 + RECV_BYTES
         first, cut, last, again = reading.deliveries
@@ -279,8 +278,7 @@ def test_a_packet_that_is_too_large_is_never_held(is_mqtt5: bool, step: int, qos
 @pytest.mark.parametrize("properties", [b"", b"p" * 1_500_000])
 def test_the_longest_topic_and_properties_without_end_are_not_held_either(properties: bytes) -> None:
     topic = b"t" * 65_535
-    with ReadingClient() as reading:
-        reading.client._max_packet_bytes = 1_000_000
+    with ReadingClient(max_packet_bytes=1_000_000) as reading:
         most = partial(reading, publish(topic, b"x" * 2_000_000, packet_id=5, properties=properties))
         assert most <= 131_072 + RECV_BYTES
         (cut,) = reading.deliveries
@@ -288,8 +286,7 @@ def test_the_longest_topic_and_properties_without_end_are_not_held_either(proper
 
 
 def test_what_was_left_of_a_packet_goes_with_its_connection() -> None:
-    with ReadingClient() as reading:
-        reading.client._max_packet_bytes = 1_000_000
+    with ReadingClient(max_packet_bytes=1_000_000) as reading:
         reading.feed(publish(TOPIC, b"x" * 2_000_000, packet_id=5)[:1_500_000])
         assert reading.client._discard_bytes
         reading.client._forget_partial_packet()
@@ -298,8 +295,7 @@ def test_what_was_left_of_a_packet_goes_with_its_connection() -> None:
 
 
 def test_another_packet_that_is_too_large_ends_the_connection() -> None:
-    with ReadingClient() as reading:
-        reading.client._max_packet_bytes = 1_000_000
+    with ReadingClient(max_packet_bytes=1_000_000) as reading:
         reading.feed(packet(CONNACK, b"x" * 2_000_000)[:100_000])
         assert not reading.is_open
 

@@ -8,7 +8,7 @@ import pytest
 from esp_ingest.config.load import load
 from esp_ingest.config.settings import BatchSettings
 from esp_ingest.ingest.batch import Batch, Outcome
-from esp_ingest.ingest.pipeline import Pipeline, _OpenBatch
+from esp_ingest.ingest.pipeline import OpenBatch, Pipeline
 from esp_ingest.ingest.reject_alarm import RejectAlarm
 from esp_ingest.model import Delivery
 from esp_ingest.service.metrics import Metrics
@@ -216,7 +216,7 @@ def test_the_alarm_ends_when_traffic_stops() -> None:
 
 
 def test_an_ordinary_backlog_counts_as_its_readings() -> None:
-    batch = _OpenBatch(BatchSettings(), 0.0)
+    batch = OpenBatch(BatchSettings(), 0.0)
     item = b'{"timestamp":"2026-11-24T21:00:00.000Z","flow_rate":1000.5,"pip":2000,"motor_current":50,"gor":300}'
     batch.add([Delivery(b"esp/w/telemetry", b"[" + b",".join([item] * 50) + b"]", 1, 1, 1, 0)], now=0.0)
     assert batch.room()[0] == (5_000 - 50) // 50, "messages, if they go on as they came"
@@ -226,7 +226,7 @@ def test_an_ordinary_backlog_counts_as_its_readings() -> None:
 @pytest.mark.parametrize("before", [b"", b"\n "])
 def test_a_backlog_counts_as_the_rows_that_it_may_become(item: bytes, before: bytes) -> None:
     """However it is spelled: rows that are not counted are rows that no bound holds."""
-    batch = _OpenBatch(BatchSettings(), 0.0)
+    batch = OpenBatch(BatchSettings(), 0.0)
     payload = before + b"[" + b",".join([item] * 100) + b"]"
     batch.add([Delivery(b"esp/w/telemetry", payload, 1, 1, 1, 0)], now=0.0)
     assert (5_000 - 200) // 200 <= batch.room()[0] <= (5_000 - 100) // 100

@@ -184,7 +184,7 @@ def test_silent_and_trickling_clients_do_not_keep_others_out(server: HttpServer)
         for client in clients:
             client.send(b"GET /metr")
         assert ask(server, "/health/live")[0] == 200
-        assert len(server._connections) <= port.MAX_CONNECTIONS
+        assert len(server.connections) <= port.MAX_CONNECTIONS
     finally:
         for client in clients:
             client.close()
@@ -192,7 +192,7 @@ def test_silent_and_trickling_clients_do_not_keep_others_out(server: HttpServer)
 
 def _wait_until_forgotten(server: HttpServer) -> None:
     deadline = time.monotonic() + 4
-    while server._connections:
+    while server.connections:
         assert time.monotonic() < deadline, "a connection is still held"
         time.sleep(0.02)
 

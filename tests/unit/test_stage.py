@@ -16,8 +16,8 @@ from esp_ingest.ingest.batch import Batch, Outcome
 from esp_ingest.ingest.pipeline import BatchQueue
 from esp_ingest.ingest.writer_stage import Stage
 from esp_ingest.ingest.writer_thread import WriterThread
-from esp_ingest.interfaces import WriteResult
-from esp_ingest.model import Arrival, Decoded, Delivery, RejectReason
+from esp_ingest.interfaces import Store, WriteResult
+from esp_ingest.model import Decoded, Delivery, RejectReason
 from esp_ingest.service.health import Health
 from esp_ingest.service.metrics import Metrics
 from esp_ingest.store.spool.spool import Spool, SpoolFull
@@ -38,17 +38,30 @@ class Rig:
         self.metrics = Metrics()
         self.spool = Spool(folder / "spool", 10_000_000, 1_000_000) if spool else None
         self.decoder = Decoder(self.settings.telemetry, "esp")
+        self.decode: Callable[[list[Delivery]], Decoded] = self.decoder.decode
+        self.beat: Callable[[], None] = lambda: None
         self.queue = InlineQueue(lambda seconds: self.pause(seconds))
         self.pause: Callable[[float], None] = self.clock.sleep
-        self.stage = Stage(
-            self.settings, self.store, self.spool, None, self.decoder.decode, self.clock, self.metrics, self.queue
+        self.stage = self.queue.stage = self.new_stage(self.queue)
+
+    def new_stage(self, queue: BatchQueue, store: Store | None = None, spool: Any = None) -> Stage:
+        """A stage on the same parts, but for those that are given."""
+        return Stage(
+            self.settings,
+            store or self.store,
+            spool or self.spool,
+            None,
+            lambda deliveries: self.decode(deliveries),
+            self.clock,
+            self.metrics,
+            queue,
+            lambda: self.beat(),
         )
-        self.queue.stage = self.stage
 
     def threaded(self) -> tuple[BatchQueue, WriterThread]:
-        """The same stage in a thread that has not started yet, and its queue."""
+        """A stage in a thread that has not started yet, and its queue."""
         queue = BatchQueue()
-        self.stage._queue = queue
+        self.stage = self.new_stage(queue)
         return queue, WriterThread(self.stage, queue)
 
     def batch(self, first: int, count: int) -> Batch:
@@ -161,7 +174,7 @@ class Watched(Decoded):
     __slots__ = ("__weakref__",)
 
 
-def test_failed_tries_leave_nothing_behind(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_tries_leave_nothing_behind(rig: Rig) -> None:
     """A failed connect of psycopg is a cycle that holds the frames below it, and so the batch: a gigabyte an hour."""
     rig.store.away = True
     rig.stage.process(rig.batch(0, 3))
@@ -173,10 +186,9 @@ def test_failed_tries_leave_nothing_behind(rig: Rig, monkeypatch: pytest.MonkeyP
         seen.append(weakref.ref(watched))
         return watched
 
-    monkeypatch.setattr(rig.stage, "_decode", decode)
-    monkeypatch.setattr(
-        rig.stage, "_store", PostgresStore(load(database={"dsn": "postgresql://x@127.0.0.1:1/x"}).database)
-    )
+    rig.decode = decode
+    absent = PostgresStore(load(database={"dsn": "postgresql://x@127.0.0.1:1/x"}).database)
+    rig.stage = rig.new_stage(rig.queue, absent)
     gc.disable()  # what it would do at some time is no bound
     gc.freeze()  # as the daemon does
     try:
@@ -208,14 +220,14 @@ def test_a_full_spool_stops_acknowledging_and_loses_nothing(tmp_path: Path) -> N
 
 
 def test_our_own_failure_on_one_message_costs_only_that_message(rig: Rig) -> None:
-    decode = rig.stage._decode
+    decode = rig.decode
 
     def fails_on_two(deliveries: list[Delivery]) -> Decoded:
         if any(b'"pip": 2}' in delivery.payload for delivery in deliveries):
             raise ZeroDivisionError
         return decode(deliveries)
 
-    rig.stage._decode = fails_on_two
+    rig.decode = fails_on_two
     outcome = rig.stage.process(rig.batch(0, 5))
     assert (outcome.written, outcome.rejected) == (4, 1)
     assert [reject.reason for reject in rig.store.rejects.values()] == [RejectReason.INTERNAL_ERROR]
@@ -252,15 +264,15 @@ def test_the_threads_error_is_raised_in_its_owner(rig: Rig) -> None:
 def test_a_store_that_never_comes_back_turns_readiness_then_liveness_red(rig: Rig) -> None:
     """The thread is there, and holds a batch, and does not move: only its beat tells."""
     health = Health(rig.clock, rig.settings.service)
-    rig.stage._beat = lambda: health.beat("writer")
+    rig.beat = lambda: health.beat("writer")
     released = threading.Event()
-    store_once = rig.stage._store_once
+    begin = rig.store.begin
 
-    def hangs(decoded: Decoded, arrival: Arrival) -> Outcome:
+    def hangs(*args: Any) -> FakePendingWrite:
         assert released.wait(20.0)
-        return store_once(decoded, arrival)
+        return begin(*args)
 
-    rig.stage._store_once = hangs  # type: ignore[method-assign]  # the store does not answer
+    rig.store.begin = hangs  # type: ignore[method-assign]  # the store does not answer
     queue, thread = rig.threaded()
     thread.start()
     queue.submit(rig.batch(0, 1))
@@ -308,7 +320,7 @@ def test_the_next_batch_is_decoded_while_the_database_reads_this_one(rig: Rig) -
     assert inline.poll(0.0) == (first, Outcome(written=3, committed=[first.decoded.readings]))  # type: ignore[union-attr]
     rig.store.begin, rig.store.commit = begin, commit  # type: ignore[method-assign]
     assert rig.store.prepared == 1
-    rig.stage._decode = lambda _: pytest.fail("it is decoded already")
+    rig.decode = lambda _: pytest.fail("it is decoded already")
     assert inline.poll(0.0) is None, "it might not be the last one"
     finished = inline.poll(0.0)
     assert finished is not None
@@ -399,7 +411,7 @@ def test_a_database_that_answers_and_stores_nothing_beside_a_full_spool_is_tried
     """One disk for both, and full: 19 000 tries and as many lines in a second."""
     rig.queue.hurry()
     rig.store.failures = ["before"] * 40
-    rig.stage._backlog._spool = FullSpool()  # type: ignore[assignment]
+    rig.stage = rig.new_stage(rig.queue, spool=FullSpool())
     began = rig.clock.monotonic()
     assert rig.stage.process(rig.batch(0, 3)).written == 3
     assert rig.clock.monotonic() - began > 10
@@ -493,21 +505,19 @@ def test_what_is_stored_of_a_batch_that_is_spooled_is_counted_once(rig: Rig) -> 
 def test_two_large_batches_are_not_decoded_at_once(rig: Rig) -> None:
     """What decoding takes is many times the payload, so the second waits for the first."""
     decoded: list[int] = []
-    decode = rig.stage._decode
+    decode = rig.decode
 
     def noted(deliveries: list[Delivery]) -> Decoded:
         decoded.append(len(deliveries))
         return decode(deliveries)
 
-    rig.stage._decode = noted
-    most = rig.stage._settings.batch.max_bytes
+    rig.decode = noted
+    most = rig.settings.batch.max_bytes
     first, second = rig.batch(0, 1), rig.batch(1, 2)
     rig.queue.submit(second)
     for size, expected in ((most // 2 + 1, [1]), (most // 2, [1, 2])):
         decoded.clear()
         first.bytes = second.bytes = size
         first.decoded = second.decoded = None
-        rig.stage._underway_bytes = first.bytes
-        rig.stage._decode_batch(first)
-        rig.stage._decode_next()
+        rig.stage.process(first)
         assert decoded == expected

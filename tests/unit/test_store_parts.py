@@ -20,7 +20,6 @@ from esp_ingest.store.capabilities import Capabilities, SchemaError
 from esp_ingest.store.connection import conninfo
 from esp_ingest.store.queries import all_queries, query
 from esp_ingest.store.schema import migrations
-from esp_ingest.store.write import high_water as marks
 from esp_ingest.store.write.copy_format import REJECT_COLUMNS, TELEMETRY_COLUMNS
 from esp_ingest.store.write.high_water import HighWaterMarks, first_of_each
 from tests.support.store_data import readings
@@ -69,9 +68,8 @@ class TestMarks:
                 plain |= {well: max(at, plain.get(well, -1)) for well, at in (("c", 1), ("f", 2))}
         assert len(known) == len(plain)
 
-    def test_memory_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(marks, "_MAX_WELLS", 10)
-        known = HighWaterMarks()
+    def test_memory_is_bounded(self) -> None:
+        known = HighWaterMarks(max_wells=10)
         for number in range(100):
             known.committed(readings([(f"w{number}", 0)]))
             assert len(known) <= 10

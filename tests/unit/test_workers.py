@@ -43,7 +43,7 @@ def settings(tmp_path: Path) -> Settings:
 def seconds_until_the_next(supervisor: Supervisor, clock: FakeClock, started: list[Worker]) -> float:
     before, since = len(started), clock.monotonic()
     while len(started) == before:
-        supervisor._keep_running()
+        supervisor.keep_running()
         clock.advance(0.5)
     return clock.monotonic() - since - 0.5
 
@@ -53,7 +53,7 @@ def test_the_pause_of_a_worker_that_dies_grows_and_is_short_again_after_a_minute
 ) -> None:
     clock = FakeClock()
     supervisor = Supervisor(settings, None, 1, clock)
-    supervisor._keep_running()
+    supervisor.keep_running()
     pauses = []
     for _ in range(7):
         started[-1].returncode = 1
@@ -69,16 +69,16 @@ def test_a_first_start_that_finds_the_configuration_unusable_ends_all_and_a_late
 ) -> None:
     clock = FakeClock()
     supervisor = Supervisor(settings, None, 2, clock)
-    supervisor._keep_running()
+    supervisor.keep_running()
     started[0].returncode = 1
     seconds_until_the_next(supervisor, clock, started)
     started[-1].returncode = 2  # the file was changed meanwhile, and the other worker is well
-    supervisor._keep_running()
-    assert not supervisor._stopping
+    supervisor.keep_running()
+    assert not supervisor.is_stopping
     started[1].returncode = 2
-    supervisor._keep_running()
-    assert supervisor._stopping
-    assert supervisor._is_unusable
+    supervisor.keep_running()
+    assert supervisor.is_stopping
+    assert supervisor.is_unusable
 
 
 def test_who_leaves_is_tried_again_until_nothing_of_it_is_left(
@@ -89,7 +89,7 @@ def test_who_leaves_is_tried_again_until_nothing_of_it_is_left(
     record.touch()
     clock = FakeClock()
     supervisor = Supervisor(settings, None, 1, clock)
-    supervisor._keep_running()
+    supervisor.keep_running()
     assert [(worker.index, worker.leaves) for worker in started] == [(0, False), (1, True)]
     started[1].returncode = 0  # somebody ended it: what it had is still there
     assert seconds_until_the_next(supervisor, clock, started) == 2
@@ -97,7 +97,7 @@ def test_who_leaves_is_tried_again_until_nothing_of_it_is_left(
     record.unlink()
     started[-1].returncode = 0
     for _ in range(300):
-        supervisor._keep_running()
+        supervisor.keep_running()
         clock.advance(0.5)
     assert len(started) == 3
 

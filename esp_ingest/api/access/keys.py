@@ -84,7 +84,7 @@ def read(path: Path) -> Key:
                 f"api.key_file: {path} is neither PEM nor {_LEAST_SECRET_BYTES} bytes of secret: "
                 "make one with `openssl rand -hex 32`."
             )
-        return Key(_key_id(b"secret", secret), "HS256", secret, secret)
+        return Key(key_id(b"secret", secret), "HS256", secret, secret)
     return _from_pem(path, content)
 
 
@@ -99,7 +99,7 @@ def _from_pem(path: Path, content: bytes) -> Key:
     except (ValueError, TypeError, UnsupportedAlgorithm):
         raise ConfigError(f"api.key_file: {path} is not a PEM key without a passphrase.") from None
     spelled = public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    return Key(_key_id(b"public", spelled), _algorithm(path, public), private, public)
+    return Key(key_id(b"public", spelled), _algorithm(path, public), private, public)
 
 
 def _algorithm(path: Path, public: Any) -> str:
@@ -112,7 +112,8 @@ def _algorithm(path: Path, public: Any) -> str:
     raise ConfigError(f"api.key_file: {path} must be RSA of {_LEAST_RSA_BITS} bits or more, EC P-256 or Ed25519.")
 
 
-def _key_id(kind: bytes, content: bytes) -> str:
+def key_id(kind: bytes, content: bytes) -> str:
+    """The name of a key in tokens: 16 hexadecimal digits, which do not tell the key."""
     return hashlib.sha256(b"esp-ingest key id " + kind + content).hexdigest()[:16]
 
 

@@ -13,15 +13,15 @@ import numpy.typing as npt
 from esp_ingest.model import Readings
 
 _NEVER = np.iinfo(np.int64).min
-_MAX_WELLS = 200_000  # topics come from outside, so this map is bounded
 _BATCHES = 4  # a batch is prepared while the one before is being written
 
 
 class HighWaterMarks:
     """The newest committed timestamp of each well, as far as this process knows: a place in an array a well, and place
-    0 for wells that are not known."""
+    0 for wells that are not known. Topics come from outside, so no more than ``max_wells`` are held."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, max_wells: int = 200_000) -> None:
+        self._max_wells = max_wells
         self._forget()
 
     def _forget(self) -> None:
@@ -61,7 +61,7 @@ class HighWaterMarks:
 
     def _places(self, wells: list[str]) -> npt.NDArray[np.intp]:
         """Where the marks of these are; room is made for new ones, and all are forgotten where they are too many."""
-        if len(self._place_of) + len(wells) > _MAX_WELLS:
+        if len(self._place_of) + len(wells) > self._max_wells:
             self._forget()
         place_of = self._place_of
         places = np.array([place_of.setdefault(well, len(place_of) + 1) for well in wells], np.intp)
