@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "esp_ingest"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 DECISIONS = sorted((ROOT / "docs/decisions").glob("[0-9][0-9][0-9][0-9]-*.md"))
 
 MAX_FILE_LINES = 500
@@ -58,6 +59,41 @@ SQL = re.compile(
     r"|(CREATE|ALTER|DROP)\s+(TABLE|INDEX|VIEW|SCHEMA|MATERIALIZED|DATABASE|TEMP)|WITH\s+\w+\s+AS\s*\(|TRUNCATE\s)",
     re.IGNORECASE | re.DOTALL,
 )
+# Private names of another module that tests use, by file: so many at most, and why it is not done by public behaviour.
+# The numbers go down; a higher one needs a reason that is as good.
+PAHO = "the test stands for paho, or looks whether a part of paho's that the client relies on is still there"
+PRIVATE_NAMES = {
+    "tests/integration/test_alarm_life.py": (
+        2,
+        "a rules file that breaks, an action not heard of yet",
+    ),
+    "tests/integration/test_diagnostics_follower.py": (3, "kill -9: its connections end, and nothing is written"),
+    "tests/integration/test_diagnostics_restart.py": (7, "bounds that take a million rows to reach; what is held"),
+    "tests/integration/test_lifecycle_trouble.py": (2, "a reading comes between two statements of one transaction"),
+    "tests/integration/test_mosquitto_rights.py": (2, "what the broker said in CONNACK"),
+    "tests/integration/test_mqtt_mosquitto.py": (6, "a socket that breaks as with kill -9; what is still to be sent"),
+    "tests/integration/test_schema_migrate.py": (1, "an extension that cannot be created, where it can"),
+    "tests/property/test_fuzz.py": (1, "whether CONNACK was among random bytes"),
+    "tests/support/mqtt_clients.py": (3, PAHO),
+    "tests/unit/test_api_parts.py": (7, "that memory is bounded, in parts whose size nobody else asks for"),
+    "tests/unit/test_cli.py": (4, "argparse names its subcommands nowhere else"),
+    "tests/unit/test_decode.py": (2, "an error of ours in the fast way alone; what is remembered is bounded"),
+    "tests/unit/test_diagnostics_engine.py": (2, "an error of ours in one rule, and in a tick"),
+    "tests/unit/test_diagnostics_held.py": (2, "until when a diagnosis is shelved, which no row says"),
+    "tests/unit/test_diagnostics_publishing.py": (1, "that the thread outlives an error of ours"),
+    "tests/unit/test_diagnostics_slow.py": (
+        7,
+        "the state of trends to the bit; their arithmetic",
+    ),
+    "tests/unit/test_diagnostics_wells.py": (25, "the bytes of an older checkpoint; what is held is bounded"),
+    "tests/unit/test_mqtt_client.py": (9, f"{PAHO}; how often parts of a packet are copied"),
+    "tests/unit/test_mqtt_internals.py": (25, PAHO),
+    "tests/unit/test_mqtt_source.py": (5, PAHO),
+    "tests/unit/test_simulator.py": (2, "the physics of a pump without its noise"),
+    "tests/unit/test_spool.py": (4, "an append that a disk error or kill -9 cuts short in the middle"),
+}
+
+PUBLIC_ALL_THE_SAME = {"_replace", "_asdict", "_fields", "_make", "_exit"}  # of a named tuple, and of os
 METRIC_CLASSES = {"Counter", "Gauge", "Histogram", "Summary", "Info", "Enum"}
 
 
@@ -120,6 +156,30 @@ def floor_of(module: str) -> tuple[int, str]:
         if room in FLOORS:
             return FLOORS[room], room
     raise LookupError(f"{module} stands on no floor: enter it in tests/unit/test_tidy.py and docs/architecture.md")
+
+
+def private_names(file: File) -> Iterator[tuple[int, str]]:
+    """(line, name) of each use of a private name that ``file`` does not define itself."""
+    own: set[str] = set()
+    for node in ast.walk(file.tree):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            own.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            own.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and dotted(node.value) == "self":
+            own.add(node.attr)
+    for node in ast.walk(file.tree):
+        used: list[str] = []
+        if isinstance(node, ast.Attribute) and dotted(node.value) not in ("self", "cls"):
+            used = [node.attr]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(("esp_ingest", "tests")):
+            used = [alias.name for alias in node.names]
+        elif isinstance(node, ast.Call) and dotted(node.func).rpartition(".")[2] in ("setattr", "getattr", "delattr"):
+            texts = (each.value for each in node.args if isinstance(each, ast.Constant))
+            used = [text.rpartition(".")[2] for text in texts if isinstance(text, str)]
+        for name in used:
+            if re.fullmatch(r"_[A-Za-z]\w*", name) and name not in own and name not in PUBLIC_ALL_THE_SAME:
+                yield getattr(node, "lineno", 0), name
 
 
 # -- The rules.
@@ -294,6 +354,14 @@ def test_no_folder_is_flat() -> None:
     assert crowded == CROWDED
 
 
+def test_tests_use_no_more_private_names_of_other_modules() -> None:
+    used = {str(path.relative_to(ROOT)): list(private_names(read(path))) for path in TESTS}
+    wrong = {path: names for path, names in used.items() if len(names) > PRIVATE_NAMES.get(path, (0, ""))[0]}
+    assert not wrong, "\n".join(f"{path}: {len(names)}: {names}" for path, names in wrong.items())
+    gone = {path for path in PRIVATE_NAMES if not used.get(path)}
+    assert not gone, f"{gone} use none any more"
+
+
 @pytest.mark.parametrize("path", DECISIONS, ids=lambda path: path.stem)
 def test_every_decision_has_the_headings_of_the_template(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
@@ -346,6 +414,21 @@ def test_every_decision_is_in_the_list_and_the_list_in_the_folder() -> None:
 def test_each_rule_bites(rule: Rule, source: str) -> None:
     wrong = File("esp_ingest.telemetry.sample", "esp_ingest/telemetry/sample.py", source, ast.parse(source))
     assert list(rule(wrong))
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("source._client.abort()", ["_client"]),
+        ("from esp_ingest.store.write.writer import PostgresStore, _by_days", ["_by_days"]),
+        ("monkeypatch.setattr(stage, '_decode', 1)", ["_decode"]),
+        ("setattr(stage, '_decode', 1)", ["_decode"]),
+        ("class A:\n    def f(self):\n        self._x = other._x = 1\n        self._y, row._replace, a.__dict__", []),
+    ],
+)
+def test_a_private_name_of_another_module_is_found(source: str, found: list[str]) -> None:
+    file = File("tests.sample", "tests/sample.py", source, ast.parse(source))
+    assert [name for _, name in private_names(file)] == found
 
 
 @pytest.mark.parametrize(
