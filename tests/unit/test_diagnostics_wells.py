@@ -214,6 +214,8 @@ def test_room_for_more_wells_takes_no_memory_before_it_is_used() -> None:
     assert arrays.capacity > 2_000 * 1.5
     assert arrays.bytes_a_slot == 16_000
     assert resident_bytes() - before < 2_000 * 16_000 * 1.3
+    assert arrays["a"].shape[1] < arrays.capacity
+    assert np.isnan(arrays["a"]).all()  # also of slots that are not in use: who reads all of them reads no room
 
 
 def test_a_parameter_of_one_well_leaves_that_of_the_others_as_it_is() -> None:

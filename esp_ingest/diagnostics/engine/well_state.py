@@ -47,7 +47,8 @@ class WellArrays:
 
     def __init__(self, capacity: int = 64) -> None:
         self._specs: dict[str, _Spec] = {}
-        self._arrays: dict[str, Array] = {}
+        self._memory: dict[str, Array] = {}  # with room for more wells
+        self._arrays: dict[str, Array] = {}  # the part of it that has values
         self.capacity = capacity
         self.count = 0  # slots that have been in use, also those given back
         self._filled = 0  # slots that have values, the first ones
@@ -67,8 +68,9 @@ class WellArrays:
         full = (*((len(labels),) if labels is not None else ()), *shape)
         names = [_plain(label) for label in labels] if labels is not None else None
         self._specs[name] = _Spec(names, full, dtype, fill, newest_first)
-        self._arrays[name] = _untouched((*full, self.capacity), dtype)
-        self._arrays[name][..., : self._filled] = fill
+        self._memory[name] = _untouched((*full, self.capacity), dtype)
+        self._arrays[name] = self._memory[name][..., : self._filled]
+        self._arrays[name][...] = fill
 
     def __getitem__(self, name: str) -> Array:
         return self._arrays[name]
@@ -93,7 +95,7 @@ class WellArrays:
     @property
     def bytes_a_slot(self) -> int:
         """Bytes that the arrays take for each slot."""
-        return sum(array.nbytes for array in self._arrays.values()) // self.capacity
+        return sum(array.nbytes for array in self._memory.values()) // self.capacity
 
     def _grow(self) -> None:
         """To twice as much, of which nothing is touched before it is used. A row is an odd number of cache lines, so
@@ -101,15 +103,16 @@ class WellArrays:
         capacity = self.capacity + max(self.capacity, _LEAST_GROWTH) + _ODD_LINES
         for name, spec in self._specs.items():
             wider = _untouched((*spec.shape, capacity), spec.dtype)
-            wider[..., : self._filled] = self._arrays[name][..., : self._filled]
-            self._arrays[name] = wider
+            wider[..., : self._filled] = self._arrays[name]
+            self._memory[name], self._arrays[name] = wider, wider[..., : self._filled]
         self.capacity = capacity
 
     def _fill(self) -> None:
         """The next slots get the values of new ones, which is when they take memory."""
         filled = min(self._filled + _FILLED_AT_ONCE, self.capacity)
         for name, spec in self._specs.items():
-            self._arrays[name][..., self._filled : filled] = spec.fill
+            self._memory[name][..., self._filled : filled] = spec.fill
+            self._arrays[name] = self._memory[name][..., :filled]
         self._filled = filled
 
     def export(self, slots: Sequence[int]) -> list[dict[str, Exported]]:
