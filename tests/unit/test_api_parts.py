@@ -1,6 +1,7 @@
 """The parts of the API that need no database: units, cursors, ranges, patterns of wells, the throttle, formats,
 buckets."""
 
+import asyncio
 import math
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -365,6 +366,48 @@ class TestTheRing:
         assert event.frame("g", *wants(principal("C-*"), frozenset())) == b""
         one = event.frame("g", *wants(principal("*"), frozenset(["B-1"])))
         assert msgspec.json.decode(one.split(b"data: ")[1]) == {"rows": [["B-1"]]}
+
+
+class TestTheBeat:
+    """How long the feed waits after each look."""
+
+    def pauses(self, monkeypatch: pytest.MonkeyPatch, looks: list[float], daemon_seconds: float = 0.0) -> list[float]:
+        clock, costs = FakeClock(), iter(looks)
+        found: list[float] = []
+        done = asyncio.Event()
+
+        async def read(_work: object) -> SimpleNamespace:
+            clock.advance(next(costs))
+            return SimpleNamespace(readings=[], overlap_cost_seconds=None, alarms={}, ended=[], action=0)
+
+        async def daemon() -> dict[str, object]:
+            clock.advance(daemon_seconds)
+            return {"status": "unreachable", "checks": {}}
+
+        async def sleep(seconds: float) -> None:
+            found.append(seconds)
+            if len(found) == len(looks):
+                done.set()
+                await asyncio.Event().wait()
+
+        async def watch() -> None:
+            feed = Feed(SimpleNamespace(read=read), SimpleNamespace(daemon=daemon), clock, 900.0)  # type: ignore[arg-type]
+            feed.join()
+            await done.wait()
+            await feed.stop()
+
+        monkeypatch.setattr("esp_ingest.api.reads.live.asyncio.sleep", sleep)
+        asyncio.run(watch())
+        return found
+
+    def test_a_daemon_that_does_not_answer_delays_no_reading(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert max(self.pauses(monkeypatch, [0.01] * 12, daemon_seconds=2.0)) <= 1.0
+
+    def test_one_slow_look_is_no_reason_for_a_long_pause(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert max(self.pauses(monkeypatch, [0.01, 3.0, 0.01, 0.01])) <= 1.0
+
+    def test_looks_that_are_slow_one_after_the_other_take_their_share(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert self.pauses(monkeypatch, [0.5, 0.5, 0.5])[1:] == pytest.approx([9.5, 9.5])
 
 
 def test_figures_of_the_daemon() -> None:

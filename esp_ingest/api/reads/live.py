@@ -180,6 +180,7 @@ class Feed:
 
     async def _run(self) -> None:
         beat = 0
+        before = 0.0  # what the last look took
         while self._watchers or self._clock.monotonic() - self._idle_since < LINGER_SECONDS:
             started = self._clock.monotonic()
             try:
@@ -192,6 +193,7 @@ class Feed:
             except (psycopg.Error, PoolTimeout, StoreUnavailable) as error:
                 self._trouble.failed(self._clock.monotonic(), repr(error))
                 database = "unavailable"
+            took = self._clock.monotonic() - started
             if beat % _MONITOR_BEATS == 0 or self._health.get("database") != database:
                 daemon = await self._monitor.daemon()
                 self._tell_health(
@@ -199,9 +201,10 @@ class Feed:
                 )
             self.primed.set()
             beat += 1
-            took = self._clock.monotonic() - started
-            pause = min(max(BEAT_SECONDS - took, took / _SHARE - took), _LONGEST_PAUSE_SECONDS)
-            await asyncio.sleep(pause if database == "ok" else BEAT_SECONDS)  # a failed look was no work
+            # A failed look was no work. One that is slow by itself met a hiccup, which is no reason for a long pause.
+            cost = min(took, before) if database == "ok" else 0.0
+            before = took
+            await asyncio.sleep(min(max(BEAT_SECONDS - cost, cost / _SHARE - cost), _LONGEST_PAUSE_SECONDS))
 
     async def _look(self) -> None:
         seen = await self._database.read(self._see)
