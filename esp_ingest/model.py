@@ -294,3 +294,33 @@ class AlarmAction:
     raised_us: int | None = None
     until_us: int | None = None
     verdict: str | None = None
+
+
+class Change(NamedTuple):
+    """An occurrence as it was after a change, a JSON object. A later change has a higher revision. ``refusals``: how
+    often the broker has refused it."""
+
+    revision: int
+    well_id: str
+    payload: str
+    refusals: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of a publication: ``refusal`` says why the broker did not take it, "" if it has. ``is_of_message``:
+    it is the message that is refused, not its topic, so that another of the same topic may pass."""
+
+    refusal: str = ""
+    is_of_message: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a connection ended that had been accepted: ``unanswered`` were under way. ``blame`` is the broker's refusal
+    of what was published, None if it said nothing; ``is_innocent``: it ended for a reason of its own."""
+
+    reason: str
+    unanswered: frozenset[int]
+    blame: Answer | None = None
+    is_innocent: bool = False

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from esp_ingest.interfaces import Clock, StoreUnavailable
+from esp_ingest.model import Answer, Change, Ending
 from esp_ingest.service.background import Background
 from esp_ingest.service.log import Repeated
 from esp_ingest.service.metrics import Metrics
@@ -26,44 +27,6 @@ _DELIVER_SECONDS = 5.0
 _LAST_DELIVER_SECONDS = 1.0  # at the end of the process; what is not confirmed goes out after the next start
 _TURN_SECONDS = 30.0  # of this daemon among those that publish; longer than reading and delivering take together
 _STRIKES = 2  # so often alone under way when the connection ended
-
-
-class Answer(Protocol):
-    """mqtt/publishing_connection.py: what became of a publication."""
-
-    @property
-    def refusal(self) -> str:
-        """Why the broker refused it; empty if it was confirmed."""
-        ...
-
-    @property
-    def is_of_message(self) -> bool:
-        """Whether the message itself is at fault, and not its topic or the moment."""
-        ...
-
-
-class Ending(Protocol):
-    """mqtt/publishing_connection.py: how a connection ended."""
-
-    @property
-    def reason(self) -> str:
-        """One sentence."""
-        ...
-
-    @property
-    def unanswered(self) -> frozenset[int]:
-        """Keys of publications that were under way."""
-        ...
-
-    @property
-    def blame(self) -> Answer | None:
-        """What the broker said of the publication that ended the connection; None if it did not say."""
-        ...
-
-    @property
-    def is_innocent(self) -> bool:
-        """Whether the end had nothing to do with a publication."""
-        ...
 
 
 class Connection(Protocol):
@@ -101,30 +64,6 @@ class Connection(Protocol):
 
     def close(self) -> None:
         """Close the connection; does not wait for answers."""
-        ...
-
-
-class Change(Protocol):
-    """store/diagnostics/outbox.py: an occurrence after a change, as JSON."""
-
-    @property
-    def revision(self) -> int:
-        """Number of the change; grows within an occurrence."""
-        ...
-
-    @property
-    def well_id(self) -> str:
-        """The well, for the topic."""
-        ...
-
-    @property
-    def payload(self) -> str:
-        """The occurrence as JSON."""
-        ...
-
-    @property
-    def refusals(self) -> int:
-        """How often the broker has refused it."""
         ...
 
 
@@ -348,7 +287,7 @@ class Publisher:
         self._suspects[change.revision] += 1
         if not (ending.blame or change.refusals or self._suspects[change.revision] >= _STRIKES):
             return False
-        self._set_aside(change, ending.blame or _Dropped(f"the connection ends when it is sent: {ending.reason}"))
+        self._set_aside(change, ending.blame or Answer(f"the connection ends when it is sent: {ending.reason}"))
         return True
 
     def _set_aside(self, change: Change, answer: Answer) -> None:
@@ -365,12 +304,3 @@ class _Outcome(NamedTuple):
     confirmed: int = 0
     refused: int = 0
     free_wells: Sequence[str] = ()
-
-
-class _Dropped:
-    """An answer that the broker gave by hanging up."""
-
-    is_of_message = False
-
-    def __init__(self, refusal: str) -> None:
-        self.refusal = refusal

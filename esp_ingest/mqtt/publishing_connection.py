@@ -18,6 +18,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from esp_ingest.config.settings import ConfigError, MqttSettings
 from esp_ingest.interfaces import Clock
+from esp_ingest.model import Answer, Ending
 from esp_ingest.mqtt import sentences
 from esp_ingest.mqtt.broker_watch import BrokerWatch
 from esp_ingest.mqtt.client import BulkClient
@@ -42,26 +43,6 @@ _BLAMES_MESSAGE = {0x95, _PAYLOAD_FORMAT_INVALID}  # of these, whatever is wrong
 def publisher_client_id(client_id: str) -> str:
     """Not the session that brings readings; a name that an operator recognises in the broker's log."""
     return f"{client_id}-publish"
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What became of a publication: ``refusal`` says why the broker did not take it, "" if it has. ``is_of_message``:
-    it is the message that is refused, not its topic, so that another of the same topic may pass."""
-
-    refusal: str = ""
-    is_of_message: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """How a connection ended that had been accepted: ``unanswered`` were under way. ``blame`` is the broker's refusal
-    of what was published, None if it said nothing; ``is_innocent``: it ended for a reason of its own."""
-
-    reason: str
-    unanswered: frozenset[int]
-    blame: Answer | None = None
-    is_innocent: bool = False
 
 
 @dataclass(slots=True)

@@ -10,9 +10,9 @@ import pytest
 from paho.mqtt.enums import MQTTProtocolVersion
 from pydantic import SecretStr
 
-from esp_ingest.model import Delivery
+from esp_ingest.model import Answer, Delivery
 from esp_ingest.mqtt.client_setup import session_file
-from esp_ingest.mqtt.publishing_connection import Answer, PublishingConnection
+from esp_ingest.mqtt.publishing_connection import PublishingConnection
 from esp_ingest.mqtt.source import MqttSource
 from esp_ingest.service.clock import SystemClock
 from esp_ingest.service.metrics import Metrics

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from esp_ingest.model import Readings
-from esp_ingest.store.diagnostics.outbox import Change, PostgresOutbox
+from esp_ingest.model import Change, Readings
+from esp_ingest.store.diagnostics.outbox import PostgresOutbox
 from esp_ingest.store.schema import migrate
 from esp_ingest.store.write.writer import PostgresStore
 from tests.support.databases import Database

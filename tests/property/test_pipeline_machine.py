@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from esp_ingest.mqtt.publishing_connection import Answer
+from esp_ingest.model import Answer
 from tests.support.fake_daemon import FakeDaemon
 from tests.support.pipeline_world import PACKET_IDS, WINDOW, World
 

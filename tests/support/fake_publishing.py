@@ -5,8 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from esp_ingest.interfaces import StoreUnavailable
-from esp_ingest.mqtt.publishing_connection import Answer, Ending
-from esp_ingest.store.diagnostics.outbox import Change
+from esp_ingest.model import Answer, Change, Ending
 from esp_ingest.store.queries import query
 from tests.support.fake_clock import FakeClock
 from tests.support.fake_store import FakeStore

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from esp_ingest.interfaces import Refusal, StoreUnavailable, WriteResult
-from esp_ingest.model import NOTHING_ARRIVED, Arrival, Checkpoint, DiagnosticRow, Readings, Reject
-from esp_ingest.store.diagnostics.outbox import Change
+from esp_ingest.model import NOTHING_ARRIVED, Arrival, Change, Checkpoint, DiagnosticRow, Readings, Reject
 from esp_ingest.store.queries import query
 from esp_ingest.store.write.copy_format import digest_of
 from esp_ingest.store.write.redelivery import remembered_messages

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from esp_ingest.config.load import load
-from esp_ingest.mqtt.publishing_connection import Answer
+from esp_ingest.model import Answer
 from tests.support.fake_clock import FakeClock
 from tests.support.fake_daemon import CrashingStore, FakeDaemon, MqttClients, value_of
 from tests.support.fake_source import BrokerSession

@@ -3,9 +3,8 @@
 import pytest
 
 from esp_ingest.diagnostics.publisher import Publisher
-from esp_ingest.mqtt.publishing_connection import Answer
+from esp_ingest.model import Answer, Change
 from esp_ingest.service.metrics import Metrics
-from esp_ingest.store.diagnostics.outbox import Change
 from tests.support.fake_clock import FakeClock
 from tests.support.fake_publishing import FakeConnection, FakeOutbox, Sent
 

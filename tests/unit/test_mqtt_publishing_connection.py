@@ -7,8 +7,9 @@ import pytest
 
 from esp_ingest.config.settings import MqttSettings
 from esp_ingest.diagnostics.publisher import Publisher
+from esp_ingest.model import Answer
 from esp_ingest.mqtt import publishing_connection
-from esp_ingest.mqtt.publishing_connection import Answer, PublishingConnection
+from esp_ingest.mqtt.publishing_connection import PublishingConnection
 from esp_ingest.mqtt.source import MqttSource
 from esp_ingest.service.clock import SystemClock
 from esp_ingest.service.metrics import Metrics

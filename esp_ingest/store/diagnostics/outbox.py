@@ -5,17 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from esp_ingest.config.settings import DatabaseSettings
+from esp_ingest.model import Change
 from esp_ingest.store.connection import OnDemand
-
-
-class Change(NamedTuple):
-    """An occurrence as it was after a change, a JSON object. A later change has a higher revision. ``refusals``: how
-    often the broker has refused it."""
-
-    revision: int
-    well_id: str
-    payload: str
-    refusals: int = 0
 
 
 class Waiting(NamedTuple):
