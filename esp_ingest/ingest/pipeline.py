@@ -18,8 +18,8 @@ from esp_ingest.interfaces import Clock, Source
 from esp_ingest.model import LONG_TOPIC_BYTES, Delivery
 from esp_ingest.service.metrics import Metrics, observe_many
 from esp_ingest.telemetry.exact import MOST_REJECTS
+from esp_ingest.telemetry.json_text import SPACE
 
-_SPACE = b" \t\n\r"  # JSON's white space
 _IDLE_SECONDS = 0.1  # longest wait of one turn: bounds the reaction to signals and the pulse of the health check
 _MOST_WAITING = 2  # batches behind the one that is worked on: the second keeps the stage from idling
 
@@ -256,7 +256,7 @@ class OpenBatch:
             self.bytes += len(payload)
             if len(delivery[0]) > LONG_TOPIC_BYTES:
                 self.bytes += len(delivery[0])
-            if payload[:1] != b"{" and payload.lstrip(_SPACE)[:1] == b"[":
+            if payload[:1] != b"{" and payload.lstrip(SPACE)[:1] == b"[":
                 self._rows += _most_items(payload) - 1
         self._rows_a_message = max((self._rows - rows_before) / len(deliveries), 1.0)
 

@@ -1,10 +1,9 @@
 """`lifecycle verify` and `lifecycle restore`: both go over a range of days and report each of them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
-from typing import Any
 
 import psycopg
 
@@ -16,11 +15,10 @@ from esp_ingest.lifecycle.archive.storage import Storage, open_storage
 from esp_ingest.lifecycle.archive.verify import Origin
 from esp_ingest.lifecycle.days import Days
 from esp_ingest.lifecycle.errors import LifecycleError, Reason
+from esp_ingest.lifecycle.runs import Report
 from esp_ingest.lifecycle.tables import FIRST_DAY, LAST_DAY, TABLES
 from esp_ingest.store.connection import only_row
 from esp_ingest.store.queries import query
-
-Report = Callable[[str, dict[str, Any]], None]
 
 
 @dataclass(frozen=True)

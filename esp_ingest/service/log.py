@@ -211,6 +211,7 @@ class Repeated:
     """
 
     MAX_REASONS = 8
+    FIRST_SECONDS, LONGEST_SECONDS = 10.0, 900.0
 
     def __init__(
         self,
@@ -219,15 +220,11 @@ class Repeated:
         ended_event: str,
         *,
         level: int = logging.WARNING,
-        first_seconds: float = 10.0,
-        growth: float = 3.0,
-        longest_seconds: float = 900.0,
     ) -> None:
         self._logger, self._event, self._ended_event, self._level = logger, event, ended_event, level
-        self._first_seconds, self._growth, self._longest_seconds = first_seconds, growth, longest_seconds
         self._since: float | None = None
         self._tell_at = 0.0
-        self._interval = first_seconds
+        self._interval_seconds = self.FIRST_SECONDS
         self._reasons: set[str] = set()
         self.failures = 0
 
@@ -243,8 +240,8 @@ class Repeated:
     def failed(self, now: float, reason: str, **fields: object) -> bool:
         """It failed (again). Returns whether a line was written."""
         if self._since is None:
-            self._since, self._interval, self.failures = now, self._first_seconds, 0
-            self._tell_at = now + self._interval
+            self._since, self._interval_seconds, self.failures = now, self.FIRST_SECONDS, 0
+            self._tell_at = now + self._interval_seconds
             self._reasons = set()
         self.failures += 1
         is_new = reason not in self._reasons and len(self._reasons) < self.MAX_REASONS
@@ -253,8 +250,8 @@ class Repeated:
         elif now < self._tell_at:
             return False
         if now >= self._tell_at:
-            self._interval = min(self._interval * self._growth, self._longest_seconds)
-            self._tell_at = now + self._interval
+            self._interval_seconds = min(3.0 * self._interval_seconds, self.LONGEST_SECONDS)
+            self._tell_at = now + self._interval_seconds
         self._tell(self._level, self._event, now, reason=reason, **fields)
         return True
 

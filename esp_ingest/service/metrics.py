@@ -293,8 +293,8 @@ class Metrics(_MetricSet):
 class ApiMetrics(_MetricSet):
     """The metrics of `esp-ingest api`, a process of its own."""
 
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        super().__init__(registry)
+    def __init__(self) -> None:
+        super().__init__()
         self.requests = self._counter("api_requests", "requests answered", method=API_METHODS, status=API_STATUSES)
         self.request_seconds = self._histogram(
             "api_request_seconds", "time to answer a request, streams left out", SHORT_SECONDS
@@ -309,8 +309,8 @@ class ApiMetrics(_MetricSet):
 class LifecycleMetrics(_MetricSet):
     """The metrics of `esp-ingest lifecycle run`, a process of its own. Those of tables are as of the last run."""
 
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        super().__init__(registry)
+    def __init__(self) -> None:
+        super().__init__()
         counter, gauge, tables = self._counter, self._gauge, LIFECYCLE_TABLES
 
         # -- Runs.

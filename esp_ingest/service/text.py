@@ -13,9 +13,9 @@ def rfc3339(time_us: int, *, digits: str = "microseconds") -> str:
     return (_EPOCH + timedelta(microseconds=time_us)).isoformat(timespec=digits) + "Z"
 
 
-def rfc3339_of(at: datetime, *, digits: str = "auto") -> str:
-    """As :func:`rfc3339`, of a datetime with a zone; as many digits as there are if nothing else is said."""
-    return at.astimezone(UTC).isoformat(timespec=digits).replace("+00:00", "Z")
+def rfc3339_of(at: datetime) -> str:
+    """As :func:`rfc3339`, of a datetime with a zone, with as many digits as there are."""
+    return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 def moment(time_us: int) -> str:

@@ -13,12 +13,11 @@ import pyarrow as pa
 
 from esp_ingest.lifecycle.errors import LifecycleError, Reason
 from esp_ingest.model import SIGNALS
+from esp_ingest.store.write.copy_format import JSONB_VERSION, POSTGRES_EPOCH_US
 
 Bytes = npt.NDArray[np.uint8]
 Lengths = npt.NDArray[np.int64]
 
-_EPOCH_US = 946_684_800_000_000  # from 1970 to 2000
-_JSONB_VERSION = b"\x01"
 _INFINITE = (-(2**63), 2**63 - 1)
 _UNITS = {signal.name: signal.unit for signal in SIGNALS}
 
@@ -104,12 +103,12 @@ def to_arrow(table: str, each: Column, values: tuple[Any, ...] | list[Any]) -> A
     if kind.name == "timestamp with time zone":
         array = pa.array(values, pa.int64())
         known = array.drop_null().to_numpy()
-        if known.size and (known.min() in _INFINITE or known.max() > _INFINITE[1] - _EPOCH_US):
+        if known.size and (known.min() in _INFINITE or known.max() > _INFINITE[1] - POSTGRES_EPOCH_US):
             raise LifecycleError(
                 Reason.SCHEMA,
                 f"Column {table}.{each.name} holds an infinite time, which a file cannot: correct the row.",
             )
-        shifted = np.asarray(array.fill_null(0)) + _EPOCH_US
+        shifted = np.asarray(array.fill_null(0)) + POSTGRES_EPOCH_US
         mask = np.asarray(array.is_null())
         return pa.array(shifted, pa.int64(), mask=mask).cast(kind.arrow)
     if kind.name == "uuid":
@@ -130,13 +129,13 @@ def to_raw(each: Column, array: Any) -> list[Any]:
     """Convert an Arrow array to raw values: the opposite of :func:`to_arrow`."""
     kind = each.kind
     if kind.name == "timestamp with time zone":
-        return [None if value is None else value - _EPOCH_US for value in array.cast(pa.int64()).to_pylist()]
+        return [None if value is None else value - POSTGRES_EPOCH_US for value in array.cast(pa.int64()).to_pylist()]
     if kind.name == "uuid":
         return list(array.storage.to_pylist())
     if kind.arrow == pa.string():
         values = array.cast(pa.binary()).to_pylist()
         if kind.name == "jsonb":
-            return [None if value is None else _JSONB_VERSION + value for value in values]
+            return [None if value is None else JSONB_VERSION + value for value in values]
         return list(values)
     return list(array.to_pylist())
 
@@ -157,7 +156,7 @@ def wire(each: Column, array: Any) -> tuple[Lengths, Bytes]:
     data, lengths = data[offsets[0] : offsets[-1]], np.diff(offsets)
     if each.kind.name == "jsonb":
         starts = (offsets[:-1] - offsets[0])[valid]
-        data = np.insert(data, starts, _JSONB_VERSION[0])
+        data = np.insert(data, starts, JSONB_VERSION[0])
         lengths = lengths + 1
     return np.where(valid, lengths, -1), data
 
@@ -175,5 +174,5 @@ def _fixed(kind: Kind, array: Any) -> Bytes:
         return np.frombuffer(storage.buffers()[1], np.uint8, count * 16, storage.offset * 16).reshape(count, 16)
     values = np.frombuffer(array.buffers()[1], f"<i{width}", count, array.offset * width)
     if kind.name == "timestamp with time zone":
-        values = values - _EPOCH_US
+        values = values - POSTGRES_EPOCH_US
     return values.astype(f">i{width}").view(np.uint8).reshape(count, width)

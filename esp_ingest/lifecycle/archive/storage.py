@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 from esp_ingest.config.settings import ArchiveSettings
 from esp_ingest.lifecycle.errors import LifecycleError, Reason
+from esp_ingest.store.spool.segment import fsync_folder
 
 PIECE_BYTES = 1_048_576
 _SCRATCH = ".writing"
@@ -118,7 +119,7 @@ class FolderStorage(Storage):
                 return False
             finally:
                 local.unlink()
-            _flush_folder(target.parent)
+            fsync_folder(target.parent)
             return True
 
     def write(self, name: str, data: bytes) -> None:
@@ -182,8 +183,8 @@ class FolderStorage(Storage):
     def _place(local: Path, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         local.replace(target)
-        _flush_folder(target.parent)
-        _flush_folder(target.parent.parent)
+        fsync_folder(target.parent)
+        fsync_folder(target.parent.parent)
 
     @contextlib.contextmanager
     def _explained(self, *, missing_is_ours: bool = False) -> Iterator[None]:
@@ -206,11 +207,3 @@ def days_in(names: Iterable[str]) -> set[date]:
         with contextlib.suppress(ValueError):
             found.add(date.fromisoformat(name.removeprefix("day=")))
     return found
-
-
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

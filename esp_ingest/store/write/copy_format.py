@@ -29,7 +29,7 @@ REJECT_COLUMNS = (
 
 Buffer = bytes | memoryview
 _Rows = npt.NDArray[np.intp]
-_JSONB_VERSION = b"\x01"
+JSONB_VERSION = b"\x01"
 _NULL = b"\xff\xff\xff\xff"
 
 
@@ -174,7 +174,7 @@ def _splice(
 
 
 def _jsonb(text: str | None) -> bytes:
-    return _NULL if text is None else _field(_JSONB_VERSION + text.encode("utf-8", "surrogatepass"))
+    return _NULL if text is None else _field(JSONB_VERSION + text.encode("utf-8", "surrogatepass"))
 
 
 def _field(value: bytes) -> bytes:
