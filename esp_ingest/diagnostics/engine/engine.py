@@ -106,8 +106,9 @@ class Engine:
         state.add("last_us", np.int64, NEVER)
         state.add("received_us", np.int64, NEVER)
         state.add("phase", np.int8, 0, names)
-        state.add("since", np.int64, NEVER, names)
-        state.add("peak", np.float64, np.nan, names)
+        # Set when a step leaves its normal phase, and read in no other: zeros take no memory before.
+        state.add("since", np.int64, 0, names)
+        state.add("peak", np.float64, 0, names)
         state.add("active_us", np.int64, NEVER, [step.name for step in noted_of(self._steps)])
         state.add("within_us", np.int64, NEVER, site_labels(self._steps, self.rules.sites))
         self._signal_state = SignalState(state, self._names)

@@ -103,15 +103,26 @@ class WellArrays:
         capacity = self.capacity + max(self.capacity, _LEAST_GROWTH) + _ODD_LINES
         for name, spec in self._specs.items():
             wider = _untouched((*spec.shape, capacity), spec.dtype)
-            wider[..., : self._filled] = self._arrays[name]
+            if spec.fill:
+                wider[..., : self._filled] = self._arrays[name]
+            else:
+                self._copy_what_is_used(self._arrays[name], wider)
             self._memory[name], self._arrays[name] = wider, wider[..., : self._filled]
         self.capacity = capacity
+
+    @staticmethod
+    def _copy_what_is_used(before: Array, after: Array) -> None:
+        """Rows with nothing but zeros stay untouched."""
+        for old, new in zip(before.reshape(-1, before.shape[-1]), after.reshape(-1, after.shape[-1]), strict=True):
+            if old.any():
+                new[: old.shape[0]] = old
 
     def _fill(self) -> None:
         """The next slots get the values of new ones, which is when they take memory."""
         filled = min(self._filled + _FILLED_AT_ONCE, self.capacity)
         for name, spec in self._specs.items():
-            self._memory[name][..., self._filled : filled] = spec.fill
+            if spec.fill:  # zeros are there, and take memory only where something else is written
+                self._memory[name][..., self._filled : filled] = spec.fill
             self._arrays[name] = self._memory[name][..., :filled]
         self._filled = filled
 
