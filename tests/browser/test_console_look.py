@@ -77,6 +77,27 @@ def test_the_values_of_a_silent_well_look_old(browser: Browser, api: ApiProcess)
                 assert set(found) == {style}, (address, well)
 
 
+def test_the_focus_stays_with_an_alarm_that_was_acted_on(browser: Browser, api: ApiProcess) -> None:
+    """By keyboard at 360 pixels. If the list holds it no more, the focus is where the list is."""
+    focused = "() => document.activeElement.getAttribute('aria-label') ?? document.activeElement.id"
+    with tab(browser, api.url, "phone") as page:
+        sign_in(page, "otto")
+        for address, alarm, is_kept in (
+            ("#/alarms?rule=vibration", "Choose Vibration at ESP-04", True),
+            ("#/alarms?rule=leakage&verdict=none", "Choose Leakage at ESP-05", False),
+        ):
+            settle(page, address)
+            page.get_by_label(alarm).focus()
+            page.keyboard.press("Space")
+            page.get_by_role("button", name="Verdict", exact=True).focus()
+            page.keyboard.press("Enter")
+            page.get_by_role("dialog").wait_for()
+            page.get_by_role("dialog").get_by_role("button", name="Verdict").focus()
+            page.keyboard.press("Enter")
+            page.get_by_role("dialog").wait_for(state="detached")
+            until(page, f"place => ({focused})() === place", alarm if is_kept else "main")
+
+
 @pytest.mark.parametrize(
     ("values", "step", "shown"),
     [

@@ -77,12 +77,16 @@ export class AlarmList {
 
   draw() {
     const focused = document.activeElement?.closest("tr")?.dataset.alarm;
-    const which = focused && [...this.body.querySelectorAll(`tr[data-alarm="${CSS.escape(focused)}"] :is(input, button, a)`)].indexOf(document.activeElement);
+    const which = focused && this.controlsOf(focused).indexOf(document.activeElement);
     const known = new Set(this.items.map(keyOf));
     this.chosen = new Set([...this.chosen].filter((key) => known.has(key)));
     replace(this.body, this.items.map((alarm) => this.rows(alarm)));
-    if (focused && which >= 0) this.body.querySelectorAll(`tr[data-alarm="${CSS.escape(focused)}"] :is(input, button, a)`)[which]?.focus({ preventScroll: true });
+    if (focused && which >= 0) this.controlsOf(focused)[which]?.focus({ preventScroll: true });
     this.showChosen();
+  }
+
+  controlsOf(key) {
+    return [...this.body.querySelectorAll(`tr[data-alarm="${CSS.escape(key)}"] :is(input, button, a)`)];
   }
 
   rows(alarm) {
@@ -137,6 +141,8 @@ export class AlarmList {
     if (!(await act(kind, alarms))) return;
     this.chosen.clear();
     await this.load();
+    // The focus was on a button that is disabled now.
+    (this.controlsOf(keyOf(alarms[0]))[0] ?? (this.scroll.hidden ? document.getElementById("main") : this.scroll)).focus();
   }
 }
 
