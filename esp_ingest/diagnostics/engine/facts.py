@@ -23,7 +23,7 @@ def facts_of(
     running: Running,
     frozen: Mapping[str, FloatArray],
     last_us: IntArray,
-    last_received: IntArray,
+    last_received_us: IntArray,
 ) -> dict[str, Callable[[], Array]]:
     """The facts of functions.FACTS by name, each made when a rule reads it, (n,): 1 and 0 for true and false, NaN if
     not known, durations in seconds."""
@@ -45,7 +45,7 @@ def facts_of(
         "failed_signals": lambda: _count(list(measured.failed.values()), len(rows)),
         "frozen_for": lambda: np.maximum.reduce([np.zeros(len(rows)), *frozen.values()]),
         "clock_ahead": lambda: (t - rows.received) / 1e6,
-        "clock_behind": lambda: _clock_behind(rows, last_us, last_received),
+        "clock_behind": lambda: _clock_behind(rows, last_us, last_received_us),
     }
 
 
@@ -59,11 +59,11 @@ def _ran_before_stop(running: Running) -> FloatArray:
     return np.where(ended, (running.stop_us - running.start_us) / 1e6, np.inf)
 
 
-def _clock_behind(rows: Rows, last_us: IntArray, last_received: IntArray) -> FloatArray:
+def _clock_behind(rows: Rows, last_us: IntArray, last_received_us: IntArray) -> FloatArray:
     """A backlog is behind too, but catches up: its event time runs faster than the clock it arrives by."""
-    step = rows.t - rows.shifted(rows.t, last_us)
-    arrived = rows.received - rows.shifted(rows.received, last_received)
-    in_step = (step < -NEVER // 2) & (arrived >= _PACE * step)
+    step_us = rows.t - rows.shifted(rows.t, last_us)
+    arrived_us = rows.received - rows.shifted(rows.received, last_received_us)
+    in_step = (step_us < -NEVER // 2) & (arrived_us >= _PACE * step_us)
     return np.where(in_step, -((rows.t - rows.received) / 1e6), 0.0)
 
 

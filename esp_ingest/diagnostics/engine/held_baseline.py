@@ -63,22 +63,22 @@ class HeldBaseline:
     def recount(self, slot: int, opened: Mapping[Place, Occurrence], afresh: bool = False) -> int:
         """Since when something holds the baseline of ``slot``, from the open occurrences. ``afresh``: whatever held it
         when a change of speed began is no fault."""
-        before = NO_ALARM if afresh else int(self._state["alarm_us"][slot])
-        return self._holds(before, lambda step: _stands_since(opened.get((step, slot))))
+        before_us = NO_ALARM if afresh else int(self._state["alarm_us"][slot])
+        return self._holds(before_us, lambda step: _stands_since(opened.get((step, slot))))
 
-    def _holds(self, before: int, since: Callable[[int], int]) -> int:
+    def _holds(self, before_us: int, since_us: Callable[[int], int]) -> int:
         """Since when something holds a baseline, from what held it just before and ``since`` when each step stands."""
-        if any(since(step) != NO_ALARM for step in self._freeing):
-            return before if before < 0 or before == NO_ALARM else -before
-        return min(map(since, self._holding), default=NO_ALARM)
+        if any(since_us(step) != NO_ALARM for step in self._freeing):
+            return before_us if before_us < 0 or before_us == NO_ALARM else -before_us
+        return min(map(since_us, self._holding), default=NO_ALARM)
 
     # -- a part of a batch
 
     def learned(self, slots: Slots, end_us: IntArray, new: BoolArray) -> tuple[BoolArray, IntArray, BoolArray]:
         """By half-hour that ends at ``end_us`` at ``slots``, in order of wells and time, ``new`` for the first of a
         well: whether it is learned, how many were held up to it, and whether it is learned in part only."""
-        since = self._state["alarm_us"][slots]
-        standing = end_us >= np.abs(since) + HELD_AFTER_US
+        since_us = self._state["alarm_us"][slots]
+        standing = end_us >= np.abs(since_us) + HELD_AFTER_US
         before = self._state["held"][slots].astype(np.int64)
         if not standing.any():
             nothing = np.zeros(slots.shape[0], np.bool_)
@@ -88,7 +88,7 @@ class HeldBaseline:
         count = total - total[first] + standing[first] + np.where(standing[first], before, 0)
         held = np.where(standing, np.minimum(count, LEARNED_AFTER + 1), 0)
         whole = ~standing | (held > LEARNED_AFTER)
-        partly = ~whole & (since < 0)
+        partly = ~whole & (since_us < 0)
         return whole | partly, held, partly
 
     def is_quiet(self, slots: Slots) -> bool:
@@ -106,11 +106,11 @@ class HeldBaseline:
         there is none. Half-hours of the part: they end at ``end_us``, which the readings at ``at_us`` tell."""
         found = []
         for slot in self._events:
-            before = int(self._state["alarm_us"][slot])
+            before_us = int(self._state["alarm_us"][slot])
             held = self._followed(slot, opened)
             for place in np.flatnonzero(slots == slot).tolist():
-                stands = [since for time, since in held if time < at_us[place]][-1]
-                if _how(int(end_us[place]), stands) != _how(int(end_us[place]), before):
+                stands_us = [since_us for time_us, since_us in held if time_us < at_us[place]][-1]
+                if _how(int(end_us[place]), stands_us) != _how(int(end_us[place]), before_us):
                     found.append(int(at_us[place]))
                     break
         return min(found, default=None)
@@ -118,11 +118,11 @@ class HeldBaseline:
     def _followed(self, slot: int, opened: Mapping[Place, Occurrence]) -> list[tuple[int, int]]:
         """(from when on, since when the baseline of ``slot`` is held), through the events of this part."""
         by_step = self._events[slot]
-        since = int(self._state["alarm_us"][slot])
-        found = [(NEVER, since)]
-        for time in sorted({time for events in by_step.values() for time, _ in events[1:]}):
-            since = self._holds(since, partial(_at, time, slot, by_step, opened))
-            found.append((time, since))
+        since_us = int(self._state["alarm_us"][slot])
+        found = [(NEVER, since_us)]
+        for time_us in sorted({time_us for events in by_step.values() for time_us, _ in events[1:]}):
+            since_us = self._holds(since_us, partial(_at, time_us, slot, by_step, opened))
+            found.append((time_us, since_us))
         return found
 
     def end(self, journal: Journal, opened: Mapping[Place, Occurrence]) -> None:
@@ -145,12 +145,12 @@ def _stands_since(occurrence: Occurrence | None) -> int:
 def _at(at_us: int, slot: int, events: Events, opened: Mapping[Place, Occurrence], step: int) -> int:
     """Since when ``step`` stands after what happened at ``at_us``."""
     if step in events:
-        return [since for time, since in events[step] if time <= at_us][-1]
+        return [since_us for time_us, since_us in events[step] if time_us <= at_us][-1]
     return _stands_since(opened.get((step, slot)))
 
 
-def _how(end_us: int, since: int) -> int:
+def _how(end_us: int, since_us: int) -> int:
     """How a half-hour that ends then is held: not, wholly or in part."""
-    if end_us < abs(since) + HELD_AFTER_US:
+    if end_us < abs(since_us) + HELD_AFTER_US:
         return 0
-    return 1 if since > 0 else 2
+    return 1 if since_us > 0 else 2

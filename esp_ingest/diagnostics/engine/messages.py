@@ -63,21 +63,21 @@ def sentence(
     step: RuleStep,
     value: float | None,
     threshold: float | None,
-    since: int,
+    since_us: int,
     signals: str,
     well: str,
     trend: str = "",
 ) -> str:
-    """The message of an occurrence: ``value`` and ``threshold`` in base units, ``since`` in µs."""
+    """The message of an occurrence: ``value`` and ``threshold`` in base units."""
     unit = step.condition.headline.unit if step.condition.headline else NONE
     told, limit = amount(value, unit), amount(threshold, unit)
     seen = step.rule.seen.format(value=told, threshold=limit, signals=signals, well=well, duration=told, trend=trend)
-    return compose(well, seen, since, step.rule)
+    return compose(well, seen, since_us, step.rule)
 
 
-def compose(well: str, seen: str, since: int, rule: Rule) -> str:
+def compose(well: str, seen: str, since_us: int, rule: Rule) -> str:
     """One sentence: what was seen, against what, since when, what it likely means, and what to do."""
-    parts = [f"{well}: {seen} since {moment(since)}", f"likely {rule.cause}"]
+    parts = [f"{well}: {seen} since {moment(since_us)}", f"likely {rule.cause}"]
     if rule.actions:
         parts.append(f"to do: {'; '.join(rule.actions)}")
     return f"{' — '.join(parts)}."

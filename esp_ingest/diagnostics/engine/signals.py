@@ -100,15 +100,15 @@ class SignalState:
         held, seen = {}, {}
         for at, (name, whole, sent) in enumerate(zip(self._names, is_whole.tolist(), is_sent.tolist(), strict=True)):
             raw = values[at]
-            value, when, held[name] = raw, rows.t, raw
+            value, when_us, held[name] = raw, rows.t, raw
             if not sent:
-                when = np.full(len(rows), NEVER)
+                when_us = np.full(len(rows), NEVER)
             elif not whole:
-                value, when = rows.carry(valid[at], raw, old[at]), rows.carry(valid[at], rows.t, old_us[at])
-                fresh = rows.t - when <= HOLD_US
+                value, when_us = rows.carry(valid[at], raw, old[at]), rows.carry(valid[at], rows.t, old_us[at])
+                fresh = rows.t - when_us <= HOLD_US
                 held[name] = np.where(fresh & ~bad[name] if name in bad else fresh, value, np.nan)
-                newest[at], newest_us[at] = value[rows.last], when[rows.last]
-            seen[name] = value, when, old[at], old_us[at]
+                newest[at], newest_us[at] = value[rows.last], when_us[rows.last]
+            seen[name] = value, when_us, old[at], old_us[at]
         some = np.flatnonzero(is_sent)
         index = (some, rows.index) if isinstance(rows.index, slice) else (some[:, None], rows.slots)
         journal.put_over(state["value"], index, old[some], newest[some])
@@ -190,10 +190,10 @@ class SignalState:
         before: IntArray = total[rows.first] - wrong[rows.first]
         count = np.where(found, total - total[newest], total - before + old_count[rows.group])
         failing = wrong & (count >= FAIL_SAMPLES)
-        when = rows.carry(failing, rows.t, old_us)
+        when_us = rows.carry(failing, rows.t, old_us)
         journal.put(count_state, (at, rows.slots), count[rows.last])
-        journal.put(time_state, (at, rows.slots), when[rows.last])
-        return np.asarray((count >= FAIL_SAMPLES) | (rows.t - when < RECOVER_US))
+        journal.put(time_state, (at, rows.slots), when_us[rows.last])
+        return np.asarray((count >= FAIL_SAMPLES) | (rows.t - when_us < RECOVER_US))
 
     def frozen(self, journal: Journal, rows: Rows, measured: Measured) -> dict[str, FloatArray]:
         """Seconds for which a signal has not moved at all over 12 samples, while another has; by signal, where any.
@@ -203,27 +203,27 @@ class SignalState:
         if not sent:
             return {}
         state, which = self._state, np.array([FREEZABLE.index(name) for name in sent])
-        value, when, old = (np.stack(of) for of in zip(*(measured.seen[name][:3] for name in sent), strict=True))
-        changed = (when == rows.t) & (value != rows.shifted(value, old))
+        value, when_us, old = (np.stack(of) for of in zip(*(measured.seen[name][:3] for name in sent), strict=True))
+        changed = (when_us == rows.t) & (value != rows.shifted(value, old))
         index = (which, rows.index) if isinstance(rows.index, slice) else (which[:, None], rows.slots)
-        moved_old, n_old = np.array(state["moved_us"][index]), np.array(state["moved_n"][index])
-        moved = rows.carry(changed, rows.t, moved_old)
+        old_moved_us, n_old = np.array(state["moved_us"][index]), np.array(state["moved_n"][index])
+        moved_us = rows.carry(changed, rows.t, old_moved_us)
         if rows.single:
             counts = np.where(changed, 0, n_old + 1)
         else:
             newest, found = rows.latest(changed)
             counts = np.where(found, rows.at - newest, rows.at - rows.first + 1 + n_old[:, rows.group])
-        journal.put_over(state["moved_us"], index, moved_old, moved[:, rows.last])
+        journal.put_over(state["moved_us"], index, old_moved_us, moved_us[:, rows.last])
         journal.put_over(state["moved_n"], index, n_old, counts[:, rows.last])
         still = counts >= FROZEN_SAMPLES
         if not still.any():
             return {}
         held = np.stack([measured.held[name] for name in sent])
-        still &= (moved.max(axis=0) > moved) & (held != 0) & ~np.isnan(held)
+        still &= (moved_us.max(axis=0) > moved_us) & (held != 0) & ~np.isnan(held)
         out = {}
         for at, name in enumerate(sent):
             if still[at].any():
-                out[name] = np.where(still[at], (rows.t - moved[at]) / 1e6, 0.0)
+                out[name] = np.where(still[at], (rows.t - moved_us[at]) / 1e6, 0.0)
                 if (out[name] >= DISTRUST_SECONDS).any():
                     measured.usable[name] = np.where(out[name] >= DISTRUST_SECONDS, np.nan, measured.usable[name])
         return out
@@ -246,7 +246,7 @@ class Running:
     stopped_for: Array  # µs stopped before the newest start, −1 for none
     features: FloatArray
     run: Slots
-    interval: FloatArray  # µs, as known before the row
+    interval_us: FloatArray  # as known before the row
     changed: bool = False  # some well started or stopped
     opened: Slots = field(default_factory=lambda: np.empty(0, np.intp))  # rows with which a 5-minute bucket was closed
     half_hours: tuple[Slots, IntArray, IntArray] | None = None  # see baseline.Plan
@@ -282,15 +282,15 @@ class RunState:
         baselines, state = self._baselines, self._state
         runs = Runs(state, rows.slots, rows.group[begins], bucket[begins], begins, len(rows))
         values = np.stack([derived_or_sent(name, usable) for name in baselines.signals])
-        dt = rows.t - rows.shifted(rows.t, last_us)
-        dt = np.where(dt < -NEVER // 2, dt, 0)
+        dt_us = rows.t - rows.shifted(rows.t, last_us)
+        dt_us = np.where(dt_us < -NEVER // 2, dt_us, 0)
         at = baselines.row[("median", "motor_current")]
         running = self._running(rows, usable, rows.of(state["features"][at]))
         while True:
             out = self._transitions(rows, running, usable.get(SETPOINT))
             runs_now = running == 1
             values_running = values if runs_now.all() else np.where(runs_now, values, np.nan)
-            plan = baselines.plan(runs, run, rows.t, values_running, dt, running, out.start_us)
+            plan = baselines.plan(runs, run, rows.t, values_running, dt_us, running, out.start_us)
             if plan.cut_us is not None:
                 out.cut_us = plan.cut_us
                 return out
@@ -302,7 +302,7 @@ class RunState:
             running = again
         out.features, out.run, out.half_hours = plan.features, run, plan.half_hours
         out.opened = begins[runs.opening]
-        out.interval = rows.shifted(out.features[0][run], state["features"][0][rows.slots])
+        out.interval_us = rows.shifted(out.features[0][run], state["features"][0][rows.slots])
         baselines.commit(journal, runs, plan)
         self._commit(journal, rows, out)
         return out
@@ -328,7 +328,7 @@ class RunState:
             stopped_for=rows.of(state["stopped_for"]),
             features=np.empty((0, 0)),
             run=np.empty(0, np.intp),
-            interval=np.empty(0),
+            interval_us=np.empty(0),
             changed=bool(changed.any()),
         )
         changes = np.flatnonzero(changed)

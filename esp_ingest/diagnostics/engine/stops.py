@@ -63,14 +63,14 @@ class StopGrades:
 
     def _graded(self, rows: Rows, measured: Measured, running: Running, at: int) -> dict[str, float]:
         feature = running.features[:, running.run[at]]
-        reach = np.fmax(STEP_US, 2 * running.interval[at])
-        current, hertz = (_before(rows, measured, name, at, reach) for name in ("motor_current", "vsd_frequency"))
+        reach_us = np.fmax(STEP_US, 2 * running.interval_us[at])
+        current, hertz = (_before(rows, measured, name, at, reach_us) for name in ("motor_current", "vsd_frequency"))
         ramped = bool(hertz < _RAMPED_SHARE * feature[self._row[_SPEED]])
         load = current / hertz**2
         if ramped:
-            load = self._before_ramp(feature[self._row[_LOAD]], load, running.interval[at])
+            load = self._before_ramp(feature[self._row[_LOAD]], load, running.interval_us[at])
         setpoint = measured.usable.get(SETPOINT)
-        told = np.nan if setpoint is None else np.fmin(setpoint[at], _before(rows, measured, SETPOINT, at, reach))
+        told = np.nan if setpoint is None else np.fmin(setpoint[at], _before(rows, measured, SETPOINT, at, reach_us))
         usual_hertz = feature[self._row[_USUAL_SPEED]]
         steady = ramped or abs(hertz - usual_hertz) <= (1 - _RAMPED_SHARE) * usual_hertz
         if not steady or rows.t[at] - running.start_us[at] < SETTLE_US:
@@ -89,7 +89,7 @@ class StopGrades:
 
 def _before(rows: Rows, measured: Measured, name: str, at: int, reach_us: float) -> float:
     """The value of a signal at the reading before row ``at``; NaN if it is older than ``reach_us``."""
-    value, when, old, old_us = measured.seen[name]
+    value, when_us, old, old_us = measured.seen[name]
     group = rows.group[at]
-    before, time = (value[at - 1], when[at - 1]) if at > rows.first[at] else (old[group], old_us[group])
-    return float(before) if rows.t[at] - time <= reach_us else float("nan")
+    before, before_us = (value[at - 1], when_us[at - 1]) if at > rows.first[at] else (old[group], old_us[group])
+    return float(before) if rows.t[at] - before_us <= reach_us else float("nan")

@@ -46,14 +46,14 @@ class Transitions:
         rows = batch.rows
         self._from, self._to = int(rows.starts[well]), int(rows.ends[well])
         self._slot = int(rows.slots[well])
-        self._t = rows.t
+        self._time_us = rows.t
         self._code, self._forced, self._held = code, forced, held
         self._values, self._thresholds = values, thresholds
         state = occurrences.state
         self._phase = int(state["phase"][step.index, self._slot])
-        self._since = int(state["since"][step.index, self._slot])
-        self._on = int(settings.of("on_us", step, self._slot))
-        self._off = int(settings.of("off_us", step, self._slot))
+        self._since_us = int(state["since"][step.index, self._slot])
+        self._on_delay_us = int(settings.of("on_us", step, self._slot))
+        self._off_delay_us = int(settings.of("off_us", step, self._slot))
         self._active_from = self._from
 
     def go(self) -> None:
@@ -65,7 +65,7 @@ class Transitions:
             self._peak(self._active_from, self._to)
         journal, state = self._occurrences.journal, self._occurrences.state
         journal.put(state["phase"], (step.index, slot), np.int8(self._phase))
-        journal.put(state["since"], (step.index, slot), np.int64(self._since))
+        journal.put(state["since"], (step.index, slot), np.int64(self._since_us))
 
     def _stretches(self) -> list[tuple[int, int]]:
         begin, end = self._from, self._to
@@ -100,18 +100,18 @@ class Transitions:
     def _remind(self, begin: int, end: int) -> None:
         """Told again each ``remind_us`` while it stands; ``since`` is when it was told last."""
         while True:
-            at = begin + int(np.searchsorted(self._t[begin:end], self._since + self._step.rule.remind_us))
+            at = begin + int(np.searchsorted(self._time_us[begin:end], self._since_us + self._step.rule.remind_us))
             if at >= end:
                 return
-            self._since = int(self._t[at])
+            self._since_us = int(self._time_us[at])
             self._catch_up(at)
-            self._occurrences.remind(self._step, self._slot, self._since)
+            self._occurrences.remind(self._step, self._slot, self._since_us)
 
     def _turned_on(self, begin: int, end: int, held: int) -> None:
         if self._phase == NORMAL:
-            self._phase, self._since = PENDING, int(self._t[begin])
+            self._phase, self._since_us = PENDING, int(self._time_us[begin])
         if self._phase == PENDING:
-            at = begin + int(np.searchsorted(self._t[begin:end], self._since + self._on))
+            at = begin + int(np.searchsorted(self._time_us[begin:end], self._since_us + self._on_delay_us))
             if at < end:
                 self._raise(at, False, held)
         elif self._phase in (RETURNING, LATCHED):
@@ -125,9 +125,9 @@ class Transitions:
         if self._phase == PENDING:
             self._phase = NORMAL
         if self._phase == ACTIVE:
-            self._phase, self._since = RETURNING, int(self._t[begin])
+            self._phase, self._since_us = RETURNING, int(self._time_us[begin])
         if self._phase == RETURNING:
-            at = begin + int(np.searchsorted(self._t[begin:end], self._since + self._off))
+            at = begin + int(np.searchsorted(self._time_us[begin:end], self._since_us + self._off_delay_us))
             if at < end:
                 self._clear(at)
 
@@ -142,7 +142,7 @@ class Transitions:
         """The more severe step is active: raised at once if it is not, else escalated."""
         if self._phase in (NORMAL, PENDING):
             if self._phase == NORMAL:
-                self._since = int(self._t[begin])
+                self._since_us = int(self._time_us[begin])
             self._raise(begin, True, held)
             return
         self._catch_up(begin)
@@ -150,7 +150,7 @@ class Transitions:
             self._phase = ACTIVE
             self._again(begin)
         self._peak(begin, begin + 1)
-        self._occurrences.escalate(self._batch, self._step, begin, int(self._t[begin]))
+        self._occurrences.escalate(self._batch, self._step, begin, int(self._time_us[begin]))
 
     # -- transitions
 
@@ -167,11 +167,11 @@ class Transitions:
             told = told_of(step.escalation, self._batch, at)
         elif self._values is not None and self._thresholds is not None:
             told = number_of(self._values[at]), number_of(self._thresholds[at])
-        occurrences.raise_(self._batch, step, at, self._since, forced, held, told)
-        self._since = int(self._t[at])
+        occurrences.raise_(self._batch, step, at, self._since_us, forced, held, told)
+        self._since_us = int(self._time_us[at])
 
     def _again(self, at: int) -> None:
-        self._since = int(self._t[at])
+        self._since_us = int(self._time_us[at])
         if not self._step.is_escalation:
             self._occurrences.again(self._batch, self._step, at)
 
@@ -184,7 +184,7 @@ class Transitions:
         by = held_by_of(held)
         if occurrence is not None and occurrence.held_by != by:
             self._catch_up(begin)
-            occurrences.store(*key, replace(occurrence, held_by=by), new=not by, at_us=int(self._t[begin]))
+            occurrences.store(*key, replace(occurrence, held_by=by), new=not by, at_us=int(self._time_us[begin]))
 
     def _clear(self, at: int) -> None:
         self._peak(self._active_from, at)
@@ -194,13 +194,13 @@ class Transitions:
             self._expose(at, False)
             return
         occurrence = occurrences.open[step.index, self._slot]
-        t = int(self._t[at])
+        time_us = int(self._time_us[at])
         if step.rule.latching and not occurrence.acknowledged and not occurrence.held_by:
-            self._phase, self._since = LATCHED, t
-            occurrences.store(step.index, self._slot, replace(occurrence, latched_us=t), at_us=t)
+            self._phase, self._since_us = LATCHED, time_us
+            occurrences.store(step.index, self._slot, replace(occurrence, latched_us=time_us), at_us=time_us)
         else:
             self._expose(at, False)
-            occurrences.store(step.index, self._slot, occurrence.cleared(t))
+            occurrences.store(step.index, self._slot, occurrence.cleared(time_us))
 
     def _peak(self, begin: int, end: int) -> None:
         headline = self._step.condition.headline
