@@ -344,12 +344,13 @@ ORDER BY 3 DESC, 1, 2
 LIMIT 100;
 
 -- name: api_kpi_stale
--- Open for more than a day as the range ends.
+-- Open for more than a day as the range ends, and not held back.
 SELECT well_id, diagnosis, "timestamp", severity
 FROM diagnostic_results
 WHERE "timestamp" < %(to)s::timestamptz - INTERVAL '24 hours' AND "timestamp" >= %(oldest)s
   AND (cleared_at IS NULL OR cleared_at >= %(to)s)
-  AND severity <> 'info' AND well_id LIKE ANY (%(wells)s::text[])
+  AND severity <> 'info' AND state NOT IN ('suppressed', 'shelved', 'out_of_service')
+  AND well_id LIKE ANY (%(wells)s::text[])
 ORDER BY "timestamp", well_id, diagnosis
 LIMIT 100;
 

@@ -269,6 +269,23 @@ def test_kpis(vera: httpx.Client) -> None:
     assert kpis["by_severity"] == {"critical": 0, "high": 1, "medium": 1, "low": 1}
 
 
+def test_what_is_held_back_is_in_no_figure(api: ApiProcess, vera: httpx.Client) -> None:
+    before = got(vera, "/api/v1/alarms/kpis", **{"from": "7d"})
+    with psycopg.connect(api.dsn) as connection:
+        for state in ("suppressed", "shelved", "out_of_service"):
+            insert_alarm(connection, "A-2", f"t_{state}", NOW - timedelta(days=3), "high", state)
+            connection.execute("UPDATE diagnostic_results SET occurrences = 99 WHERE diagnosis = %s", (f"t_{state}",))
+    try:
+        after = got(vera, "/api/v1/alarms/kpis", **{"from": "7d"})
+        moving = ("from", "to", "alarms_per_hour", "alarms_per_10_minutes", "flood_share")
+        assert {key: value for key, value in after.items() if key not in moving} == {
+            key: value for key, value in before.items() if key not in moving
+        }
+    finally:
+        with psycopg.connect(api.dsn) as connection:
+            connection.execute("DELETE FROM diagnostic_results WHERE diagnosis LIKE 't#_%' ESCAPE '#'")
+
+
 def test_fleet(vera: httpx.Client) -> None:
     fleet = got(vera, "/api/v1/fleet")
     assert fleet["states"] == {"running": 2, "stopped": 1, "unknown": 0, "silent": 1}

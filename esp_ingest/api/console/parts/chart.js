@@ -49,7 +49,7 @@ export class Chart {
     return {
       width: Math.max(this.place.clientWidth, 100),
       height: HEIGHT,
-      padding: [8, 8, 0, 0],
+      padding: [8, 20, 0, 0],
       legend: { show: false },
       tzDate: (seconds) => (isUtc ? uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC") : new Date(seconds * 1000)),
       cursor: {
