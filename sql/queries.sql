@@ -407,10 +407,10 @@ WHERE %(publish)s
           IS DISTINCT FROM (stored.severity, stored.state, stored.cleared_at));
 
 -- name: upsert_states
--- Checkpoints of a few wells, in the transaction of a batch.
+-- Checkpoints of a few wells, in the transaction of a batch. Binary (%b) where text would be escaped byte for byte.
 INSERT INTO diagnostic_state (well_id, event_time, state, rules_off)
 SELECT well_id, event_time, state, rules_off::jsonb
-FROM unnest(%(wells)s::text[], %(times)s::timestamptz[], %(states)s::bytea[], %(off)s::text[])
+FROM unnest(%(wells)b::text[], %(times)s::timestamptz[], %(states)b::bytea[], %(off)b::text[])
      AS c (well_id, event_time, state, rules_off)
 ON CONFLICT (well_id) DO UPDATE SET
     event_time = excluded.event_time, saved_at = now(), state = excluded.state, rules_off = excluded.rules_off;

@@ -318,6 +318,30 @@ def test_a_broker_that_does_not_answer_subscribe_is_left(broker: FakeBroker, new
     assert "did not answer SUBSCRIBE in time" in source.last_error
 
 
+def test_what_comes_in_small_pieces_is_gathered_for_longer_than_what_comes_in_large_ones(
+    broker: FakeBroker, metrics: Metrics
+) -> None:
+    slept: list[float] = []
+
+    class Noting(SystemClock):
+        def sleep(self, seconds: float) -> None:
+            slept.append(seconds)
+            super().sleep(seconds)
+
+    source = MqttSource(mqtt(broker), Noting(), metrics)
+    source.start()
+    try:
+        until(lambda: source.subscribed)
+        at = len(slept)
+        for packet_id, size in ((1, 10), (2, 10), (3, network.LITTLE_BYTES), (4, 10), (5, 10)):
+            broker.connection().send(publish(b"esp/w/telemetry", b"x" * size, packet_id=packet_id))
+            until(lambda: source.take(10, 1_000_000, 0.05))
+        little, much = network.GATHER_LITTLE_SECONDS, network.GATHER_SECONDS
+        assert slept[at:] == [little, little, little, much, little]
+    finally:
+        source.close()
+
+
 def test_a_session_taken_over_is_said_and_not_fought_for(broker: FakeBroker, new_source: SourceFactory) -> None:
     source = new_source(client_id="twin", reconnect_min_seconds=0.01, reconnect_max_seconds=0.8)
     until(lambda: source.subscribed)
