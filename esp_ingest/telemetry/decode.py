@@ -65,7 +65,7 @@ _Message = msgspec.defstruct(
 )
 _BLANK = _Message()
 
-_MAX_CACHED_TOPICS = 100_000
+_MAX_CACHED_TOPICS = 200_000  # as many as there are high-water marks: with one topic more all are read anew each round
 _LONGEST_CACHED_TOPIC = 256  # no well has a longer one, and a topic may have 64 KiB
 _SMALL_BYTES = 1024  # what is smaller cannot hold enough items to matter
 _TOGETHER_BYTES = 2_097_152  # what is read in bulk at once: its objects take up to 25 times that
