@@ -39,6 +39,8 @@ class Signal(NamedTuple):
     description: str
 
 
+MIN_FREQUENCY_HZ = 5.0  # a pump whose drive is not faster than this stands still
+
 # In the order of the table's columns. Limits: CONTRACT.md; configuration may change them, for all wells or for one.
 SIGNALS: tuple[Signal, ...] = (
     Signal("flow_rate", "bbl/d", 0, 30_000, "liquid rate at surface"),

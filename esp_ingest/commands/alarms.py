@@ -17,10 +17,8 @@ from esp_ingest.resources import config_file
 from esp_ingest.service.clock import SystemClock
 from esp_ingest.service.text import did_you_mean
 from esp_ingest.store import alarms
-from esp_ingest.store.alarms import Changed, Request
+from esp_ingest.store.alarms import LONGEST_SHELVING_US, Changed, Request
 from esp_ingest.store.connection import Connection, Moment, connect
-
-_LONGEST_SHELVING_US = 30 * 86_400_000_000  # longer is not shelving: take it out of service in rules.toml
 
 
 def add_arguments(add_action: AddAction) -> None:
@@ -85,7 +83,7 @@ def _duration(text: str) -> int:
         found = duration_us(text)
     except ConditionError as error:
         raise ConfigError(f"--for {text}: {error}.") from None
-    if not 0 < found <= _LONGEST_SHELVING_US:
+    if not 0 < found <= LONGEST_SHELVING_US:
         raise ConfigError("--for must be more than 0 and at most 30 d: shelving ends, switching a rule off does not.")
     return found
 

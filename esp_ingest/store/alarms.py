@@ -13,6 +13,8 @@ from esp_ingest.model import at_us
 from esp_ingest.store.connection import Connection, Moment
 from esp_ingest.store.queries import query
 
+LONGEST_SHELVING_US = 30 * 86_400_000_000  # longer is not shelving: take it out of service in rules.toml
+
 
 @dataclass(frozen=True, slots=True)
 class Request:

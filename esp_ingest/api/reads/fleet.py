@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from esp_ingest.api.database import Database
 from esp_ingest.interfaces import Clock
-from esp_ingest.model import SIGNAL_NAMES, at_us
+from esp_ingest.model import MIN_FREQUENCY_HZ, SIGNAL_NAMES, at_us
 
 State = Literal["running", "stopped", "unknown", "silent"]
 STATES: tuple[State, ...] = ("running", "stopped", "unknown", "silent")
@@ -21,7 +21,6 @@ SEVERITIES = ("critical", "high", "medium", "low", "info")
 _SMALL_WELLS, _QUICK_SECONDS = 1_000, 0.03  # what is smaller or quicker is read for each request
 _SHARE = 10.0  # a fleet that takes t seconds to read is shown for 10 t
 _LONGEST_SHOWN_SECONDS = 15.0
-MIN_FREQUENCY_HZ = 5.0  # as the rules have it
 _FREQUENCY, _CURRENT = SIGNAL_NAMES.index("vsd_frequency"), SIGNAL_NAMES.index("motor_current")
 _HELD_BACK = ("suppressed", "shelved", "out_of_service")
 

@@ -4,8 +4,8 @@ laws move it to another: the flow is proportional to the frequency, the head to 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from esp_ingest.api.reads.fleet import MIN_FREQUENCY_HZ
 from esp_ingest.config.pumps import Pump, PumpsSettings, flow_at, head_at
+from esp_ingest.model import MIN_FREQUENCY_HZ
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,13 +20,12 @@ from esp_ingest.api.wire.problems import Problem, invalid
 from esp_ingest.api.wire.schema import ITEM_EXAMPLE, OUTCOME_EXAMPLE, answers, takes
 from esp_ingest.model import us_of
 from esp_ingest.store import alarms, users
-from esp_ingest.store.alarms import Changed, Judgement
+from esp_ingest.store.alarms import LONGEST_SHELVING_US, Changed, Judgement
 from esp_ingest.store.connection import Connection
 from esp_ingest.telemetry.timestamps import parse_duration
 
 router = APIRouter(prefix="/api/v1/alarms", tags=["alarms"])
 
-LONGEST_SHELVING_US = 30 * 86_400_000_000
 Item = bodies.AlarmItem | bodies.OccurrenceItem
 Done = tuple[bool, Sequence[Changed]]
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])

@@ -14,14 +14,13 @@ from esp_ingest.diagnostics.engine.columns import Rows, derived_or_sent
 from esp_ingest.diagnostics.engine.common_stops import CommonStops, Followed
 from esp_ingest.diagnostics.engine.well_state import NEVER, Array, Journal, WellArrays
 from esp_ingest.diagnostics.language.evaluation import BoolArray
-from esp_ingest.model import FloatArray, IntArray
+from esp_ingest.model import MIN_FREQUENCY_HZ, FloatArray, IntArray
 
 HOLD_US = 60_000_000  # controllers that send signals in separate messages: a value counts for a minute
 RECOVER_US = 3_600_000_000  # a failed gauge is believed again after an hour without a bad value
 FAIL_SAMPLES = 3
 FROZEN_SAMPLES = 12
 DISTRUST_SECONDS = 86_400.0  # a signal that has stood still for so long is left out
-MIN_FREQUENCY_HZ = 5.0
 SETPOINT = "frequency_setpoint"
 MIN_LOAD = 0.05
 # A gauge without supply reads the zero of its own scale: 0 psi, and 0 °C. Seen on a real well with some noise on it, up

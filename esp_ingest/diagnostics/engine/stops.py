@@ -14,8 +14,9 @@ from esp_ingest.diagnostics.engine.baseline import SETTLE_US, Baselines
 from esp_ingest.diagnostics.engine.buckets import BUCKET_US, Key
 from esp_ingest.diagnostics.engine.columns import STEP_US, Rows
 from esp_ingest.diagnostics.engine.facts import as_it_is
-from esp_ingest.diagnostics.engine.signals import MIN_FREQUENCY_HZ, SETPOINT, Measured, Running
+from esp_ingest.diagnostics.engine.signals import SETPOINT, Measured, Running
 from esp_ingest.diagnostics.engine.well_state import Array, Journal, WellArrays
+from esp_ingest.model import MIN_FREQUENCY_HZ
 
 FACTS = ("load_at_stop", "stop_ramped", "stop_commanded")
 _SPEED: Key = ("mean", "vsd_frequency", 900)
