@@ -67,6 +67,7 @@ class _Link:
 
 class Network(ABC):
     """The session on the broker. What it brings is handed to the three methods of the subclass, in the network thread.
+    The loop and what paho calls from it change the same state of one connection, which is why they are one class.
 
     ``state_folder`` (None: nowhere) holds the record of what the session is subscribed to, see client_setup.py. Without
     ``keep_session`` the broker forgets the session with the connection, however that ends: for a probe. The

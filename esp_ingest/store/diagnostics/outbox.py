@@ -2,18 +2,10 @@
 refused them. Every method is a statement of its own: nothing stays open or locked while the broker is waited for."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from esp_ingest.config.settings import DatabaseSettings
 from esp_ingest.model import Change
 from esp_ingest.store.connection import OnDemand
-
-
-class Waiting(NamedTuple):
-    """How many changes wait to be published, and how many the broker has refused; what is tried again is in both."""
-
-    backlog: int
-    set_aside: int
 
 
 class PostgresOutbox:
@@ -24,10 +16,11 @@ class PostgresOutbox:
         self._connection = OnDemand(settings, may_connect)
         self._holder = holder
 
-    def waiting(self) -> Waiting:
-        """For the metrics, whichever daemon has the turn."""
+    def waiting(self) -> tuple[int, int]:
+        """How many changes wait to be published, and how many the broker has refused, whichever daemon has the turn;
+        what is tried again is in both."""
         ((backlog, set_aside),) = self._connection.rows("outbox_size")
-        return Waiting(backlog, set_aside)
+        return backlog, set_aside
 
     def take_turn(self, seconds: float) -> bool:
         """Whether this daemon may publish for the next ``seconds``; renews a turn that it has."""
