@@ -27,7 +27,7 @@ class HighWaterMarks:
     def _forget(self) -> None:
         self._place_of: dict[str, int] = {}
         self._newest = np.full(1, _NEVER, np.int64)
-        # Wells of a batch and their places: committed() asks for what fresh() has found out, a batch or two later.
+        # Wells of a batch and their places: what fresh() has found out serves it again, and committed() later.
         self._found: deque[tuple[list[str], npt.NDArray[np.intp]]] = deque(maxlen=_BATCHES)
 
     def __len__(self) -> int:
@@ -35,10 +35,12 @@ class HighWaterMarks:
 
     def fresh(self, readings: Readings) -> npt.NDArray[np.bool_]:
         """Which readings are newer than all that is known to be stored of their well; (n,)."""
-        get = self._place_of.get
-        places = np.array([get(well, 0) for well in readings.wells], np.intp)
-        if places.all():
-            self._found.append((readings.wells, places))
+        places = self._found_of(readings)
+        if places is None:
+            get = self._place_of.get
+            places = np.array([get(well, 0) for well in readings.wells], np.intp)
+            if places.all():
+                self._found.append((readings.wells, places))
         newer: npt.NDArray[np.bool_] = readings.timestamp_us > self._newest[places][readings.well_index]
         return newer
 
@@ -46,12 +48,15 @@ class HighWaterMarks:
         """These are stored now."""
         if len(readings) == 0:
             return
-        places = next((places for wells, places in self._found if wells is readings.wells), None)
+        places = self._found_of(readings)
         if places is None:
             present = np.unique(readings.well_index)
             places = np.zeros(len(readings.wells), np.intp)
             places[present] = self._places([readings.wells[at] for at in present.tolist()])
         np.maximum.at(self._newest, places[readings.well_index], readings.timestamp_us)
+
+    def _found_of(self, readings: Readings) -> npt.NDArray[np.intp] | None:
+        return next((places for wells, places in self._found if wells is readings.wells), None)
 
     def raise_to(self, found: Iterable[tuple[str, int]]) -> None:
         """The database holds readings up to these timestamps (µs)."""
