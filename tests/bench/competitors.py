@@ -19,14 +19,13 @@ MQ_BRIDGE_VERSION = "1.2.0"
 class Competitor:
     """``share`` of the input that it gets, so that slow ones end in reasonable time; the rate does not depend on it.
 
-    ``settles_bad_input``: it can live with rejects and duplicates. ``splits_arrays``: an array becomes several rows."""
+    ``settles_bad_input``: it can live with rejects and duplicates."""
 
     name: str
     kind: str
     workers: int = 1
     share: float = 1.0
     settles_bad_input: bool = True
-    splits_arrays: bool = True
     writes_received_at: bool = True
     folder: Path = _ROOT  # whose program runs: another checkout is another competitor
     settings: tuple[tuple[str, str], ...] = ()  # environment overrides
@@ -62,7 +61,6 @@ MQ_BRIDGE = Competitor(
     f"mq-bridge {MQ_BRIDGE_VERSION}",
     "mq-bridge",
     settles_bad_input=False,
-    splits_arrays=False,
     writes_received_at=False,
 )
 BASELINE = Competitor("obvious design", "baseline", share=0.2)

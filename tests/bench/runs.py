@@ -92,11 +92,10 @@ class Meter:
     pids: dict[str, int]
     _before: dict[str, float] = field(default_factory=dict)
     _machine: Machine = field(default_factory=Machine.now)
-    _began: float = 0.0
 
     def start(self) -> None:
         self._before = {part: cpu_seconds(pid) for part, pid in self.pids.items()}
-        self._machine, self._began = Machine.now(), time.monotonic()
+        self._machine = Machine.now()
 
     def stop(self, measured: Measured, publisher_seconds: float) -> None:
         """Idle time is read at once, CPU once the last acknowledgements are through."""

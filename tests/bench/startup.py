@@ -47,19 +47,6 @@ def measure(rounds: int = 5) -> Startup:
     )
 
 
-def dearest_imports(count: int = 8) -> list[tuple[str, float]]:
-    """(module, seconds with all that it pulls in) of the imports that cost most, by ``-X importtime``."""
-    command = [sys.executable, "-X", "importtime", "-c", "import esp_ingest.daemon"]
-    with tempfile.TemporaryDirectory() as name:
-        environment = installed_environment(Path(name))
-        for _ in range(2):  # the first one compiles
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    lines = done.stderr.splitlines()[1:]
-    parsed = [line.removeprefix("import time:").split("|") for line in lines if line.count("|") == 2]
-    found = [(name.strip(), int(cumulative) / 1e6) for _, cumulative, name in parsed if cumulative.strip().isdigit()]
-    return sorted(found, key=lambda item: -item[1])[:count]
-
-
 def _import(folder: Path) -> tuple[float, float]:
     command = [sys.executable, "-c", _PROGRAM]
     wall, cpu = subprocess.check_output(command, env=installed_environment(folder / "pycache"), text=True).split()

@@ -8,7 +8,7 @@ from esp_ingest.commands.rules import told_exponent
 from esp_ingest.demo.fleet import FaultName
 from esp_ingest.diagnostics.language.rules import RuleSet
 from esp_ingest.model import Severity
-from tests.evaluate import judged, operations, simulated, slow, wells
+from tests.evaluate import judged, operations, slow, wells
 from tests.evaluate.musts import Must
 from tests.evaluate.recorded import ESP01, ESP02, SAMPLES, played
 from tests.evaluate.simulated import EXPECTED, Case, Health
@@ -228,11 +228,6 @@ def health(found: Health) -> Iterator[str]:
     else:
         yield "Nothing was raised."
         yield ""
-
-
-def simulated_faults(seeds: Sequence[int], intervals: Sequence[float]) -> Iterator[str]:
-    rule_set = simulated.rule_set()
-    yield from confusion(list(simulated.cases(seeds, intervals, using=rule_set)), rule_set)
 
 
 def operations_told(found: Sequence[operations.Judged]) -> Iterator[str]:

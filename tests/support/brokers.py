@@ -276,10 +276,3 @@ def mosquitto(tmp_path: Path) -> Iterator[Mosquitto]:
     """A broker of its own for each test: up in some 20 ms."""
     with Mosquitto(tmp_path / "mosquitto") as broker:
         yield broker
-
-
-@pytest.fixture(scope="module")
-def shared_mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mosquitto]:
-    """One broker for a module of tests that neither stop it nor share a client id."""
-    with Mosquitto(tmp_path_factory.mktemp("mosquitto")) as broker:
-        yield broker

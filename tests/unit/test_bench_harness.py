@@ -127,7 +127,6 @@ class FakeBroker(threading.Thread):
         super().__init__(daemon=True)
         self.sock, self.size, self.hang_up_after = sock, size, hang_up_after
         self.received = b""
-        self.largest_window = 0
 
     def run(self) -> None:
         acked = 0
