@@ -266,6 +266,7 @@ class TestSigningIn:
             refused = attempt("walt", PASSWORD)
             assert refused.status_code == 429
             assert 1 <= int(refused.headers["retry-after"]) <= 16
+            assert f"wait {refused.headers['retry-after']} s." in refused.json()["detail"], "both say the same"
             assert attempt("xena", PASSWORD).status_code == 200, "another user of the same address is not held up"
             time.sleep(int(refused.headers["retry-after"]) + 0.2)
             assert attempt("walt", PASSWORD).status_code == 200, "nobody is locked out"

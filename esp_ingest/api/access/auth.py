@@ -197,11 +197,12 @@ class Auth:
         wait = self._throttle.wait(address, name)
         if wait > 0:
             self._metrics.sign_ins.labels("throttled").inc()
+            seconds = int(wait) + 1
             raise Problem(
                 429,
                 "too-many-sign-ins",
-                f"Too many attempts to sign in: wait {wait:.0f} s.",
-                headers={"Retry-After": str(int(wait) + 1)},
+                f"Too many attempts to sign in: wait {seconds} s.",
+                headers={"Retry-After": str(seconds)},
             )
 
     async def sign_in_with_code(
