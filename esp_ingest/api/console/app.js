@@ -5,6 +5,7 @@ import { choice, h, replace, setText } from "./dom.js";
 import { moment, zoneName } from "./format.js";
 import { live } from "./live.js";
 import { apply, choose, onChoice, prefs } from "./prefs.js";
+import { open as openSignIn } from "./pages/signin.js";
 import { isSignedIn, onSession, signOut } from "./session.js";
 
 // A page is a module with `open(root, context)`, which gives {close(), query?(query)}. `context`: path, query
@@ -48,6 +49,13 @@ function openNowhere(root) {
   return { close() {} };
 }
 
+// The page's own file could not be loaded.
+function openAway(root) {
+  replace(root, h("p", { role: "alert" }, "The API cannot be reached: this page comes once it is back."));
+  const timer = setTimeout(reopen, ENTER_MILLISECONDS);
+  return { close: () => clearTimeout(timer) };
+}
+
 /** Write filters into the address, without empty ones; `isStep`: Back returns from it. */
 function setQuery(changes, isStep = true) {
   const { name, path, query } = route();
@@ -78,7 +86,7 @@ async function show() {
     shown.page.query(at.query);
     return;
   }
-  const module = await PAGES[at.name].load();
+  const module = await PAGES[at.name].load().catch(() => ({ open: openAway }));
   if (mine !== turn) return;
   const isFirst = shown === null;
   shown?.page.close();
@@ -152,7 +160,7 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
-async function showSignIn(trouble) {
+function showSignIn(trouble) {
   turn += 1;
   shown?.page.close();
   shown = null;
@@ -163,8 +171,7 @@ async function showSignIn(trouble) {
   setText(notice, "");
   document.body.classList.remove("stale");
   document.title = "Sign in – esp-ingest";
-  const { open } = await import("./pages/signin.js");
-  if (!me) open(main, trouble);
+  openSignIn(main, trouble);
 }
 
 let entering = 0;
@@ -193,7 +200,7 @@ async function begin() {
   apply();
   const trouble = location.search ? await (await import("./oidc.js")).comeBack() : "";
   if (await isSignedIn()) await enter();
-  else await showSignIn(trouble);
+  else showSignIn(trouble);
 }
 
 addEventListener("hashchange", () => {

@@ -66,6 +66,14 @@ export function choice(label, options, value, chosen) {
   return group;
 }
 
+/** Buttons in `place` that turn the pages of a list. The focus stays with them. */
+export function pageButtons(place, [first, following], isPaged, next, turn) {
+  const button = (text, cursor) => h("button", { type: "button", onclick: () => turn(cursor) }, text);
+  const hadFocus = place.contains(document.activeElement);
+  replace(place, isPaged && button(first, ""), next && button(following, next));
+  if (hadFocus) place.lastElementChild?.focus();
+}
+
 /** Call `work` once, `milliseconds` after the last call. */
 export function debounced(work, milliseconds) {
   let timer = 0;

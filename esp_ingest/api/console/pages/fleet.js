@@ -1,7 +1,7 @@
 // The fleet: each well with its state, newest values, a day of one signal and open alarms.
 
 import { cursorOf, get, isPassing, limited, unread } from "../api.js";
-import { choice, debounced, field, h, replace, select, setText, throttled } from "../dom.js";
+import { choice, debounced, field, h, pageButtons, replace, select, setText, throttled } from "../dom.js";
 import { SEVERITIES, SIGNALS, STATES, WAITING, HELD_BACK, age, count, number, readingOf, ruleName, severityMark, signalName, span, stateMark, timeElement } from "../format.js";
 import { live } from "../live.js";
 import { prefs } from "../prefs.js";
@@ -78,10 +78,7 @@ export function open(root, context) {
       drawSums(fleet);
       found.classList.remove("error");
       setText(found, page.total === 0 ? noWells(fleet) : `${count(page.total)} ${page.total === 1 ? "well" : "wells"}. A well is silent once it has sent nothing for ${span(fleet.silent_after_seconds)}.`);
-      const next = cursorOf(page.next);
-      replace(pager,
-        query.get("cursor") && h("button", { type: "button", onclick: () => context.setQuery({ cursor: "" }) }, "First page"),
-        next && h("button", { type: "button", onclick: () => context.setQuery({ cursor: next }) }, "Next page"));
+      pageButtons(pager, ["First page", "Next page"], query.get("cursor"), cursorOf(page.next), (cursor) => context.setQuery({ cursor }));
     } catch (error) {
       if (error.name === "AbortError") return;
       found.classList.add("error");

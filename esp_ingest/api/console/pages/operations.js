@@ -1,13 +1,13 @@
 // How the daemon does: its health, rates and spool; what was rejected; what is archived.
 
 import { cursorOf, get, unread } from "../api.js";
-import { choice, debounced, field, h, replace, select, setText, uniqueId } from "../dom.js";
+import { choice, debounced, field, h, pageButtons, replace, select, setText, uniqueId } from "../dom.js";
 import { bytes, count, number, span, timeElement } from "../format.js";
 import { live } from "../live.js";
 
 const LOOK_MILLISECONDS = 5_000;
-const REASONS = ["invalid_topic", "payload_too_large", "empty_payload", "invalid_utf8", "invalid_json", "too_deep", "not_an_object", "missing_timestamp", "invalid_timestamp",
-  "timestamp_ahead", "timestamp_too_old", "well_id_mismatch", "wrong_type", "no_signal", "unstorable_text", "refused_by_database", "conflicting_duplicate", "internal_error"];
+const REASONS = ("invalid_topic payload_too_large empty_payload invalid_utf8 invalid_json too_deep not_an_object missing_timestamp invalid_timestamp "
+  + "timestamp_ahead timestamp_too_old well_id_mismatch wrong_type no_signal unstorable_text refused_by_database conflicting_duplicate internal_error").split(" ");
 
 // Figure of the daemon, its name, how it is written, and when it is abnormal.
 const FIGURES = [
@@ -60,7 +60,7 @@ function daemonPanel() {
     }
     setText(status, WORDS[found.status] ?? found.status);
     status.className = found.status === "ok" ? "muted" : "outside-text";
-    const rates = RATES.map(([name, text]) => [text, found.rates[name] ?? found.rates[`${name}_total`]]);
+    const rates = RATES.map(([name, text]) => [text, found.rates[name]]);
     replace(sums,
       rates.map(([text, value]) => h("div", null, h("dt", null, text), h("dd", { class: "reading" }, value === undefined ? "–" : `${number(value)} /s`))),
       FIGURES.filter(([name]) => name in found.figures).map(([name, text, write, isWrong]) => {
@@ -103,10 +103,7 @@ function rejectsPanel(context) {
       const page = await get("rejects", parameters, asked.signal);
       setText(found, page.items.length === 0 ? "No reject fits." : `${count(page.items.length)} on this page, newest first`);
       replace(list, page.items.length > 0 && table(page.items));
-      const next = cursorOf(page.next);
-      replace(pager,
-        query.has("cursor") && h("button", { type: "button", onclick: () => context.setQuery({ cursor: "" }) }, "Newest"),
-        next && h("button", { type: "button", onclick: () => context.setQuery({ cursor: next }) }, "Older"));
+      pageButtons(pager, ["Newest", "Older"], query.get("cursor"), cursorOf(page.next), (cursor) => context.setQuery({ cursor }));
     } catch (error) {
       if (error.name !== "AbortError") setText(found, unread("The rejects", error));
     }
@@ -175,7 +172,7 @@ async function loadArchive(place) {
     ? h("p", { class: "muted" }, "No day is archived yet. The lifecycle (archive.url) archives days, proves them and then drops them here.")
     : h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Archived days" }, h("table", null,
       h("thead", null, h("tr", null, ["Day", "Table", "Rows here", "Rows archived", "Size", "Verified", "Dropped here"].map((text, at) => h("th", { scope: "col", class: at > 1 && at < 5 ? "number" : null }, text)))),
-      h("tbody", null, page.items.map((day) => h("tr", null, h("th", { scope: "row" }, day.day), h("td", null, day.table),
+      h("tbody", null, page.items.map((day) => h("tr", null, h("th", { scope: "row" }, day.day), h("td", null, day.table, day.problem && [" ", h("span", { class: "outside-text" }, day.problem)]),
         h("td", { class: "number" }, say(day.rows_database, count)), h("td", { class: "number" }, say(day.rows_archived, count)), h("td", { class: "number" }, say(day.bytes, bytes)),
         h("td", null, say(day.verified_at, timeElement)), h("td", null, say(day.dropped_at, timeElement))))))));
 }

@@ -2,7 +2,7 @@
 
 import { ACTIONS, act, mayAct } from "./actions.js";
 import { cursorOf, get, isPassing, unread } from "../api.js";
-import { h, replace, setText, throttled, uniqueId } from "../dom.js";
+import { h, pageButtons, replace, setText, throttled, uniqueId } from "../dom.js";
 import { explanation, partsOf } from "./explain.js";
 import { WAITING, count, ruleName, severityMark, timeElement } from "../format.js";
 import { live } from "../live.js";
@@ -61,9 +61,7 @@ export class AlarmList {
       this.draw();
       const next = cursorOf(page.next);
       setText(this.found, page.items.length === 0 ? (this.options.isOfWell ? "This well has no alarms." : "No alarm fits these filters.") : `${count(page.items.length)}${next || this.options.isPaged() ? " on this page" : ""}, newest first`);
-      replace(this.pager,
-        this.options.isPaged() && h("button", { type: "button", onclick: () => this.options.next("") }, "Newest"),
-        next && h("button", { type: "button", onclick: () => this.options.next(next) }, "Older"));
+      pageButtons(this.pager, ["Newest", "Older"], this.options.isPaged(), next, this.options.next);
       this.options.onLoaded?.(page.items);
     } catch (error) {
       if (error.name === "AbortError") return;
