@@ -241,6 +241,17 @@ def test_a_longer_series_of_an_older_version_is_put_back_from_its_newest() -> No
     assert np.isnan(newer["ring"][0, :, after]).all()
 
 
+def test_what_can_be_made_again_is_in_no_checkpoint() -> None:
+    arrays = WellArrays()
+    arrays.add("ring", np.float64, np.nan, ["x"])
+    arrays.add("made_of_it", np.float64, np.nan, ["x"], is_cache=True)
+    slot = arrays.new_slot()
+    arrays["ring"][:, slot], arrays["made_of_it"][:, slot] = 1.0, 2.0
+    assert set(arrays.export([slot])[0]) == {"ring"}
+    arrays.free_slot(slot)
+    assert np.isnan(arrays["made_of_it"][:, slot]).all()
+
+
 def test_a_checkpoint_leaves_out_what_is_new_and_is_read_as_that_of_an_older_version_with_everything_in_it() -> None:
     dry_run = DryRun(rule_set())
     for readings in in_batches(Fleet(5, 3, 300.0).run(400), rows=1_000):

@@ -11,7 +11,8 @@ A batch is computed whole, over wells and time (:meth:`Baselines.plan`), before 
 (:meth:`Baselines.commit`): whether a well runs depends on its median, so the plan may have to be made twice.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,25 +20,22 @@ import numpy.typing as npt
 
 from esp_ingest.diagnostics.engine.baseline_plan import Plan, Pushes, folded_many, folded_one
 from esp_ingest.diagnostics.engine.buckets import (
-    BACK,
     BUCKET_US,
-    RING,
     Key,
-    Past,
     Runs,
     Slots,
     added,
     as_index,
     in_turns,
     median,
-    variation,
-    windowed,
 )
+from esp_ingest.diagnostics.engine.features import Features, OnDemand
 from esp_ingest.diagnostics.engine.held_baseline import HeldBaseline
-from esp_ingest.diagnostics.engine.own_days import EACH_CLOSING, KEPT_BY_DAY, OwnDays, is_own, low_mean, sources_of
+from esp_ingest.diagnostics.engine.own_days import KEPT_BY_DAY, OwnDays, is_own, sources_of
 from esp_ingest.diagnostics.engine.slow_trends import SPEED, SlowTrends, slow_keys
 from esp_ingest.diagnostics.engine.speed_steps import CURRENT, FREQUENCY, LEARNED, HalfHours, SpeedSteps
 from esp_ingest.diagnostics.engine.well_state import NEVER, Array, Journal, WellArrays
+from esp_ingest.diagnostics.engine.windows import INTERVAL, HourWindows
 from esp_ingest.diagnostics.language.functions import Need, needs_of
 from esp_ingest.model import FloatArray, IntArray
 
@@ -49,7 +47,6 @@ _HALF_SECONDS = 1_800.0
 _LONG = 48  # half-hours in a day of running
 _KNOWN = 12  # half-hours after which a median counts: 6 h of running (DIAGNOSTICS.md)
 _DAYS = 7
-INTERVAL: Key = ("interval",)  # usual time between readings, µs: median of the 5-minute means of the last hour
 HOURS: Key = ("hours",)  # of settled running in the running medians, up to 24
 HELD: Key = ("held",)  # s of settled running for which they were held, because an alarm stands
 
@@ -69,53 +66,54 @@ class Baselines:
         self.signals: list[str] = sorted({*self._medians, *(str(key[1]) for key in [*windowed, *own])})
         self._squares = _names(columns, Need.SQUARES)
         # The signals of which windows of 5-minute means are read.
-        self._ringed = sorted({str(key[1]) for key in [*windowed, *own] if key[0] not in ("cv", *KEPT_BY_DAY)})
-        self._windowed = sorted(windowed, key=str)
-        self.features: list[Key] = [
+        ringed = sorted({str(key[1]) for key in [*windowed, *own] if key[0] not in ("cv", *KEPT_BY_DAY)})
+        windowed = sorted(windowed, key=str)
+        daily = {source for key in own for source in sources_of(key)}
+        # Features that are made when they are read: windows, and medians that nothing else here is made of.
+        self._rare_windows = [key for key in windowed if key not in daily]
+        needed = {CURRENT, *self._habits, *(str(key[1]) for key in [*own, *daily])}
+        rare = [("median", name) for name in self._medians if name not in needed]
+        features: list[Key] = [
             INTERVAL,
             HOURS,
             HELD,
             *LEARNED,
-            *[("median", name) for name in self._medians],
+            *[("median", name) for name in self._medians if name in needed],
             *[("habit", name) for name in self._habits],
-            *self._windowed,
+            *[key for key in windowed if key in daily],
             *own,
             *slow,
         ]
-        self.row = {key: at for at, key in enumerate(self.features)}
+        on_demand: list[Key] = [*self._rare_windows, *rare]
+        self.row = {key: at for at, key in enumerate([*features, *on_demand])}
         self._place = {name: at for at, name in enumerate(self.signals)}
-        self._ring_place = [self._place[name] for name in self._ringed]
         self._square_place = [self._place[name] for name in self._squares]
         self._median_place = [self._place[name] for name in self._medians]
-        self._median_rows = np.array([self.row[("median", name)] for name in self._medians])
-        self._habit_rows = np.array([self.row[("habit", name)] for name in self._habits], np.intp)
-        closing = [INTERVAL, *self._windowed, *(key for key in own if key[0] in EACH_CLOSING)]
-        self._each_closing = np.array([self.row[key] for key in closing], np.intp)  # features that each closing makes
+        self._median_rows = [self.row["median", name] for name in self._medians]
+        self._needed = [at for at, name in enumerate(self._medians) if name in needed]
+        self._habit_rows = [self.row["habit", name] for name in self._habits]
         self._habit_of = [self._medians.index(name) for name in self._habits]
         self._state, self._held = state, held
         self._steps = SpeedSteps(state, self._medians)
-        self._allocate(state)
+        self._allocate(state, features)
+        self._on_demand = OnDemand(state, on_demand, len(features))
         self._own = OwnDays(state, own, self.row)
+        kept = [key for key in windowed if key in daily]
+        self._windows = HourWindows(state, kept, ringed, self._squares, self._own.lows(), self.signals, self.row)
         self._slow = SlowTrends(state, slow, self._medians, self.row)
 
-    def _allocate(self, state: WellArrays) -> None:
+    def _allocate(self, state: WellArrays, features: Sequence[Key]) -> None:
         state.add("bucket", np.int64, NEVER)
         state.add("pace", np.int64, 0, shape=(2,))  # readings, and the time since the one before each
         state.add("sum", np.float64, 0.0, self.signals)
         state.add("n", np.int32, 0, self.signals)
         state.add("square", np.float64, 0.0, self._squares)
-        state.add("ring_tag", np.int64, NEVER, shape=(RING,))
-        state.add("ring_dt", np.float64, np.nan, shape=(RING,))
-        state.add("ring_mean", np.float32, np.nan, self._ringed, (RING,))  # no gauge has more than seven digits
-        for name in ("ring_sum", "ring_square"):
-            state.add(name, np.float64, 0.0, self._squares, (RING,))
-        state.add("ring_n", np.float32, 0.0, self._squares, (RING,))  # whole numbers, exact up to 16 million
         state.add("half_sum", np.float64, 0.0, self._medians)
-        state.add("half_n", np.int32, 0, self._medians)
+        state.add("half_n", np.int8, 0, self._medians)  # up to 6
         state.add("long", np.float32, np.nan, self._medians, (_LONG,))
         state.add("long_count", np.int64, 0)
         state.add("days", np.float64, np.nan, self._habits, (_DAYS,))
-        state.add("features", np.float64, np.nan, self.features)
+        state.add("features", np.float64, np.nan, features)
 
     # -- what a batch makes of it
 
@@ -145,7 +143,7 @@ class Baselines:
             runs.before(start_us[runs.ends], state["start_us"][index]) <= runs.closed * BUCKET_US - SETTLE_US
         )
         self._fold(runs, plan, settled, t)
-        self._refresh(runs, plan)
+        self._windows.close(runs, plan)
         if self._own.is_used:
             means = {name: plan.means[at] for name, at in self._place.items()}
             plan.own = self._own.plan(runs, plan.features, means, settled, *self._days_of(runs, plan))
@@ -167,11 +165,11 @@ class Baselines:
 
     def _add_up(self, runs: Runs, run: Slots, values: FloatArray, dt_us: IntArray) -> Plan:
         """Add the readings to their buckets, in order, from what the state left open."""
-        state, slots, first = self._state, runs.slots, runs.first
+        state = self._state
         there = ~np.isnan(values)
         weights = np.where(there, values, 0.0)
         some = weights[self._square_place]
-        goes_on = runs.continuing
+        goes_on = runs.continuing.all()
         parts: list[Any] = []
         each = (
             ("sum", weights),
@@ -180,15 +178,16 @@ class Baselines:
             ("pace", np.stack([np.ones_like(dt_us), dt_us])),
         )
         for name, what in each:
-            if runs.single and goes_on.all():
-                start = state[name][:, runs.index].copy()
+            before = state[name][:, runs.index]
+            if goes_on and runs.single:
+                start = before if what.shape == before.shape else before.copy()
             else:
-                start = np.zeros((what.shape[0], runs.well.shape[0]), state[name].dtype)
-                start[:, first[goes_on]] = state[name][:, slots[goes_on]]
+                start = np.zeros((what.shape[0], runs.well.shape[0]), before.dtype)
+                if runs.continuing.any():
+                    start[:, runs.first[runs.continuing]] = before[:, runs.continuing]
             parts.append(added(start, run, what))
         sums, counts, squares, pace = parts
-        features = state["features"][:, runs.index]
-        return Plan(sums, counts, squares, pace, np.array(features) if runs.single else features[:, runs.well])
+        return Plan(sums, counts, squares, pace, Features(state["features"], runs))
 
     # -- half-hours and medians
 
@@ -230,13 +229,7 @@ class Baselines:
         learned, held, partly = self._held.learned(slots, end_us, new)
         last = np.append(new[1:], True)
         plan.held = slots[last], held[last]
-        # Each from its run on, up to the next of its well or the well's last run.
-        begin = runs.opening[at]
-        end = runs.last[runs.closing_well[at]] + 1
-        end[:-1] = np.where(new[1:], end[:-1], begin[1:])
-        ahead = np.repeat(begin - np.cumsum(end - begin) + end - begin, end - begin)
-        where = np.arange(ahead.shape[0]) + ahead
-        plan.features[self.row[HELD], where] = np.repeat(held * _HALF_SECONDS, end - begin)
+        plan.features.change([self.row[HELD]], runs.opening[at], np.float64(_HALF_SECONDS) * held[None])
         return learned, partly
 
     def _push(self, runs: Runs, plan: Plan, at: Slots, time_us: IntArray, half: Slots, partly: BoolArray) -> None:
@@ -253,23 +246,20 @@ class Baselines:
         self._look_for_steps(plan, plan.pushes, slots, which, ordinal)
         if plan.cut_us is not None:
             return
-        medians = self._long_medians(slots, which, ordinal, means)
+        places = self._needed if runs.single else list(range(means.shape[0]))
+        medians = self._long_medians(slots, which, ordinal, means, places)
         self._moved(plan.pushes, runs.slots[well], medians)
         hours = np.minimum(number + 1, _LONG) / 2
         habits = self._end_days(runs, plan.pushes, medians)
-        newest = np.full(runs.well.shape[0], -1)
-        newest[run] = np.arange(at.shape[0])
-        newest = np.maximum.accumulate(newest)
-        known = np.flatnonzero((newest >= 0) & (well[newest] == runs.well))
-        newest = newest[known]
-        for row, values in zip(self._median_rows.tolist(), medians, strict=True):
-            plan.features[row][known] = values[newest]
-        plan.features[self.row[HOURS], known] = hours[newest]
+        rows = [*(self._median_rows[place] for place in places), self.row[HOURS]]
+        plan.features.before = partial(self._median_before, runs)
+        plan.features.change(rows, run, np.concatenate([medians[places], hours[None]]))
         if habits is not None:
-            plan.features[self._habit_rows[:, None], known] = habits[:, newest]
-        learned = [self.row[key] for key in LEARNED]
-        for step in plan.pushes.steps:
-            plan.features[learned, run[step.at] : runs.last[well[step.at]] + 1] = step.learned[:, None]
+            plan.features.change(self._habit_rows, run[habits[0]], habits[1])
+        if plan.pushes.steps:
+            steps = plan.pushes.steps
+            exponents = np.stack([step.learned for step in steps], axis=1)
+            plan.features.change([self.row[key] for key in LEARNED], run[[step.at for step in steps]], exponents)
 
     def _look_for_steps(self, plan: Plan, pushes: Pushes, slots: Slots, which: Slots, ordinal: Slots) -> None:
         """Put the changes of speed that the pushes tell into the plan, or where the batch has to be cut: such a push
@@ -309,15 +299,18 @@ class Baselines:
             return np.asarray(means[moved, nth - _LONG], np.float64)
         return np.asarray(self._state["long"][moved, number % _LONG, slots[nth]], np.float64)
 
-    def _long_medians(self, slots: Slots, which: Slots, ordinal: Slots, means: FloatArray) -> FloatArray:
-        """Running medians (medians, pushes) after each push. ``which``: the place in ``slots`` of a push's well."""
+    def _long_medians(
+        self, slots: Slots, which: Slots, ordinal: Slots, means: FloatArray, places: Sequence[int]
+    ) -> FloatArray:
+        """Running medians (medians, pushes) after each push, of those at ``places``. ``which``: the place in ``slots``
+        of a push's well."""
         state = self._state
         count = state["long_count"][slots]
-        out = np.empty_like(means)
+        out = np.full_like(means, np.nan)
         if which.shape[0] == slots.shape[0]:
-            at = count % _LONG
-            for place in range(means.shape[0]):
-                window = np.ascontiguousarray(state["long"][place][:, slots].T)
+            at, index = count % _LONG, as_index(slots)
+            for place in places:
+                window = np.ascontiguousarray(state["long"][place][:, index].T)
                 window[which, at] = means[place]
                 out[place] = median(window, _KNOWN)
             return out
@@ -329,71 +322,36 @@ class Baselines:
         position = base[which] + _LONG + ordinal
         line = np.empty(int(sizes.sum()) + _LONG * slots.shape[0], np.float32)  # as the rings and the means are
         windows = np.lib.stride_tricks.sliding_window_view(line, _LONG)
-        for place in range(means.shape[0]):
+        for place in places:
             line[ring] = state["long"][place][back, slots]
             line[position] = means[place]
             out[place] = median(windows[position - _LONG + 1], _KNOWN)
         return out
 
-    def _end_days(self, runs: Runs, pushes: Pushes, medians: FloatArray) -> FloatArray | None:
-        """Habits (habits, pushes) after each push, if a day of running ended: one day of each well at a time."""
+    def _end_days(self, runs: Runs, pushes: Pushes, medians: FloatArray) -> tuple[Slots, FloatArray] | None:
+        """If the well's speed changed or a day of running ended: the places of such pushes, and the habits (habits,
+        places) after each of them. One day of each well at a time."""
         ends = np.flatnonzero((pushes.number + 1) % _LONG == 0)
         if not self._habits or not (ends.size or pushes.steps):
             return None
         state = self._state
         pushes.days = days = state["days"][:, :, runs.slots]
-        habits = state["features"][self._habit_rows[:, None], runs.slots[pushes.well]]
+        places, habits = [], []
         for step in pushes.steps:
-            factors = step.factors[self._habit_of]
-            days[:, :, pushes.well[step.at]] *= factors[:, None]
-            habits[:, step.at] *= factors
-        after = np.append(np.flatnonzero(np.diff(pushes.well)) + 1, pushes.well.shape[0])
+            factors, well = step.factors[self._habit_of], pushes.well[step.at]
+            days[:, :, well] *= factors[:, None]
+            places.append(np.array([step.at]))
+            habits.append((state["features"][self._habit_rows, runs.slots[well]] * factors)[:, None])
         known: list[FloatArray] = []
-        turns = in_turns(pushes.well[ends])
-        for turn in turns:
+        for turn in in_turns(pushes.well[ends]):
             now = ends[turn]
             wells = pushes.well[now]
             days[:, (pushes.number[now] // _LONG % _DAYS).astype(np.intp), wells] = medians[self._habit_of][:, now]
+            places.append(now)
             known.append(days[:, :, wells])
-        if turns:
-            now = ends[np.concatenate(turns)]
-            found = median(np.concatenate(known, axis=-1).transpose(0, 2, 1), 1)
-            until = after[np.searchsorted(after, now, side="right")]
-            for place, (end, stop) in enumerate(zip(now.tolist(), until.tolist(), strict=True)):
-                habits[:, end:stop] = found[:, place, None]
-        return habits
-
-    # -- features over the last hour
-
-    def _refresh(self, runs: Runs, plan: Plan) -> None:
-        past = Past(runs, self._state)
-        dt = [past.at_closings(column) for column in past.window(self._state["ring_dt"], plan.mean_dt, 12)]
-        index = runs.opening_index
-        plan.features[0, index] = median(np.stack(dt, axis=-1), 3)
-        rings, means = self._state["ring_mean"], plan.means[self._ring_place].astype(np.float32)
-        made = {name: past.window(rings[at], means[at], BACK) for at, name in enumerate(self._ringed)}
-        for key in self._windowed:
-            function, signal, seconds = str(key[0]), str(key[1]), int(str(key[2]))
-            k = seconds // 300
-            if function == "cv":
-                values = self._cv(past, plan, self._squares.index(signal), k)
-            else:
-                values = past.at_closings(windowed(function, made[signal], k))
-                if function == "trend":
-                    values = values / plan.features[self.row[("median", signal)], index]
-                if function in ("trend", "rate"):
-                    values = values / seconds
-            plan.features[self.row[key], index] = values
-        for name in self._own.lows():
-            usual = plan.features[self.row[("median", name)], index]
-            plan.features[self.row[("low", name)], index] = past.at_closings(low_mean(made[name])) / usual
-
-    def _cv(self, past: "Past", plan: Plan, place: int, k: int) -> FloatArray:
-        state, at = self._state, self._square_place[place]
-        n = past.window(state["ring_n"][place], plan.closed_counts[at].astype(np.float64), k, 0.0)
-        total = past.window(state["ring_sum"][place], plan.closed_sums[at], k, 0.0)
-        square = past.window(state["ring_square"][place], plan.closed_squares[place], k, 0.0)
-        return past.at_closings(variation(n, total, square))
+        if known:
+            habits.append(median(np.concatenate(known, axis=-1).transpose(0, 2, 1), 1))
+        return np.concatenate(places), np.concatenate(habits, axis=1)
 
     # -- the batch is computed: write the state
 
@@ -405,60 +363,48 @@ class Baselines:
             journal.put(state[name], index, values if runs.single else values[:, last])
         if not runs.continuing.all() or not runs.single:
             journal.put(state["bucket"], runs.index, runs.bucket[last])
+        plan.features.commit(journal)
+        plan.features.read = partial(self._read, journal, runs, plan)
         if not runs.opening.size:
             return
-        self._commit_features(journal, runs, plan)
-        wells = (slice(None), runs.closing_index if runs.lone else runs.closing_slot[runs.new])
+        wells = (slice(None), runs.closers)
         journal.put(state["half_sum"], wells, plan.half_sum)
         journal.put(state["half_n"], wells, plan.half_n)
         if plan.held is not None:
             journal.put(state["held"], *plan.held)
         if plan.halves is not None:
             self._steps.commit(journal, plan.halves)
-        self._commit_ring(journal, runs, plan)
+        self._windows.commit(journal, runs, plan)
+        windows = len(self._rare_windows)
+        self._on_demand.forget(journal, slice(windows), runs.closers)
         if plan.pushes is not None:
             self._commit_pushes(journal, runs, plan.pushes)
+            self._on_demand.forget(journal, slice(windows, None), runs.closers)
         if plan.own is not None:
             self._own.commit(journal, runs, plan.own)
         if plan.slow is not None:
             self._slow.commit(journal, plan.slow)
 
-    def _commit_features(self, journal: Journal, runs: Runs, plan: Plan) -> None:
-        """Most of them change only with a half-hour or a day that is over."""
-        rows: Any = slice(None)
-        if (
-            plan.pushes is None
-            and plan.held is None
-            and plan.slow is None
-            and (plan.own is None or plan.own.days is None)
-        ):
-            rows = self._each_closing
-        features = plan.features[rows] if runs.single else plan.features[rows][:, runs.last]
-        index = (rows, runs.index)
-        if not isinstance(runs.index, slice) and not isinstance(rows, slice):
-            index = (rows[:, None], runs.index)
-        journal.put(self._state["features"], index, features)
+    def _read(self, journal: Journal, runs: Runs, plan: Plan, row: int) -> FloatArray:
+        """A feature by run that is made on demand, once the batch is written."""
+        key = self._on_demand.key_of(row)
+        if key[0] == "median":
+            make = partial(self._median_of, runs, key)
+        elif runs.single:
+            make = partial(self._windows.read, runs, plan, key)
+        else:
+            return self._windows.read(runs, plan, key)
+        values = self._on_demand.by_well(row, runs.index, make, journal)
+        return values if runs.single else np.asarray(values[runs.well])
 
-    def _commit_ring(self, journal: Journal, runs: Runs, plan: Plan) -> None:
-        """The last 16 buckets; what is older in this batch would be overwritten at once."""
-        state, closed, slots = self._state, runs.closed, runs.closing_slot
-        some: Any = slice(None)
-        if not runs.single:
-            recent = closed >= runs.bucket[runs.last][runs.closing_well] - RING
-            newest = np.append(runs.new[1:], True)
-            some = np.flatnonzero(recent | newest)
-            closed, slots = closed[some], slots[some]
-        at = (closed % RING).astype(np.intp)
-        index: Any = (slice(None), at, slots)
-        if (at == at[0]).all():  # a fleet in step: whole rows of the ring
-            index = (slice(None), int(at[0]), as_index(slots))
-        journal.put(state["ring_tag"], index[1:], closed)
-        journal.put(state["ring_dt"], index[1:], plan.mean_dt[some])
-        journal.put(state["ring_mean"], index, plan.means[self._ring_place][:, some])
-        if self._squares:
-            journal.put(state["ring_sum"], index, plan.closed_sums[self._square_place][:, some])
-            journal.put(state["ring_n"], index, plan.closed_counts[self._square_place][:, some])
-            journal.put(state["ring_square"], index, plan.closed_squares[:, some])
+    def _median_before(self, runs: Runs, row: int) -> FloatArray:
+        """A median by well that is made on demand, as it stands in the state."""
+        key = self._on_demand.key_of(row)
+        return self._on_demand.by_well(row, runs.index, partial(self._median_of, runs, key), None)
+
+    def _median_of(self, runs: Runs, key: Key) -> FloatArray:
+        place = self._medians.index(str(key[1]))
+        return median(np.ascontiguousarray(self._state["long"][place][:, runs.index].T), _KNOWN)
 
     def _commit_pushes(self, journal: Journal, runs: Runs, pushes: Pushes) -> None:
         state = self._state
@@ -469,7 +415,11 @@ class Baselines:
         total[wells] = after
         some = np.flatnonzero(pushes.number >= total[pushes.well] - _LONG)
         at = (pushes.number[some] % _LONG).astype(np.intp)
-        journal.put(state["long"], (slice(None), at, runs.slots[pushes.well[some]]), pushes.means[:, some])
+        slots = runs.slots[pushes.well[some]]
+        index: Any = (slice(None), at, slots)
+        if (at == at[0]).all():  # a fleet in step
+            index = (slice(None), int(at[0]), as_index(slots))
+        journal.put(state["long"], index, pushes.means[:, some])
         journal.put(state["long_count"], runs.slots[wells], after)
         for step in pushes.steps:
             slot = int(runs.slots[pushes.well[step.at]])

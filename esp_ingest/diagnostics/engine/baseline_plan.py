@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from esp_ingest.diagnostics.engine.buckets import Runs, Slots, added
+from esp_ingest.diagnostics.engine.buckets import Past, Runs, Slots, added
+from esp_ingest.diagnostics.engine.features import Features
 from esp_ingest.diagnostics.engine.own_days import OwnPlan
 from esp_ingest.diagnostics.engine.slow_trends import SlowPlan
 from esp_ingest.diagnostics.engine.speed_steps import HalfHours, SpeedStep
@@ -16,13 +17,13 @@ from esp_ingest.model import FloatArray, IntArray
 
 @dataclass(slots=True)
 class Plan:
-    """What a batch makes of the baselines. ``features`` (features, runs) as they stand during each run."""
+    """What a batch makes of the baselines. ``features`` as they stand during each run."""
 
     sums: FloatArray
     counts: IntArray
     squares: FloatArray
     pace: IntArray
-    features: FloatArray
+    features: Features
     closed_sums: FloatArray = field(init=False)
     closed_counts: IntArray = field(init=False)
     closed_squares: FloatArray = field(init=False)
@@ -37,6 +38,7 @@ class Plan:
     halves: HalfHours | None = None  # the same, with their means
     held: tuple[Slots, IntArray] | None = None  # by well with half-hours that end: slot and how many were held
     cut_us: int | None = None  # the batch has to be cut here
+    past: Past | None = None  # the buckets before each run
     own: OwnPlan | None = None
     slow: SlowPlan | None = None
 
@@ -66,7 +68,7 @@ Folded = tuple[Slots, BoolArray, FloatArray, Array, Any]
 
 def folded_one(state: WellArrays, runs: Runs, over: BoolArray, part: FloatArray, there: BoolArray) -> Folded:
     """As :func:`folded_many`, if each closing is the only one of its well: groups and closings are the same."""
-    index = (slice(None), runs.closing_index)
+    index = (slice(None), runs.closers)
     sums = state["half_sum"][index] + np.where(there, part, 0.0)
     return np.arange(over.shape[0]), over, sums, state["half_n"][index] + there, slice(None)
 

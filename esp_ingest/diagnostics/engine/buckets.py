@@ -12,6 +12,7 @@ Key = tuple[object, ...]
 Slots = npt.NDArray[np.intp]
 
 BUCKET_US = 300_000_000
+BUCKET_SECONDS = 300
 RING = 16  # ≥ 12 closed buckets of an hour and two to fall back on
 BACK = RING - 1
 
@@ -21,14 +22,16 @@ class Runs:
 
     Shapes: by well ``slots``, ``first`` and ``last`` (its runs); by run ``well``, ``bucket``, ``begins`` (its first
     row) and ``ends`` (its last). ``opening``: the runs before which a bucket closes; ``closed`` is that bucket, and
-    ``of_state`` tells that it was left open by an earlier batch."""
+    ``of_state`` tells that it was left open by an earlier batch. ``closers``: the slots of the wells with closings, and
+    ``last_closing`` of each of them. ``single``: one run a well; ``lone``: each closing is the only one of its well.
+    Indices are slices in place of gathers, if they are the same."""
 
     def __init__(self, state: WellArrays, slots: Slots, well: Slots, bucket: IntArray, begins: Slots, rows: int):
         self.slots, self.well, self.bucket, self.begins = slots, well, bucket, begins
         self.index = as_index(slots)
         count = well.shape[0]
         self.ends = np.append(begins[1:], rows).astype(np.intp) - 1
-        self.first = np.searchsorted(well, np.arange(slots.shape[0]))
+        self.first = np.flatnonzero(np.diff(well, prepend=-1))
         self.last = np.append(self.first[1:], count).astype(np.intp) - 1
         before = state["bucket"][self.index].copy()
         self.continuing = before == bucket[self.first]
@@ -46,18 +49,22 @@ class Runs:
         self.new = np.empty(self.opening.shape[0], np.bool_)  # first closing of its well
         self.new[:1] = True
         np.not_equal(self.closing_well[1:], self.closing_well[:-1], out=self.new[1:])
-        # Each closing is the only one of its well. Slices in place of gathers, if they are the same.
-        self.lone = self.opening.shape[0] == np.count_nonzero(self.new)
-        is_all = self.single and self.opening.shape[0] == count
-        self.closing_index: Any = self.index if is_all else self.closing_slot
+        closers = int(np.count_nonzero(self.new))
+        self.lone = self.opening.shape[0] == closers
+        self.closers: Any = self.index if closers == slots.shape[0] else self.closing_slot[self.new]
+        self.last_closing: Any = slice(None)
+        if not self.lone:
+            self.last_closing = np.append(np.flatnonzero(self.new)[1:], self.new.shape[0]) - 1
 
     def before(self, by_run: Array, by_well: Array) -> Array:
         """What belongs to the closed buckets: ``by_run`` (…, runs) in this batch, ``by_well`` (…, wells) before it."""
         if self.of_state.all():
             alike = self.closing_well.shape[0] == by_well.shape[-1]
             return np.array(by_well) if alike else np.asarray(by_well[..., self.closing_well])
-        if isinstance(self.opening_index, slice) and self.opening[0] > 0:
-            out = by_run[..., self.opening_index.start - 1 : self.opening_index.stop - 1].copy()
+        if isinstance(self.opening_index, slice):
+            begin, end = self.opening_index.start - 1, self.opening_index.stop - 1
+            out = np.empty((*by_run.shape[:-1], end - begin), by_run.dtype)
+            out[..., max(0, -begin) :] = by_run[..., max(0, begin) : end]
         else:
             out = by_run[..., self.opening - 1]
         if self.of_state.any():
@@ -66,83 +73,105 @@ class Runs:
 
 
 Window = list[FloatArray]  # a column for each bucket, newest first
+_Source = tuple[Array, Array | None, float]  # what is kept of closed buckets, what closes now, what stands for nothing
 
 
 class Past:
-    """The buckets before each opening run: 1 … 15 back, from the batch if it holds them, else from the state.
+    """The buckets before each run: 1 … 15 back, from the batch if it holds them, else from the state.
 
     A window is a list of columns, the newest bucket first, which functions take element by element. Its columns are
-    parts of what is there already, so that nothing is gathered for each bucket of each closing; therefore a column may
-    have more elements than there are closings, and :meth:`at_closings` picks theirs out of what was made of it."""
+    parts of what is there already, so that nothing is gathered for each bucket of each run; therefore a column may have
+    more elements than there are runs, and :meth:`at_runs` picks theirs out of what was made of it."""
 
     def __init__(self, runs: Runs, state: WellArrays) -> None:
-        closed, slots = runs.closed, runs.closing_slot
-        gap = np.minimum(runs.bucket[runs.opening] - closed, RING).astype(np.intp)
-        self._lone = runs.lone
-        if self._lone:
-            # 1 … 15 back from the run: what just closed is one of them, the rest is in the state's ring.
-            self._near = np.flatnonzero(gap <= BACK)
-            self._gap = gap[self._near] - 1
-            self._in_step = bool(self._near.shape[0] == gap.shape[0] and (gap == gap[0]).all())
-            back = runs.bucket[runs.opening] - np.arange(1, RING)[:, None]
-            self._slots = slots
-        else:
-            # A line a well: 15 buckets before its first closing, then its closings, at their distance in time.
-            before = np.zeros_like(gap)
-            before[1:] = np.where(runs.new[1:], 0, gap[:-1])
-            start = np.flatnonzero(runs.new)
-            which = np.cumsum(runs.new) - 1
-            walked = np.cumsum(before)
-            offset = walked - walked[start][which]
-            last = np.append(start[1:], closed.shape[0]) - 1
-            length = BACK + offset[last] + gap[last]  # up to the bucket before the last run
-            base = np.cumsum(length) - length
-            self._position = base[which] + BACK + offset
-            self._open = as_index(self._position + gap - BACK)
-            self._size = int(length.sum())
-            self._base = base + np.arange(BACK)[:, None]
-            back = closed[start] - np.arange(BACK, 0, -1)[:, None]
-            self._slots = slots[start]
-        self._at = (back % RING).astype(np.intp)
-        self._index = as_index(self._slots)
+        self._runs = runs
+        self._sources: dict[object, _Source] = {}
+        self._windows: dict[object, Window] = {}
+        self._gap = np.minimum(runs.bucket[runs.opening] - runs.closed, RING).astype(np.intp)
+        first = runs.bucket if runs.single else runs.bucket[runs.first]
         # A fleet in step reads whole rows of the ring.
-        self._rows = bool((self._at == self._at[:, :1]).all())
-        self._unknown: Array = np.stack(self._ring(state["ring_tag"], BACK)) != back
-        self._is_unknown = self._unknown.any(axis=1).tolist()
+        self._in_step = bool((first == first[0]).all())
+        back = (first[:1] if self._in_step else first) - np.arange(1, RING)[:, None]
+        self._at = (back % RING).astype(np.intp)
+        tags = self._ring(state["ring_tag"], BACK)
+        self._unknown = [tag != bucket for tag, bucket in zip(tags, back, strict=True)]
+        self._is_unknown = [bool(some.any()) for some in self._unknown]
+        if runs.single:
+            # What just closed is one of the buckets back, if it is near enough; the rest is in the state's ring.
+            self._near: Any = np.flatnonzero(self._gap <= BACK)
+            is_all = self._near.shape[0] == runs.slots.shape[0] and bool((self._gap == self._gap[0]).all())
+            self._closes = int(self._gap[0]) - 1 if is_all and self._in_step else -1
+            return
+        # A line a well: 15 buckets before its first run, then its runs, at their distance in time.
+        ahead = np.zeros(runs.well.shape[0], np.intp)
+        ahead[1:] = np.minimum(np.diff(runs.bucket), RING)
+        ahead[runs.first] = 0
+        walked = np.cumsum(ahead)
+        offset = walked - walked[runs.first][runs.well]
+        length = BACK + offset[runs.last]
+        base = np.cumsum(length) - length
+        self._size = int(length.sum())
+        self._base = base + BACK - np.arange(1, RING)[:, None]
+        begins = base[runs.well] + offset
+        self._begins, self._begins_of_closings = as_index(begins), as_index(begins[runs.opening])
+        self._near = np.flatnonzero(~runs.of_state | (self._gap <= BACK))
+        if self._near.shape[0] == runs.opening.shape[0]:
+            self._near = slice(None)
+        self._position = as_index((begins[runs.opening] + BACK - self._gap)[self._near])
 
     def _ring(self, ring: Array, k: int) -> list[Array]:
         """``k`` columns (wells,) of ``ring`` (16, slots), which are not to be changed."""
-        if self._rows:
-            return [ring[at, self._index] for at in self._at[:k, 0].tolist()]
-        return list(ring[self._at[:k], self._slots])
-
-    def window(self, ring: Array, closed: Array, k: int, missing: float = np.nan) -> Window:
-        """The newest ``k`` buckets, as precise as the ring. ``ring`` (16, slots); ``closed`` (closings,): what closes
-        now."""
-        closed = closed.astype(ring.dtype, copy=False)
-        closes = int(self._gap[0]) if self._lone and self._in_step else -1  # is not in the ring, and comes from here
-        old = [
-            np.where(self._unknown[at], missing, column) if self._is_unknown[at] and at != closes else column
-            for at, column in enumerate(self._ring(ring, k if self._lone else BACK))
-        ]
-        if not self._lone:
-            line = np.full(self._size, missing, ring.dtype)
-            line[self._base] = old
-            line[self._position] = closed
-            return [line[BACK - ago : self._size + 1 - ago] for ago in range(1, k + 1)]
-        # What lies between the closed bucket and the run is empty: the ring's tags say so.
         if self._in_step:
-            if closes < k:
-                old[closes] = closed
+            return [ring[at, self._runs.index] for at in self._at[:k, 0].tolist()]
+        return list(ring[self._at[:k], self._runs.slots])
+
+    def add(self, key: object, ring: Array, closed: Array | None, missing: float = np.nan) -> None:
+        """Windows of ``key`` are made of ``ring`` (16, slots) as it is before the batch is written, and of ``closed``
+        (closings,): what closes now, as precise as the ring."""
+        if not self._runs.single:
+            ring = np.array(self._ring(ring, BACK))
+        self._sources[key] = ring, closed, missing
+
+    def window(self, key: object, k: int) -> Window:
+        """The newest ``k`` buckets of ``key``."""
+        made = self._windows.get(key, [])
+        if len(made) < k:
+            make = self._of_ring if self._runs.single else self._of_line
+            made = self._windows[key] = make(k, *self._sources[key])
+        return made[:k]
+
+    def _of_ring(self, k: int, ring: Array, closed: Array | None, missing: float) -> Window:
+        old = [
+            np.where(self._unknown[at], missing, column) if self._is_unknown[at] and at != self._closes else column
+            for at, column in enumerate(self._ring(ring, k))
+        ]
+        if closed is None or not self._near.size:
             return old
-        near = self._gap < k
+        # What lies between the closed bucket and the run is empty: the ring's tags say so.
+        closed = closed.astype(ring.dtype, copy=False)
+        if self._closes >= 0:
+            if self._closes < k:
+                old[self._closes] = closed
+            return old
+        near = self._near[self._gap[self._near] <= k]
         out = np.stack(old)
-        out[self._gap[near], self._near[near]] = closed[self._near[near]]
+        out[self._gap[near] - 1, self._runs.opening[near]] = closed[near]
         return list(out)
 
+    def _of_line(self, _: int, old: Array, closed: Array | None, missing: float) -> Window:
+        line = np.full(self._size, missing, old.dtype)
+        line[self._base] = np.where(np.stack(self._unknown), missing, old) if any(self._is_unknown) else old
+        if closed is not None:
+            line[self._position] = closed[self._near]
+        return [line[BACK - ago : self._size + 1 - ago] for ago in range(1, RING)]
+
+    def at_runs(self, values: FloatArray) -> FloatArray:
+        """Of ``values`` that were made of windows, those of the runs."""
+        return values if self._runs.single else values[self._begins]
+
     def at_closings(self, values: FloatArray) -> FloatArray:
-        """Of ``values`` that were made of windows, those of the closings."""
-        return values if self._lone else values[self._open]
+        """Of ``values`` that were made of windows, those of the runs before which a bucket closes."""
+        return np.asarray(values[self._runs.opening_index if self._runs.single else self._begins_of_closings])
 
 
 def windowed(function: str, past: Window, k: int) -> FloatArray:
@@ -171,7 +200,7 @@ def in_turns(wells: Slots) -> list[Slots]:
 
 
 def added(start: Array, to: Slots, values: Array) -> Array:
-    """``start`` (rows, k) with ``values`` (rows, n) added at ``to`` (n,), one after the other."""
+    """``start`` (rows, k), contiguous, with ``values`` (rows, n) added at ``to`` (n,), one after the other."""
     if start.shape == values.shape:  # each in its own place
         return np.asarray(start + values)
     flat = start.reshape(-1)
@@ -183,19 +212,20 @@ def added(start: Array, to: Slots, values: Array) -> Array:
 def median(values: Array, least: int) -> FloatArray:
     """Median over the last axis without NaN, in double precision; NaN where fewer than ``least`` values are there.
     (…, k) → (…)"""
-    ordered = np.array(values, order="C")
-    ordered.sort(axis=-1)  # NaN last
     size = values.shape[-1]
-    if size == 0 or ordered.size == 0:
+    ordered = np.array(values, order="C").reshape(-1, size)
+    if ordered.size == 0:
         return np.full(values.shape[:-1], np.nan)
-    if not np.isnan(ordered[..., -1]).any():
-        low, high = ordered[..., (size - 1) // 2], ordered[..., size // 2]
-        return np.asarray((low.astype(np.float64) + high) / 2)
-    n = size - np.isnan(ordered).sum(axis=-1).ravel()
-    flat, rows = ordered.reshape(-1, size), np.arange(n.shape[0])
-    low = flat[rows, np.maximum(n - 1, 0) // 2].astype(np.float64)
-    high = flat[rows, np.minimum(n // 2, size - 1)]
-    return np.where(n >= least, (low + high) / 2, np.nan).reshape(values.shape[:-1])
+    ordered.sort(axis=-1)  # NaN last
+    n: Any = size - int(np.count_nonzero(np.isnan(ordered[0])))
+    is_alike = (not n or not np.isnan(ordered[:, n - 1]).any()) and (n == size or np.isnan(ordered[:, n]).all())
+    if is_alike:  # as many values in each row: columns in place of gathers
+        low, high = ordered[:, max(n - 1, 0) // 2], ordered[:, min(n // 2, size - 1)]
+    else:
+        n, rows = size - np.isnan(ordered).sum(axis=-1), np.arange(ordered.shape[0])
+        low, high = ordered[rows, np.maximum(n - 1, 0) // 2], ordered[rows, np.minimum(n // 2, size - 1)]
+    middle = (low.astype(np.float64) + high) / 2
+    return np.where(n >= least, middle, np.nan).reshape(values.shape[:-1])
 
 
 def in_order(window: Window) -> FloatArray:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from esp_ingest.diagnostics.engine.buckets import Key, Slots, as_index
+from esp_ingest.diagnostics.engine.features import Features
 from esp_ingest.diagnostics.engine.well_state import Array, Journal
 from esp_ingest.diagnostics.language.evaluation import BoolArray
 from esp_ingest.diagnostics.language.functions import DERIVED, FUNCTIONS, LOAD_EXPONENTS, parts_of
@@ -89,6 +90,14 @@ class Rows:
         """What ``state`` (…, slots) has of the well of each row, (…, n), a copy."""
         return self.before(state) if self.single else np.array(state[..., self.slot])
 
+    def seen(self, state: Array) -> Array:
+        """As :meth:`of`, but not to be changed: it may be a part of the state."""
+        return np.asarray(state[..., self.index if self.single else self.slot])
+
+    def newest(self, values: Array) -> Array:
+        """``values`` (…, n) at the last row of each well, (…, wells); not to be changed."""
+        return values if self.single else np.asarray(values[..., self.last])
+
     def before(self, state: Array) -> Array:
         """What ``state`` (…, slots) has of the wells of the batch, (…, wells), a copy."""
         return np.array(state[..., self.index])
@@ -96,22 +105,24 @@ class Rows:
 
 def grouped(slot: Slots, t: IntArray, received: IntArray, last_us: IntArray) -> Rows:
     """Rows whose time is above everything received before for the same well, grouped by well. ``last_us`` by slot."""
-    order = np.argsort(slot, kind="stable")
-    slot, t = slot[order], t[order]
+    order = np.arange(slot.shape[0])
+    if (slot[1:] < slot[:-1]).any():
+        order = np.argsort(slot, kind="stable")
+        slot, t, received = slot[order], t[order], received[order]
     newer = t > last_us[slot]
     boundary = np.empty(slot.shape[0], np.bool_)
     if slot.shape[0]:
         boundary[0] = True
         np.not_equal(slot[1:], slot[:-1], out=boundary[1:])
-    if not boundary.all():
+    if not (boundary[1:] | (t[1:] > t[:-1])).all():
         newer &= _record_highs(t, np.cumsum(boundary) - 1)
     if not newer.all():
-        order, slot, t = order[newer], slot[newer], t[newer]
+        order, slot, t, received = order[newer], slot[newer], t[newer], received[newer]
         boundary = boundary[newer]
         if slot.shape[0]:
             boundary[0] = True
             np.not_equal(slot[1:], slot[:-1], out=boundary[1:])
-    return _rows(order, slot, t, received[order], boundary)
+    return _rows(order, slot, t, received, boundary)
 
 
 def _rows(source: Slots, slot: Slots, t: IntArray, received: IntArray, boundary: BoolArray) -> Rows:
@@ -149,7 +160,7 @@ class BatchColumns:
         rows: Rows,
         signals: dict[str, FloatArray],
         facts: Mapping[str, Callable[[], Array]],
-        features: FloatArray,
+        features: Features,
         feature_row: dict[Key, int],
         run: Slots,
         config: dict[Key, Any],
@@ -158,7 +169,7 @@ class BatchColumns:
         journal: Journal,
     ) -> None:
         """``signals``: usable values by name; ``facts``: by name, made when they are read, true/false as 1/0;
-        ``features`` (features, runs) with ``run`` (n,); ``config``: limits and parameters by key, scalar or (n,);
+        ``features`` by run, with ``run`` (n,); ``config``: limits and parameters by key, scalar or (n,);
         ``seen``: by signal (value, time) of the newest valid reading at each row, and (value, time) by well before the
         batch; ``within_us`` (sites, slots)."""
         self.rows = rows
@@ -202,7 +213,7 @@ class BatchColumns:
         return self._feature(key) if evaluate is None else evaluate(self, name)
 
     def _feature(self, key: Key) -> FloatArray:
-        by_run: FloatArray = self.features[self.feature_row[key]]
+        by_run = self.features.of(self.feature_row[key])
         return by_run if by_run.shape[0] == len(self.rows) else by_run[self.run]
 
     def previous(self, name: str) -> FloatArray:

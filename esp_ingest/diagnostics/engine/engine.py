@@ -224,7 +224,7 @@ class Engine:
         journal.put(state["last_us"], rows.slots, rows.t[rows.last])
         journal.put(state["received_us"], rows.slots, rows.received[rows.last])
         facts = facts_of(rows, measured, running, frozen, last_us, last_received)
-        facts["baseline_held"] = lambda: running.features[self._baselines.row[HELD]][running.run]
+        facts["baseline_held"] = lambda: running.features.of(self._baselines.row[HELD])[running.run]
         if self._stop_grades.is_used:
             facts |= self._stop_grades.advance(journal, rows, measured, running)
         frame = BatchColumns(
@@ -283,17 +283,17 @@ class Engine:
         return rows
 
     def _values(self, readings: Readings, rows: Rows) -> FloatArray:
-        values = readings.values[:, rows.source]
-        if not self.rules.extra_signals:
-            return values
-        more = np.full((len(self.rules.extra_signals), len(rows)), np.nan)
-        if readings.extra:
+        sent, more = readings.values.shape[0], list(self.rules.extra_signals)
+        values = np.empty((sent + len(more), len(rows)))
+        np.take(readings.values, rows.source, axis=1, out=values[:sent], mode="clip")
+        values[sent:] = np.nan
+        if more and readings.extra:
             place = {int(source): at for at, source in enumerate(rows.source)}
             for source, text in readings.extra.items():
                 if source in place:
-                    pick(text, list(self.rules.extra_signals), more[:, place[source]])
-        more *= np.array([unit.factor for unit in self.rules.extra_signals.values()])[:, None]
-        return np.concatenate([values, more])
+                    pick(text, more, values[sent:, place[source]])
+            values[sent:] *= np.array([unit.factor for unit in self.rules.extra_signals.values()])[:, None]
+        return values
 
     def _bad(self, readings: Readings, rows: Rows) -> dict[str, BoolArray]:
         """Rows whose signal was outside its hard limits: the reading's quality names it."""

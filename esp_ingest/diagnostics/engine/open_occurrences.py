@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from esp_ingest.diagnostics import alarm as alarms
 from esp_ingest.diagnostics.alarm import Occurrence
 from esp_ingest.diagnostics.engine.baseline import HOURS, Baselines
@@ -50,6 +48,8 @@ class OpenOccurrences:
         self.counts: Counter[tuple[str, str]] = Counter()
         self.journal, self.state = journal, state
         self._rules, self._wells, self._baselines, self.baseline = rules, wells, baselines, baseline
+        self._medians = sorted((str(key[1]), at) for key, at in baselines.row.items() if key[0] == "median")
+        self._needing_baseline = {rule.name for rule in rules.rules if rule.needs_baseline}
         self.begin()
 
     def begin(self) -> None:
@@ -195,14 +195,11 @@ class OpenOccurrences:
         signals = {
             name: float(values[row]) for name, values in batch.measured.raw.items() if values[row] == values[row]
         }
-        run = batch.running.run[row]
-        medians = {
-            str(key[1]): rounded(batch.running.features[at, run])
-            for key, at in self._baselines.row.items()
-            if key[0] == "median" and batch.running.features[at, run] == batch.running.features[at, run]
-        }
+        features, run = batch.running.features, batch.running.run[row]
+        usual = {name: features.one(at, run) for name, at in self._medians}
+        medians = {name: rounded(value) for name, value in usual.items() if value == value}
         state = {1: "running", 0: "stopped"}.get(int(batch.running.running[row]), "not known")
-        slow = trends_of(rule, self._baselines.row, batch.running.features[:, run])
+        slow = trends_of(rule, self._baselines.row, features, run)
         trends = {"trends": {trend.signal: trend.figures() for trend in slow}} if slow else {}
         return as_json({**signals, "median_24h": medians, "well": state, **trends})
 
@@ -220,22 +217,22 @@ class OpenOccurrences:
 
     def _trend_at(self, batch: BatchContext, rule: Rule, row: int) -> str:
         """For people: the slow trend that ``rule`` reads, else how the drops of this week stand to the week before."""
-        features = batch.running.features[:, batch.running.run[row]]
-        slow = trends_of(rule, self._baselines.row, features)
+        features, run = batch.running.features, batch.running.run[row]
+        slow = trends_of(rule, self._baselines.row, features, run)
         if slow:
             return "; ".join(trend.words for trend in slow)
         at = self._baselines.row.get(("drops_trend", "current_load"))
-        trend = number_of(features[at]) if at is not None else None
+        trend = number_of(features.one(at, run)) if at is not None else None
         if trend is None:
             return "too early to compare with the week before"
         return f"{100 * trend:.0f} % of those of the week before"
 
     def _confidence(self, batch: BatchContext, rule: Rule, row: int) -> float:
         """The rule's own confidence, less where the baseline is younger than a day of running."""
-        if not rule.needs_baseline:
+        if rule.name not in self._needing_baseline:
             return rule.confidence
-        hours = batch.running.features[self._baselines.row[HOURS], batch.running.run[row]]
-        return round(rule.confidence * float(np.nan_to_num(hours)) / 24, 3)
+        hours = batch.running.features.one(self._baselines.row[HOURS], batch.running.run[row])
+        return round(rule.confidence * (hours if hours == hours else 0.0) / 24, 3)
 
     def _recently(self, batch: BatchContext, step: RuleStep, row: int, within_us: int) -> bool:
         newest = batch.columns.recent.get(step.index)

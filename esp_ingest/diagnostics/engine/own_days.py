@@ -20,12 +20,13 @@ from typing import Any
 import numpy as np
 
 from esp_ingest.diagnostics.engine.buckets import BUCKET_US, Key, Runs, Slots, Window, in_turns, median, present
+from esp_ingest.diagnostics.engine.features import Features
 from esp_ingest.diagnostics.engine.well_state import NEVER, Array, Journal, WellArrays
 from esp_ingest.diagnostics.language.evaluation import BoolArray
 from esp_ingest.model import FloatArray, IntArray
 
 _HEALTHY, _LOW = 0.9, 0.8  # of the running median
-_MEAN_BUCKETS = 6  # 30 minutes
+MEAN_BUCKETS = 6  # 30 minutes
 _LEAST_BUCKETS = 3
 _USUAL_DAYS = 5
 _LEAST_DAYS = 2  # before drops are a habit
@@ -66,7 +67,7 @@ class OwnDays:
         self._state, self._row = state, row
         self._usual = [key for key in keys if key[0] in _USUAL]
         self._extremes = [_USUAL[str(key[0])][1] for key in self._usual]
-        self._sources = np.array([row[_source(key)] for key in self._usual], np.intp)
+        self._sources = [row[_source(key)] for key in self._usual]
         self._dropping = sorted({str(key[1]) for key in keys if key[0] in _OF_DROPS})
         self._lows = sorted({str(key[1]) for key in keys if key[0] == "low"})
         self.is_used = bool(keys)
@@ -85,13 +86,13 @@ class OwnDays:
     def plan(
         self,
         runs: Runs,
-        features: FloatArray,
+        features: Features,
         means: dict[str, FloatArray],
         settled: BoolArray,
         day: IntArray,
         ended: BoolArray,
     ) -> OwnPlan:
-        """What the closed buckets of a batch change. ``features`` (features, runs) is filled in. ``means`` are the
+        """What the closed buckets of a batch change. ``features`` are filled in. ``means`` are the
         5-minute means by signal, (closings,). For each closing, ``settled`` says whether the well ran steadily,
         ``day`` which of the well's days of running it belongs to, and ``ended`` whether it is the last one of that
         day."""
@@ -104,13 +105,13 @@ class OwnDays:
         starts = np.flatnonzero(groups)
         healthy, excursion, drops = [], [], []
         for at, name in enumerate(self._dropping):
-            share = means[name] / features[self._row[("median", name)], runs.opening]
+            share = means[name] / features.at_closings(self._row["median", name])
             code = np.where(~settled | ~(share < _HEALTHY), 1, np.where(share < _LOW, -1, 0)).astype(np.int8)
             end_us = (runs.closed + 1) * BUCKET_US
             since = _carried(code == 1, end_us, state["healthy_us"][at][slots[first]], first, which)
             if ("low_time", name) in self._row:
                 seconds = np.where(since == NEVER, 0.0, (end_us - since) / 1e6)
-                features[self._row["low_time", name], runs.opening] = np.where(settled, seconds, np.nan)
+                features.close(self._row["low_time", name], np.where(settled, seconds, np.nan))
             before = state["excursion"][at][slots[first]]
             now = _carried(code != 0, code, before, first, which)
             previous = np.empty_like(now)
@@ -134,7 +135,7 @@ class OwnDays:
     def _days(
         self,
         runs: Runs,
-        features: FloatArray,
+        features: Features,
         settled: BoolArray,
         groups: BoolArray,
         starts: Slots,
@@ -147,16 +148,16 @@ class OwnDays:
         extreme = np.empty((len(self._usual), starts.shape[0]))
         drops = plan.drops.reshape(len(self._dropping), starts.shape[0])
         if runs.lone:
-            for at, (ufunc, source) in enumerate(zip(self._extremes, self._sources.tolist(), strict=True)):
-                values = np.where(settled, features[source, runs.opening_index], np.nan)
-                ufunc(values, state["day_extreme"][at, runs.closing_index], out=extreme[at])
-            drops += state["day_drops"][:, runs.closing_index]
+            for at, (ufunc, source) in enumerate(zip(self._extremes, self._sources, strict=True)):
+                values = np.where(settled, features.at_closings(source), np.nan)
+                ufunc(values, state["day_extreme"][at, runs.closers], out=extreme[at])
+            drops += state["day_drops"][:, runs.closers]
         else:
             opens = runs.new[starts]  # the day was open before the batch
             slots = runs.closing_slot[starts[opens]]
-            values = np.where(settled, features[self._sources[:, None], runs.opening], np.nan)
-            for at, ufunc in enumerate(self._extremes):
-                extreme[at] = ufunc.reduceat(values[at], starts)
+            for at, (ufunc, source) in enumerate(zip(self._extremes, self._sources, strict=True)):
+                values = np.where(settled, features.at_closings(source), np.nan)
+                extreme[at] = ufunc.reduceat(values, starts)
                 extreme[at, opens] = ufunc(extreme[at, opens], state["day_extreme"][at][slots])
             drops[:, opens] += state["day_drops"][:, slots]
         ends = np.append(starts[1:], groups.shape[0]) - 1
@@ -170,7 +171,7 @@ class OwnDays:
         return plan
 
     def _end(
-        self, runs: Runs, features: FloatArray, plan: OwnPlan, at: Slots, extreme: FloatArray, drops: FloatArray
+        self, runs: Runs, features: Features, plan: OwnPlan, at: Slots, extreme: FloatArray, drops: FloatArray
     ) -> None:
         """Append the days that end at the closings ``at`` to the rings of days, newest first: one day of each well
         at a time."""
@@ -189,11 +190,7 @@ class OwnDays:
             plan.days[:, :, wells], plan.drop_days[:, :, wells] = days, drop_days
             known.append((days, drop_days))
         made = self._made(*(np.concatenate(each, axis=-1) for each in zip(*known, strict=True)))
-        rows, values = np.array(list(made)), np.array(list(made.values()))
-        now = np.concatenate(turns)
-        after = np.searchsorted(runs.well, well[now], side="right")
-        for place, (begin, end) in enumerate(zip(run[now].tolist(), after.tolist(), strict=True)):
-            features[rows, begin:end] = values[:, place, None]
+        features.change(made, run[np.concatenate(turns)], np.array(list(made.values())))
 
     def _made(self, days: FloatArray, drop_days: FloatArray) -> dict[int, FloatArray]:
         """The features by row, each (wells,), computed from the days of these wells, newest day first."""
@@ -217,7 +214,7 @@ class OwnDays:
     def commit(self, journal: Journal, runs: Runs, plan: OwnPlan) -> None:
         """Write the plan of a batch into the state."""
         state = self._state
-        slots = runs.closing_index if runs.lone else runs.closing_slot[runs.new]
+        slots = runs.closers
         if self._dropping:
             journal.put(state["healthy_us"], (slice(None), slots), plan.healthy_us)
             journal.put(state["excursion"], (slice(None), slots), plan.excursion)
@@ -244,7 +241,7 @@ def sources_of(key: Key) -> list[Key]:
 
 def low_mean(window: Window) -> FloatArray:
     """The mean of the newest 30 minutes of a ``window`` of 5-minute means. NaN if fewer than half of them are there."""
-    total, count = present(window[:_MEAN_BUCKETS])
+    total, count = present(window[:MEAN_BUCKETS])
     return np.where(count >= _LEAST_BUCKETS, total / count, np.nan)
 
 

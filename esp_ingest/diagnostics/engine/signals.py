@@ -12,7 +12,9 @@ from esp_ingest.diagnostics.engine.baseline import SETTLE_US, Baselines
 from esp_ingest.diagnostics.engine.buckets import BUCKET_US, Runs, Slots
 from esp_ingest.diagnostics.engine.columns import Rows, derived_or_sent
 from esp_ingest.diagnostics.engine.common_stops import CommonStops, Followed
+from esp_ingest.diagnostics.engine.features import Features
 from esp_ingest.diagnostics.engine.well_state import NEVER, Array, Journal, WellArrays
+from esp_ingest.diagnostics.engine.windows import INTERVAL
 from esp_ingest.diagnostics.language.evaluation import BoolArray
 from esp_ingest.model import MIN_FREQUENCY_HZ, FloatArray, IntArray
 
@@ -92,26 +94,26 @@ class SignalState:
         state = self._state
         old, old_us = rows.before(state["value"]), rows.before(state["value_us"])
         valid = ~np.isnan(values)
-        is_whole = np.asarray(valid.all(axis=1))
-        is_sent = np.asarray(is_whole | valid.any(axis=1) | (old_us != NEVER).any(axis=1))
-        newest, newest_us = values[:, rows.last], np.empty_like(old_us)
-        newest_us[:] = rows.t[rows.last]
+        is_whole: BoolArray = np.asarray(valid.all(axis=1))
+        is_sent: BoolArray = np.asarray(is_whole | valid.any(axis=1))
+        is_sent[~is_sent] = (old_us[~is_sent] != NEVER).any(axis=1)
+        index = (slice(None), rows.index)
+        journal.put_over(state["value"], index, old, rows.newest(values))
+        journal.put_over(state["value_us"], index, old_us, rows.newest(rows.t))
         held, seen = {}, {}
         for at, (name, whole, sent) in enumerate(zip(self._names, is_whole.tolist(), is_sent.tolist(), strict=True)):
             raw = values[at]
             value, when_us, held[name] = raw, rows.t, raw
             if not sent:
                 when_us = np.full(len(rows), NEVER)
+                state["value_us"][at, rows.index] = NEVER
             elif not whole:
                 value, when_us = rows.carry(valid[at], raw, old[at]), rows.carry(valid[at], rows.t, old_us[at])
                 fresh = rows.t - when_us <= HOLD_US
                 held[name] = np.where(fresh & ~bad[name] if name in bad else fresh, value, np.nan)
-                newest[at], newest_us[at] = value[rows.last], when_us[rows.last]
+                state["value"][at, rows.index] = rows.newest(value)
+                state["value_us"][at, rows.index] = rows.newest(when_us)
             seen[name] = value, when_us, old[at], old_us[at]
-        some = np.flatnonzero(is_sent)
-        index = (some, rows.index) if isinstance(rows.index, slice) else (some[:, None], rows.slots)
-        journal.put_over(state["value"], index, old[some], newest[some])
-        journal.put_over(state["value_us"], index, old_us[some], newest_us[some])
         return held, seen
 
     def _dropouts(self, held: dict[str, FloatArray], seen: dict[str, Any]) -> BoolArray:
@@ -198,25 +200,29 @@ class SignalState:
         """Seconds for which a signal has not moved at all over 12 samples, while another has; by signal, where any.
 
         After a day of it the signal is no longer usable: neither rules nor what the well is used to read it."""
-        sent = [name for name in FREEZABLE if measured.seen[name][1].max() != NEVER]
+        times_us = {name: measured.seen[name][1] for name in FREEZABLE}
+        sent = [name for name, when_us in times_us.items() if when_us is rows.t or when_us.max() != NEVER]
         if not sent:
             return {}
         state, which = self._state, np.array([FREEZABLE.index(name) for name in sent])
-        value, when_us, old = (np.stack(of) for of in zip(*(measured.seen[name][:3] for name in sent), strict=True))
-        changed = (when_us == rows.t) & (value != rows.shifted(value, old))
+        value, old = (np.stack([measured.seen[name][of] for name in sent]) for of in (0, 2))
+        changed = value != rows.shifted(value, old)
+        if any(times_us[name] is not rows.t for name in sent):
+            changed &= np.stack([times_us[name] for name in sent]) == rows.t
         index = (which, rows.index) if isinstance(rows.index, slice) else (which[:, None], rows.slots)
         old_moved_us, n_old = np.array(state["moved_us"][index]), np.array(state["moved_n"][index])
-        moved_us = rows.carry(changed, rows.t, old_moved_us)
+        newest, found = rows.latest(changed)
         if rows.single:
             counts = np.where(changed, 0, n_old + 1)
         else:
-            newest, found = rows.latest(changed)
             counts = np.where(found, rows.at - newest, rows.at - rows.first + 1 + n_old[:, rows.group])
-        journal.put_over(state["moved_us"], index, old_moved_us, moved_us[:, rows.last])
-        journal.put_over(state["moved_n"], index, n_old, counts[:, rows.last])
+        newest_moved_us = np.where(rows.newest(found), rows.t[rows.newest(newest)], old_moved_us)
+        journal.put_over(state["moved_us"], index, old_moved_us, newest_moved_us)
+        journal.put_over(state["moved_n"], index, n_old, rows.newest(counts))
         still = counts >= FROZEN_SAMPLES
         if not still.any():
             return {}
+        moved_us = np.where(found, rows.t[newest], old_moved_us[:, rows.group])
         held = np.stack([measured.held[name] for name in sent])
         still &= (moved_us.max(axis=0) > moved_us) & (held != 0) & ~np.isnan(held)
         out = {}
@@ -243,7 +249,7 @@ class Running:
     stop_us: IntArray
     starts: Array  # (3, n), newest first
     stopped_for: Array  # µs stopped before the newest start, −1 for none
-    features: FloatArray
+    features: Features = field(init=False)
     run: Slots
     interval_us: FloatArray  # as known before the row
     changed: bool = False  # some well started or stopped
@@ -283,8 +289,8 @@ class RunState:
         values = np.stack([derived_or_sent(name, usable) for name in baselines.signals])
         dt_us = rows.t - rows.shifted(rows.t, last_us)
         dt_us = np.where(dt_us < -NEVER // 2, dt_us, 0)
-        at = baselines.row[("median", "motor_current")]
-        running = self._running(rows, usable, rows.of(state["features"][at]))
+        at, interval = baselines.row["median", "motor_current"], baselines.row[INTERVAL]
+        running = self._running(rows, usable, rows.seen(state["features"][at]))
         while True:
             out = self._transitions(rows, running, usable.get(SETPOINT))
             runs_now = running == 1
@@ -295,13 +301,15 @@ class RunState:
                 return out
             if plan.pushes is None:
                 break
-            again = self._running(rows, usable, plan.features[at][run])
+            again = self._running(rows, usable, plan.features.of(at)[run])
             if np.array_equal(again, running):
                 break
             running = again
         out.features, out.run, out.half_hours = plan.features, run, plan.half_hours
         out.opened = begins[runs.opening]
-        out.interval_us = rows.shifted(out.features[0][run], state["features"][0][rows.slots])
+        out.interval_us = rows.before(state["features"][interval])
+        if not rows.single:
+            out.interval_us = rows.shifted(plan.features.of(interval)[run], out.interval_us)
         baselines.commit(journal, runs, plan)
         self._commit(journal, rows, out)
         return out
@@ -317,20 +325,21 @@ class RunState:
         state = self._state
         previous = rows.shifted(running, state["running"][rows.slots])
         changed = running != previous
+        is_changed = bool(changed.any())
+        of = rows.of if is_changed else rows.seen
         out = Running(
             running=running,
             settled=np.empty(0, np.bool_),
-            tripped=rows.of(state["tripped"]),
-            start_us=rows.of(state["start_us"]),
-            stop_us=rows.of(state["stop_us"]),
-            starts=rows.of(state["starts"]),
-            stopped_for=rows.of(state["stopped_for"]),
-            features=np.empty((0, 0)),
+            tripped=of(state["tripped"]),
+            start_us=of(state["start_us"]),
+            stop_us=of(state["stop_us"]),
+            starts=of(state["starts"]),
+            stopped_for=of(state["stopped_for"]),
             run=np.empty(0, np.intp),
             interval_us=np.empty(0),
-            changed=bool(changed.any()),
+            changed=is_changed,
         )
-        changes = np.flatnonzero(changed)
+        changes = np.flatnonzero(changed) if is_changed else np.empty(0, np.intp)
         if self._common_stops is not None and out.changed:
             told = np.zeros(len(rows), np.bool_) if setpoint is None else setpoint <= MIN_FREQUENCY_HZ
             out.common = self._common_stops.follow(rows, running, previous, changes, told)
@@ -379,4 +388,4 @@ def _is_running(frequency: FloatArray, current: FloatArray, median: FloatArray) 
     floor = np.where(np.isnan(median), 0.0, MIN_LOAD * median)
     stopped = (frequency <= MIN_FREQUENCY_HZ) | (current <= floor)
     known = (frequency > MIN_FREQUENCY_HZ) | (current > floor)
-    return np.where(stopped, 0, np.where(known, 1, -1)).astype(np.int8)
+    return np.asarray((2 * known.view(np.int8) - 1) * ~stopped)

@@ -3,12 +3,13 @@
 import numpy as np
 
 from esp_ingest.diagnostics.alarm import Occurrence
-from esp_ingest.diagnostics.engine.baseline import INTERVAL, Baselines
+from esp_ingest.diagnostics.engine.baseline import Baselines
 from esp_ingest.diagnostics.engine.columns import Rows
 from esp_ingest.diagnostics.engine.messages import as_json, compose
 from esp_ingest.diagnostics.engine.open_occurrences import OpenOccurrences
 from esp_ingest.diagnostics.engine.rule_step import BatchContext
 from esp_ingest.diagnostics.engine.well_state import NEVER, WellArrays
+from esp_ingest.diagnostics.engine.windows import INTERVAL
 from esp_ingest.diagnostics.language.rules import Rule
 from esp_ingest.model import IntArray
 from esp_ingest.service.text import moment, span

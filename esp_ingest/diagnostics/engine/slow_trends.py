@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from esp_ingest.diagnostics.engine.buckets import BUCKET_US, Key, Runs, Slots, added, median
+from esp_ingest.diagnostics.engine.features import Features
 from esp_ingest.diagnostics.engine.well_state import Array, Journal, WellArrays
 from esp_ingest.model import FloatArray, IntArray
 
@@ -97,9 +98,9 @@ class SlowTrends:
         state.add("slow_start", np.float32, np.nan, self._signals)
         state.add("slow_away", np.int8, 0)
 
-    def plan(self, runs: Runs, at: Slots, means: FloatArray, features: FloatArray) -> SlowPlan:
+    def plan(self, runs: Runs, at: Slots, means: FloatArray, features: Features) -> SlowPlan:
         """Half-hour ``means`` (medians, h) are over at the closings ``at`` (h,), well after well and in order.
-        ``features`` (features, runs) is filled in."""
+        ``features`` are filled in."""
         state, well = self._state, runs.closing_well[at]
         new = np.ones(at.shape[0], np.bool_)
         new[1:] = well[1:] != well[:-1]
@@ -135,7 +136,7 @@ class SlowTrends:
         return plan
 
     def _close(
-        self, runs: Runs, features: FloatArray, plan: SlowPlan, at: Slots, block: IntArray, values: FloatArray
+        self, runs: Runs, features: Features, plan: SlowPlan, at: Slots, block: IntArray, values: FloatArray
     ) -> None:
         """Blocks with ``values`` (signals, blocks) are over at the closings ``at``: a point of each well at a time."""
         state, run = self._state, runs.opening[at]
@@ -152,8 +153,8 @@ class SlowTrends:
         point = block // _BLOCKS
         rank = point - point[np.searchsorted(which, np.arange(wells.shape[0]))][which]
         minutes = (runs.closed[at] + 1) * (BUCKET_US // 60_000_000)
-        after = np.searchsorted(runs.well, wells, side="right")
         known: list[tuple[Slots, _Trends]] = []
+        made: list[tuple[Slots, FloatArray]] = []
         for turn in range(int(rank.max()) + 1):
             some = np.flatnonzero(rank == turn)
             blocks[:, (block[some] % _BLOCKS).astype(np.intp), which[some]] = values[:, some]
@@ -161,21 +162,20 @@ class SlowTrends:
             for part in (done[k : k + _WELLS_AT_ONCE] for k in range(0, done.shape[0], _WELLS_AT_ONCE)):
                 known.append((part, self._add(trends, which[part], blocks, minutes[part])))
                 if sum(each.shape[0] for each, _ in known) >= _WELLS_AT_ONCE:
-                    self._tell(features, known, run, after[which])
-        self._tell(features, known, run, after[which])
+                    made.append(self._told(known))
+        if known:
+            made.append(self._told(known))
+        if made:
+            points = np.concatenate([each for each, _ in made])
+            features.change([row for row, *_ in self._rows], run[points], np.concatenate([v for _, v in made], axis=1))
 
-    def _tell(self, features: FloatArray, known: list[tuple[Slots, _Trends]], run: Slots, after: Slots) -> None:
-        """Fill in what is known of the signals after each of the points ``known``, from its run on, and empty the list.
-        By block: its ``run``, and the one ``after`` its well's last."""
-        if not known:
-            return
+    def _told(self, known: list[tuple[Slots, _Trends]]) -> tuple[Slots, FloatArray]:
+        """The points ``known``, and what is known of the signals after each of them, (features, points). The list is
+        emptied."""
         parts, trends = zip(*known, strict=True)
         known.clear()
         made = _judged(_joined(trends))
-        values = np.array([made[function][signal] for _, function, signal in self._rows])
-        rows, points = np.array([row for row, *_ in self._rows]), np.concatenate(parts)
-        for place, (begin, end) in enumerate(zip(run[points].tolist(), after[points].tolist(), strict=True)):
-            features[rows, begin:end] = values[:, place, None]
+        return np.concatenate(parts), np.array([made[function][signal] for _, function, signal in self._rows])
 
     def _add(self, trends: _Trends, wells: Slots, blocks: Array, minutes: IntArray) -> _Trends:
         """One more point of each of ``wells``: what is kept of them after it."""
@@ -236,7 +236,7 @@ def _set_start(part: _Trends, speed: int) -> None:
     due[speed] = np.isnan(part.start[speed]) & (there[speed] >= 1)
     if due.any():
         signal, well = np.nonzero(due)
-        part.start[signal, well] = np.nanmedian(part.points[signal, :, well].astype(np.float64), axis=-1)
+        part.start[signal, well] = median(part.points[signal, :, well], 1)
 
 
 def _joined(parts: Sequence[_Trends]) -> _Trends:
@@ -251,7 +251,8 @@ def _judged(part: _Trends) -> dict[str, FloatArray]:
     start = part.start.astype(np.float64)
     n = (~np.isnan(y)).sum(axis=1)
     newest = y[:, 0]
-    rises = np.abs(np.nansum(np.sign(y[:, _NEWER] - y[:, _OLDER]), axis=1))
+    rise = y[:, _NEWER] - y[:, _OLDER]
+    rises = np.abs(np.count_nonzero(rise > 0, axis=1) - np.count_nonzero(rise < 0, axis=1))
     z = np.maximum(rises - 1, 0) / np.sqrt(n * (n - 1) * (2 * n + 5) / 18)
     confidence = _erf(z / math.sqrt(2))
     smooth = np.sort(np.stack([y[:, :-2], y[:, 1:-1], y[:, 2:]]), axis=0)[1]  # a single bad point is no step

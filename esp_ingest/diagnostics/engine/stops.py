@@ -63,21 +63,22 @@ class StopGrades:
         return rows.of(self._state[name])
 
     def _graded(self, rows: Rows, measured: Measured, running: Running, at: int) -> dict[str, float]:
-        feature = running.features[:, running.run[at]]
+        speed, usual_load, usual_hertz, load_before = (
+            running.features.one(self._row[key], running.run[at]) for key in (_SPEED, _USUAL, _USUAL_SPEED, _LOAD)
+        )
         reach_us = np.fmax(STEP_US, 2 * running.interval_us[at])
         current, hertz = (_before(rows, measured, name, at, reach_us) for name in ("motor_current", "vsd_frequency"))
-        ramped = bool(hertz < _RAMPED_SHARE * feature[self._row[_SPEED]])
+        ramped = bool(hertz < _RAMPED_SHARE * speed)
         load = current / hertz**2
         if ramped:
-            load = self._before_ramp(feature[self._row[_LOAD]], load, running.interval_us[at])
+            load = self._before_ramp(load_before, load, running.interval_us[at])
         setpoint = measured.usable.get(SETPOINT)
         told = np.nan if setpoint is None else np.fmin(setpoint[at], _before(rows, measured, SETPOINT, at, reach_us))
-        usual_hertz = feature[self._row[_USUAL_SPEED]]
         steady = ramped or abs(hertz - usual_hertz) <= (1 - _RAMPED_SHARE) * usual_hertz
         if not steady or rows.t[at] - running.start_us[at] < SETTLE_US:
             load = np.nan  # A/f² compares only loads of a settled pump at about its usual speed
         return {
-            "load_at_stop": float(load / feature[self._row[_USUAL]]),
+            "load_at_stop": float(load / usual_load),
             "stop_ramped": ramped,
             "stop_commanded": bool(told <= MIN_FREQUENCY_HZ),
         }

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from esp_ingest.diagnostics.engine.buckets import Key
+from esp_ingest.diagnostics.engine.features import Features
 from esp_ingest.diagnostics.language.rules import Rule
-from esp_ingest.model import FloatArray
 
 _DAY_SECONDS = 86_400.0
 _LONGEST_DAYS = 3_650.0  # what lies further off is no forecast
@@ -42,16 +42,16 @@ class Trend:
         return found
 
 
-def trends_of(rule: Rule, row: dict[Key, int], features: FloatArray) -> list[Trend]:
-    """The known trends (``features`` of one run) whose confidence ``rule`` reads; the days are counted to its parameter
-    ``limit``."""
+def trends_of(rule: Rule, row: dict[Key, int], features: Features, run: int) -> list[Trend]:
+    """The known trends (``features`` during ``run``) whose confidence ``rule`` reads; the days are counted to its
+    parameter ``limit``."""
     if rule.when is None:
         return []
     found = []
     for key in sorted((key for key in rule.when.columns if key[0] == "slow_confidence"), key=str):
         signal = key[1]
         ratio, slope, confidence = (
-            float(features[row[function, signal]]) if (function, signal) in row else float("nan")
+            features.one(row[function, signal], run) if (function, signal) in row else float("nan")
             for function in ("slow_ratio", "slow_rate", "slow_confidence")
         )
         if ratio == ratio and slope == slope and confidence == confidence:

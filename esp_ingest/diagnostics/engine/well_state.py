@@ -31,6 +31,7 @@ class _Spec(NamedTuple):
     dtype: npt.DTypeLike
     fill: float | int
     newest_first: bool
+    is_cache: bool
 
 
 class Exported(NamedTuple):
@@ -62,12 +63,14 @@ class WellArrays:
         labels: Sequence[Hashable] | None = None,
         shape: tuple[int, ...] = (),
         newest_first: bool = False,
+        is_cache: bool = False,
     ) -> None:
         """``shape`` and labels stand before the axis of wells: (len(labels), *shape, wells). ``newest_first``: if an
-        older version exported a longer series, the first part of it is put back."""
+        older version exported a longer series, the first part of it is put back. ``is_cache``: it can be made of other
+        arrays again, so it is not exported."""
         full = (*((len(labels),) if labels is not None else ()), *shape)
         names = [_plain(label) for label in labels] if labels is not None else None
-        self._specs[name] = _Spec(names, full, dtype, fill, newest_first)
+        self._specs[name] = _Spec(names, full, dtype, fill, newest_first, is_cache)
         self._memory[name] = _untouched((*full, self.capacity), dtype)
         self._arrays[name] = self._memory[name][..., : self._filled]
         self._arrays[name][...] = fill
@@ -133,7 +136,7 @@ class WellArrays:
         columns = np.asarray(slots, np.intp)
         for name, spec in self._specs.items():
             dtype, count = np.dtype(spec.dtype).str, 1 if spec.labels is None else len(spec.labels)
-            if not count:
+            if not count or spec.is_cache:
                 continue
             rows = np.ascontiguousarray(
                 self._arrays[name][..., columns].reshape(count, -1, len(slots)).transpose(2, 0, 1)

@@ -1,0 +1,133 @@
+"""Features over the last hour: made of the closed 5-minute buckets, of which a ring of 16 is kept a well.
+
+What a day of the well is made of (own_days.py) is computed when a bucket closes. All other windows are computed when a
+rule reads them (features.py), which as long as all is well is seldom: they are a function of the rings and the running
+medians, which stay as they are until the next bucket closes."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from esp_ingest.diagnostics.engine.baseline_plan import Plan
+from esp_ingest.diagnostics.engine.buckets import (
+    BUCKET_SECONDS,
+    RING,
+    Key,
+    Past,
+    Runs,
+    as_index,
+    median,
+    variation,
+    windowed,
+)
+from esp_ingest.diagnostics.engine.own_days import MEAN_BUCKETS, low_mean
+from esp_ingest.diagnostics.engine.well_state import NEVER, Journal, WellArrays
+from esp_ingest.model import FloatArray
+
+INTERVAL: Key = ("interval",)  # usual time between readings, µs: median of the 5-minute means of the last hour
+_INTERVAL_BUCKETS, _LEAST_INTERVALS = 12, 3
+
+
+class HourWindows:
+    """The rings of all wells, kept in ``state``. ``daily``: the keys of the features that are made whenever a bucket
+    closes, all others are made when they are read; ``ringed`` and ``squares``: the signals of
+    which means, and sums for the variation are kept; ``lows``: the signals of whose last 30 minutes the mean is needed;
+    ``signals``: those of which the plan has means; ``row``: of each key in the features."""
+
+    def __init__(
+        self,
+        state: WellArrays,
+        daily: Sequence[Key],
+        ringed: Sequence[str],
+        squares: Sequence[str],
+        lows: Sequence[str],
+        signals: Sequence[str],
+        row: dict[Key, int],
+    ) -> None:
+        self._state, self._row = state, row
+        self._daily = daily
+        self._lows = lows
+        self._ringed, self._squares = ringed, squares
+        self._ring_place = [signals.index(name) for name in ringed]
+        self._square_place = [signals.index(name) for name in squares]
+        state.add("ring_tag", np.int64, NEVER, shape=(RING,))
+        state.add("ring_dt", np.float64, np.nan, shape=(RING,))
+        state.add("ring_mean", np.float32, np.nan, ringed, (RING,))  # no gauge has more than seven digits
+        for name in ("ring_sum", "ring_square"):
+            state.add(name, np.float64, 0.0, squares, (RING,))
+        state.add("ring_n", np.float32, 0.0, squares, (RING,))  # whole numbers, exact up to 16 million
+
+    # -- what a batch makes of them
+
+    def past(self, runs: Runs, plan: Plan | None) -> Past:
+        """The buckets before each run, with those that ``plan`` closes; None if there are none. The state may be
+        written afterwards."""
+        state, past = self._state, Past(runs, self._state)
+        past.add("dt", state["ring_dt"], None if plan is None else plan.mean_dt)
+        for at, name in enumerate(self._ringed):
+            closes = None if plan is None else plan.means[self._ring_place[at]]
+            past.add(("mean", name), state["ring_mean"][at], closes)
+        for at, name in enumerate(self._squares):
+            closed: list[Any] = [None] * 3
+            if plan is not None:
+                place = self._square_place[at]
+                closed = [plan.closed_counts[place], plan.closed_sums[place], plan.closed_squares[at]]
+            for ring, values in zip(("n", "sum", "square"), closed, strict=True):
+                past.add((ring, name), state[f"ring_{ring}"][at], values, 0.0)
+        return past
+
+    def close(self, runs: Runs, plan: Plan) -> None:
+        """Buckets close: compute what is needed of each of them."""
+        past = plan.past = self.past(runs, plan)
+        features, row = plan.features, self._row
+        dt = [past.at_closings(column) for column in past.window("dt", _INTERVAL_BUCKETS)]
+        features.close(row[INTERVAL], median(np.stack(dt, axis=-1), _LEAST_INTERVALS))
+        for key in self._daily:
+            values = past.at_closings(self._windowed(past, key))
+            features.close(row[key], self._scaled(key, values, features.at_closings))
+        for name in self._lows:
+            low = past.at_closings(low_mean(past.window(("mean", name), MEAN_BUCKETS)))
+            features.close(row["low", name], low / features.at_closings(row["median", name]))
+
+    @staticmethod
+    def _windowed(past: Past, key: Key) -> FloatArray:
+        function, signal, k = str(key[0]), key[1], int(str(key[2])) // BUCKET_SECONDS
+        if function == "cv":
+            return variation(*(past.window((ring, signal), k) for ring in ("n", "sum", "square")))
+        reach = k if function in ("mean", "spread") else k + 3
+        return windowed(function, past.window(("mean", signal), reach), k)
+
+    def _scaled(self, key: Key, values: FloatArray, feature: Callable[[int], FloatArray]) -> FloatArray:
+        function, signal, seconds = str(key[0]), key[1], int(str(key[2]))
+        if function == "trend":
+            values = values / feature(self._row["median", signal])
+        return values / seconds if function in ("trend", "rate") else values
+
+    def read(self, runs: Runs, plan: Plan, key: Key) -> FloatArray:
+        """The window ``key`` by run, (runs,), once the batch is written into the state."""
+        if plan.past is None:
+            plan.past = self.past(runs, None)
+        return self._scaled(key, plan.past.at_runs(self._windowed(plan.past, key)), plan.features.of)
+
+    def commit(self, journal: Journal, runs: Runs, plan: Plan) -> None:
+        """Put the closed buckets into the rings: the last 16; what is older would be overwritten at once."""
+        state, closed, slots = self._state, runs.closed, runs.closing_slot
+        some: Any = slice(None)
+        if not runs.single:
+            recent = closed >= runs.bucket[runs.last][runs.closing_well] - RING
+            newest = np.append(runs.new[1:], True)
+            some = np.flatnonzero(recent | newest)
+            closed, slots = closed[some], slots[some]
+        at = (closed % RING).astype(np.intp)
+        index: Any = (at, slots)
+        if (at == at[0]).all():  # a fleet in step: whole rows of the ring
+            index = (int(at[0]), as_index(slots))
+        journal.put(state["ring_tag"], index, closed)
+        journal.put(state["ring_dt"], index, plan.mean_dt[some])
+        for nth, place in enumerate(self._ring_place):
+            journal.put(state["ring_mean"][nth], index, plan.means[place, some])
+        for nth, place in enumerate(self._square_place):
+            journal.put(state["ring_sum"][nth], index, plan.closed_sums[place, some])
+            journal.put(state["ring_n"][nth], index, plan.closed_counts[place, some])
+            journal.put(state["ring_square"][nth], index, plan.closed_squares[nth, some])
