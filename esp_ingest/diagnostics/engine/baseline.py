@@ -25,8 +25,8 @@ from esp_ingest.diagnostics.engine.buckets import (
     Runs,
     Slots,
     added,
+    appended,
     as_index,
-    in_turns,
     median,
 )
 from esp_ingest.diagnostics.engine.features import Features, OnDemand
@@ -330,27 +330,29 @@ class Baselines:
 
     def _end_days(self, runs: Runs, pushes: Pushes, medians: FloatArray) -> tuple[Slots, FloatArray] | None:
         """If the well's speed changed or a day of running ended: the places of such pushes, and the habits (habits,
-        places) after each of them. One day of each well at a time."""
+        places) after each of them."""
         ends = np.flatnonzero((pushes.number + 1) % _LONG == 0)
         if not self._habits or not (ends.size or pushes.steps):
             return None
         state = self._state
-        pushes.days = days = state["days"][:, :, runs.slots]
+        wells = np.unique(pushes.well[[*ends, *(step.at for step in pushes.steps)]])
+        pushes.day_slots = slots = runs.slots[wells]
+        pushes.days = days = state["days"][:, :, slots]
         places, habits = [], []
         for step in pushes.steps:
-            factors, well = step.factors[self._habit_of], pushes.well[step.at]
-            days[:, :, well] *= factors[:, None]
+            factors, which = step.factors[self._habit_of], np.searchsorted(wells, pushes.well[step.at])
+            days[:, :, which] *= factors[:, None]
             places.append(np.array([step.at]))
-            habits.append((state["features"][self._habit_rows, runs.slots[well]] * factors)[:, None])
-        known: list[FloatArray] = []
-        for turn in in_turns(pushes.well[ends]):
-            now = ends[turn]
-            wells = pushes.well[now]
-            days[:, (pushes.number[now] // _LONG % _DAYS).astype(np.intp), wells] = medians[self._habit_of][:, now]
-            places.append(now)
-            known.append(days[:, :, wells])
-        if known:
-            habits.append(median(np.concatenate(known, axis=-1).transpose(0, 2, 1), 1))
+            habits.append((state["features"][self._habit_rows, slots[which]] * factors)[:, None])
+        if ends.size:
+            well, day = pushes.well[ends], pushes.number[ends] // _LONG
+            new = np.append(True, well[1:] != well[:-1])
+            some, ago = np.searchsorted(wells, well[new]), np.arange(_DAYS)[:, None]
+            rings = days[:, (day[new] - 1 - ago) % _DAYS, some]
+            after, newest = appended(rings, new, medians[self._habit_of][:, ends])
+            days[:, (day[np.append(new[1:], True)] - ago) % _DAYS, some] = newest
+            places.append(ends)
+            habits.append(median(after.transpose(0, 2, 1), 1))
         return np.concatenate(places), np.concatenate(habits, axis=1)
 
     # -- the batch is computed: write the state
@@ -426,8 +428,8 @@ class Baselines:
             journal.put(state["long"], (slice(None), slice(None), slot), step.ring)
             journal.put(state["exponents"], (slice(None), slot), step.exponents)
             journal.put(state["step_number"], slot, pushes.number[step.at])
-        if pushes.days is not None:
-            journal.put(state["days"], (slice(None), slice(None), runs.slots), pushes.days)
+        if pushes.day_slots is not None:
+            journal.put(state["days"], (slice(None), slice(None), pushes.day_slots), pushes.days)
 
 
 def _places(runs: Runs, at: Slots) -> tuple[Slots, Slots, Slots]:

@@ -57,7 +57,8 @@ class Pushes:
     time_us: IntArray
     half: Slots
     partly: BoolArray
-    days: FloatArray | None = None  # (habits, 7, wells of the batch), if a day ended
+    day_slots: Slots | None = None  # of the wells of which a day ended or the speed changed, with their days
+    days: FloatArray | None = None  # (habits, 7, these wells)
     steps: list[SpeedStep] = field(default_factory=list)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from esp_ingest.diagnostics.engine.well_state import NEVER, Array, WellArrays
+from esp_ingest.diagnostics.language.evaluation import BoolArray
 from esp_ingest.model import FloatArray, IntArray
 
 Key = tuple[object, ...]
@@ -190,13 +191,20 @@ def as_index(slots: Slots) -> Any:
     return slots
 
 
-def in_turns(wells: Slots) -> list[Slots]:
-    """The places in ``wells`` (n,), where each well's follow each other, in turns: the first of each well, then the
-    second ones, and so on."""
-    new = np.ones(wells.shape[0], np.bool_)
-    np.not_equal(wells[1:], wells[:-1], out=new[1:])
-    rank = np.arange(wells.shape[0]) - np.flatnonzero(new)[np.cumsum(new) - 1]
-    return [np.flatnonzero(rank == turn) for turn in range(int(rank.max(initial=-1)) + 1)]
+def appended(rings: FloatArray, new: BoolArray, values: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """``rings`` (rows, k, wells), newest first, to which ``values`` (rows, n) are appended one after the other, well
+    after well, ``new`` for the first of each well: the rings after each of them, (rows, k, n), and after the last of
+    each well."""
+    k, wells = rings.shape[1:]
+    which, first = np.cumsum(new) - 1, np.flatnonzero(new)
+    base = first + k * np.arange(wells)  # a line a well: its ring, oldest first, then its values
+    line = np.empty((rings.shape[0], values.shape[1] + k * wells))
+    back = np.arange(k)[:, None]
+    line[:, base + k - 1 - back] = rings
+    position = np.arange(which.shape[0]) + k * (which + 1)
+    line[:, position] = values
+    after: FloatArray = line[:, position - back]
+    return after, after[:, :, np.append(first[1:], which.shape[0]) - 1]
 
 
 def added(start: Array, to: Slots, values: Array) -> Array:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from esp_ingest.diagnostics.engine.buckets import BUCKET_US, Key, Runs, Slots, Window, in_turns, median, present
+from esp_ingest.diagnostics.engine.buckets import BUCKET_US, Key, Runs, Slots, Window, appended, median, present
 from esp_ingest.diagnostics.engine.features import Features
 from esp_ingest.diagnostics.engine.well_state import NEVER, Array, Journal, WellArrays
 from esp_ingest.diagnostics.language.evaluation import BoolArray
@@ -47,13 +47,14 @@ _OF_DROPS = ("drops", "drops_trend", "usual_low", "usual_low_time", "low_time")
 @dataclass(slots=True)
 class OwnPlan:
     """The changes that a batch makes, for the wells of the batch in which a bucket closed: ``healthy_us``,
-    ``excursion`` and ``drops`` are (signals, wells), ``extreme`` is (quantities, wells). ``days`` (quantities, 5, wells
-    of the batch) and ``drop_days`` (signals, 14, wells of the batch) are None if no day ended."""
+    ``excursion`` and ``drops`` are (signals, wells), ``extreme`` is (quantities, wells). If a day ended: the wells
+    ``day_slots`` of such days, with their ``days`` (quantities, 5, wells) and ``drop_days`` (signals, 14, wells)."""
 
     healthy_us: IntArray
     excursion: Array
     drops: FloatArray
     extreme: FloatArray
+    day_slots: Slots | None = None
     days: FloatArray | None = None
     drop_days: FloatArray | None = None
 
@@ -173,24 +174,16 @@ class OwnDays:
     def _end(
         self, runs: Runs, features: Features, plan: OwnPlan, at: Slots, extreme: FloatArray, drops: FloatArray
     ) -> None:
-        """Append the days that end at the closings ``at`` to the rings of days, newest first: one day of each well
-        at a time."""
+        """Append the days that end at the closings ``at`` to the rings of days, newest first."""
         state = self._state
-        plan.days = state["own_days"][:, :, runs.slots]
-        plan.drop_days = state["own_drops"][:, :, runs.slots]
-        well, run = runs.closing_well[at], runs.opening[at]
-        turns = in_turns(well)
-        known: list[tuple[FloatArray, FloatArray]] = []
-        for now in turns:
-            wells = well[now]
-            days, drop_days = plan.days[:, :, wells], plan.drop_days[:, :, wells]
-            for ring, values in ((days, extreme), (drop_days, drops)):
-                ring[:, 1:] = ring[:, :-1].copy()
-                ring[:, 0] = values[:, now]
-            plan.days[:, :, wells], plan.drop_days[:, :, wells] = days, drop_days
-            known.append((days, drop_days))
-        made = self._made(*(np.concatenate(each, axis=-1) for each in zip(*known, strict=True)))
-        features.change(made, run[np.concatenate(turns)], np.array(list(made.values())))
+        well = runs.closing_well[at]
+        new = np.ones(well.shape[0], np.bool_)
+        np.not_equal(well[1:], well[:-1], out=new[1:])
+        slots = plan.day_slots = runs.slots[well[new]]
+        days, plan.days = appended(state["own_days"][:, :, slots], new, extreme)
+        drop_days, plan.drop_days = appended(state["own_drops"][:, :, slots], new, drops)
+        made = self._made(days, drop_days)
+        features.change(made, runs.opening[at], np.array(list(made.values())))
 
     def _made(self, days: FloatArray, drop_days: FloatArray) -> dict[int, FloatArray]:
         """The features by row, each (wells,), computed from the days of these wells, newest day first."""
@@ -221,9 +214,9 @@ class OwnDays:
             journal.put(state["day_drops"], (slice(None), slots), plan.drops)
         if self._usual:
             journal.put(state["day_extreme"], (slice(None), slots), plan.extreme)
-        if plan.days is not None and plan.drop_days is not None:
-            journal.put(state["own_days"], (slice(None), slice(None), runs.slots), plan.days)
-            journal.put(state["own_drops"], (slice(None), slice(None), runs.slots), plan.drop_days)
+        if plan.day_slots is not None:
+            journal.put(state["own_days"], (slice(None), slice(None), plan.day_slots), plan.days)
+            journal.put(state["own_drops"], (slice(None), slice(None), plan.day_slots), plan.drop_days)
 
 
 def is_own(key: Key) -> bool:
