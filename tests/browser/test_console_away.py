@@ -24,6 +24,30 @@ def test_a_page_that_was_never_opened_comes_once_the_api_is_back(browser: Browse
         expect(page.get_by_role("heading", name="Alarm performance")).to_be_visible()
 
 
+def test_what_could_not_be_read_is_asked_for_again(browser: Browser, api: ApiProcess) -> None:
+    detail = "The database cannot be reached: try again in some seconds."
+    problem = {"type": "urn:esp-ingest:problem:database-unavailable", "status": 503, "detail": detail}
+    with tab(browser, api.url) as page:
+        sign_in(page, "otto")
+        for address, missing, found in (
+            ("#/performance", ["The figures"], ["Most frequent alarms"]),
+            (
+                "#/operations",
+                ["The rejects", "The archive"],
+                ["4 on this page, newest first", "No day is archived yet"],
+            ),
+            ("#/alarms", ["The alarms"], ["Leakage"]),
+        ):
+            for path in ("rejects**", "archive", "alarms/**", "alarms?**"):
+                page.route(f"**/api/v1/{path}", lambda route: route.fulfill(status=503, json=problem))
+            page.evaluate("address => { location.hash = address; }", address)
+            for text in missing:
+                expect(page.get_by_text(f"{text} could not be read: {detail}")).to_be_visible()
+            page.unroute_all()
+            for text in found:
+                expect(page.get_by_text(text).first).to_be_visible()
+
+
 def test_signing_out_while_the_api_is_away_leaves_nothing_to_read(browser: Browser, api: ApiProcess) -> None:
     with tab(browser, api.url) as page:
         sign_in(page, "otto")

@@ -53,6 +53,23 @@ export const unread = (what, error) => `${what} could not be read: ${error.messa
 /** Whether asking again in some seconds may help. */
 export const isPassing = (error) => error.status === 0 || error.status === 503;
 
+/** `load`, which asks again after five seconds if that may help. `failed` gets the sentence that says why. */
+export function persistent(what, load, failed) {
+  let timer = 0;
+  const run = async () => {
+    clearTimeout(timer);
+    try {
+      await load();
+    } catch (error) {
+      if (error.name === "AbortError") return;
+      failed(unread(what, error));
+      if (isPassing(error)) timer = setTimeout(run, 5_000);
+    }
+  };
+  run.cancel = () => clearTimeout(timer);
+  return run;
+}
+
 /** The cursor in a next link, or "". */
 export function cursorOf(next) {
   return next ? (new URL(next, location.href).searchParams.get("cursor") ?? "") : "";

@@ -18,7 +18,6 @@ export function open(root, context) {
     }),
     next: (cursor) => context.setQuery({ cursor }),
     isPaged: () => query.has("cursor"),
-    onRule: (diagnosis) => context.setQuery({ rule: diagnosis, cursor: "" }),
   });
   const stateOf = () => {
     const states = query.getAll("state");

@@ -1,6 +1,6 @@
 // How the daemon does: its health, rates and spool; what was rejected; what is archived.
 
-import { cursorOf, get, unread } from "../api.js";
+import { cursorOf, get, persistent, unread } from "../api.js";
 import { choice, debounced, field, h, pageButtons, replace, select, setText, uniqueId } from "../dom.js";
 import { bytes, count, number, span, timeElement } from "../format.js";
 import { live } from "../live.js";
@@ -31,7 +31,8 @@ export function open(root, context) {
   const rejects = rejectsPanel(context);
   const archive = h("section", { class: "panel" });
   replace(root, h("h1", null, "Operations"), daemon.element, rejects.element, archive);
-  loadArchive(archive);
+  const loadArchive = archiveLoader(archive);
+  loadArchive();
   const end = live.on("health", daemon.load);
   return {
     query: rejects.query,
@@ -39,6 +40,7 @@ export function open(root, context) {
       end();
       daemon.close();
       rejects.close();
+      loadArchive.cancel();
     },
   };
 }
@@ -92,22 +94,18 @@ function rejectsPanel(context) {
     control.addEventListener(control === topic ? "input" : "change", control === topic ? debounced(change, 400) : change);
   }
 
-  async function load() {
+  const load = persistent("The rejects", async () => {
     asked?.abort();
     asked = new AbortController();
     reason.value = query.get("reason") ?? "";
     since.value = query.get("since") ?? "";
     if (document.activeElement !== topic) topic.value = query.get("topic") ?? "";
     const parameters = { reason: query.get("reason"), topic: query.get("topic"), from: query.get("since"), cursor: query.get("cursor"), limit: 25 };
-    try {
-      const page = await get("rejects", parameters, asked.signal);
-      setText(found, page.items.length === 0 ? "No reject fits." : `${count(page.items.length)} on this page, newest first`);
-      replace(list, page.items.length > 0 && table(page.items));
-      pageButtons(pager, ["Newest", "Older"], query.get("cursor"), cursorOf(page.next), (cursor) => context.setQuery({ cursor }));
-    } catch (error) {
-      if (error.name !== "AbortError") setText(found, unread("The rejects", error));
-    }
-  }
+    const page = await get("rejects", parameters, asked.signal);
+    setText(found, page.items.length === 0 ? "No reject fits." : `${count(page.items.length)} on this page, newest first`);
+    replace(list, page.items.length > 0 && table(page.items));
+    pageButtons(pager, ["Newest", "Older"], query.get("cursor"), cursorOf(page.next), (cursor) => context.setQuery({ cursor }));
+  }, (text) => setText(found, text));
 
   const table = (items) => h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Rejects" }, h("table", null,
     h("thead", null, h("tr", null, ["Received", "Reason", "Topic", "Detail"].map((text) => h("th", { scope: "col" }, text)))),
@@ -118,7 +116,7 @@ function rejectsPanel(context) {
     h("form", { class: "filters", role: "search", onsubmit: (event) => event.preventDefault() }, field("Reason", reason), field("Topic", topic), field("Received in", since)),
     found, list, pager);
   load();
-  return { element, query(now) { query = now; load(); }, close: () => asked?.abort() };
+  return { element, query(now) { query = now; load(); }, close() { asked.abort(); load.cancel(); } };
 }
 
 function rejectRows(reject) {
@@ -159,20 +157,14 @@ function payload(reject) {
     place);
 }
 
-async function loadArchive(place) {
-  let page;
-  try {
-    page = await get("archive");
-  } catch (error) {
-    replace(place, h("h2", null, "Archive"), h("p", { class: "error" }, unread("The archive", error)));
-    return;
-  }
-  const say = (value, write) => (value === null || value === undefined ? "–" : write(value));
+const archiveLoader = (place) => persistent("The archive", async () => {
+  const page = await get("archive");
+  const at = (time) => (time ? timeElement(time) : "–");
   replace(place, h("h2", null, "Archive"), page.items.length === 0
     ? h("p", { class: "muted" }, "No day is archived yet. The lifecycle (archive.url) archives days, proves them and then drops them here.")
     : h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Archived days" }, h("table", null,
-      h("thead", null, h("tr", null, ["Day", "Table", "Rows here", "Rows archived", "Size", "Verified", "Dropped here"].map((text, at) => h("th", { scope: "col", class: at > 1 && at < 5 ? "number" : null }, text)))),
+      h("thead", null, h("tr", null, ["Day", "Table", "Rows here", "Rows archived", "Size", "Verified", "Dropped here"].map((text, column) => h("th", { scope: "col", class: column > 1 && column < 5 ? "number" : null }, text)))),
       h("tbody", null, page.items.map((day) => h("tr", null, h("th", { scope: "row" }, day.day), h("td", null, day.table, day.problem && [" ", h("span", { class: "outside-text" }, day.problem)]),
-        h("td", { class: "number" }, say(day.rows_database, count)), h("td", { class: "number" }, say(day.rows_archived, count)), h("td", { class: "number" }, say(day.bytes, bytes)),
-        h("td", null, say(day.verified_at, timeElement)), h("td", null, say(day.dropped_at, timeElement))))))));
-}
+        h("td", { class: "number" }, count(day.rows_database)), h("td", { class: "number" }, count(day.rows_archived)), h("td", { class: "number" }, bytes(day.bytes)),
+        h("td", null, at(day.verified_at)), h("td", null, at(day.dropped_at))))))));
+}, (text) => replace(place, h("h2", null, "Archive"), h("p", { class: "error" }, text)));

@@ -1,6 +1,6 @@
 // How well the alarm system does: the figures of ISA-18.2, and how often each rule was right.
 
-import { get, unread } from "../api.js";
+import { get, persistent } from "../api.js";
 import { choice, h, replace } from "../dom.js";
 import { SEVERITIES, count, number, ruleName, severityMark, span, timeElement } from "../format.js";
 
@@ -13,22 +13,18 @@ export function open(root, context) {
   replace(root, h("div", { class: "head" }, h("h1", null, "Alarm performance"), range), place);
   let asked = null;
 
-  async function load() {
+  const load = persistent("The figures", async () => {
     asked?.abort();
     asked = new AbortController();
     const from = query.get("range") ?? "7d";
     range.show(from);
-    try {
-      const [kpis, precision] = await Promise.all([get("alarms/kpis", { from }, asked.signal), get("alarms/precision", { from }, asked.signal)]);
-      replace(place, figures(kpis), h("div", { class: "columns" }, loudest(kpis), rules(precision.items), chattering(kpis), stale(kpis)));
-      place.removeAttribute("aria-busy");
-    } catch (error) {
-      if (error.name !== "AbortError") replace(place, h("p", { class: "error", role: "alert" }, unread("The figures", error)));
-    }
-  }
+    const [kpis, precision] = await Promise.all([get("alarms/kpis", { from }, asked.signal), get("alarms/precision", { from }, asked.signal)]);
+    replace(place, figures(kpis), h("div", { class: "columns" }, loudest(kpis), rules(precision.items), chattering(kpis), stale(kpis)));
+    place.removeAttribute("aria-busy");
+  }, (text) => replace(place, h("p", { class: "error", role: "alert" }, text)));
 
   load();
-  return { query(now) { query = now; load(); }, close: () => asked?.abort() };
+  return { query(now) { query = now; load(); }, close() { asked.abort(); load.cancel(); } };
 }
 
 // A figure beside what ISA-18.2 (table 6) calls acceptable; outside of it, it is marked.

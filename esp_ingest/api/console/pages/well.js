@@ -141,8 +141,9 @@ export function open(root, context) {
     }
   }
 
-  const retry = throttled(() => { loadWell(); drawAlarms(); loadHistory(); }, 5_000);
-  const reload = throttled(() => { loadWell(); drawAlarms(); loadHistory(); }, 1_500);
+  const loadAll = () => { loadWell(); drawAlarms(); loadHistory(); };
+  const retry = throttled(loadAll, 5_000);
+  const reload = throttled(loadAll, 1_500);
   const ends = [
     live.on("readings", ({ columns, rows }) => {
       const row = rows.find((each) => each[0] === wellId);

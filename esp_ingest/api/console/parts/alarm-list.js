@@ -1,19 +1,17 @@
 // A table of alarms to choose, act on and unfold: on the alarms page and on the page of a well.
 
 import { ACTIONS, act, mayAct } from "./actions.js";
-import { cursorOf, get, isPassing, unread } from "../api.js";
+import { cursorOf, get, persistent } from "../api.js";
 import { h, pageButtons, replace, setText, throttled, uniqueId } from "../dom.js";
 import { explanation, partsOf } from "./explain.js";
 import { WAITING, count, ruleName, severityMark, timeElement } from "../format.js";
 import { live } from "../live.js";
 
 const PAGE_ALARMS = 50;
-const RETRY_MILLISECONDS = 5_000;
 const keyOf = (alarm) => `${alarm.well_id} ${alarm.diagnosis} ${alarm.timestamp}`;
 
 export class AlarmList {
-  /** `options`: parameters() of the request, next(cursor) to turn the page, isPaged(), isOfWell (leaves out the well),
-   * onLoaded(alarms), onRule(diagnosis). */
+  /** `options`: parameters() of the request, next(cursor) to turn the page, isPaged(), isOfWell (leaves out the well). */
   constructor(context, options) {
     this.context = context;
     this.options = options;
@@ -38,8 +36,11 @@ export class AlarmList {
       this.body));
     this.element = h("div", { class: "alarm-list" }, bar, this.found, this.scroll, this.pager);
     const reload = throttled(() => this.load(), 1_500);
-    this.retry = throttled(() => this.load(), RETRY_MILLISECONDS);
-    this.ends = [live.on("alarms", reload), live.on("reset", reload), () => reload.cancel(), () => this.retry.cancel()];
+    this.load = persistent("The alarms", () => this.read(), (text) => {
+      this.found.classList.add("error");
+      setText(this.found, `${text}${this.isKnown ? " The list is as it was before." : ""}`);
+    });
+    this.ends = [live.on("alarms", reload), live.on("reset", reload), () => reload.cancel(), this.load.cancel];
   }
 
   close() {
@@ -47,7 +48,7 @@ export class AlarmList {
     for (const end of this.ends) end();
   }
 
-  async load() {
+  async read() {
     this.asked?.abort();
     this.asked = new AbortController();
     const { signal } = this.asked;
@@ -62,12 +63,6 @@ export class AlarmList {
       const next = cursorOf(page.next);
       setText(this.found, page.items.length === 0 ? (this.options.isOfWell ? "This well has no alarms." : "No alarm fits these filters.") : `${count(page.items.length)}${next || this.options.isPaged() ? " on this page" : ""}, newest first`);
       pageButtons(this.pager, ["Newest", "Older"], this.options.isPaged(), next, this.options.next);
-      this.options.onLoaded?.(page.items);
-    } catch (error) {
-      if (error.name === "AbortError") return;
-      this.found.classList.add("error");
-      setText(this.found, `${unread("The alarms", error)}${this.isKnown ? " The list is as it was before." : ""}`);
-      if (isPassing(error)) this.retry();
     } finally {
       if (!signal.aborted) this.scroll.removeAttribute("aria-busy");
     }
