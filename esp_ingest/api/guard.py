@@ -103,7 +103,7 @@ def _too_slow() -> Problem:
 
 def _crowded() -> Problem:
     detail = "As many are connected as this process serves (api.max_connections): try again."
-    return Problem(503, "too-many-connections", detail, headers={"Connection": "close", "Retry-After": "5"})
+    return Problem(503, "too-many-connections", detail, headers={"Connection": "close"})
 
 
 class _Cut(Exception):

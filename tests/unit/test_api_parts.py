@@ -22,7 +22,7 @@ from esp_ingest.api.reads import telemetry as reader
 from esp_ingest.api.reads.fleet import Well, gathered, running
 from esp_ingest.api.reads.live import MOST_ITEMS, Event, Feed, wants
 from esp_ingest.api.wire import answers, cursors, ranges, units
-from esp_ingest.api.wire.problems import Problem
+from esp_ingest.api.wire.problems import Problem, answer
 from esp_ingest.config.load import load
 from esp_ingest.config.settings import ConfigError
 from esp_ingest.model import SIGNAL_NAMES, SIGNALS, at_us
@@ -329,6 +329,13 @@ def test_need_leaves_out_what_is_held_back() -> None:
     (well,) = gathered([("W", NOW, *values())], alarms)
     assert well.need == 3
     assert len(well.alarms) == 2
+
+
+def test_each_503_says_when_to_come_again_and_nothing_else_does() -> None:
+    assert answer(Problem(503, "rules-unreadable", "It says why."), "/").headers["Retry-After"] == "5"
+    busy = Problem(503, "too-slow", "Ask for less.", headers={"Retry-After": "10"})
+    assert answer(busy, "/").headers["Retry-After"] == "10"
+    assert "Retry-After" not in answer(Problem(404, "no-such-well", "There is none."), "/").headers
 
 
 class TestTheRing:

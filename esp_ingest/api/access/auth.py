@@ -53,7 +53,6 @@ def _provider_away() -> Problem:
         503,
         "provider-unavailable",
         "The OpenID provider does not answer: try again in some seconds.",
-        headers={"Retry-After": "5"},
     )
 
 

@@ -69,7 +69,7 @@ def invalid(name: str, detail: str) -> Problem:
 
 def unavailable(detail: str = "The database cannot be reached: try again in some seconds.") -> Problem:
     """The problem while the database cannot be reached."""
-    return Problem(503, "database-unavailable", detail, headers={"Retry-After": "5"})
+    return Problem(503, "database-unavailable", detail)
 
 
 def document(problem: Problem, instance: str) -> dict[str, Any]:
@@ -86,7 +86,8 @@ def document(problem: Problem, instance: str) -> dict[str, Any]:
 
 def answer(problem: Problem, instance: str) -> Response:
     """The problem as an HTTP answer."""
-    headers = {"Cache-Control": "no-store"} | problem.headers
+    again = {"Retry-After": "5"} if problem.status == 503 else {}
+    headers = {"Cache-Control": "no-store"} | again | problem.headers
     return Response(
         msgspec.json.encode(document(problem, instance)), problem.status, headers=headers, media_type=MEDIA_TYPE
     )
