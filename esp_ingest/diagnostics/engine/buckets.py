@@ -61,13 +61,13 @@ class Runs:
         """What belongs to the closed buckets: ``by_run`` (…, runs) in this batch, ``by_well`` (…, wells) before it."""
         if self.of_state.all():
             alike = self.closing_well.shape[0] == by_well.shape[-1]
-            return np.array(by_well) if alike else np.asarray(by_well[..., self.closing_well])
+            return np.array(by_well) if alike else np.take(by_well, self.closing_well, axis=-1)
         if isinstance(self.opening_index, slice):
             begin, end = self.opening_index.start - 1, self.opening_index.stop - 1
             out = np.empty((*by_run.shape[:-1], end - begin), by_run.dtype)
             out[..., max(0, -begin) :] = by_run[..., max(0, begin) : end]
         else:
-            out = by_run[..., self.opening - 1]
+            out = np.take(by_run, self.opening - 1, axis=-1)
         if self.of_state.any():
             out[..., self.of_state] = by_well[..., self.closing_well[self.of_state]]
         return np.asarray(out)
@@ -282,7 +282,7 @@ def spread(window: Window) -> FloatArray:
 def variation(n: Window, total: Window, square: Window) -> FloatArray:
     """Sample standard deviation ÷ mean from counts, sums and sums of squares of the buckets, if at least half of them
     have something and 6 readings do."""
-    some = np.zeros(n[0].shape[0], np.int64)
+    some = np.zeros(n[0].shape[0], np.int8)
     for column in n:
         some += column > 0
     count, sums = in_order(n).astype(np.float64), in_order(total)

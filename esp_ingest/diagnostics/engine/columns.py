@@ -75,7 +75,7 @@ class Rows:
         if self.single:
             return np.where(flag, values, before)
         rows, found = self.latest(flag)
-        return np.where(found, values[rows], before[..., self.group])
+        return np.where(found, values[rows], np.take(before, self.group, axis=-1))
 
     def shifted(self, values: Array, before: Array) -> Array:
         """The row before's value of ``values`` (…, n); ``before`` (…, wells) for a well's first row."""
@@ -88,19 +88,24 @@ class Rows:
 
     def of(self, state: Array) -> Array:
         """What ``state`` (…, slots) has of the well of each row, (…, n), a copy."""
-        return self.before(state) if self.single else np.array(state[..., self.slot])
+        return self.before(state) if self.single else np.take(state, self.slot, axis=-1)
 
     def seen(self, state: Array) -> Array:
         """As :meth:`of`, but not to be changed: it may be a part of the state."""
-        return np.asarray(state[..., self.index if self.single else self.slot])
+        if self.single and isinstance(self.index, slice):
+            return np.asarray(state[..., self.index])
+        return self.of(state)
 
     def newest(self, values: Array) -> Array:
         """``values`` (…, n) at the last row of each well, (…, wells); not to be changed."""
-        return values if self.single else np.asarray(values[..., self.last])
+        return values if self.single else np.take(values, self.last, axis=-1)
 
     def before(self, state: Array) -> Array:
         """What ``state`` (…, slots) has of the wells of the batch, (…, wells), a copy."""
-        return np.array(state[..., self.index])
+        if isinstance(self.index, slice):
+            return np.array(state[..., self.index])
+        # Not state[..., index]: that lays the columns out well by well, and rows of them are slow to read.
+        return np.asarray(np.take(state, self.index, axis=-1))
 
 
 def grouped(slot: Slots, t: IntArray, received: IntArray, last_us: IntArray) -> Rows:

@@ -40,7 +40,7 @@ def facts_of(
         "since_start": lambda: np.where(running.start_us == NEVER, np.inf, (t - running.start_us) / 1e6),
         "since_stop": lambda: np.where(running.stop_us == NEVER, np.inf, (t - running.stop_us) / 1e6),
         "ran_before_stop": lambda: _ran_before_stop(running),
-        "starts_in_24h": lambda: (t - running.starts <= _DAY_US).sum(axis=0).astype(np.float64),
+        "starts_in_24h": lambda: _count([t - start_us <= _DAY_US for start_us in running.starts], len(rows)),
         "stopped_before_start": lambda: np.where(running.stopped_for < 0, np.inf, running.stopped_for / 1e6),
         "failed_signals": lambda: _count(list(measured.failed.values()), len(rows)),
         "frozen_for": lambda: np.maximum.reduce([np.zeros(len(rows)), *frozen.values()]),

@@ -215,14 +215,14 @@ class SignalState:
         if rows.single:
             counts = np.where(changed, 0, n_old + 1)
         else:
-            counts = np.where(found, rows.at - newest, rows.at - rows.first + 1 + n_old[:, rows.group])
+            counts = np.where(found, rows.at - newest, rows.at - rows.first + 1 + np.take(n_old, rows.group, axis=1))
         newest_moved_us = np.where(rows.newest(found), rows.t[rows.newest(newest)], old_moved_us)
         journal.put_over(state["moved_us"], index, old_moved_us, newest_moved_us)
         journal.put_over(state["moved_n"], index, n_old, rows.newest(counts))
         still = counts >= FROZEN_SAMPLES
         if not still.any():
             return {}
-        moved_us = np.where(found, rows.t[newest], old_moved_us[:, rows.group])
+        moved_us = np.where(found, rows.t[newest], np.take(old_moved_us, rows.group, axis=1))
         held = np.stack([measured.held[name] for name in sent])
         still &= (moved_us.max(axis=0) > moved_us) & (held != 0) & ~np.isnan(held)
         out = {}
