@@ -9,12 +9,14 @@ Without TimescaleDB, and always for diagnostics, rows are deleted day by day. Th
 returns what it deleted: if this is not what was read back, the transaction is rolled back. So a late row is either
 part of the comparison, or it is not deleted."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 
 import psycopg
 from psycopg import sql
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
 from esp_ingest.lifecycle.archive.checksum import NOTHING, Content
 from esp_ingest.lifecycle.days import Days, Seen
@@ -22,6 +24,8 @@ from esp_ingest.lifecycle.errors import LifecycleError, Reason
 from esp_ingest.lifecycle.tables import Table, bounds
 from esp_ingest.store.connection import only_row
 from esp_ingest.store.queries import query
+
+_TRIES = 3  # after a deadlock
 
 
 @dataclass(frozen=True)
@@ -96,15 +100,31 @@ def drop(days: Days, table: Table, what: Drop, proven: Mapping[date, Content] | 
     seen: dict[date, Seen] = {}
     if not any(chunk.is_compressed for chunk in what.chunks):  # the rows of those do not say who stored them
         seen = {day: days.look(table, day) for day in what.days if what.chunks}
-    try:
+
+    def work() -> int:
+        if what.chunks:
+            return _drop_chunks(days, table, what, seen, proven)
+        return sum(_delete(days, table, day, proven) for day in what.days)
+
+    return _in_transaction(days, f"{table.name} {what.days[0]}", work)
+
+
+def _in_transaction(days: Days, what: str, work: Callable[[], int]) -> int:
+    """``work()``, in a transaction; again if the server ended it because it and a writer waited for each other, which
+    happens when the writer had read the chunk before it was locked. Raises LifecycleError if ``what`` is in use."""
+    again = Retrying(
+        retry=retry_if_exception_type(psycopg.errors.DeadlockDetected), stop=stop_after_attempt(_TRIES), reraise=True
+    )
+
+    def attempt() -> int:
         with days.connection.transaction():
-            if what.chunks:
-                return _drop_chunks(days, table, what, seen, proven)
-            return sum(_delete(days, table, day, proven) for day in what.days)
-    except psycopg.errors.LockNotAvailable:
+            return work()
+
+    try:
+        return again(attempt)
+    except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
         raise LifecycleError(
-            Reason.DATABASE,
-            f"{table.name} {what.days[0]} could not be locked for 10 s, since somebody uses it: it is tried again.",
+            Reason.DATABASE, f"{what} could not be locked for 10 s, since somebody uses it: it is tried again."
         ) from None
 
 
@@ -112,8 +132,7 @@ def _drop_chunks(
     days: Days, table: Table, what: Drop, seen: Mapping[date, Seen], proven: Mapping[date, Content] | None
 ) -> int:
     for chunk in what.chunks:
-        name = sql.SQL(".").join(sql.Identifier(part) for part in _parts(chunk.name))
-        days.connection.execute(sql.SQL(query("lifecycle_lock_relation").decode()).format(relation=name))
+        _lock(days, chunk)
     days.check_columns(table)
     now = chunks_of(days, table, has_timescaledb=True) or []
     if any(chunk.is_compressed and chunk.name == one.name for chunk in now for one in what.chunks):
@@ -166,10 +185,19 @@ def drop_empty_chunks(days: Days, table: Table, chunks: Sequence[Chunk], first_k
     for chunk in chunks:
         if chunk.end > bounds(first_kept)[0]:
             continue
-        where = {"relation": table.name, "start": chunk.start, "end": chunk.end}
-        with days.connection.transaction():
-            name = sql.SQL(".").join(sql.Identifier(part) for part in _parts(chunk.name))
-            days.connection.execute(sql.SQL(query("lifecycle_lock_relation").decode()).format(relation=name))
-            row = days.connection.execute(days.statement("lifecycle_has_rows", table), where).fetchone()
-            if row is not None and not row[0]:
-                days.connection.execute(query("lifecycle_drop_chunk"), where)
+        _in_transaction(days, chunk.name, partial(_drop_if_empty, days, table, chunk))
+
+
+def _drop_if_empty(days: Days, table: Table, chunk: Chunk) -> int:
+    _lock(days, chunk)
+    where = {"relation": table.name, "start": chunk.start, "end": chunk.end}
+    row = days.connection.execute(days.statement("lifecycle_has_rows", table), where).fetchone()
+    if row is not None and not row[0]:
+        days.connection.execute(query("lifecycle_drop_chunk"), where)
+    return 0
+
+
+def _lock(days: Days, chunk: Chunk) -> None:
+    """Until the end of the transaction nobody writes to it."""
+    name = sql.SQL(".").join(sql.Identifier(part) for part in _parts(chunk.name))
+    days.connection.execute(sql.SQL(query("lifecycle_lock_relation").decode()).format(relation=name))

@@ -316,7 +316,10 @@ class Run:
                 if error.reason is Reason.STORAGE:
                     return
         for table in TABLES:
-            self._drop_empty(table)
+            try:
+                self._drop_empty(table)
+            except LifecycleError as error:
+                self._problem(error, table)
 
     def _drop(self, table: Table, what: retention.Drop, proven: dict[date, Any] | None) -> None:
         rows = retention.drop(self._days, table, what, proven)

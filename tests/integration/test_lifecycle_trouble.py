@@ -3,9 +3,11 @@
 import json
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -26,6 +28,7 @@ from tests.support.lifecycle_data import (
     settings_for,
     today,
 )
+from tests.support.waiting import until
 
 OLD = 40
 DAY = today() - timedelta(days=OLD)
@@ -327,6 +330,40 @@ def test_a_late_row_that_comes_during_the_drop_is_not_dropped(
     code = writers[0].wait(30)
     stored = concurrent.value("SELECT count(*) FROM esp_telemetry")
     assert stored == (1 if code == 0 else 0), "what the server confirmed is there, and nothing else"
+
+
+def test_a_drop_that_the_server_ends_for_a_deadlock_is_tried_again(
+    timescaledb_apache: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer that has read the chunk before it was locked: it waits for the lock, and the drop for the writer."""
+    concurrent = migrated(timescaledb_apache)
+    fill(concurrent, OLD)
+    late = midnight(OLD) + timedelta(hours=3)
+    insert = f"INSERT INTO esp_telemetry (timestamp, well_id, received_at) VALUES ('{late}', 'LATE', now())"
+    original = retention._compare
+    writers: list[threading.Thread] = []
+
+    def write(connection: psycopg.Connection[Any]) -> None:
+        connection.execute(insert.encode())
+        connection.rollback()
+        connection.close()
+
+    def compare_then_write(*arguments: object) -> None:
+        original(*arguments)  # type: ignore[arg-type]
+        if not writers:
+            writers.append(threading.Thread(target=write, args=(reader,)))
+            writers[0].start()
+            until(lambda: concurrent.value("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+
+    reader = psycopg.connect(concurrent.dsn)
+    reader.execute("SET deadlock_timeout = '1min'")  # so that the drop is the one that the server ends
+    reader.execute("SELECT count(*) FROM esp_telemetry")
+    monkeypatch.setattr(retention, "_compare", compare_then_write)
+    outcome, _ = run(settings_for(concurrent, tmp_path))
+    writers[0].join(30)
+    assert outcome.ok, outcome.problems
+    assert concurrent.value("SELECT count(*) FROM esp_telemetry") == 0
+    assert concurrent.value("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") > 0
 
 
 def test_a_value_changed_by_hand_is_archived_again_before_it_is_dropped(archived: Database, tmp_path: Path) -> None:
