@@ -31,6 +31,7 @@ from esp_ingest.store.spool.spool import Spool
 log = logging.getLogger(__name__)
 
 _FINISH_SECONDS = 5.0  # for the last checkpoints; what is missing is replayed from the table at the next start
+_DRAIN_STEPS = 2  # pieces of the spool drained for each batch that arrives
 _PING_SECONDS = 5.0  # an idle stage asks this often whether the database is still there
 
 
@@ -224,6 +225,14 @@ class Stage:
         return outcome
 
     # -- Between batches.
+
+    def after_batch(self) -> None:
+        """Drain some pieces of the spool, so that it shrinks even at full load, and do what the diagnostics do between
+        batches."""
+        for _ in range(_DRAIN_STEPS):
+            if self.spooling:
+                self.drain_step()
+        self.maintain()
 
     def idle(self) -> float:
         """Drain a piece of the spool, or see whether the database is there. Returns how long the next call may wait, in

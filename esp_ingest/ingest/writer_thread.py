@@ -5,8 +5,6 @@ import threading
 from esp_ingest.ingest.pipeline import BatchQueue
 from esp_ingest.ingest.writer_stage import Stage
 
-_DRAIN_STEPS = 2  # pieces of the spool drained for each batch that arrives: the backlog shrinks even at full load
-
 
 class WriterThread:
     """Takes batches from ``queue``, has ``stage`` make them safe, and puts them back. An error that ends it is raised
@@ -51,7 +49,4 @@ class WriterThread:
         queue.put_safe(batch, stage.process(batch))
         if queue.next_batch is None or stage.spooling:
             queue.give_back()
-        for _ in range(_DRAIN_STEPS):
-            if stage.spooling:
-                stage.drain_step()
-        stage.maintain()
+        stage.after_batch()

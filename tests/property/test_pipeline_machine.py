@@ -184,6 +184,7 @@ class PipelineMachine(RuleBasedStateMachine):
         self.w.publish(count * len(self.w.sessions), "same")
         for _ in range(8):  # the first ones may still end an earlier outage
             daemon.turn(0.6)
+            daemon.idle()
         assert not daemon.stage.spooling, "readings are spooled though the database takes them"
         assert not daemon.session.holds(), "the diagnostics delayed an acknowledgement"
 

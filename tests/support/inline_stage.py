@@ -31,6 +31,7 @@ class InlineQueue(BatchQueue):
         assert batch is not None
         self.put_safe(batch, self.stage.process(batch))
         self.give_back()
+        self.stage.after_batch()
         return super().poll(0.0)
 
     def pause(self, seconds: float) -> None:

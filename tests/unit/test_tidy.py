@@ -69,7 +69,7 @@ PRIVATE_NAMES = {
     ),
     "tests/integration/test_diagnostics_follower.py": (3, "kill -9: its connections end, and nothing is written"),
     "tests/integration/test_diagnostics_restart.py": (7, "bounds that take a million rows to reach; what is held"),
-    "tests/integration/test_lifecycle_trouble.py": (2, "a reading comes between two statements of one transaction"),
+    "tests/integration/test_lifecycle_trouble.py": (4, "a reading comes between two statements of one transaction"),
     "tests/integration/test_mosquitto_rights.py": (2, "what the broker said in CONNACK"),
     "tests/integration/test_mqtt_mosquitto.py": (6, "a socket that breaks as with kill -9; what is still to be sent"),
     "tests/integration/test_schema_migrate.py": (1, "an extension that cannot be created, where it can"),
