@@ -8,10 +8,15 @@ import _signal as signal  # type: ignore[import-not-found]  # the module `signal
 import os
 import sys
 
+MYPY = False  # what mypy takes as typing.TYPE_CHECKING, without 10 ms for importing typing
+if MYPY:
+    from types import FrameType
+
 # A supervisor's request to drain. Asking twice, or after SIGTERM, is no second signal: who stops a supervisor with its
 # whole process group (Ctrl-C at a terminal, systemd with KillMode=control-group) has asked the workers already.
 ASK = signal.SIGUSR1
 REQUESTS = (signal.SIGINT, ASK, signal.SIGTERM)  # SIGTERM is last: who sees it caught knows that all of them are
+_IMPORT_SYSTEM = "<frozen importlib._bootstrap>"  # in whose frames every module is loaded
 _LONG_RUNNING = {"run", "simulate", "demo", "api"}  # stopping one of these is its regular end
 
 
@@ -47,9 +52,14 @@ def _fail_at_once(_number: int, _frame: object) -> None:
     os._exit(interrupted())
 
 
-def _interrupt(_number: int, _frame: object) -> None:
-    """The handler of a command that has an end of its own: it may tidy up, unless it is asked a second time."""
+def _interrupt(number: int, frame: "FrameType | None") -> None:
+    """The handler of a command that has an end of its own: it may tidy up, unless it is asked a second time, or loads a
+    module just now. What is raised there can meet code that does not pass it on: an extension in Rust panics."""
     _replace(_interrupt, _fail_at_once)
+    while frame is not None:
+        if frame.f_code.co_filename == _IMPORT_SYSTEM:
+            _fail_at_once(number, frame)
+        frame = frame.f_back
     raise Interrupted
 
 

@@ -190,6 +190,39 @@ def test_a_command_that_was_stopped_has_not_succeeded(
         assert "Traceback" not in complaint
 
 
+# A command in which a signal arrives while a module is loaded, which does not pass on what the handler raises.
+LOADING = """
+import sys
+from esp_ingest.service import lifetime
+lifetime.begin("check")
+lifetime.has_loaded()
+sys.path.insert(0, sys.argv[2])
+import swallows
+print("the command went on")
+"""
+SWALLOWS = """
+import os, sys
+try:
+    os.kill(os.getpid(), int(sys.argv[1]))
+    sum(range(100))
+except BaseException:
+    print("swallowed")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_comes_while_a_module_is_loaded_ends_a_command_at_once(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """pydantic's core panics, with 32 lines, if a signal raises something in the imports that it does."""
+    (tmp_path / "swallows.py").write_text(SWALLOWS)
+    program = [sys.executable, "-c", LOADING, str(int(number)), str(tmp_path)]
+    with started(tmp_path, program=program) as process:
+        said, complaint = process.communicate(timeout=60)
+    assert (process.returncode, said) == (1, "")
+    assert complaint == "esp-ingest: Stopped by a signal before the command was done.\n"
+
+
 # A command in which a signal arrives while a finalizer, or the callback of a weak reference, is running.
 SWALLOWED = """
 import os, sys, weakref

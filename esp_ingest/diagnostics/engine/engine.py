@@ -263,6 +263,7 @@ class Engine:
             cut_us = self._held_baseline.conflict(*half_hours, self._occurrences.open)
         if cut_us is None:
             self._held_baseline.end(journal, self._occurrences.open)
+        running.features.release()
         return cut_us
 
     def _rows(self, readings: Readings) -> Rows:

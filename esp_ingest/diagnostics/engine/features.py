@@ -33,8 +33,8 @@ class Features:
         self._changes: dict[int, tuple[_Change, int]] = {}
         self._is_committed = False
         # What makes the rows beyond those of the state, by run, and what they were before the batch, by well.
-        self.read: Callable[[int], FloatArray] = self._make
-        self.before: Callable[[int], FloatArray] = self._before
+        self.read: Callable[[int], FloatArray] | None = None
+        self.before: Callable[[int], FloatArray] | None = None
 
     # -- reading
 
@@ -43,7 +43,7 @@ class Features:
         made = self._made.get(row)
         if made is None:
             is_kept = row < self._state.shape[0] or row in self._changes
-            made = self._made[row] = self._make(row) if is_kept else self.read(row)
+            made = self._made[row] = self._make(row) if is_kept or self.read is None else self.read(row)
         return made
 
     def at_closings(self, row: int) -> FloatArray:
@@ -93,7 +93,7 @@ class Features:
             begins[runs.first], begins[run] = runs.first, run
             place = place[np.maximum.accumulate(begins)]
         kept = self._state.shape[0]
-        before = [self._before(row) if row < kept else self.before(row) for row in rows]
+        before = [self._before(row) if row < kept or self.before is None else self.before(row) for row in rows]
         change = _Change(np.concatenate([values, before], axis=1), place, count)
         for nth, row in enumerate(rows):
             self._changes[row] = change, nth
@@ -117,6 +117,11 @@ class Features:
             index = runs.index if some.shape[0] == place.shape[0] else runs.slots[some]
             journal.put(self._state[row], index, change.values[nth][place[some]])
         self._is_committed = True
+
+    def release(self) -> None:
+        """Nobody reads any more. What makes features refers to the batch, and the batch to this: a cycle, whose arrays
+        the garbage collector, which counts objects and not bytes, would leave for thousands of batches."""
+        self.read = self.before = None
 
 
 class OnDemand:
