@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
+from typing import TypeVar
 
 import psycopg
 from psycopg import sql
@@ -25,7 +26,9 @@ from esp_ingest.lifecycle.tables import Table, bounds
 from esp_ingest.store.connection import only_row
 from esp_ingest.store.queries import query
 
-_TRIES = 3  # after a deadlock
+T = TypeVar("T")
+
+_TRIES = 3  # in all, where the server ends a deadlock
 
 
 @dataclass(frozen=True)
@@ -109,14 +112,14 @@ def drop(days: Days, table: Table, what: Drop, proven: Mapping[date, Content] | 
     return _in_transaction(days, f"{table.name} {what.days[0]}", work)
 
 
-def _in_transaction(days: Days, what: str, work: Callable[[], int]) -> int:
+def _in_transaction(days: Days, what: str, work: Callable[[], T]) -> T:
     """``work()``, in a transaction; again if the server ended it because it and a writer waited for each other, which
     happens when the writer had read the chunk before it was locked. Raises LifecycleError if ``what`` is in use."""
     again = Retrying(
         retry=retry_if_exception_type(psycopg.errors.DeadlockDetected), stop=stop_after_attempt(_TRIES), reraise=True
     )
 
-    def attempt() -> int:
+    def attempt() -> T:
         with days.connection.transaction():
             return work()
 
@@ -124,7 +127,7 @@ def _in_transaction(days: Days, what: str, work: Callable[[], int]) -> int:
         return again(attempt)
     except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
         raise LifecycleError(
-            Reason.DATABASE, f"{what} could not be locked for 10 s, since somebody uses it: it is tried again."
+            Reason.DATABASE, f"{what} could not be locked, since somebody uses it: the next run tries again."
         ) from None
 
 
@@ -188,13 +191,12 @@ def drop_empty_chunks(days: Days, table: Table, chunks: Sequence[Chunk], first_k
         _in_transaction(days, chunk.name, partial(_drop_if_empty, days, table, chunk))
 
 
-def _drop_if_empty(days: Days, table: Table, chunk: Chunk) -> int:
+def _drop_if_empty(days: Days, table: Table, chunk: Chunk) -> None:
     _lock(days, chunk)
     where = {"relation": table.name, "start": chunk.start, "end": chunk.end}
     row = days.connection.execute(days.statement("lifecycle_has_rows", table), where).fetchone()
     if row is not None and not row[0]:
         days.connection.execute(query("lifecycle_drop_chunk"), where)
-    return 0
 
 
 def _lock(days: Days, chunk: Chunk) -> None:
