@@ -262,10 +262,10 @@ LIMIT %(limit)s;
 
 -- name: api_precision
 -- How often each rule was right at the wells that the asker may see; the view alarm_precision has it for all.
-SELECT diagnosis, count(*), count(*) FILTER (WHERE verdict = 'true'), count(*) FILTER (WHERE verdict = 'false'),
-       count(*) FILTER (WHERE verdict = 'unclear'),
+SELECT diagnosis, count(*) AS judged, count(*) FILTER (WHERE verdict = 'true') AS true_alarms,
+       count(*) FILTER (WHERE verdict = 'false') AS false_alarms, count(*) FILTER (WHERE verdict = 'unclear') AS unclear,
        count(*) FILTER (WHERE verdict = 'true')::double precision
-           / nullif(count(*) FILTER (WHERE verdict IN ('true', 'false')), 0)
+           / nullif(count(*) FILTER (WHERE verdict IN ('true', 'false')), 0) AS precision
 FROM alarm_verdicts
 WHERE well_id LIKE ANY (%(wells)s::text[])
   AND (%(from)s::timestamptz IS NULL OR raised_at >= %(from)s) AND (%(to)s::timestamptz IS NULL OR raised_at < %(to)s)

@@ -13,8 +13,8 @@ from esp_ingest.api.routes.operations import without_nul
 from esp_ingest.api.routes.telemetry import FromQuery, ToQuery
 from esp_ingest.api.routes.wells import CursorQuery, LimitQuery
 from esp_ingest.api.wire import cursors, models
-from esp_ingest.api.wire.answers import Column, Table, respond, respond_list
-from esp_ingest.api.wire.ranges import check, days_before, moment, range_of
+from esp_ingest.api.wire.answers import respond, respond_list
+from esp_ingest.api.wire.ranges import bounds_of, days_before, range_of
 from esp_ingest.api.wire.schema import OCCURRENCE_EXAMPLE, answers
 from esp_ingest.config.section import WELL_ID_PATTERN
 
@@ -31,13 +31,6 @@ StateFilter = Literal[
 WellQuery = Annotated[
     list[Annotated[str, Query(pattern=f"^{WELL_ID_PATTERN}$")]] | None, Query(description="any of these wells")
 ]
-_COLUMNS = [
-    Column("well_id", "text"), Column("diagnosis", "text"), Column("timestamp", "time"), Column("severity", "text"),
-    Column("state", "text"), Column("cleared_at", "time"), Column("value", "number"), Column("threshold", "number"),
-    Column("peak", "number"), Column("occurrences", "count"), Column("confidence", "number"), Column("message", "text"),
-    Column("actions", "json"), Column("telemetry_snapshot", "json"), Column("shelved_to", "time"),
-    Column("verdict", "text"), Column("cause", "text"), Column("stop_reason", "text"),
-]  # fmt: skip
 _KPIS = {
     "from": "2026-11-24T12:00:00Z", "to": "2026-11-25T12:00:00Z", "alarms": 31, "wells": 6, "alarms_per_hour": 1.292,
     "alarms_per_10_minutes": 0.215, "peak_10_minutes": 4, "flood_share": 0.0, "acknowledged": 22,
@@ -86,13 +79,11 @@ async def alarms(
     cursor: CursorQuery = None,
 ) -> Response:
     """`from` and `to` are of when an occurrence was raised, in event time."""
-    now_us = api.clock.now_us()
-    first, last = moment("from", start, now_us), moment("to", to, now_us)
-    check(first, last, api.settings.api.max_range_days)
+    first, last = bounds_of(start, to, api.clock.now_us(), api.settings.api.max_range_days)
     after = cursors.decode("alarms", cursor, (datetime, str, str))
     for each in diagnosis or ():
         without_nul("diagnosis", each)
-    rows = await api.database.fetch(
+    rows = await api.database.fetch_dicts(
         "api_alarms",
         _states(state)
         | {
@@ -109,10 +100,10 @@ async def alarms(
             "limit": limit + 1,
         },
     )
-    page, following = cursors.page(request, rows, limit, "alarms", lambda row: (row[2], row[0], row[1]))
-    names = [column.name for column in _COLUMNS]
-    items = [dict(zip(names, row, strict=True)) for row in page]
-    return respond(request, {"items": items, "next": following}, table=Table(_COLUMNS, page), following=following)
+    page, following = cursors.page(
+        request, rows, limit, "alarms", lambda row: (row["timestamp"], row["well_id"], row["diagnosis"])
+    )
+    return respond_list(request, page, models.Alarm, following)
 
 
 def _states(given: list[StateFilter] | None) -> dict[str, Any]:
@@ -207,9 +198,6 @@ async def precision(
     request: Request, api: Parts, principal: Viewer, start: FromQuery = None, to: ToQuery = None
 ) -> Response:
     """Of the occurrences that an operator gave a verdict on; unclear ones count for neither side."""
-    now_us = api.clock.now_us()
-    first, last = moment("from", start, now_us), moment("to", to, now_us)
-    check(first, last, api.settings.api.max_range_days)
-    rows = await api.database.fetch("api_precision", {"wells": principal.like, "from": first, "to": last})
-    names = ("diagnosis", "judged", "true_alarms", "false_alarms", "unclear", "precision")
-    return respond_list(request, [dict(zip(names, row, strict=True)) for row in rows], models.Precision)
+    first, last = bounds_of(start, to, api.clock.now_us(), api.settings.api.max_range_days)
+    rows = await api.database.fetch_dicts("api_precision", {"wells": principal.like, "from": first, "to": last})
+    return respond_list(request, rows, models.Precision)

@@ -1,8 +1,7 @@
 """/api/v1/rejects, /archive, /daemon, /audit, /users: what an operations page shows."""
 
-import base64
 from datetime import date, datetime
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request
@@ -12,11 +11,11 @@ from esp_ingest.api.context import Admin, Parts, Viewer
 from esp_ingest.api.routes.telemetry import FromQuery, ToQuery
 from esp_ingest.api.routes.wells import CursorQuery, LimitQuery
 from esp_ingest.api.wire import cursors, models
-from esp_ingest.api.wire.answers import Column, Table, respond, respond_list
+from esp_ingest.api.wire.answers import respond, respond_list
 from esp_ingest.api.wire.problems import invalid
-from esp_ingest.api.wire.ranges import check, moment
+from esp_ingest.api.wire.ranges import bounds_of
 from esp_ingest.api.wire.schema import answers
-from esp_ingest.model import RejectReason
+from esp_ingest.model import RejectReason, us_of
 from esp_ingest.store.queries import like
 
 router = APIRouter(prefix="/api/v1", tags=["operations"])
@@ -41,11 +40,6 @@ _USER = {
     "name": "ada", "role": "operator", "wells": ["A-*"], "created_at": "2026-11-01T08:00:00Z", "disabled_at": None,
     "tokens": 1,
 }  # fmt: skip
-_REJECT_COLUMNS = [
-    Column("id", "text"), Column("received_at", "time"), Column("topic", "text"), Column("reason", "text"),
-    Column("detail", "text"), Column("item", "count"), Column("redelivered", "flag"), Column("payload", "bytes"),
-    Column("replayed_at", "time"), Column("replay_outcome", "text"),
-]  # fmt: skip
 
 
 def without_nul(name: str, text: str | None) -> str | None:
@@ -72,9 +66,7 @@ async def rejects(
     cursor: CursorQuery = None,
 ) -> Response:
     """The payload byte for byte (base64). `esp-ingest rejects replay` puts them through the pipeline again."""
-    now_us = api.clock.now_us()
-    first, last = moment("from", start, now_us), moment("to", to, now_us)
-    check(first, last, api.settings.api.max_range_days)
+    first, last = bounds_of(start, to, api.clock.now_us(), api.settings.api.max_range_days)
     after = cursors.decode("rejects", cursor, (datetime, UUID))
     rows = await api.database.fetch_dicts(
         "api_rejects",
@@ -91,27 +83,11 @@ async def rejects(
         },
     )
     page, following = cursors.page(request, rows, limit, "rejects", lambda row: (row["received_at"], row["digest"]))
-    found = [_reject(row) for row in page]
-    table = Table(_REJECT_COLUMNS, [[each[column.name] for column in _REJECT_COLUMNS] for each in found])
-    items = [each | {"payload": base64.b64encode(each["payload"]).decode()} for each in found]
-    return respond(request, {"items": items, "next": following}, table=table, following=following)
-
-
-def _reject(row: dict[str, Any]) -> dict[str, Any]:
-    """As the command line has it: the id is the received time in µs and the digest."""
-    received_us = round(row["received_at"].timestamp() * 1e6)
-    return {
-        "id": f"{received_us}-{row['digest'].hex}",
-        "received_at": row["received_at"],
-        "topic": row["topic"],
-        "reason": row["reason"],
-        "detail": row["detail"],
-        "item": row["item"],
-        "redelivered": row["redelivered"],
-        "payload": bytes(row["payload"]),
-        "replayed_at": row["replayed_at"],
-        "replay_outcome": row["replay_outcome"],
-    }
+    for row in page:  # the id is that of the command line: the received time in µs and the digest
+        row["id"] = f"{us_of(row['received_at'])}-{row['digest'].hex}"
+    names = list(models.Reject.model_fields)
+    items = [{name: row[name] for name in names} for row in page]
+    return respond_list(request, items, models.Reject, following)
 
 
 @router.get(

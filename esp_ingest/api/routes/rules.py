@@ -48,11 +48,8 @@ class Rule(BaseModel):
     actions: list[str]
 
 
-class RulePage(BaseModel):
+class RulePage(models.Page[Rule]):
     """All rules; there is only one page."""
-
-    items: list[Rule]
-    next: models.Next
 
 
 _known: dict[Path, tuple[int, list[dict[str, Any]]]] = {}  # by file: its time of change and what it says

@@ -52,10 +52,12 @@ def columns_of(model: type[BaseModel]) -> list[Column]:
 
 
 def _kind(annotation: Any) -> Kind:
-    some = [each for each in get_args(annotation) if each is not NoneType]
+    of = get_args(annotation)
     if get_origin(annotation) is Literal:
-        return _KINDS[type(some[0])]
-    return _KINDS.get(some[0] if NoneType in get_args(annotation) else annotation, "json")
+        return _KINDS[type(of[0])]
+    if NoneType in of:
+        return _kind(of[0])
+    return _KINDS.get(annotation, "json")
 
 
 def accepted(request: Request) -> str:

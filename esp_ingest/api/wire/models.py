@@ -3,12 +3,13 @@ which would take longer than the query; a test holds the two together (schemathe
 schema)."""
 
 from datetime import date, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    WithJsonSchema,
     create_model,
 )
 
@@ -17,6 +18,15 @@ from esp_ingest.model import SIGNALS
 Severity = Literal["critical", "high", "medium", "low", "info"]
 State = Literal["running", "stopped", "unknown", "silent"]
 Next = Annotated[str | None, Field(description="address of the next page, null at the end")]
+Base64 = Annotated[bytes, WithJsonSchema({"type": "string", "contentEncoding": "base64"})]
+Item = TypeVar("Item", bound=BaseModel)
+
+
+class Page(BaseModel, Generic[Item]):
+    """Some of a list, or all of it."""
+
+    items: list[Item]
+    next: Next
 
 
 class ProblemDocument(BaseModel):
@@ -95,11 +105,9 @@ class Well(BaseModel):
     alarms: list[OpenAlarm]
 
 
-class WellPage(BaseModel):
+class WellPage(Page[Well]):
     """A page of wells."""
 
-    items: list[Well]
-    next: Next
     total: int = Field(description="wells that fit the filter")
     units: dict[str, str]
 
@@ -199,11 +207,8 @@ class Alarm(BaseModel):
     stop_reason: str | None
 
 
-class AlarmPage(BaseModel):
+class AlarmPage(Page[Alarm]):
     """A page of occurrences, newest first."""
-
-    items: list[Alarm]
-    next: Next
 
 
 class AlarmAction(BaseModel):
@@ -221,11 +226,8 @@ class AlarmAction(BaseModel):
     detail: dict[str, Any]
 
 
-class AlarmActionPage(BaseModel):
+class AlarmActionPage(Page[AlarmAction]):
     """A page of what operators did, newest first."""
-
-    items: list[AlarmAction]
-    next: Next
 
 
 class Outcome(BaseModel):
@@ -303,11 +305,8 @@ class Precision(BaseModel):
     precision: float | None = Field(description="true / (true + false)")
 
 
-class PrecisionPage(BaseModel):
+class PrecisionPage(Page[Precision]):
     """All rules that were judged; there is only one page."""
-
-    items: list[Precision]
-    next: Next
 
 
 class Loss(BaseModel):
@@ -325,11 +324,8 @@ class Loss(BaseModel):
     down: int = Field(description="stops that are not over")
 
 
-class LossPage(BaseModel):
+class LossPage(Page[Loss]):
     """All wells and reasons, the most lost hours first; there is only one page."""
-
-    items: list[Loss]
-    next: Next
 
 
 class Reject(BaseModel):
@@ -342,16 +338,13 @@ class Reject(BaseModel):
     detail: str
     item: int
     redelivered: bool
-    payload: str = Field(description="byte for byte, base64", json_schema_extra={"contentEncoding": "base64"})
+    payload: Base64 = Field(description="byte for byte, base64")
     replayed_at: datetime | None
     replay_outcome: str | None
 
 
-class RejectPage(BaseModel):
+class RejectPage(Page[Reject]):
     """A page of rejects, newest first."""
-
-    items: list[Reject]
-    next: Next
 
 
 class ArchiveDay(BaseModel):
@@ -367,11 +360,8 @@ class ArchiveDay(BaseModel):
     problem: str
 
 
-class ArchivePage(BaseModel):
+class ArchivePage(Page[ArchiveDay]):
     """A page of archived days, newest first."""
-
-    items: list[ArchiveDay]
-    next: Next
 
 
 class Daemon(BaseModel):
@@ -394,11 +384,8 @@ class AuditLine(BaseModel):
     detail: dict[str, Any]
 
 
-class AuditPage(BaseModel):
+class AuditPage(Page[AuditLine]):
     """A page of the audit log, newest first."""
-
-    items: list[AuditLine]
-    next: Next
 
 
 class UserLine(BaseModel):
@@ -412,11 +399,8 @@ class UserLine(BaseModel):
     tokens: int = Field(description="machine tokens that hold")
 
 
-class UserPage(BaseModel):
+class UserPage(Page[UserLine]):
     """All local users; there is only one page."""
-
-    items: list[UserLine]
-    next: Next
 
 
 class Signal(BaseModel):
@@ -430,11 +414,8 @@ class Signal(BaseModel):
     description: str
 
 
-class SignalPage(BaseModel):
+class SignalPage(Page[Signal]):
     """All signals; there is only one page."""
-
-    items: list[Signal]
-    next: Next
 
 
 class Health(BaseModel):

@@ -57,14 +57,22 @@ def range_of(start: str | None, end: str | None, now_us: int, max_days: int, def
         first = moment("from", start, now_us) or last - default
     except OverflowError:
         raise invalid("to", "to lies before all data: write a later time.") from None
-    check(first, last, max_days)
+    _check(first, last, max_days)
     return Range(first, last)
 
 
-def check(first: datetime | None, last: datetime | None, max_days: int) -> None:
+def bounds_of(
+    start: str | None, end: str | None, now_us: int, max_days: int
+) -> tuple[datetime | None, datetime | None]:
+    """``from`` and ``to``, None for what is left out. Raises Problem 422."""
+    first, last = moment("from", start, now_us), moment("to", end, now_us)
+    if first is not None and last is not None:
+        _check(first, last, max_days)
+    return first, last
+
+
+def _check(first: datetime, last: datetime, max_days: int) -> None:
     """Raises Problem 422 for a range that is reversed or longer than ``max_days``."""
-    if first is None or last is None:
-        return
     if first >= last:
         raise invalid("from", "from must lie before to.")
     if last - first > timedelta(days=max_days):
