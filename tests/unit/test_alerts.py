@@ -245,13 +245,46 @@ def test_every_alert_fires_when_it_should_and_keeps_still_when_not(
     tests = tmp_path / "alerts_test.yml"
     rules = str(CONFIG / "prometheus/alerts.yml")
     groups = [_group(names, interval, at)]
-    if "EspIngestAbsent" in names:  # one daemon anywhere keeps it still, so this direction is a group of its own
-        (rule,) = [rule for rule in RULES if rule["alert"] == "EspIngestAbsent"]
-        fires = {"exp_labels": rule["labels"], "exp_annotations": _annotations(rule)}
-        check = {"eval_time": at, "alertname": "EspIngestAbsent", "exp_alerts": [fires]}
-        groups.append(groups[0] | {"input_series": [], "alert_rule_test": [check]})
     tests.write_text(yaml.safe_dump({"rule_files": [rules], "evaluation_interval": interval, "tests": groups}))
     passes(promtool, "test", "rules", str(tests))
+
+
+_API = {'up{job="api",instance="a"}': "1x10 0x50", 'esp_ingest_build_info{job="api",instance="a"}': "1x10"}
+_DAEMON = {'up{job="daemon",instance="d"}': "1x10 0x50", 'esp_ingest_mqtt_connected{job="daemon",instance="d"}': "1x10"}
+
+
+@pytest.mark.parametrize(
+    ("alert", "series", "interval", "firing"),
+    [
+        # One daemon anywhere keeps the alert on its absence still, so these are looked at one by one.
+        ("EspIngestAbsent", {}, "1m", [{}]),
+        ("EspIngestAbsent", _API, "1m", [{}]),  # another part that is down is no reason to say nothing of the daemon
+        ("EspIngestAbsent", _API | _DAEMON, "1m", []),  # EspIngestDown tells of it
+        # Two weeks later what the process served is forgotten, and it is still down; then it is back.
+        ("EspIngestDown", _API, "6h", [{"job": "api", "instance": "a"}]),
+        ("EspIngestDown", _API | {'up{job="api",instance="a"}': "1x10 0x40 1x9"}, "6h", []),
+    ],
+)
+def test_what_is_gone_is_told_for_as_long_as_it_is(
+    alert: str, series: Series, interval: str, firing: list[dict[str, str]], tmp_path: Path
+) -> None:
+    (rule,) = [rule for rule in RULES if rule["alert"] == alert]
+    told = rule["annotations"] | {"summary": rule["annotations"]["summary"].replace("{{ $labels.job }}", "api")}
+    expected = [
+        {"exp_labels": labels | rule["labels"], "exp_annotations": _annotations(rule | {"annotations": told})}
+        for labels in firing
+    ]
+    at = {"1m": "55m", "6h": "330h"}[interval]
+    group = {
+        "interval": interval,
+        "external_labels": _EXTERNAL,
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "alert_rule_test": [{"eval_time": at, "alertname": alert, "exp_alerts": expected}],
+    }
+    tests = tmp_path / "gone.yml"
+    files = [str(CONFIG / "prometheus/alerts.yml")]
+    tests.write_text(yaml.safe_dump({"rule_files": files, "evaluation_interval": interval, "tests": [group]}))
+    passes(linter("promtool", "prometheus"), "test", "rules", str(tests))
 
 
 def test_a_cause_holds_its_consequences_back_for_its_own_daemon_alone(tmp_path: Path) -> None:
@@ -275,8 +308,11 @@ def test_a_cause_holds_its_consequences_back_for_its_own_daemon_alone(tmp_path: 
         ("NotReady", "a"),
         ("NotReady", "b"),
         ("SpoolFull", "a"),
-        ("Down", "c"),
-        ("Absent", ""),
+        ("ArchiveFailing", "c"),
+        ("ArchiveBehind", "c"),
+        ("ArchiveBehind", "d"),  # of another database
+        ("Down", "e"),
+        ("Absent", ""),  # the daemon's absence is told, whatever else is down
     ]
     alerts = [{"labels": {"alertname": f"EspIngest{name}", "job": "j", "instance": at}} for name, at in firing]
     try:
@@ -298,4 +334,4 @@ def test_a_cause_holds_its_consequences_back_for_its_own_daemon_alone(tmp_path: 
     finally:
         process.terminate()
         process.wait(10)
-    assert held_back == {("EspIngestNotReady", "a"), ("EspIngestAbsent", "")}
+    assert held_back == {("EspIngestNotReady", "a"), ("EspIngestArchiveBehind", "c")}
