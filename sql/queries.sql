@@ -228,12 +228,20 @@ SET LOCAL lock_timeout = '1s';
 -- What follows in this transaction is made good after a crash.
 SET LOCAL synchronous_commit = off;
 
--- name: may_keep_well_newest
--- Whether this user may keep the newest reading of each well.
-SELECT coalesce(bool_and(has_table_privilege(to_regclass(relation), privilege)), false)
-       AND coalesce(has_table_privilege(to_regclass('well_newest_now'), 'SELECT'), false)
-FROM unnest('{well_newest,well_newest_stale}'::text[]) AS relation,
-     unnest('{SELECT,INSERT,UPDATE,DELETE}'::text[]) AS privilege;
+-- name: newest_rights
+-- What this user lacks to keep the newest reading of each well, as the GRANTs that give it; empty if nothing.
+WITH needed (relation, privileges) AS (
+    VALUES ('well_newest', '{SELECT,INSERT,UPDATE,DELETE}'::text[]),
+           ('well_newest_now', '{SELECT}'),
+           ('well_newest_stale', '{SELECT,INSERT,UPDATE,DELETE}')
+),
+lacking AS (
+    SELECT format('GRANT %s ON %I TO %I', string_agg(privilege, ', ' ORDER BY place), relation, current_user) AS mended_by
+    FROM needed, unnest(privileges) WITH ORDINALITY AS each (privilege, place)
+    WHERE NOT coalesce(has_table_privilege(to_regclass(relation), privilege), false)
+    GROUP BY relation
+)
+SELECT coalesce(string_agg(mended_by, '; ' ORDER BY mended_by), '') FROM lacking;
 
 -- name: keeps_well_newest
 -- "on": this session keeps well_newest itself, so its statements leave no mark.

@@ -177,8 +177,26 @@ def database(settings: Settings) -> Iterator[Line]:
     for text in capabilities.lines():
         yield Line("capability", True, text, is_note=True)
     if schema.ok:
+        yield from _newest(settings)
         yield from _other_daemons(settings)
         yield from lifecycle(settings)
+
+
+def _newest(settings: Settings) -> Iterator[Line]:
+    """Whether the daemon may keep the newest reading of each well."""
+    import psycopg
+
+    from esp_ingest.interfaces import StoreUnavailable
+    from esp_ingest.store.connection import connect, only_row
+    from esp_ingest.store.queries import query
+
+    with (
+        contextlib.suppress(StoreUnavailable, psycopg.Error),  # the lines before say what is wrong
+        connect(settings.database, autocommit=True) as connection,
+    ):
+        (grants,) = only_row(connection.execute(query("newest_rights")))
+        if grants:
+            yield Line("newest", True, f"well_latest is slow: let the owner of the tables run {grants}", True)
 
 
 def _other_daemons(settings: Settings) -> Iterator[Line]:

@@ -11,7 +11,7 @@ GRANT SELECT ON esp_telemetry, diagnostic_results, ingest_rejects, alarm_actions
 GRANT SELECT ON well_stops TO esp_ingest_api;  -- /api/v1/losses
 GRANT SELECT ON well_newest, well_newest_stale TO esp_ingest_api;  -- the live stream
 GRANT SELECT ON aggregate_hours, aggregate_days TO esp_ingest_api;  -- without it, only what readings are there for
-GRANT INSERT, UPDATE ON alarm_actions, alarm_verdicts TO esp_ingest_api;  -- UPDATE on alarm_actions is for its lock alone
+GRANT INSERT, UPDATE ON alarm_actions, alarm_verdicts TO esp_ingest_api;  -- UPDATE on alarm_actions is for its lock: a trigger refuses a change
 GRANT INSERT, UPDATE, DELETE ON alarm_shelves, api_refresh_tokens TO esp_ingest_api;
 GRANT UPDATE (state) ON diagnostic_results TO esp_ingest_api;
 GRANT UPDATE (password_hash) ON api_users TO esp_ingest_api;  -- the same password, hashed with newer parameters

@@ -11,3 +11,5 @@ DO $$ BEGIN
 END $$;
 ALTER SCHEMA public OWNER TO esp_ingest_owner;
 REVOKE CREATE ON SCHEMA public FROM PUBLIC;
+-- Nothing here uses large objects, and whoever may connect could fill the disk with them.
+REVOKE EXECUTE ON FUNCTION lo_creat(integer), lo_create(oid), lo_from_bytea(oid, bytea) FROM PUBLIC;

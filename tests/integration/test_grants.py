@@ -148,6 +148,20 @@ def test_what_check_may_not_read_of_the_lifecycle_is_a_grant(owner: Database, da
     assert not any("not looked at" in line.detail for line in lifecycle())
 
 
+def test_without_a_right_on_the_newest_readings_it_is_a_grant_too(owner: Database, daemon: Database) -> None:
+    def newest() -> list[str]:
+        found = check.database(Settings(database=daemon.settings.model_dump()))
+        return [line.detail for line in found if line.subject == "newest"]
+
+    assert newest() == []
+    owner.run(f"REVOKE DELETE ON well_newest FROM {ROLE}; REVOKE ALL ON well_newest_now FROM {ROLE}")
+    (detail,) = newest()
+    grants = f"GRANT DELETE ON well_newest TO {ROLE}; GRANT SELECT ON well_newest_now TO {ROLE}"
+    assert detail == f"well_latest is slow: let the owner of the tables run {grants}"
+    owner.run(grants)
+    assert newest() == []
+
+
 @pytest.mark.parametrize(
     ("breaks", "mends"),
     [

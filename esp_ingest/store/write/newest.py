@@ -14,7 +14,7 @@ import psycopg
 
 from esp_ingest.interfaces import Clock
 from esp_ingest.model import SIGNALS, Readings
-from esp_ingest.store.connection import Connection, is_pooled, staging
+from esp_ingest.store.connection import Connection, is_pooled, only_row, staging
 from esp_ingest.store.queries import query
 from esp_ingest.store.write.copy_format import telemetry_stream
 
@@ -78,8 +78,8 @@ class WellNewest:
         self._begin_at = math.inf
         if is_pooled(connection):
             return
-        row = connection.execute(query("may_keep_well_newest")).fetchone()
-        if row is not None and row[0]:
+        (lacking,) = only_row(connection.execute(query("newest_rights")))
+        if not lacking:
             if not self._has_begun:
                 connection.execute(query("mark_well_newest_stale"))
             connection.execute(query("keeps_well_newest"), {"keeps": "on"})
