@@ -116,6 +116,19 @@ def unusable_tls_files(settings: MqttSettings, error: OSError | ValueError, *, i
         return f"Setting mqtt.key_file: {settings.key_file} is encrypted: set mqtt.key_password (or its _file)."
     if is_key_encrypted and getattr(error, "reason", "") != _KEY_OF_ANOTHER:
         return f"Setting mqtt.key_password: it does not open {settings.key_file}."
+    if getattr(error, "reason", "") == _KEY_OF_ANOTHER:
+        return f"Setting mqtt.key_file: {settings.key_file} is not the key of the certificate in mqtt.cert_file."
+    for name in ("ca_file", "cert_file"):
+        path = getattr(settings, name)
+        if path and not _holds_certificate(path):
+            return f"Setting mqtt.{name}: {path} holds no certificate in PEM."
     reason = getattr(error, "strerror", None) or str(error)
-    files = ", ".join(f"mqtt.{name}" for name in names)
-    return f"Setting {files}: these are no PEM certificates and key that belong together ({reason})."
+    return f"Setting mqtt.key_file: {settings.key_file} holds no private key in PEM ({reason})."
+
+
+def _holds_certificate(path: str) -> bool:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except (OSError, ValueError):
+        return False
+    return True

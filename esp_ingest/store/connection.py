@@ -9,6 +9,7 @@ import getpass
 import os
 from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -296,11 +297,27 @@ class OnDemand:
 
 
 def _unreachable(settings: DatabaseSettings, error: psycopg.Error) -> StoreUnavailable:
-    """Who set no DSN has usually forgotten it, and libpq tried a socket of this machine."""
+    """Who set no DSN has usually forgotten it, and libpq tried a socket of this machine. Of a file that it may not read
+    libpq says anything but that, in letters that are none."""
     said = sqlstate.unavailable(error)
+    if said.reason == sqlstate.FILE.reason and (unread := _unreadable_file(settings)):
+        return StoreUnavailable(said.reason, unread)
     if settings.dsn.get_secret_value():
         return said
     return StoreUnavailable(said.reason, f"{said.detail}; database.dsn is empty")
+
+
+def _unreadable_file(settings: DatabaseSettings) -> str:
+    """The first file of TLS that is named and cannot be read, and why; empty if all can."""
+    given = conninfo_to_dict(conninfo(settings))
+    for name in ("sslrootcert", "sslcert", "sslkey"):
+        path = str(given.get(name) or os.environ.get(f"PG{name.upper()}") or "")
+        if path and path != "system":
+            try:
+                Path(path).open("rb").close()
+            except OSError as error:
+                return f"{name} {path}: {error.strerror}"
+    return ""
 
 
 def grant_connect(settings: DatabaseSettings) -> str:

@@ -135,7 +135,10 @@ def wants_new_session(error: BaseException) -> bool:
 # libpq gives no SQLSTATE when the server refuses the connection itself, only its text, in the server's language. These
 # are hints for the reason that is shown; the verdict stays "try again". Some are PgBouncer's.
 _STATEMENT_MODE = Decision(_O, "the connection pooler is in statement mode, which has no transactions")
-_FILE = Decision(_O, "a file that database.dsn or the environment names cannot be used")
+FILE = Decision(_O, "a file that database.dsn or the environment names cannot be used")
+_NOT_TRUSTED = Decision(_O, "the database's certificate is not trusted")
+_OTHER_NAME = Decision(_O, "the database's certificate is for another host name")
+_NO_LOGIN = Decision(_O, "the database does not take our certificate")
 _CONNECT_HINTS = (
     ("password authentication failed", RULES["28"]),
     ("no password supplied", RULES["28"]),
@@ -145,8 +148,13 @@ _CONNECT_HINTS = (
     ("permission denied for database", RULES["42501"]),
     (r'database ".*" does not exist', RULES["3D"]),
     ("too many connections for", RULES["53300"]),
-    (r'(file|certificate|key|service) ".*" (does not exist|not found)', _FILE),
-    ("could not (open|read|load) .*(file|certificate|key)", _FILE),
+    (r'(file|certificate|key|service) ".*" (does not exist|not found)', FILE),
+    ("could not (open|read|load) .*(file|certificate|key)", FILE),
+    ('certificate present, but not private key file|private key file ".*" (has group or world access|is not)', FILE),
+    ("certificate verify failed", _NOT_TRUSTED),
+    ("does not match host name", _OTHER_NAME),
+    ("certificate authentication failed|requires a valid client certificate", _NO_LOGIN),
+    ("alert .*(certificate|unknown ca)", _NO_LOGIN),
     ("SASL authentication failed|no such user", RULES["28"]),
     ("no such database", RULES["3D"]),
     ("no more connections allowed", RULES["53300"]),
@@ -188,6 +196,12 @@ _ADVICE = {
     RULES["3D"].reason: "create it, or name another in database.dsn",
     "the database cannot hold UTF-8 text": "create another with ENCODING 'UTF8' TEMPLATE template0, and name it in "
     "database.dsn",
+    # libpq does not say which of the two it is.
+    _NOT_TRUSTED.reason: "renew it there if it has ended, else set sslrootcert in database.dsn to "
+    "the CA that signed it",
+    _OTHER_NAME.reason: "set host in database.dsn to a name in the certificate",
+    _NO_LOGIN.reason: "set sslcert and sslkey in database.dsn to one that has not ended, of a CA that it knows, for "
+    "this user",
     _STATEMENT_MODE.reason: "set pool_mode to transaction or session there",
     RULES["42501"].reason: "log in as the owner of the tables, or have him grant it",
 }

@@ -85,20 +85,51 @@ def test_a_certificate_on_each_side_is_enough_and_no_password_is_there(
     assert set(certificate_files(Settings(database=chosen))) == {"database sslrootcert", "database sslcert"}
 
 
-def test_each_fault_is_a_sentence(server: Postgres15, authority: Authority, tmp_path: Path) -> None:
+def test_each_fault_is_a_sentence_with_its_advice(server: Postgres15, authority: Authority, tmp_path: Path) -> None:
+    def said(certificate: str = ROLE, **more: str) -> str:
+        return detail(settings(server, authority, certificate, **more))
+
     other = Authority(tmp_path / "other")
-    assert "certificate verify failed" in detail(settings(server, authority, sslrootcert=other.path("ca.crt")))
-    assert "localhost" in detail(settings(server, authority, host="localhost", hostaddr="127.0.0.1"))
-    assert "certificate authentication failed" in detail(settings(server, authority, "stranger"))
-    assert "no pg_hba.conf entry" in detail(settings(server, authority, sslmode="disable"))
-    missing = settings(server, authority, sslrootcert=str(tmp_path / "away.crt"))
-    assert "A file that database.dsn or the environment names cannot be used" in detail(missing)
+    text = said(sslrootcert=other.path("ca.crt"))
+    assert text.startswith("The database's certificate is not trusted (")
+    assert text.endswith(
+        "): renew it there if it has ended, else set sslrootcert in database.dsn to the CA that signed it."
+    )
+    text = said(host="localhost", hostaddr="127.0.0.1")
+    assert text.startswith("The database's certificate is for another host name (")
+    assert text.endswith("): set host in database.dsn to a name in the certificate.")
+    for text in (said("stranger"), said(sslcert=str(tmp_path / "away.crt"), sslkey="")):
+        assert text.startswith("The database does not take our certificate (")
+    assert "no pg_hba.conf entry" in said(sslmode="disable")
+
+
+def test_each_fault_of_a_file_names_it(server: Postgres15, authority: Authority, tmp_path: Path) -> None:
+    def said(**more: str) -> str:
+        text = detail(settings(server, authority, **more))
+        start, _, rest = text.partition(" (")
+        assert start == "A file that database.dsn or the environment names cannot be used"
+        return rest
+
+    (tmp_path / "text").write_text("no PEM")
+    (tmp_path / "text").chmod(0o600)
+    away, folder, text = (str(tmp_path / name) for name in ("away", "", "text"))
+    assert said(sslrootcert=away) == f"sslrootcert {away}: No such file or directory)."
+    assert said(sslkey=away) == f"sslkey {away}: No such file or directory)."
+    assert said(sslkey=folder) == f"sslkey {folder}: Is a directory)."
+    assert text in said(sslkey=text)
+    assert text in said(sslcert=text)
+    assert "key values mismatch" in said(sslkey=authority.path("server.key"))
+    Path(text).write_text(Path(authority.path(f"{ROLE}.key")).read_text())
+    Path(text).chmod(0o644)
+    assert "has group or world access" in said(sslkey=text)
 
 
 def test_an_expired_certificate_of_ours_is_refused_with_its_reason(server: Postgres15, authority: Authority) -> None:
     authority.issue(ROLE, days=-1)
     try:
-        assert "certificate expired" in detail(settings(server, authority)).replace("_", " ")
+        said = detail(settings(server, authority)).replace("_", " ")
+        assert said.startswith("The database does not take our certificate (")
+        assert "certificate expired" in said
     finally:
         authority.issue(ROLE)
     assert check_database(settings(server, authority))[0].ok, "the renewed file counts at the next connection"

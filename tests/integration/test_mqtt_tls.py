@@ -160,9 +160,36 @@ def test_a_renewed_ca_counts_at_the_next_connection(
     source = start(broker.tls_settings(ca_file=str(trusted)))
     until(lambda: "certificate verify failed" in source.last_error)
     trusted.write_text("half of a certificate")
-    until(lambda: "mqtt.ca_file" in source.last_error and "no PEM" in source.last_error)
+    until(lambda: source.last_error == f"Setting mqtt.ca_file: {trusted} holds no certificate in PEM.")
     shutil.copy(authority.path("ca.crt"), trusted)
     until(lambda: source.subscribed)
+
+
+def test_a_file_that_holds_something_else_is_named(broker: TlsBroker, authority: Authority, start: Start) -> None:
+    authority.issue("client")
+    authority.issue("other")
+    text = Path(authority.path("text"))
+    text.write_text("no PEM")
+    certificate, key = authority.path("client.crt"), authority.path("client.key")
+    for files, said in (
+        (
+            {"cert_file": certificate, "key_file": authority.path("other.key")},
+            "is not the key of the certificate in mqtt",
+        ),
+        (
+            {"cert_file": certificate, "key_file": str(text)},
+            r"^Setting mqtt\.key_file: .*text holds no private key in PEM",
+        ),
+        ({"cert_file": str(text), "key_file": key}, r"^Setting mqtt\.cert_file: .*text holds no certificate in PEM\.$"),
+        ({"cert_file": key, "key_file": certificate}, r"^Setting mqtt\.cert_file: .*client\.key holds no certificate"),
+        ({"ca_file": str(text)}, r"^Setting mqtt\.ca_file: .*text holds no certificate in PEM\.$"),
+        (
+            {"cert_file": certificate, "key_file": str(text.parent)},
+            r"^Setting mqtt\.key_file: .* cannot be read \(Is a",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            start(broker.tls_settings(**files))
 
 
 def test_an_encrypted_key_is_opened_by_its_password(strict: TlsBroker, authority: Authority, start: Start) -> None:
