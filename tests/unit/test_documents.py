@@ -36,6 +36,15 @@ def test_links_lead_to_a_file_and_to_a_heading(page: Path) -> None:
             assert anchor in {_anchor(each) for each in headings}, f"{page.relative_to(ROOT)} links to {target}"
 
 
+def test_files_of_this_checkout_that_a_page_names_are_there() -> None:
+    """Outside of links too. A name in capitals stands for one that a reader chooses."""
+    named = r"(?<![\w/.-])(?:tests|tools|docs|config|sql|esp_ingest)/[\w./-]+\.(?:py|md|toml|ya?ml|sql|json|conf|sh)\b"
+    for page in PAGES:
+        for name in re.findall(named, page.read_text(encoding="utf-8")) if page.name != "CHANGELOG.md" else ():
+            there = (ROOT / name).exists() or (page.parent / name).exists() or Path(name).stem.isupper()
+            assert there, f"{page.relative_to(ROOT)} names {name}"
+
+
 def _calls() -> list[tuple[str, str, list[str]]]:
     """(page, program, words) of each call of esp-ingest or make in a block of shell."""
     found = []
