@@ -8,6 +8,7 @@ import ipaddress
 import logging
 import signal
 import socket
+import ssl
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
@@ -21,6 +22,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from esp_ingest.api.app import create_app
 from esp_ingest.api.context import Api
 from esp_ingest.api.wire.problems import MEDIA_TYPE, Problem, document
+from esp_ingest.config import tls_files
 from esp_ingest.config.settings import ApiSettings, ConfigError, Settings
 from esp_ingest.errors import Error
 from esp_ingest.service import log as service_log
@@ -40,6 +42,9 @@ def run(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT. Returns 0, or 1 if a second signal or the end of drain_seconds cut requests
     off. Raises ConfigError and ServerError."""
     refuse_to_run_open(settings.api)
+    if settings.api.cert_file:
+        files = {name: getattr(settings.api, name) for name in ("cert_file", "tls_key_file")}
+        tls_files.load_own(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), "api", files)
     service_log.configure(settings.log)
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     app = create_app(settings)

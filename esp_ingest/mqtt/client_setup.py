@@ -19,9 +19,9 @@ from paho.mqtt.enums import MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from esp_ingest.config.settings import ConfigError, MqttSettings
+from esp_ingest.config import tls_files
+from esp_ingest.config.settings import MqttSettings
 from esp_ingest.interfaces import Clock
-from esp_ingest.mqtt import sentences
 from esp_ingest.mqtt.client import BulkClient, OnDeliveries
 
 logger = logging.getLogger(__name__)
@@ -216,22 +216,8 @@ def new_tls_context(settings: MqttSettings) -> ssl.SSLContext:
     """TLS as the settings say, from the files as they are now. Never asks for a password on the terminal. Raises
     ConfigError."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # checks certificate and host name
-
-    asked: list[str] = []
-
-    def key_password() -> str:
-        asked.append(settings.key_password.get_secret_value())
-        if not asked[0]:
-            raise ValueError("without a password OpenSSL would ask for one on the terminal")
-        return asked[0]
-
-    try:
-        if settings.cert_file:
-            context.load_cert_chain(settings.cert_file, settings.key_file, key_password)
-        if settings.ca_file:
-            context.load_verify_locations(settings.ca_file)
-        else:
-            context.load_default_certs()
-    except (OSError, ValueError) as error:
-        raise ConfigError(sentences.unusable_tls_files(settings, error, is_key_encrypted=bool(asked))) from None
+    files = {name: getattr(settings, name) for name in ("cert_file", "key_file", "ca_file")}
+    tls_files.load_own(context, "mqtt", files, settings.key_password.get_secret_value())
+    if not settings.ca_file:
+        context.load_default_certs()
     return context

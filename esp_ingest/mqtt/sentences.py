@@ -1,7 +1,6 @@
 """What an end or a refusal of the broker means, in a sentence that says what to do. For every connection to it."""
 
 import ssl
-from pathlib import Path
 
 from paho.mqtt.reasoncodes import ReasonCode
 
@@ -11,7 +10,6 @@ UNSUPPORTED_PROTOCOL, BAD_LOGIN, NOT_AUTHORIZED, SESSION_TAKEN_OVER = 0x84, 0x86
 REFUSED_PROTOCOL = "The broker does not speak MQTT"
 
 _NOT_YET_VALID, _EXPIRED = 9, 10  # OpenSSL's X509_V_ERR_*
-_KEY_OF_ANOTHER = "KEY_VALUES_MISMATCH"
 _OTHER_NAME = (62, 64)  # of a host, of an address
 
 
@@ -102,33 +100,3 @@ def _advice_on_certificate(code: int) -> str:
 
 def _spelled(reason: str) -> str:
     return reason.replace("_", " ").lower()
-
-
-def unusable_tls_files(settings: MqttSettings, error: OSError | ValueError, *, is_key_encrypted: bool) -> str:
-    """The certificates and the key cannot be loaded."""
-    names = [name for name in ("ca_file", "cert_file", "key_file") if getattr(settings, name)]
-    for name in names:
-        try:
-            Path(getattr(settings, name)).read_bytes()
-        except OSError as unread:
-            return f"Setting mqtt.{name}: {getattr(settings, name)} cannot be read ({unread.strerror})."
-    if is_key_encrypted and not settings.key_password.get_secret_value():
-        return f"Setting mqtt.key_file: {settings.key_file} is encrypted: set mqtt.key_password (or its _file)."
-    if is_key_encrypted and getattr(error, "reason", "") != _KEY_OF_ANOTHER:
-        return f"Setting mqtt.key_password: it does not open {settings.key_file}."
-    if getattr(error, "reason", "") == _KEY_OF_ANOTHER:
-        return f"Setting mqtt.key_file: {settings.key_file} is not the key of the certificate in mqtt.cert_file."
-    for name in ("ca_file", "cert_file"):
-        path = getattr(settings, name)
-        if path and not _holds_certificate(path):
-            return f"Setting mqtt.{name}: {path} holds no certificate in PEM."
-    reason = getattr(error, "strerror", None) or str(error)
-    return f"Setting mqtt.key_file: {settings.key_file} holds no private key in PEM ({reason})."
-
-
-def _holds_certificate(path: str) -> bool:
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
-    except (OSError, ValueError):
-        return False
-    return True

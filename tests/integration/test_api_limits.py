@@ -20,6 +20,7 @@ import pytest
 from esp_ingest.store.schema import migrate
 from tests.support.api import ApiProcess, insert_alarm, insert_reading
 from tests.support.brokers import ROOT
+from tests.support.certificates import Authority
 from tests.support.databases import Database, Server, free_port
 from tests.support.proxy import TcpProxy
 
@@ -340,6 +341,29 @@ class TestNeverOpen:
         assert done.returncode == 2
         assert "api.allow_plain_http" in done.stderr
         assert done.stderr.count("\n") == 1
+
+    def test_a_file_of_tls_that_cannot_be_used_is_named_before_it_listens(self, tmp_path: Path) -> None:
+        authority = Authority(tmp_path / "ca")
+        authority.issue("server")
+        authority.encrypt("server")
+        certificate, key, encrypted, ca_key = map(
+            authority.path, ("server.crt", "server.key", "encrypted.key", "ca.key")
+        )
+        for chosen, fault in (
+            ((certificate, "/away"), "Setting api.tls_key_file: /away cannot be read (No such file or directory)."),
+            ((key, key), f"Setting api.cert_file: {key} holds no certificate in PEM."),
+            ((certificate, certificate), f"Setting api.tls_key_file: {certificate} holds no private key in PEM"),
+            (
+                (certificate, ca_key),
+                f"Setting api.tls_key_file: {ca_key} is not the key of the certificate in api.cert_file.",
+            ),
+            ((certificate, encrypted), f"Setting api.tls_key_file: {encrypted} is encrypted"),
+        ):
+            settings = dict(zip(("API__CERT_FILE", "API__TLS_KEY_FILE"), chosen, strict=True))
+            process = ApiProcess(tmp_path, "postgresql://127.0.0.1:1/none", settings)
+            done = process.command("api", "--port", "0")
+            assert (done.returncode, done.stderr.count("\n"), done.stdout) == (2, 1, "")
+            assert done.stderr.startswith(f"esp-ingest: {fault}")
 
     def test_a_port_that_is_taken(self, api: ApiProcess) -> None:
         done = api.command("api", "--port", str(api.port))
