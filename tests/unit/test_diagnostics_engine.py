@@ -399,6 +399,18 @@ def test_a_load_that_falls_while_the_intake_warms_is_a_loss_of_flow(well: Well) 
     assert well.rows("trip")[-1].severity is Severity.HIGH
 
 
+def test_a_loss_of_flow_stands_until_the_load_is_back_though_the_intake_warms_no_more(well: Well) -> None:
+    losing_flow(well, flow_rate=100.0)
+    well.send(12 * 10, motor_current=45 * 0.85, intake_temp=204.0, flow_rate=100.0)
+    (row,) = well.rows("no_flow")
+    assert row.cleared_us is None
+    back = well.t
+    well.send(12 * 2)
+    (row,) = well.rows("no_flow")
+    assert row.cleared_us is not None
+    assert back < row.cleared_us <= back + 65 * MINUTE
+
+
 def test_a_loss_of_flow_is_told_without_a_flow_meter_and_not_without_an_intake_thermometer() -> None:
     blind = Well()
     blind.send(12 * 9, flow_rate=float("nan"))

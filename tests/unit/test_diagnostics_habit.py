@@ -65,8 +65,34 @@ def test_a_habit_is_one_standing_entry_and_no_alarm() -> None:
     assert entry.occurrences >= 4 * 8
     assert "8 drops a day" in entry.message
     assert "too early to compare with the week before" in entry.message
-    assert alarms_after(rows, 3) == []
+    assert alarms_after(rows, 1.1) == []
     assert [row for row in rows if row.diagnosis == "underload"], "until it is known, it is an underload"
+
+
+def uneven(days: int, seed: int) -> FloatArray:
+    """Nine drops a day at uneven distances, of 20 to 30 minutes, to 65 to 79 %; a sample each 5 minutes."""
+    random = np.random.default_rng(seed)
+    share = 1 + 0.008 * random.standard_normal(days * DAY)
+    at = 0
+    while (at := at + int(random.integers(14, 50))) < days * DAY:
+        share[at : at + int(random.integers(4, 7))] *= random.uniform(0.65, 0.79)
+    return share
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_short_drops_of_uneven_depth_are_within_the_habit(seed: int) -> None:
+    """The mean over half an hour took in the load beside a drop of 20 minutes: the next one looked deeper."""
+    rows = seen(readings(uneven(15, seed)))
+    assert len(alarms_after(rows, 5)) <= 4
+
+
+@pytest.mark.parametrize("every", [2, 3, 6, 12])
+def test_a_habit_is_known_at_slower_samples(every: int) -> None:
+    """Samples of 10 minutes to an hour: there may be no other than the newest in 15 minutes."""
+    given = readings(load(8, samples=12))
+    rows = seen(given.select(np.arange(0, len(given), every)))
+    assert [row.diagnosis for row in rows if row.severity is Severity.LOW] == ["slugging"]
+    assert alarms_after(rows, 2.1) == []
 
 
 def test_the_entry_says_how_this_week_stands_to_the_one_before() -> None:

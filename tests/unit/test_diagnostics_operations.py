@@ -6,7 +6,7 @@ import pytest
 from esp_ingest.demo.fleet import FaultName, Fleet
 from esp_ingest.diagnostics.dry_run import DryRun
 from esp_ingest.model import SIGNAL_ROW, DiagnosticRow, Severity
-from tests.evaluate.examples import Change, scaled, short_run, short_stop
+from tests.evaluate.examples import Change, reversed_start, scaled, short_run, short_stop
 from tests.evaluate.operations import ALARMS, PINCHED, REVERSED, SLOWED, with_exponent
 from tests.evaluate.simulated import cases, in_batches, rule_set
 
@@ -137,6 +137,14 @@ def test_a_pump_that_turns_backwards_after_a_restart_is_not_gas_locked() -> None
     assert "gas_lock" not in names(rows)
     (start,) = [row for row in rows if row.diagnosis == "start_without_flow"]
     assert start.severity is Severity.HIGH
+
+
+@pytest.mark.parametrize(("load", "flow"), [(0.6, 0.2), (0.8, 0.4), (0.86, 0.0)])
+def test_with_a_flow_meter_a_start_without_flow_needs_no_deep_fall_of_the_load(load: float, flow: float) -> None:
+    """At 80 % and more it was an underload, a tubing leak or a blocked intake."""
+    speed, rate = reversed_start(1), reversed_start(flow)
+    rows = seen({**REVERSED, "motor_current": reversed_start(load), "vsd_frequency": speed, "flow_rate": rate})
+    assert names(rows) == {"trip", "start_without_flow"}
 
 
 def test_a_gas_lock_after_a_good_start_is_one() -> None:

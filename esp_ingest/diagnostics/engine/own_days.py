@@ -4,7 +4,8 @@ A well that slugs or hunts drops its load several times a day and recovers by it
 these drops, so here the well's own days are the measure. Each closed 5-minute bucket of settled running gives a few
 quantities. The extreme of each day of running (48 settled half-hours, as for the habits of baseline.py) is kept for 5
 days, and the number of drops for 14. The usual value is the median of the last 5 days, so that a day or two of trouble
-do not become a habit.
+do not become a habit. Until five days are known, those that are decide: a well that drops several times on its first
+day has shown what it does.
 
 A drop is a fall of the 5-minute mean from at least 90 % of its running median to below 80 %. How low and how long drops
 usually are is known only if the median day has at least 3 of them. Otherwise the well has no habit of dropping, and the
@@ -26,10 +27,10 @@ from esp_ingest.diagnostics.language.evaluation import BoolArray
 from esp_ingest.model import FloatArray, IntArray
 
 _HEALTHY, _LOW = 0.9, 0.8  # of the running median
-MEAN_BUCKETS = 6  # 30 minutes
-_LEAST_BUCKETS = 3
+# 15 minutes: a habitual drop of 20 minutes has three whole buckets. A longer mean takes in the load before or after it,
+# and the next drop of the same depth would look deeper than usual.
+MEAN_BUCKETS = 3
 _USUAL_DAYS = 5
-_LEAST_DAYS = 2  # before drops are a habit
 _WEEK = 7
 _HABITUAL_DROPS = 3.0  # on the median day
 # What is usual: its function → the function whose daily extreme it is made of, and which extreme.
@@ -81,7 +82,7 @@ class OwnDays:
         state.add("own_drops", np.float64, np.nan, self._dropping, (2 * _WEEK,))
 
     def lows(self) -> list[str]:
-        """The signals whose 30-minute mean is read by a rule."""
+        """The signals whose 15-minute mean is read by a rule."""
         return self._lows
 
     def plan(
@@ -196,7 +197,7 @@ class OwnDays:
             week, before = (_median_of(part, _WEEK) for part in (drop_days[at, :_WEEK], drop_days[at, _WEEK:]))
             trend = np.where(before >= _HABITUAL_DROPS, week / before, np.nan)
             made[self._row.get(("drops_trend", name), -1)] = trend
-        for key, usual in zip(self._usual, _median_of(days, 1), strict=True):
+        for key, usual in zip(self._usual, _median_of(days), strict=True):
             if key[0] in _OF_DROPS:
                 made[self._row[key]] = np.where(habitual[str(key[1])], usual, np.nan)
             else:
@@ -233,9 +234,9 @@ def sources_of(key: Key) -> list[Key]:
 
 
 def low_mean(window: Window) -> FloatArray:
-    """The mean of the newest 30 minutes of a ``window`` of 5-minute means. NaN if fewer than half of them are there."""
+    """The mean of the newest 15 minutes of a ``window`` of 5-minute means. NaN if none of them is there."""
     total, count = present(window[:MEAN_BUCKETS])
-    return np.where(count >= _LEAST_BUCKETS, total / count, np.nan)
+    return total / count  # 0/0 is NaN
 
 
 def _source(key: Key) -> Key:
@@ -249,6 +250,6 @@ def _carried(flag: BoolArray, values: Array, before: Array, first: Slots, which:
     return np.where(newest >= first[which], values[newest], before[which])
 
 
-def _median_of(days: FloatArray, least: int = _LEAST_DAYS) -> FloatArray:
+def _median_of(days: FloatArray, least: int = 1) -> FloatArray:
     """The median over the days of ``days`` (…, days, wells); NaN if there are fewer than ``least`` days."""
     return median(days.swapaxes(-1, -2), least)

@@ -32,7 +32,7 @@ _INTERVAL_BUCKETS, _LEAST_INTERVALS = 12, 3
 class HourWindows:
     """The rings of all wells, kept in ``state``. ``daily``: the keys of the features that are made whenever a bucket
     closes, all others are made when they are read; ``ringed`` and ``squares``: the signals of
-    which means, and sums for the variation are kept; ``lows``: the signals of whose last 30 minutes the mean is needed;
+    which means, and sums for the variation are kept; ``lows``: the signals of whose last 15 minutes the mean is needed;
     ``signals``: those of which the plan has means; ``row``: of each key in the features."""
 
     def __init__(
@@ -87,7 +87,9 @@ class HourWindows:
             values = past.at_closings(self._windowed(past, key))
             features.close(row[key], self._scaled(key, values, features.at_closings))
         for name in self._lows:
+            newest = plan.means[self._ring_place[self._ringed.index(name)]]  # at slow samples all that there is
             low = past.at_closings(low_mean(past.window(("mean", name), MEAN_BUCKETS)))
+            low = np.where(np.isnan(low), newest, low)
             features.close(row["low", name], low / features.at_closings(row["median", name]))
 
     @staticmethod

@@ -124,8 +124,8 @@ FUNCTIONS: dict[str, Function] = {
     ),
     "low": Function(
         Form.SIGNAL,
-        "mean of the last 30 minutes ÷ median(value)",
-        "{0} over 30 min ÷ its 24-hour median",
+        "mean of the last 15 minutes ÷ median(value)",
+        "{0} over 15 min ÷ its 24-hour median",
         unit=_no_unit,
         needs=_MEANS | _MEDIAN,
     ),
