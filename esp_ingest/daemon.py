@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 from esp_ingest.config.settings import ConfigError, Settings
 from esp_ingest.interfaces import Clock
 from esp_ingest.model import Decoded, Delivery
-from esp_ingest.resources import config_file
 from esp_ingest.service import health as conditions
 from esp_ingest.service import lifetime, memory, systemd
 from esp_ingest.service import log as logs
@@ -210,9 +209,8 @@ class Daemon:
         from esp_ingest.store.diagnostics.checkpoints import PostgresDiagnosticsStore
 
         settings = self._settings
-        path = settings.diagnostics.rules_file or config_file("rules.toml")
         return DiagnosticsService(
-            lambda: with_pumps(load(path), settings.pumps),
+            lambda: with_pumps(load(settings.diagnostics.rules_path()), settings.pumps),
             PostgresDiagnosticsStore(settings.database, settings.diagnostics.publish, lambda: self._store.connected),
             self._clock,
             self._metrics,

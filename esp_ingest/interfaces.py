@@ -1,6 +1,8 @@
-"""The four seams of the house. Each has one real implementation, and a fake in tests/support that passes the same
-contract suite (tests/…/contract_*.py): Clock (service/clock.py), Source (mqtt/source.py), Store
-(store/write/writer.py) and Metrics (service/metrics.py, whose fake is the same class on a private registry)."""
+"""The seams of the house. Each has one real implementation and a fake in tests/support.
+
+Four fakes pass the same contract suite as what they stand for (tests/…/contract_*.py): Clock (service/clock.py), Source
+(mqtt/source.py), Store (store/write/writer.py) and Metrics (service/metrics.py, whose fake is the same class on a
+private registry). Where rooms beside each other meet, what the diagnostics want of store and broker stands here too."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,10 +13,13 @@ from esp_ingest.errors import Error
 from esp_ingest.model import (
     NOTHING_ARRIVED,
     AlarmAction,
+    Answer,
     Arrival,
+    Change,
     Checkpoint,
     Delivery,
     DiagnosticRow,
+    Ending,
     Readings,
     Reject,
 )
@@ -216,4 +221,103 @@ class DiagnosticsStore(Protocol):
 
     def close(self) -> None:
         """Close the connection; a later call opens another."""
+        ...
+
+
+class Feed(Protocol):
+    """The table as a stream, for the one daemon of a share group that runs the rules (store/diagnostics/leader.py).
+    Every method may raise StoreUnavailable, and then the lead is lost. For one thread."""
+
+    def lead(self) -> bool:
+        """Whether this daemon leads now. Only to be asked by one that does not."""
+        ...
+
+    def cursor(self, first_us: int) -> int:
+        """How far the rules have come, received time, µs; ``first_us`` where they have not begun."""
+        ...
+
+    def received(self, after_us: int, until_us: int, limit: int) -> Readings:
+        """What was received after ``after_us`` and up to ``until_us``, oldest first, about ``limit`` readings. Without
+        what was more than six days old on arrival: a backlog, which raises nothing live."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the lead."""
+        ...
+
+
+class Outbox(Protocol):
+    """Changes of occurrences that wait for the broker (store/diagnostics/outbox.py). Every method may raise
+    StoreUnavailable. For one thread."""
+
+    def waiting(self) -> tuple[int, int]:
+        """How many changes wait to be published, and how many the broker has refused, whichever daemon has the turn;
+        what is tried again is in both."""
+        ...
+
+    def take_turn(self, seconds: float) -> bool:
+        """Whether this daemon may publish for the next ``seconds``; renews a turn that it has. One daemon may at a
+        time."""
+        ...
+
+    def end_turn(self) -> None:
+        """Another may publish."""
+        ...
+
+    def read(self, limit: int) -> Sequence[Change]:
+        """The oldest ``limit`` changes that may go out now."""
+        ...
+
+    def remove(self, revisions: Sequence[int]) -> None:
+        """The broker has confirmed these."""
+        ...
+
+    def set_aside(self, revision: int, reason: str, *, for_good: bool) -> None:
+        """The broker refused this one. Unless ``for_good`` it is tried again later, and what follows it at its well
+        waits for it."""
+        ...
+
+    def close(self) -> None:
+        """Close the connection; the next call opens another."""
+        ...
+
+
+class PublisherConnection(Protocol):
+    """A connection to the broker for publishing alone (mqtt/publishing_connection.py). For one thread; raises
+    nothing."""
+
+    last_error: str
+
+    def connect(self) -> bool:
+        """Whether there is a connection; attempts one when its time has come. Blocks up to ``connect_timeout_seconds``
+        an address, and as long for CONNACK."""
+        ...
+
+    def has_room(self) -> bool:
+        """Whether another publication may be handed over."""
+        ...
+
+    def under_way(self) -> int:
+        """How many publications the broker has yet to answer."""
+        ...
+
+    def publish(self, key: int, topic: str, payload: bytes) -> None:
+        """Hand over a retained QoS 1 publication, or what comes next to it at this broker; only with :meth:`has_room`.
+        Its answer comes under ``key`` from :meth:`answers`, at once if the broker would not take so large a packet."""
+        ...
+
+    def answers(self) -> Mapping[int, Answer]:
+        """What the broker has said since the last call, by key."""
+        ...
+
+    def ending(self) -> Ending | None:
+        """The end of an accepted connection since the last call, if there was one."""
+        ...
+
+    def turn(self, seconds: float) -> None:
+        """Let the network do something, for at most ``seconds``; without a connection, wait."""
+        ...
+
+    def close(self) -> None:
+        """Send what is queued and leave. Takes a second at most."""
         ...

@@ -41,6 +41,12 @@ class Signal(NamedTuple):
 
 MIN_FREQUENCY_HZ = 5.0  # a pump whose drive is not faster than this stands still
 
+
+def stands_still(frequency_hz: float | None, current_a: float | None) -> bool:
+    """Whether a reading shows a pump that is stopped, by its frequency or its current; None: not sent."""
+    return (frequency_hz is not None and frequency_hz <= MIN_FREQUENCY_HZ) or (current_a is not None and current_a <= 0)
+
+
 # In the order of the table's columns. Limits: CONTRACT.md; configuration may change them, for all wells or for one.
 SIGNALS: tuple[Signal, ...] = (
     Signal("flow_rate", "bbl/d", 0, 30_000, "liquid rate at surface"),

@@ -115,7 +115,7 @@ class Snapshot:
         self._connection = connection
 
     async def fetch(self, statement: str | sql.Composed, parameters: Mapping[str, Any] | None = None) -> Rows:
-        """The rows of a query: of a named one, or of one that :func:`composed` made."""
+        """The rows of a query: of a named one, or of one that queries.composed() made."""
         text = query(statement) if isinstance(statement, str) else statement
         async with self._connection.cursor(binary=True) as cursor:
             await cursor.execute(text, parameters)
@@ -126,11 +126,6 @@ class Snapshot:
         async with self._connection.cursor(row_factory=dict_row, binary=True) as cursor:
             await cursor.execute(query(name), parameters)
             return await cursor.fetchall()
-
-
-def composed(name: str, **parts: sql.Composable) -> sql.Composed:
-    """The named query with its placeholders in braces filled in."""
-    return sql.SQL(query(name).decode()).format(**parts)
 
 
 class Database:

@@ -5,7 +5,6 @@ import json
 import sys
 from collections.abc import Iterator
 from datetime import UTC
-from pathlib import Path
 from typing import Any
 
 from esp_ingest.commands.arguments import AddAction
@@ -13,7 +12,6 @@ from esp_ingest.config.settings import ConfigError, Settings
 from esp_ingest.diagnostics.language import rules_file
 from esp_ingest.diagnostics.language.units import ConditionError, duration_us
 from esp_ingest.model import at_us
-from esp_ingest.resources import config_file
 from esp_ingest.service.clock import SystemClock
 from esp_ingest.service.text import did_you_mean
 from esp_ingest.store import alarms
@@ -122,7 +120,7 @@ def _unshelve(connection: Connection, request: Request) -> Iterator[str]:
 
 def _must_be_a_rule(connection: Connection, request: Request, settings: Settings) -> None:
     """A shelf for a misspelt diagnosis would silence nothing, unnoticed."""
-    rules = rules_file.load(Path(settings.diagnostics.rules_file or config_file("rules.toml"))).rules
+    rules = rules_file.load(settings.diagnostics.rules_path()).rules
     names = {rule.name for rule in rules}
     if request.diagnosis not in names and not alarms.knows(connection, request.well_id, request.diagnosis)[1]:
         hint = did_you_mean(request.diagnosis, names)

@@ -3,6 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from esp_ingest.commands.arguments import whole
 from esp_ingest.service.extra import require
 
 if TYPE_CHECKING:
@@ -29,6 +30,4 @@ def run(settings: "Settings", arguments: argparse.Namespace) -> int:
 
 
 def _port(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) > 65_535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port (0 to 65535)")
-    return int(text)
+    return whole(text, 0, 65_535, "a port (0 to 65535)")

@@ -36,8 +36,13 @@ def seconds(text: str) -> float:
     return number(text, 0, 1e9, "a number of at least 0")
 
 
+def whole(text: str, low: int, high: float, what: str) -> int:
+    """``text`` as a whole number, in digits alone. Raises as :func:`number`."""
+    if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+    return int(text)
+
+
 def count(text: str) -> int:
     """A whole number from 1 to 10 000 000."""
-    if not text.isascii() or not text.isdigit() or not 0 < int(text) <= 10_000_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
+    return whole(text, 1, 10_000_000, "a whole number above 0")

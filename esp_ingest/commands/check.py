@@ -9,7 +9,6 @@ import socket
 import sys
 from collections.abc import Iterator, Sequence
 from ipaddress import ip_address
-from pathlib import Path
 
 from esp_ingest.commands.checks import broker
 from esp_ingest.commands.checks.line import Line
@@ -74,10 +73,9 @@ def _rules(settings: Settings) -> Line:
     if not settings.diagnostics.enabled:
         return Line("rules", True, "diagnostics are switched off")
     from esp_ingest.diagnostics.language import rules, rules_file
-    from esp_ingest.resources import config_file
 
     try:
-        loaded = rules_file.load(Path(settings.diagnostics.rules_file or config_file("rules.toml")))
+        loaded = rules_file.load(settings.diagnostics.rules_path())
     except rules.RulesError as error:
         return Line("rules", False, str(error))
     return Line("rules", True, f"{len(loaded.rules)} rules")

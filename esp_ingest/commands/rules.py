@@ -24,7 +24,6 @@ from esp_ingest.diagnostics.language.units import Unit
 from esp_ingest.diagnostics.pump_limits import with_pumps
 from esp_ingest.interfaces import StoreUnavailable
 from esp_ingest.model import Delivery, DiagnosticRow, Readings
-from esp_ingest.resources import config_file
 from esp_ingest.service.clock import SystemClock
 from esp_ingest.service.text import did_you_mean, moment, rfc3339, span
 from esp_ingest.store.diagnostics import history
@@ -75,8 +74,7 @@ def run(settings: Settings, arguments: argparse.Namespace) -> int:
 
 def lines(settings: Settings, arguments: argparse.Namespace, now_us: int) -> Iterator[str]:
     """As :func:`run`, the lines to print."""
-    path = arguments.rules or settings.diagnostics.rules_file or config_file("rules.toml")
-    rule_set = with_pumps(rules_file.load(path), settings.pumps)
+    rule_set = with_pumps(rules_file.load(arguments.rules or settings.diagnostics.rules_path()), settings.pumps)
     if arguments.action == "check":
         yield from check(settings, rule_set)
     elif arguments.action == "explain":

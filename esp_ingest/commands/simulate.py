@@ -1,10 +1,11 @@
 """`esp-ingest simulate`: a fleet of ESP controllers, or a recording."""
 
 import argparse
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from esp_ingest.commands.arguments import Given, count, number, seconds
+from esp_ingest.commands.arguments import Given, count, number, seconds, whole
 
 if TYPE_CHECKING:
     from esp_ingest.config.settings import Settings
@@ -104,6 +105,4 @@ def _share(text: str) -> float:
 
 
 def _seed(text: str) -> int:
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
-    return int(text)
+    return whole(text, 0, inf, "a whole number of at least 0")

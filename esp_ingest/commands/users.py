@@ -5,7 +5,7 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from esp_ingest.commands.arguments import AddAction
+from esp_ingest.commands.arguments import AddAction, whole
 from esp_ingest.service.extra import require
 
 if TYPE_CHECKING:
@@ -51,6 +51,4 @@ def run(settings: "Settings", arguments: argparse.Namespace) -> Iterator[str]:
 
 
 def _days(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 3_650:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of days from 1 to 3650: a token has an end")
-    return int(text)
+    return whole(text, 1, 3_650, "a number of days from 1 to 3650: a token has an end")

@@ -14,6 +14,7 @@ from esp_ingest.config.section import WELL_ID_PATTERN, PathText, Section
 from esp_ingest.config.sentences import nearest
 from esp_ingest.errors import UsageError
 from esp_ingest.model import SIGNAL_NAMES
+from esp_ingest.resources import config_file
 
 ENV_PREFIX = "ESP_INGEST_"
 PACKET_OVERHEAD_BYTES = 4_096  # around a payload: header, topic, properties
@@ -288,6 +289,10 @@ class DiagnosticsSettings(Section):
         description="wells whose state is held, about 10 kB each; others are stored unjudged",
     )
     publish: bool = Field(True, description="publish occurrences to {topic_root}/{well_id}/diagnostics")
+
+    def rules_path(self) -> Path:
+        """The rules file: the one that is set, or else the one that ships."""
+        return Path(self.rules_file) if self.rules_file else config_file("rules.toml")
 
 
 class ServiceSettings(Section):

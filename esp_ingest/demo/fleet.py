@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from esp_ingest.model import SIGNAL_ROW, SIGNALS, FloatArray, Readings
+from esp_ingest.telemetry.joining import stacked
 
 DEFAULT_START_US = 1_767_225_600_000_000  # 2026-01-01T00:00:00Z
 
@@ -190,7 +191,7 @@ class Fleet:
             block = self._pending[: max(1, samples)]
             del self._pending[: len(block)]
             samples -= len(block)
-            yield _joined(block)
+            yield stacked(block)
 
     def _block(self) -> list[Readings]:
         """One block, cut into samples. It is always generated as a whole, so that the random numbers do not depend
@@ -377,15 +378,3 @@ class _GaugeEffects:
 
 def _ramp(t: FloatArray, seconds: float) -> FloatArray:
     return np.clip(t / seconds, 0.0, 1.0)
-
-
-def _joined(samples: list[Readings]) -> Readings:
-    if len(samples) == 1:
-        return samples[0]
-    return Readings(
-        wells=samples[0].wells,
-        well_index=np.concatenate([sample.well_index for sample in samples]),
-        timestamp_us=np.concatenate([sample.timestamp_us for sample in samples]),
-        received_us=np.concatenate([sample.received_us for sample in samples]),
-        values=np.concatenate([sample.values for sample in samples], axis=1),
-    )

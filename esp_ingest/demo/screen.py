@@ -9,12 +9,13 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from esp_ingest.model import stands_still
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
 _PLAIN_SECONDS = 5.0
-_STANDING_HZ = 5.0  # at most: as the rules have it
 _BAR_WIDTH = 30
 _GAP = 2  # between two columns
 _TIME = "%d %b %H:%M:%S"
@@ -45,8 +46,7 @@ class Well:
     def is_stopped(self) -> bool:
         """Whether its motor stands still, judged by frequency or current."""
         shown = dict(zip(SHOWN, self.values, strict=True))
-        frequency, current = shown["vsd_frequency"], shown["motor_current"]
-        return (frequency is not None and frequency <= _STANDING_HZ) or (current is not None and current <= 0)
+        return stands_still(shown["vsd_frequency"], shown["motor_current"])
 
 
 @dataclass(frozen=True, slots=True)

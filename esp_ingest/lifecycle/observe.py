@@ -6,14 +6,12 @@ import shutil
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from psycopg import sql
-
 from esp_ingest.config.settings import LifecycleSettings
 from esp_ingest.lifecycle.tables import TABLES, Table, bounds
 from esp_ingest.service.metrics import LifecycleMetrics
 from esp_ingest.store.capabilities import capabilities
 from esp_ingest.store.connection import Connection, only_row
-from esp_ingest.store.queries import query
+from esp_ingest.store.queries import composed, query
 
 _DAY_SECONDS = 86_400.0
 _DRILL_DAYS = 9  # one a week, and a day to repeat it
@@ -127,12 +125,10 @@ def _table(
     connection: Connection, settings: LifecycleSettings, table: Table, now: datetime, has_timescaledb: bool
 ) -> TableState:
     names = table.names()
-    statement = sql.SQL(query("lifecycle_table").decode()).format(**names)
-    rows, oldest, oldest_droppable = only_row(connection.execute(statement))
+    rows, oldest, oldest_droppable = only_row(connection.execute(composed("lifecycle_table", **names)))
     until = now - timedelta(minutes=settings.settle_minutes)
     where = {"relation": table.name, "until": bounds(until.date())[0]}
-    statement = sql.SQL(query("lifecycle_unproven").decode()).format(**names)
-    (unproven,) = only_row(connection.execute(statement, where))
+    (unproven,) = only_row(connection.execute(composed("lifecycle_unproven", **names), where))
     hypertable = has_timescaledb and connection.execute(query("lifecycle_is_hypertable"), (table.name,)).fetchone()
     if hypertable and hypertable[0]:
         size = only_row(connection.execute(query("lifecycle_hypertable_size"), {"relation": table.name}))

@@ -27,7 +27,7 @@ from esp_ingest.lifecycle.archive.storage import Storage
 from esp_ingest.lifecycle.archive.verify import Origin
 from esp_ingest.lifecycle.days import Days, identifiers
 from esp_ingest.lifecycle.tables import TABLES, Table
-from esp_ingest.store.queries import query
+from esp_ingest.store.queries import composed
 
 _MEMORY = "1GB"
 _ROWS = 1_000
@@ -97,7 +97,7 @@ def _view(
         "key": sql.SQL(", ").join(map(sql.Identifier, table.key)),
     }
     name = "lifecycle_view_of_both" if set(archived) & set(stored) else "lifecycle_view"
-    engine.execute(sql.SQL(query(name).decode()).format(**names).as_string(None))
+    engine.execute(composed(name, **names).as_string(None))
 
 
 def _export(days: Days, table: Table, path: Path, day: Any) -> bool:

@@ -24,7 +24,7 @@ from esp_ingest.lifecycle.days import Days, Seen
 from esp_ingest.lifecycle.errors import LifecycleError, Reason
 from esp_ingest.lifecycle.tables import Table, bounds
 from esp_ingest.store.connection import only_row
-from esp_ingest.store.queries import query
+from esp_ingest.store.queries import composed, query
 
 T = TypeVar("T")
 
@@ -202,4 +202,4 @@ def _drop_if_empty(days: Days, table: Table, chunk: Chunk) -> None:
 def _lock(days: Days, chunk: Chunk) -> None:
     """Until the end of the transaction nobody writes to it."""
     name = sql.SQL(".").join(sql.Identifier(part) for part in _parts(chunk.name))
-    days.connection.execute(sql.SQL(query("lifecycle_lock_relation").decode()).format(relation=name))
+    days.connection.execute(composed("lifecycle_lock_relation", relation=name))

@@ -17,7 +17,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from esp_ingest.config.settings import ConfigError, MqttSettings
-from esp_ingest.interfaces import Clock
+from esp_ingest.interfaces import Clock, PublisherConnection
 from esp_ingest.model import Answer, Ending
 from esp_ingest.mqtt import sentences
 from esp_ingest.mqtt.broker_watch import BrokerWatch
@@ -65,7 +65,7 @@ class _Link:
     has_progressed: bool = False
 
 
-class PublishingConnection:
+class PublishingConnection(PublisherConnection):
     """For one thread. ``protocol`` gives the MQTT version that the connection for readings has found, 5 or 3.1.1."""
 
     def __init__(self, settings: MqttSettings, clock: Clock, metrics: Metrics, protocol: Callable[[], str]) -> None:
@@ -86,8 +86,6 @@ class PublishingConnection:
     # -- What the publisher does.
 
     def connect(self) -> bool:
-        """Whether there is a connection; attempts one when its time has come. Blocks up to ``connect_timeout_seconds``
-        an address, and as long for CONNACK."""
         if self._link is not None:
             return True
         if self._clock.monotonic() < self._next_attempt:
@@ -101,17 +99,13 @@ class PublishingConnection:
         return self._link is not None
 
     def has_room(self) -> bool:
-        """Whether another publication may be handed over."""
         link = self._link
         return link is not None and len(link.sent_at) < link.max_under_way
 
     def under_way(self) -> int:
-        """How many publications the broker has yet to answer."""
         return 0 if self._link is None else len(self._link.sent_at)
 
     def publish(self, key: int, topic: str, payload: bytes) -> None:
-        """Hand over a retained QoS 1 publication, or what comes next to it at this broker; only with :meth:`has_room`.
-        Its answer comes under ``key`` from :meth:`answers`, at once if the broker would not take so large a packet."""
         link = self._link
         assert link is not None, "not connected"
         qos = min(1, link.max_qos)
@@ -125,17 +119,14 @@ class PublishingConnection:
         link.keys[info.mid] = key
 
     def answers(self) -> dict[int, Answer]:
-        """What the broker has said since the last call."""
         answers, self._answers = self._answers, {}
         return answers
 
     def ending(self) -> Ending | None:
-        """The end of an accepted connection since the last call, if there was one."""
         ending, self._ending = self._ending, None
         return ending
 
     def turn(self, seconds: float) -> None:
-        """Let the network do something, for at most ``seconds``; without a connection, wait."""
         seconds = min(seconds, _TURN_SECONDS)
         link = self._link
         if link is None or not link.client.turn(seconds):
@@ -148,7 +139,6 @@ class PublishingConnection:
             self._end(f"The broker at {sentences.address(self._settings)} did not answer a publication in time.")
 
     def close(self) -> None:
-        """Send what is queued and leave. Takes a second at most."""
         link = self._link
         if link is not None:
             link.client.depart()

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from esp_ingest import __version__
 from esp_ingest.service.health import Checks, Health
 from esp_ingest.service.log import Repeated
+from esp_ingest.service.metrics import CONTENT_TYPE
 
 if TYPE_CHECKING:
     from esp_ingest.config.settings import HttpSettings
@@ -298,7 +299,7 @@ class HttpServer:
         self.metrics.ready.set(self._health.ready()[0])
         for loop, seconds in self._health.idle_seconds().items():
             self.metrics.loop_idle_seconds.labels(loop).set(seconds)
-        self._page_bytes = _framed(200, "text/plain; version=0.0.4; charset=utf-8", self.metrics.render())
+        self._page_bytes = _framed(200, CONTENT_TYPE, self.metrics.render())
         return self._page_bytes
 
 

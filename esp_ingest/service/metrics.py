@@ -8,7 +8,7 @@ on counters. Update once a batch, not once a reading: an increment takes a lock 
 import itertools
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,8 @@ LIFECYCLE_TABLES = ("esp_telemetry", "diagnostic_results", "ingest_rejects")
 ARCHIVE_REASONS = (
     "unset", "storage", "foreign", "newer", "damaged", "mismatch", "schema", "clock", "database", "behind"
 )  # fmt: skip
+
+Made = TypeVar("Made", bound=MetricWrapperBase)
 
 API_METHODS = ("GET", "POST", "OTHER")
 API_STATUSES = ("2xx", "3xx", "4xx", "5xx")
@@ -91,32 +93,34 @@ class _MetricSet:
         self.registry.register(self._process)
 
     def _counter(self, name: str, help_text: str, **labels: Sequence[str]) -> Counter:
-        made = Counter(f"{PREFIX}_{name}", _help(name, help_text), tuple(labels), registry=self.registry)
-        info = MetricInfo(f"{PREFIX}_{name}_total", "counter", tuple(labels), help_text, PROBLEMS[name])
-        self._list(made, info, labels)
-        return made
+        return self._add(Counter, name, help_text, labels)
 
     def _gauge(self, name: str, help_text: str, **labels: Sequence[str]) -> Gauge:
-        made = Gauge(f"{PREFIX}_{name}", _help(name, help_text), tuple(labels), registry=self.registry)
-        self._list(made, MetricInfo(f"{PREFIX}_{name}", "gauge", tuple(labels), help_text, PROBLEMS[name]), labels)
-        return made
+        return self._add(Gauge, name, help_text, labels)
 
     def _histogram(self, name: str, help_text: str, buckets: tuple[float, ...]) -> Histogram:
-        made = Histogram(f"{PREFIX}_{name}", _help(name, help_text), buckets=buckets, registry=self.registry)
-        self._list(made, MetricInfo(f"{PREFIX}_{name}", "histogram", (), help_text, PROBLEMS[name], buckets), {})
-        return made
+        return self._add(Histogram, name, help_text, {}, buckets)
 
-    def _list(self, metric: MetricWrapperBase, info: MetricInfo, labels: Mapping[str, Sequence[str]]) -> None:
-        """Enter it in the catalogue and make its series exist; a label without values is filled by its owner."""
-        self.catalogue.append(info)
+    def _add(
+        self,
+        kind: type[Made],
+        name: str,
+        meaning: str,
+        labels: Mapping[str, Sequence[str]],
+        buckets: tuple[float, ...] = (),
+    ) -> Made:
+        """Make it, with what it is and when it is a problem as its help text; enter it in the catalogue, and make its
+        series exist. A label without values is filled by its owner."""
+        problem = PROBLEMS[name]
+        own: dict[str, Any] = {"buckets": buckets} if buckets else {}
+        made = kind(f"{PREFIX}_{name}", f"{meaning}. {problem}", tuple(labels), registry=self.registry, **own)
+        full_name = f"{PREFIX}_{name}" + "_total" * (kind is Counter)
+        kind_name = kind.__name__.lower()
+        self.catalogue.append(MetricInfo(full_name, kind_name, tuple(labels), meaning, problem, buckets))
         if labels:
             for values in itertools.product(*labels.values()):
-                metric.labels(*values)
-
-
-def _help(name: str, meaning: str) -> str:
-    """What Prometheus shows: what it is, and when it is a problem."""
-    return f"{meaning}. {PROBLEMS[name]}"
+                made.labels(*values)
+        return made
 
 
 class Metrics(_MetricSet):

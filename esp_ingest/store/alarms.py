@@ -2,7 +2,8 @@
 the daemon follows within seconds."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -54,8 +55,7 @@ class Judgement:
 def acknowledge(connection: Connection, request: Request, raised_at: datetime | None = None) -> list[Changed]:
     """Acknowledge what is unacknowledged of this diagnosis: open, latched and returned ones, or only the occurrence
     that was raised at ``raised_at``. Gives those."""
-    with connection.transaction():
-        connection.execute(query("lock_alarm_actions"))
+    with _acting(connection):
         changed = _changed(connection, "acknowledge", request.parameters() | {"raised_at": raised_at})
         for each in changed:
             _record(connection, request, "ack", raised_at=each.raised_at)
@@ -65,8 +65,7 @@ def acknowledge(connection: Connection, request: Request, raised_at: datetime | 
 
 def shelve(connection: Connection, request: Request, until_us: int) -> list[Changed]:
     """Hold the diagnosis back at this well until then. Gives the open occurrence that it silences."""
-    with connection.transaction():
-        connection.execute(query("lock_alarm_actions"))
+    with _acting(connection):
         connection.execute(query("shelve"), request.parameters() | {"to": at_us(until_us)})
         _record(connection, request, "shelve", to=at_us(until_us))
         open_states = ["unacknowledged", "acknowledged", "latched"]
@@ -77,8 +76,7 @@ def shelve(connection: Connection, request: Request, until_us: int) -> list[Chan
 
 def unshelve(connection: Connection, request: Request) -> tuple[bool, list[Changed]]:
     """End a shelving: whether there was one, and the occurrence that is heard again."""
-    with connection.transaction():
-        connection.execute(query("lock_alarm_actions"))
+    with _acting(connection):
         was_shelved = connection.execute(query("unshelve"), request.parameters()).rowcount > 0
         changed: list[Changed] = []
         if was_shelved:
@@ -92,8 +90,7 @@ def unshelve(connection: Connection, request: Request) -> tuple[bool, list[Chang
 
 def note(connection: Connection, request: Request, raised_at: datetime | None) -> None:
     """Keep a remark (``request.why``) in the history of an occurrence, or (None) of the diagnosis at this well."""
-    with connection.transaction():
-        connection.execute(query("lock_alarm_actions"))
+    with _acting(connection):
         _record(connection, request, "note", raised_at=raised_at)
 
 
@@ -101,8 +98,7 @@ def judge(connection: Connection, request: Request, raised_at: datetime, judgeme
     """Keep a verdict on an occurrence: the newest in alarm_verdicts, all of them in the history. False if there is no
     such occurrence."""
     said = {"verdict": judgement.verdict, "cause": judgement.cause, "stop_reason": judgement.stop_reason}
-    with connection.transaction():
-        connection.execute(query("lock_alarm_actions"))
+    with _acting(connection):
         if not connection.execute(
             query("set_verdict"), request.parameters() | said | {"raised_at": raised_at}
         ).rowcount:
@@ -128,6 +124,14 @@ def list_alarms(connection: Connection, well_id: str | None, *, everything: bool
     ``everything``: also what is cleared, shelved or suppressed, and events."""
     with connection.transaction(), connection.cursor(row_factory=dict_row) as cursor:
         return cursor.execute(query("list_alarms"), {"well": well_id, "all": everything}).fetchall()
+
+
+@contextmanager
+def _acting(connection: Connection) -> Iterator[None]:
+    """A transaction in which no other action on alarms is under way."""
+    with connection.transaction():
+        connection.execute(query("lock_alarm_actions"))
+        yield
 
 
 def _changed(connection: Connection, name: str, parameters: dict[str, Any]) -> list[Changed]:

@@ -7,6 +7,8 @@ assignments in an upsert."""
 import re
 from functools import cache
 
+from psycopg import sql
+
 from esp_ingest.model import SIGNAL_NAMES
 from esp_ingest.resources import sql_folder
 from esp_ingest.store.locks import LOCKS
@@ -35,6 +37,11 @@ def query(name: str) -> bytes:
     statement = "\n".join(lines).strip().removesuffix(";")
     statement = _SIGNALS.sub(lambda found: _columns_of_signals(found[1] or ""), statement)
     return _LOCK.sub(lambda found: str(LOCKS[found[1]]), statement).encode()
+
+
+def composed(name: str, **names: sql.Composable) -> sql.Composed:
+    """The statement called ``name`` with what stands in braces filled in."""
+    return sql.SQL(query(name).decode()).format(**names)
 
 
 def _columns_of_signals(form: str) -> str:

@@ -9,6 +9,8 @@ from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
+from psycopg.rows import dict_row
+
 from esp_ingest.store.connection import Connection
 from esp_ingest.store.queries import query
 
@@ -54,9 +56,8 @@ def add(connection: Connection, name: str, password_hash: str, role: str, wells:
 
 def list_users(connection: Connection) -> list[dict[str, Any]]:
     """All: name, role, wells, created_at, disabled_at, tokens."""
-    cursor = connection.execute(query("api_list_users"))
-    names = [column.name for column in cursor.description or ()]
-    return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+    with connection.transaction(), connection.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(query("api_list_users")).fetchall()
 
 
 def disable(connection: Connection, name: str) -> bool:

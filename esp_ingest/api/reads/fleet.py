@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from esp_ingest.api.database import Database
 from esp_ingest.interfaces import Clock
-from esp_ingest.model import MIN_FREQUENCY_HZ, SIGNAL_NAMES, at_us
+from esp_ingest.model import SIGNAL_NAMES, at_us, stands_still
 
 State = Literal["running", "stopped", "unknown", "silent"]
 STATES: tuple[State, ...] = ("running", "stopped", "unknown", "silent")
@@ -54,7 +54,7 @@ def state_of(at: datetime, values: tuple[float | None, ...], now: datetime, sile
 def running(values: tuple[float | None, ...]) -> State:
     """The state that a reading shows: running, stopped or unknown."""
     frequency, current = values[_FREQUENCY], values[_CURRENT]
-    if (frequency is not None and frequency <= MIN_FREQUENCY_HZ) or (current is not None and current <= 0):
+    if stands_still(frequency, current):
         return "stopped"
     return "unknown" if frequency is None and current is None else "running"
 

@@ -18,8 +18,9 @@ from typing import Any, Literal, NamedTuple
 
 from psycopg import sql
 
-from esp_ingest.api.database import Snapshot, composed
+from esp_ingest.api.database import Snapshot
 from esp_ingest.api.wire.ranges import Range
+from esp_ingest.store.queries import composed
 
 Resolution = Literal["raw", "1m", "1h", "1d", "auto"]
 WIDTHS = {"1m": timedelta(minutes=1), "1h": timedelta(hours=1), "1d": timedelta(days=1)}

@@ -15,7 +15,6 @@ from esp_ingest.api.wire.answers import respond_list
 from esp_ingest.api.wire.problems import Problem
 from esp_ingest.api.wire.schema import answers
 from esp_ingest.model import SIGNAL_NAMES
-from esp_ingest.resources import config_file
 
 log = logging.getLogger(__name__)
 router = APIRouter(prefix="/api/v1", tags=["alarms"])
@@ -67,7 +66,7 @@ async def rules(request: Request, api: Parts, principal: Viewer) -> Response:
 
 async def read_rules(api: Api) -> list[dict[str, Any]]:
     """The rules in force on this host, as the route returns them. Raises Problem 503."""
-    path = Path(api.settings.diagnostics.rules_file or config_file("rules.toml"))
+    path = api.settings.diagnostics.rules_path()
     try:
         return await asyncio.to_thread(_read, path)
     except (OSError, ValueError) as error:

@@ -1,34 +1,27 @@
 """Stored readings, read back for `esp-ingest rules`: which wells report, and what they sent in a span of time."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
+from typing import Any
 
 import psycopg
 
 from esp_ingest.config.settings import DatabaseSettings
 from esp_ingest.model import Readings, at_us
 from esp_ingest.store import sqlstate
-from esp_ingest.store.connection import connect
+from esp_ingest.store.connection import OnDemand, connect
 from esp_ingest.store.diagnostics.checkpoints import pages
-from esp_ingest.store.queries import query
 
 
 def reporting_wells(settings: DatabaseSettings) -> list[str]:
     """Wells with at least one stored reading, in order. Raises StoreUnavailable."""
-    try:
-        with connect(settings, autocommit=True) as connection:
-            return [row[0] for row in connection.execute(query("reporting_wells")).fetchall()]
-    except psycopg.Error as error:
-        raise sqlstate.unavailable(error) from None
+    return [row[0] for row in _rows(settings, "reporting_wells")]
 
 
 def checkpoint(settings: DatabaseSettings, well: str) -> bytes | None:
     """What the rules remember of ``well``, for the engine to restore; None if it has no checkpoint. Raises
     StoreUnavailable."""
-    try:
-        with connect(settings, autocommit=True) as connection:
-            rows = connection.execute(query("states_of_wells"), ([well],)).fetchall()
-    except psycopg.Error as error:
-        raise sqlstate.unavailable(error) from None
+    rows = _rows(settings, "states_of_wells", ([well],))
     return bytes(rows[0][2]) if rows else None
 
 
@@ -44,3 +37,8 @@ def readings_between(
             yield from pages(connection, "readings_between", span)
     except psycopg.Error as error:
         raise sqlstate.unavailable(error) from None
+
+
+def _rows(settings: DatabaseSettings, name: str, parameters: Any = None) -> list[tuple[Any, ...]]:
+    with closing(OnDemand(settings)) as connection:
+        return connection.rows(name, parameters)

@@ -6,7 +6,7 @@ from typing import TypeVar
 import psycopg
 
 from esp_ingest.config.settings import DatabaseSettings
-from esp_ingest.interfaces import StoreUnavailable
+from esp_ingest.interfaces import Feed, StoreUnavailable
 from esp_ingest.model import Readings, at_us
 from esp_ingest.store import sqlstate
 from esp_ingest.store.connection import Connection, connect, is_pooled
@@ -17,7 +17,7 @@ _OLDEST_US = 6 * 86_400_000_000
 Result = TypeVar("Result")
 
 
-class PostgresFeed:
+class PostgresFeed(Feed):
     """On a connection of its own, which holds the lock of the one who leads: when it breaks, the lead is lost. Every
     method may raise StoreUnavailable. For one thread.
 
@@ -31,7 +31,6 @@ class PostgresFeed:
         self._lock: Connection | None = None  # behind a pooler, while this one leads
 
     def lead(self) -> bool:
-        """Whether this daemon leads now. Only to be asked by one that does not."""
         if self._connection is None or self._connection.closed or self._connection.broken:
             self._connection = connect(self._settings, autocommit=True)
         if is_pooled(self._connection):
@@ -54,14 +53,11 @@ class PostgresFeed:
         return leads
 
     def cursor(self, first_us: int) -> int:
-        """How far the rules have come, received time, µs; ``first_us`` where they have not begun."""
         self._asked(lambda connection: connection.execute(query("place_cursor"), (at_us(first_us),)))
         row = self._asked(lambda connection: connection.execute(query("read_cursor")).fetchone())
         return first_us if row is None else int(row[0])
 
     def received(self, after_us: int, until_us: int, limit: int) -> Readings:
-        """What was received after ``after_us`` and up to ``until_us``, oldest first, about ``limit`` readings. Without
-        what was more than six days old on arrival: a backlog, which raises nothing live."""
         parameters = {
             "after": at_us(after_us),
             "until": at_us(until_us),
@@ -77,7 +73,6 @@ class PostgresFeed:
         return self._asked(ask)
 
     def close(self) -> None:
-        """Let go of the lead."""
         self._release()
         connection, self._connection = self._connection, None
         if connection is not None:

@@ -4,11 +4,12 @@ refused them. Every method is a statement of its own: nothing stays open or lock
 from collections.abc import Callable, Sequence
 
 from esp_ingest.config.settings import DatabaseSettings
+from esp_ingest.interfaces import Outbox
 from esp_ingest.model import Change
 from esp_ingest.store.connection import OnDemand
 
 
-class PostgresOutbox:
+class PostgresOutbox(Outbox):
     """On a connection of its own, opened when it is needed and again after it was lost. For one thread. ``holder``
     names this daemon among those that publish; ``may_connect`` as in OnDemand. Every method raises StoreUnavailable."""
 
@@ -17,34 +18,25 @@ class PostgresOutbox:
         self._holder = holder
 
     def waiting(self) -> tuple[int, int]:
-        """How many changes wait to be published, and how many the broker has refused, whichever daemon has the turn;
-        what is tried again is in both."""
         ((backlog, set_aside),) = self._connection.rows("outbox_size")
         return backlog, set_aside
 
     def take_turn(self, seconds: float) -> bool:
-        """Whether this daemon may publish for the next ``seconds``; renews a turn that it has."""
         return bool(self._connection.rows("take_publishing_turn", {"holder": self._holder, "seconds": seconds}))
 
     def end_turn(self) -> None:
-        """Another may publish."""
         self._connection.execute("end_publishing_turn", (self._holder,))
 
     def read(self, limit: int) -> list[Change]:
-        """The oldest ``limit`` changes that may go out now."""
         return [Change(*row) for row in self._connection.rows("read_outbox", (limit,))]
 
     def remove(self, revisions: Sequence[int]) -> None:
-        """The broker has confirmed these."""
         self._connection.execute("delete_published", (list(revisions),))
 
     def set_aside(self, revision: int, reason: str, *, for_good: bool) -> None:
-        """The broker refused this one. Unless ``for_good`` it is tried again later, and what follows it at its well
-        waits for it."""
         refusal = {"revision": revision, "reason": reason, "for_good": for_good}
         self._connection.execute("set_aside_publication", refusal)
         self._connection.execute("forget_set_aside")
 
     def close(self) -> None:
-        """Close the connection; the next call opens another."""
         self._connection.close()
