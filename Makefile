@@ -7,6 +7,8 @@ DURATION ?= 60
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 .NOTPARALLEL:
+# Where a machine sets it, each start of Python compiles all its modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help
 help:  ## list the targets

@@ -1,9 +1,15 @@
 """Fixtures of the whole suite live in tests/support, a module a part; this file only names them."""
 
+import os
 import signal
+import sys
 from collections.abc import Generator
 
 import pytest
+
+# Where a machine sets it, this process and each of the hundreds that the tests start compile all their modules anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # A shell that starts us in the background makes us ignore SIGINT, and every process that the tests start inherits it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

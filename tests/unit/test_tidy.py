@@ -98,12 +98,18 @@ METRIC_CLASSES = {"Counter", "Gauge", "Histogram", "Summary", "Info", "Enum"}
 
 
 class File(NamedTuple):
-    """A source file: ``module`` is its dotted name."""
+    """A source file: ``module`` is its dotted name. ``nodes`` are all of the tree: it is walked once for all rules."""
 
     module: str
     path: str
     text: str
     tree: ast.Module
+    nodes: tuple[ast.AST, ...]
+
+    @staticmethod
+    def of(module: str, path: str, text: str) -> "File":
+        tree = ast.parse(text)
+        return File(module, path, text, tree, tuple(ast.walk(tree)))
 
 
 Rule = Callable[[File], Iterator[str]]
@@ -114,7 +120,7 @@ def read(path: Path) -> File:
     relative = path.relative_to(ROOT)
     module = ".".join(relative.with_suffix("").parts).removesuffix(".__init__")
     text = path.read_text(encoding="utf-8")
-    return File(module, str(relative), text, ast.parse(text))
+    return File.of(module, str(relative), text)
 
 
 def dotted(node: ast.expr) -> str:
@@ -125,10 +131,10 @@ def dotted(node: ast.expr) -> str:
     return f"{owner}.{node.attr}" if isinstance(node, ast.Attribute) and owner else ""
 
 
-def docstrings(tree: ast.Module) -> set[int]:
+def docstrings(file: File) -> set[int]:
     """Identities of the constants that are documentation."""
     found = set()
-    for node in ast.walk(tree):
+    for node in file.nodes:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
             first = node.body[0]
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
@@ -136,9 +142,10 @@ def docstrings(tree: ast.Module) -> set[int]:
     return found
 
 
-def imported(tree: ast.Module, module: str, *, is_package: bool) -> Iterator[tuple[int, str]]:
+def imported(file: File) -> Iterator[tuple[int, str]]:
     """(line, dotted name) of every import, wherever it stands; ``from a import b`` gives both a and a.b."""
-    for node in ast.walk(tree):
+    module, is_package = file.module, file.path.endswith("__init__.py")
+    for node in file.nodes:
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -161,14 +168,14 @@ def floor_of(module: str) -> tuple[int, str]:
 def private_names(file: File) -> Iterator[tuple[int, str]]:
     """(line, name) of each use of a private name that ``file`` does not define itself."""
     own: set[str] = set()
-    for node in ast.walk(file.tree):
+    for node in file.nodes:
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             own.add(node.name)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             own.add(node.id)
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and dotted(node.value) == "self":
             own.add(node.attr)
-    for node in ast.walk(file.tree):
+    for node in file.nodes:
         used: list[str] = []
         if isinstance(node, ast.Attribute) and dotted(node.value) not in ("self", "cls"):
             used = [node.attr]
@@ -188,10 +195,10 @@ def private_names(file: File) -> Iterator[tuple[int, str]]:
 def reads_no_clock(file: File) -> Iterator[str]:
     if file.module == "esp_ingest.service.clock":
         return
-    for node in ast.walk(file.tree):
+    for node in file.nodes:
         if isinstance(node, ast.Attribute) and dotted(node) in CLOCKS:
             yield f"{file.path}:{node.lineno}: {dotted(node)}: be handed a Clock (service/clock.py)"
-    for line, name in imported(file.tree, file.module, is_package=file.path.endswith("__init__.py")):
+    for line, name in imported(file):
         if name in CLOCKS:
             yield f"{file.path}:{line}: {name}: be handed a Clock (service/clock.py)"
 
@@ -199,8 +206,8 @@ def reads_no_clock(file: File) -> Iterator[str]:
 def holds_no_sql(file: File) -> Iterator[str]:
     if file.module.startswith("esp_ingest.store."):
         return
-    documentation = docstrings(file.tree)
-    for node in ast.walk(file.tree):
+    documentation = docstrings(file)
+    for node in file.nodes:
         if not isinstance(node, ast.Constant) or not isinstance(node.value, str) or id(node) in documentation:
             continue
         if SQL.match(node.value):
@@ -208,7 +215,7 @@ def holds_no_sql(file: File) -> Iterator[str]:
 
 
 def builds_no_sql_from_strings(file: File) -> Iterator[str]:
-    for node in ast.walk(file.tree):
+    for node in file.nodes:
         first: ast.expr | None = None
         if isinstance(node, ast.JoinedStr):
             first = node.values[0] if node.values else None
@@ -225,11 +232,11 @@ def defines_no_metric(file: File) -> Iterator[str]:
         return
     for_types = {
         line
-        for node in ast.walk(file.tree)
+        for node in file.nodes
         if isinstance(node, ast.If) and dotted(node.test).endswith("TYPE_CHECKING")
         for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
     }
-    for line, name in imported(file.tree, file.module, is_package=file.path.endswith("__init__.py")):
+    for line, name in imported(file):
         makes_metrics = name == "prometheus_client" or name.rpartition(".")[2] in METRIC_CLASSES
         if name.startswith("prometheus_client") and makes_metrics and line not in for_types:
             yield f"{file.path}:{line}: {name}: metrics are made in service/metrics.py alone"
@@ -239,7 +246,7 @@ def imports_downward(file: File) -> Iterator[str]:
     if file.module == "esp_ingest":
         return
     own_floor, own_room = floor_of(file.module)
-    for line, name in imported(file.tree, file.module, is_package=file.path.endswith("__init__.py")):
+    for line, name in imported(file):
         if not name.startswith("esp_ingest.") or name == "esp_ingest.__version__":
             continue
         floor, room = floor_of(name)
@@ -252,7 +259,7 @@ def imports_downward(file: File) -> Iterator[str]:
 def prints_nothing(file: File) -> Iterator[str]:
     if file.module == "esp_ingest.cli" or file.module.startswith("esp_ingest.demo."):
         return
-    for node in ast.walk(file.tree):
+    for node in file.nodes:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
             yield f"{file.path}:{node.lineno}: print: log it, or return it to the command line"
 
@@ -261,7 +268,7 @@ def is_short(file: File) -> Iterator[str]:
     lines = file.text.count("\n")
     if lines > MAX_FILE_LINES:
         yield f"{file.path}: {lines} lines: more than {MAX_FILE_LINES}, which is two rooms"
-    for node in ast.walk(file.tree):
+    for node in file.nodes:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = (node.end_lineno or node.lineno) - node.lineno + 1
             is_list = file.module in ("esp_ingest.service.metrics",) and node.name == "__init__"
@@ -412,7 +419,7 @@ def test_every_decision_is_in_the_list_and_the_list_in_the_folder() -> None:
     ],
 )
 def test_each_rule_bites(rule: Rule, source: str) -> None:
-    wrong = File("esp_ingest.telemetry.sample", "esp_ingest/telemetry/sample.py", source, ast.parse(source))
+    wrong = File.of("esp_ingest.telemetry.sample", "esp_ingest/telemetry/sample.py", source)
     assert list(rule(wrong))
 
 
@@ -427,7 +434,7 @@ def test_each_rule_bites(rule: Rule, source: str) -> None:
     ],
 )
 def test_a_private_name_of_another_module_is_found(source: str, found: list[str]) -> None:
-    file = File("tests.sample", "tests/sample.py", source, ast.parse(source))
+    file = File.of("tests.sample", "tests/sample.py", source)
     assert [name for _, name in private_names(file)] == found
 
 
@@ -443,5 +450,5 @@ def test_a_private_name_of_another_module_is_found(source: str, found: list[str]
     ],
 )
 def test_no_rule_bites_good_code(source: str) -> None:
-    good = File("esp_ingest.telemetry.sample", "esp_ingest/telemetry/sample.py", source, ast.parse(source))
+    good = File.of("esp_ingest.telemetry.sample", "esp_ingest/telemetry/sample.py", source)
     assert [finding for rule in RULES for finding in rule(good)] == []

@@ -76,7 +76,7 @@ class Followed:
     starts: set[int] = field(default_factory=set)
     joined: set[int] = field(default_factory=set)
     commons: dict[int, _Common] = field(default_factory=dict)  # by when its first well stopped, µs
-    common_of: dict[int, int] = field(default_factory=dict)
+    common_us: dict[int, int] = field(default_factory=dict)
     cut_us: dict[int, int] = field(default_factory=dict)
 
 
@@ -108,12 +108,12 @@ class CommonStops:
     def commit(self, journal: Journal, followed: Followed) -> None:
         """After the run states are written: keep what the batch has made of it."""
         state, count = self._state, self._state.count
-        for name, found in (("cut_us", followed.cut_us), ("common_us", followed.common_of)):
+        for name, found in (("cut_us", followed.cut_us), ("common_us", followed.common_us)):
             if found:
                 slots = np.fromiter(found, np.intp, len(found))
                 journal.put(state[name], slots, np.fromiter(found.values(), np.int64, len(found)))
-        if followed.common_of:
-            slots = np.fromiter(followed.common_of, np.intp, len(followed.common_of))
+        if followed.common_us:
+            slots = np.fromiter(followed.common_us, np.intp, len(followed.common_us))
             for fact in FACTS:
                 journal.put(state[fact], slots, 0)
         for common_us, common in followed.commons.items():
@@ -136,7 +136,7 @@ class _Following:
         count = state.count
         self._common_us, self._is_down = state["common_us"][:count], state["running"][:count] == 0
         self._runs = int((state["running"][:count] == 1).sum())
-        self._stopped: list[tuple[int, int]] = []  # (when, slot) of stops that may belong together
+        self._stopped: list[tuple[int, int]] = []  # (µs, slot) of stops that may belong together
         self._alone: list[tuple[int, int]] = []  # those of them that still stand and belong to no common stop
         self._joined: list[tuple[int, int]] = []  # those that belong to one
         self._cut_us: dict[int, int] = {}
@@ -164,16 +164,16 @@ class _Following:
         """The stops before the batch that those of the batch may belong to."""
         if not stops_us.size:
             return
-        cut_us, apart = self._state["cut_us"][: self._state.count], self._limits.apart_us
-        near = np.flatnonzero((cut_us >= int(stops_us.min()) - apart) & (cut_us <= int(stops_us.max()) + apart))
+        cut_us, apart_us = self._state["cut_us"][: self._state.count], self._limits.apart_us
+        near = np.flatnonzero((cut_us >= int(stops_us.min()) - apart_us) & (cut_us <= int(stops_us.max()) + apart_us))
         self._stopped = sorted(zip(cut_us[near].tolist(), near.tolist(), strict=True))
         self._cut_us = {slot: at for at, slot in self._stopped}
         alone = self._is_down[near] & (self._common_us[near] == NEVER)
         self._alone = sorted(zip(cut_us[near[alone]].tolist(), near[alone].tolist(), strict=True))
         self._joined = [each for each in self._stopped if self._common_us[each[1]] != NEVER]
 
-    def _common_of(self, slot: int) -> int:
-        return self._out.common_of.get(slot, int(self._common_us[slot]))
+    def _common_us_of(self, slot: int) -> int:
+        return self._out.common_us.get(slot, int(self._common_us[slot]))
 
     def _common(self, common_us: int) -> _Common:
         common = self._out.commons.get(common_us)
@@ -199,23 +199,22 @@ class _Following:
 
     def _leave(self, slot: int, place: int) -> None:
         """A new stop: the one before and what it belonged to are over for this well."""
-        before_us, before = self._cut_us.pop(slot, None), self._common_of(slot)
-        if before_us is not None:
-            _remove(self._stopped, (before_us, slot))
-            _remove(self._alone, (before_us, slot))
-            _remove(self._joined, (before_us, slot))
+        cut_us, common_us = self._cut_us.pop(slot, None), self._common_us_of(slot)
+        if cut_us is not None:
+            for stops in (self._stopped, self._alone, self._joined):
+                _remove(stops, (cut_us, slot))
         self._out.cut_us[slot] = NEVER
-        if before != NEVER:
-            common = self._common(before)
+        if common_us != NEVER:
+            common = self._common(common_us)
             common.wells -= 1
             common.lead = -1 if common.lead == slot else common.lead
             common.tell(place)
-            self._out.common_of[slot] = NEVER
+            self._out.common_us[slot] = NEVER
             self._spans.setdefault(slot, []).append((place, NEVER, False))
 
-    def _near(self, times: list[tuple[int, int]], at_us: int) -> tuple[int, int]:
-        apart = self._limits.apart_us
-        return bisect_left(times, (at_us - apart, -1)), bisect_right(times, (at_us + apart, _LAST))
+    def _near(self, stops: list[tuple[int, int]], at_us: int) -> tuple[int, int]:
+        apart_us = self._limits.apart_us
+        return bisect_left(stops, (at_us - apart_us, -1)), bisect_right(stops, (at_us + apart_us, _LAST))
 
     def _join(self, first_us: int, at_us: int, place: int) -> None:
         """Wells around ``at_us`` stopped together, the first at ``first_us``: those that are down and belong nowhere
@@ -225,7 +224,7 @@ class _Following:
         nearest = [self._joined[at] for at in (middle - 1, middle) if first <= at < last]
         common_us = first_us
         if nearest:
-            common_us = self._common_of(min(nearest, key=lambda each: abs(each[0] - at_us))[1])
+            common_us = self._common_us_of(min(nearest, key=lambda each: abs(each[0] - at_us))[1])
         common = self._common(common_us)
         first, last = self._near(self._alone, at_us)
         joining = self._alone[first:last]
@@ -234,9 +233,9 @@ class _Following:
         common.down += len(joining)
         if common.lead < 0 and joining:
             common.lead = min(joining, key=lambda each: (each[0], self._wells[each[1]]))[1]
-        for when, slot in joining:
-            insort(self._joined, (when, slot))
-            self._out.common_of[slot] = common_us
+        for cut_us, slot in joining:
+            insort(self._joined, (cut_us, slot))
+            self._out.common_us[slot] = common_us
             if self._last.get(slot, -1) < place:
                 self._out.joined.add(slot)
             self._spans.setdefault(slot, []).append((place, common_us, common.lead == slot))
@@ -244,7 +243,7 @@ class _Following:
 
     def _start(self, slot: int, place: int, at: int) -> None:
         _remove(self._alone, (self._cut_us.get(slot, NEVER), slot))
-        common_us = self._common_of(slot)
+        common_us = self._common_us_of(slot)
         if common_us == NEVER:
             return
         common = self._common(common_us)
@@ -259,15 +258,15 @@ class _Following:
     def _fill(self, running: Array) -> None:
         rows, out = self._rows, self._out
         for group, slot in enumerate(rows.slots.tolist()):
-            before = int(self._common_us[slot])
+            before_us = int(self._common_us[slot])
             spans = self._spans.get(slot, [])
-            if not spans and before not in out.commons:
+            if not spans and before_us not in out.commons:
                 continue
             leads = bool(self._state[LEADS][slot])
-            tells = before != NEVER and (leads or bool(self._is_down[slot]))
+            tells = before_us != NEVER and (leads or bool(self._is_down[slot]))
             start, end = int(rows.starts[group]), int(rows.ends[group])
             source = rows.source[start:end]
-            edges = [(-1, before if tells else NEVER, leads), *spans]
+            edges = [(-1, before_us if tells else NEVER, leads), *spans]
             for (place, common_us, leads), (until, *_) in zip(edges, [*edges[1:], (_LAST,)], strict=True):
                 part = slice(start + int(np.searchsorted(source, place)), start + int(np.searchsorted(source, until)))
                 wells, back = self._told(common_us, slot, rows.source[part])
@@ -288,7 +287,7 @@ class _Following:
         return np.where(nth < 0, before[0], wells[nth]), np.where(nth < 0, before[1], back[nth])
 
 
-def _remove(times: list[tuple[int, int]], entry: tuple[int, int]) -> None:
-    place = bisect_left(times, entry)
-    if place < len(times) and times[place] == entry:
-        del times[place]
+def _remove(stops: list[tuple[int, int]], entry: tuple[int, int]) -> None:
+    place = bisect_left(stops, entry)
+    if place < len(stops) and stops[place] == entry:
+        del stops[place]
