@@ -56,7 +56,8 @@ class Source(Protocol):
         ...
 
     def buffered(self) -> tuple[int, int]:
-        """(messages, bytes) received and not yet taken."""
+        """(messages, bytes) received and not yet taken. The bytes count what is here of a message that is not whole,
+        which :meth:`take` does not give."""
         ...
 
 

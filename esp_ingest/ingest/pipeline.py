@@ -64,7 +64,7 @@ class Pipeline:
     def drain(self, expired: Callable[[], bool]) -> bool:
         """The source has stopped: write and settle all that is held. False when ``expired`` came first."""
         self._stage.hurry()
-        while self.held or any(self._source.buffered()):
+        while self.held or self._source.buffered()[0]:
             if expired():
                 return False
             self._beat()
@@ -97,7 +97,8 @@ class Pipeline:
     def _turn_stage(self, timeout_seconds: float) -> None:
         """Settle what has come back. Waits for the stage only where there is no other work."""
         if self._stage.busy:
-            idle = self._open.full or not any(self._source.buffered())
+            messages, _ = self._source.buffered()
+            idle = self._open.full or not messages
             finished = self._stage.poll(timeout_seconds if idle else 0.0)
             if finished is not None:
                 self._settle(*finished)

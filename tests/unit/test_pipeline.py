@@ -24,6 +24,7 @@ class StageByHand:
     finished: Outcome | None = None
     hurried: bool = False
     most_waiting: int = 1
+    waits: list[float] = field(default_factory=list)
 
     @property
     def busy(self) -> bool:
@@ -37,6 +38,7 @@ class StageByHand:
         self.submitted.append(batch)
 
     def poll(self, timeout_seconds: float) -> tuple[Batch, Outcome] | None:
+        self.waits.append(timeout_seconds)
         if self.finished is None:
             return None
         outcome, self.finished = self.finished, None
@@ -47,11 +49,11 @@ class StageByHand:
 
 
 class Rig:
-    def __init__(self, **batch: float) -> None:
+    def __init__(self, source: type[FakeSource] = FakeSource, **batch: float) -> None:
         bounds = {"max_rows": 3, "max_age_seconds": 1.0, "min_interval_seconds": 1.0}
         settings = load(batch=bounds | batch, mqtt={"receive_maximum": 100})
         self.clock = FakeClock()
-        self.source = FakeSource(self.clock)
+        self.source = source(self.clock)
         self.stage = StageByHand()
         self.metrics = Metrics()
         self.pipeline = Pipeline(
@@ -165,6 +167,28 @@ def test_what_is_new_after_a_reconnect_is_new() -> None:
     rig.publish(1, b"nonsense")
     rig.pipeline.run_once()
     assert [each.redelivered for batch in rig.stage.submitted for each in batch.deliveries] == [False]
+
+
+class PartialSource(FakeSource):
+    """Of the next message some bytes are here, and the rest does not come."""
+
+    def buffered(self) -> tuple[int, int]:
+        messages, size = super().buffered()
+        return messages, size + 1_000
+
+
+def test_beside_a_message_that_is_not_whole_the_loop_waits_for_the_stage() -> None:
+    rig = Rig(source=PartialSource)
+    rig.publish(3)
+    for _ in range(3):
+        rig.pipeline.run_once(0.1)
+    assert rig.stage.waits == [0.1] * 3, "with 0 it would spin, and keep the interpreter from the stage"
+
+
+def test_drain_does_not_wait_for_the_rest_of_a_message() -> None:
+    rig = Rig(source=PartialSource)
+    turns = iter(range(5))
+    assert rig.pipeline.drain(lambda: next(turns, None) is None)
 
 
 def test_drain_settles_what_is_held_and_says_when_it_could_not() -> None:
