@@ -65,7 +65,7 @@ RULES: dict[str, Decision] = {
     "22": Decision(_D, "the database cannot hold a value"),
     "23": Decision(_D, "a constraint of the table refuses a row"),
     "25": Decision(_T, "the transaction is in a state that does not allow this"),
-    "28": Decision(_O, "the database refuses this user or password"),
+    "28": Decision(_O, "the database refuses this login"),
     "3D": Decision(_O, "there is no such database"),
     "3F": Decision(_O, "there is no such schema"),
     "40": Decision(_T, "the transaction collided with another"),  # serialization failure, deadlock

@@ -299,6 +299,6 @@ def test_times_that_python_cannot_hold(postgres15: Database, zone: str) -> None:
 
 def test_a_missing_role_is_no_missing_database(postgres15: Database) -> None:
     detail = check_database(as_user(postgres15, "nobody_here").settings)[0].detail
-    assert detail.startswith("The database refuses this user or password")
+    assert detail.startswith("The database refuses this login (")
     missing = DatabaseSettings(dsn=SecretStr(postgres15.server.dsn_of("not_there")))
     assert check_database(missing)[0].detail.startswith("There is no such database")

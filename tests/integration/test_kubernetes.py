@@ -4,6 +4,7 @@ Nothing here has run in a cluster: there is none on the machines that build this
 """
 
 import json
+import re
 import shutil
 import subprocess
 from functools import cache
@@ -72,8 +73,8 @@ def test_objects_of_the_prometheus_operator_fit_its_schemas() -> None:
         unavailable("no node: see docs/development.md")
         raise AssertionError("unreachable")
     source = ROOT / "tests/support/kubernetes"
-    objects = [each for each in rendered("one") if each["apiVersion"].startswith("monitoring.coreos.com/")]
-    assert {each["kind"] for each in objects} == {"PodMonitor", "PrometheusRule"}
+    objects = [each for each in rendered("full") if each["apiVersion"].startswith("monitoring.coreos.com/")]
+    assert sorted(each["kind"] for each in objects) == ["PodMonitor", "PrometheusRule", "PrometheusRule"]
     wrong = json.loads(json.dumps(objects[0]))
     wrong["spec"] = {"groups": 3, "podMetricsEndpoints": 3, "selector": {}}
     command = [node, str(source / "validate.mjs"), str(npm_packages(source))]
@@ -112,10 +113,12 @@ def test_policies_and_budgets_are_of_pods_that_are_there_and_narrow(overlay: str
             selector = each["spec"].get("podSelector") or each["spec"]["selector"]
             chosen.add((each["kind"], selector["matchLabels"]["app.kubernetes.io/name"]))
             assert selector["matchLabels"]["app.kubernetes.io/name"] in labels
-    for name in ("esp-ingest", "esp-ingest-migrate"):
-        policy = one(overlay, "NetworkPolicy", name)["spec"]
+    policies = [each["spec"] for each in rendered(overlay) if each["kind"] == "NetworkPolicy"]
+    assert {("NetworkPolicy", label) for label in labels} <= chosen, "each pod has a policy"
+    for policy in policies:
         assert policy["policyTypes"] == ["Ingress", "Egress"]
-        assert all(rule.get("to") for rule in policy["egress"]), "to somebody, not to all"
+        open_to_all = [rule["ports"] for rule in policy["egress"] if not rule.get("to")]
+        assert open_to_all in ([], [[{"port": 443}]]), "to somebody, not to all; object stores are outside"
         assert all(rule.get("from") for rule in policy.get("ingress", ()))
     assert ("PodDisruptionBudget", "esp-ingest") in chosen
 
@@ -214,3 +217,42 @@ def test_selectors_and_labels_agree() -> None:
 def test_the_rules_for_the_operator_are_the_alerts_that_ship() -> None:
     alerts = yaml.safe_load((ROOT / "config/prometheus/alerts.yml").read_text(encoding="utf-8"))
     assert one("one", "PrometheusRule")["spec"]["groups"] == alerts["groups"]
+
+
+def test_cron_jobs_that_do_not_succeed_are_told_though_they_serve_no_metrics(tmp_path: Path) -> None:
+    """promtool, both ways: the jobs named are those of the overlay, the alerts those that have a runbook."""
+    groups = one("full", "PrometheusRule", "esp-ingest-archive")["spec"]["groups"]
+    jobs = {each["metadata"]["name"] for each in rendered("full") if each["kind"] == "CronJob"}
+    (tmp_path / "rules.yml").write_text(yaml.safe_dump({"groups": groups}))
+    cases = []
+    for rule in groups[0]["rules"]:
+        page = f"docs/runbooks/{rule['alert']}.md"
+        assert (ROOT / page).exists()
+        assert rule["annotations"]["runbook_url"] == "{{ $externalLabels.esp_ingest_docs }}/" + page
+        (job,) = set(re.findall(r'cronjob="([^"]+)"', rule["expr"]))
+        assert job in jobs
+        created, success = (
+            f'kube_cronjob_{name}{{cronjob="{job}",namespace="esp"}}'
+            for name in ("created", "status_last_successful_time")
+        )
+        told = rule["annotations"] | {"runbook_url": f"docs/{page}"}
+        firing = [{"exp_labels": {"cronjob": job, "namespace": "esp", **rule["labels"]}, "exp_annotations": told}]
+        # Looked at after ten days: made at the beginning and never a success; a success then; one an hour ago.
+        for series, fires in (
+            ({created: "0x20"}, True),
+            ({created: "0x20", success: "60x20"}, True),
+            ({created: "0x20", success: "860000x20"}, False),
+        ):
+            cases.append(
+                {
+                    "interval": "12h",
+                    "external_labels": {"esp_ingest_docs": "docs"},
+                    "input_series": [{"series": each, "values": values} for each, values in series.items()],
+                    "alert_rule_test": [
+                        {"eval_time": "240h", "alertname": rule["alert"], "exp_alerts": firing if fires else []}
+                    ],
+                }
+            )
+    tests = {"rule_files": [str(tmp_path / "rules.yml")], "evaluation_interval": "12h", "tests": cases}
+    (tmp_path / "tests.yml").write_text(yaml.safe_dump(tests))
+    passes(linter("promtool", "prometheus"), "test", "rules", str(tmp_path / "tests.yml"))

@@ -4,6 +4,7 @@ import psycopg
 import pytest
 from psycopg import errors
 
+from esp_ingest.service.log import redact
 from esp_ingest.store import sqlstate
 from esp_ingest.store.sqlstate import RULES, Verdict, decide, decide_code, unavailable
 
@@ -148,3 +149,9 @@ def test_the_detail_is_one_line() -> None:
     error = unavailable(errors.DeadlockDetected("deadlock detected\nDETAIL: process 1 waits"))
     assert error.detail == "deadlock detected"
     assert unavailable(errors.DeadlockDetected("")).detail == "DeadlockDetected"
+
+
+def test_no_reason_makes_the_log_take_what_follows_for_a_password() -> None:
+    for decision in RULES.values():
+        said = f"{decision.reason}: connection failed"
+        assert redact(said) == said
