@@ -69,6 +69,25 @@ def test_the_alarm_tells_slope_confidence_and_days_until_the_limit() -> None:
     assert trends["flow_rate"]["days_until_limit"] == pytest.approx(days, abs=1)
 
 
+def test_a_slow_fault_is_not_over_because_the_pump_stops() -> None:
+    """Each start after a stop raised it again."""
+    fleet = slow.WearingFleet(1, 5, HALF_HOUR)
+    dry_run = DryRun(rule_set())
+    for batch in in_batches(fleet.run(45 * 48)):
+        days = (batch.timestamp_us - DEFAULT_START_US) / 8.64e10
+        for name in ("motor_current", "vsd_frequency", "flow_rate"):
+            batch.values[SIGNAL_ROW[name], days % 5 > 4.8] = 0.0
+        dry_run.feed(batch)
+    (row,) = [row for row in dry_run.seen() if row.diagnosis == "pump_wear"]
+    assert row.cleared_us is None
+
+
+def test_a_gauge_that_drifts_down_is_no_falling_inflow() -> None:
+    drift = slow.Slow("gauge: intake pressure -25 %", "gauge_drift", 42, {"pip": slow.creep(0.75)})
+    (found,) = slow.played(drift, wells=1, days=50)
+    assert found.faults == []
+
+
 # -- a function of the readings, and safe over a restart
 
 
