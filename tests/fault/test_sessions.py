@@ -1,15 +1,18 @@
-"""The daemon as a process on database sessions that are not as it left them, not its alone, or not fit for it."""
+"""The daemon as a process on sessions that are not as it left them, not its alone, or not fit for it: of the database
+and of the broker."""
 
 import json
+import shutil
+import signal
 import time
 from collections.abc import Callable
 
 import psycopg
 import pytest
 
-from tests.support.databases import Database
+from tests.support.databases import Database, free_port
 from tests.support.poolers import Mode, PgBouncer
-from tests.support.rig import Rig
+from tests.support.rig import Process, Rig
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(240)]
 
@@ -63,3 +66,49 @@ def test_a_database_that_cannot_hold_utf8(rig: Rig) -> None:
         rig.stop_daemon()
     finally:
         outside(rig, "DROP DATABASE narrow WITH (FORCE)")
+
+
+def test_two_members_with_one_client_id(rig: Rig) -> None:
+    """The broker ends one's connection for the other's, again and again."""
+    rig.start_daemon()
+    rig.publish(rate=100)
+    own = {"ESP_INGEST_HTTP__PORT": str(free_port()), "ESP_INGEST_SPOOL__PATH": str(rig.folder / "spool-of-the-other")}
+    environment = rig.environment() | own
+    other = Process([*rig.daemon_command, "run"], rig.folder / "daemon.log", environment)
+    try:
+        rig.await_that(lambda: rig.metric("mqtt_reconnects_total") >= 4, "taken from each other", 60)
+        says = (
+            "keeps being lost, and the broker does not say why: look for the client id esp-ingest in the broker's log"
+        )
+        rig.await_that(lambda: says in rig.daemon_log(), "it says where to look", 30)
+        other.send(signal.SIGTERM)
+        assert other.wait(30) == 0
+    finally:
+        other.kill()
+    rig.await_that(lambda: rig.health("ready")[0] == 200, "ready when it is alone", 30)
+    rig.healed()
+    rig.finish()
+
+
+def test_a_node_returns_with_old_state(rig: Rig) -> None:
+    """Its folder is restored from a copy of before: the spool is stored by then, the record of the session is old."""
+    rig.settings["SPOOL__AFTER_SECONDS"] = "0.5"
+    rig.start_daemon()
+    rig.publish()
+    rig.database.server.halt()
+    rig.await_that(lambda: rig.metric("spool_messages") > 300, "spooling", 20)
+    rig.kill_daemon()
+    spool, copy = rig.folder / "spool", rig.folder / "copy"
+    shutil.copytree(spool, copy)
+    rig.database.server.launch()
+    rig.start_daemon()
+    rig.await_that(lambda: rig.metric("spool_messages") == 0, "drained", 60)
+    time.sleep(1)
+    rig.kill_daemon()
+    shutil.rmtree(spool)
+    shutil.copytree(copy, spool)
+    rig.start_daemon()
+    rig.await_that(lambda: rig.metric("spool_messages") == 0, "drained once more", 60)
+    assert rig.metric("readings_duplicate_total") > 200, "what it had spooled was stored already"
+    rig.healed()
+    rig.finish()
