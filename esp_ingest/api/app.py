@@ -52,10 +52,10 @@ THREADS = 8  # that files are read in; and as many for passwords, writes and nam
 ROUTERS = (session, wells, pump, telemetry, losses, alarms, actions, rules, operations, stream, pages)
 
 
-def create_app(settings: Settings, clock: Clock | None = None) -> FastAPI:
+def create_app(settings: Settings) -> FastAPI:
     """Build the application. It connects to the database when it is started, and does not wait for the connection.
     Raises ConfigError."""
-    api = _parts(settings, clock or SystemClock())
+    api = _parts(settings, SystemClock())
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:

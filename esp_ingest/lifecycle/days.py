@@ -210,8 +210,8 @@ def lock(connection: Connection) -> bool:
     return row is not None and bool(row[0])
 
 
-def explain(error: psycopg.Error) -> LifecycleError:
-    """An error of the database as a LifecycleError."""
+def explain(error: psycopg.Error | LifecycleError) -> LifecycleError:
+    """An error of the database as a LifecycleError, and what is one as it is."""
     from esp_ingest.store import sqlstate
 
-    return LifecycleError(Reason.DATABASE, sqlstate.sentence(error))
+    return error if isinstance(error, LifecycleError) else LifecycleError(Reason.DATABASE, sqlstate.sentence(error))

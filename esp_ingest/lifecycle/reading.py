@@ -101,9 +101,9 @@ def restore_days(settings: Settings, wanted: Wanted, report: Report) -> int:
         if wanted.into is not None:
             restore.make_table(days, table, wanted.into)
         for day in restore.archived_days(storage, table, wanted.first, wanted.last):
-            restored = restore.restore_day(days, storage, origin, table, day, wanted.well, wanted.into)
+            inserted = restore.restore_day(days, storage, origin, table, day, wanted.well, wanted.into)
             done += 1
-            report("restored", {"table": table.name, "day": str(day), "rows": restored.inserted})
+            report("restored", {"table": table.name, "day": str(day), "rows": inserted})
     if not done:
         raise LifecycleError(
             Reason.STORAGE, f"The archive has no day of {table.name} from {wanted.first} to {wanted.last}."

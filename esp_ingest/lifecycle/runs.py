@@ -133,9 +133,7 @@ class Run:
             self._run()
         except _Ended:
             pass
-        except LifecycleError as error:
-            self._problem(error)
-        except psycopg.Error as error:
+        except (LifecycleError, psycopg.Error) as error:
             self._problem(known.explain(error))
         return self._outcome
 
@@ -403,10 +401,7 @@ def run_once(
     try:
         with session(settings) as connection:
             return Run(settings, connection, clock, report, adopt=adopt, beat=beat).run()
-    except LifecycleError as error:
-        report("problem", {"reason": error.reason.value, "problem": str(error)})
-        return Outcome(problems=[Problem(error.reason, str(error))])
-    except psycopg.Error as error:
+    except (LifecycleError, psycopg.Error) as error:
         found = known.explain(error)
         report("problem", {"reason": found.reason.value, "problem": str(found)})
         return Outcome(problems=[Problem(found.reason, str(found))])

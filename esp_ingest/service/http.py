@@ -18,7 +18,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from esp_ingest import __version__
-from esp_ingest.service.health import Checks, Health
+from esp_ingest.service.health import Health
 from esp_ingest.service.log import Repeated
 from esp_ingest.service.metrics import CONTENT_TYPE
 
@@ -280,11 +280,10 @@ class HttpServer:
             return self._metrics_page()
         if path == "/":
             return _response(200, {"service": "esp-ingest", "version": __version__, "paths": PATHS})
-        ok, checks = self._probe(path.removeprefix("/health/"))
+        health = self._health
+        probes = {"/health/live": health.live, "/health/startup": health.startup, "/health/ready": health.ready}
+        ok, checks = probes[path]()
         return _response(200 if ok else 503, {"status": "ok" if ok else "failing", "checks": checks})
-
-    def _probe(self, question: str) -> tuple[bool, Checks]:
-        return {"live": self._health.live, "startup": self._health.startup, "ready": self._health.ready}[question]()
 
     def _metrics_page(self) -> bytes:
         if self.metrics is None:

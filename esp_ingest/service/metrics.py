@@ -68,11 +68,11 @@ class MetricInfo(NamedTuple):
 
 
 class _MetricSet:
-    """Metrics on one registry. Update them from any thread. ``catalogue`` lists what there is, ``render`` makes the
-    page for Prometheus."""
+    """Metrics on a registry of their own. Update them from any thread. ``catalogue`` lists what there is, ``render``
+    makes the page for Prometheus."""
 
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        self.registry = registry if registry is not None else CollectorRegistry()
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
         self.catalogue: list[MetricInfo] = []
 
     def render(self) -> bytes:
@@ -124,13 +124,10 @@ class _MetricSet:
 
 
 class Metrics(_MetricSet):
-    """All metrics of the daemon, on one registry (None: a registry of their own, as tests want it).
+    """All metrics of the daemon."""
 
-    Update them from any thread. ``catalogue`` lists what there is, ``render`` makes the page for Prometheus.
-    """
-
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        super().__init__(registry)
+    def __init__(self) -> None:
+        super().__init__()
         counter, gauge, histogram = self._counter, self._gauge, self._histogram
 
         # -- Messages: what the broker handed over. received = acked + unacked + stale, at QoS 1 and 2.

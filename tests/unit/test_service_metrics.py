@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client import Histogram, generate_latest
 
 from esp_ingest.model import SIGNAL_NAMES, RejectReason, Unusable
 from esp_ingest.service.metrics import Metrics, observe_many
@@ -75,9 +75,9 @@ def test_two_sets_of_metrics_share_nothing() -> None:
     assert b"esp_ingest_readings_written_total 0.0" in other.render()
 
 
-def test_a_registry_can_be_given() -> None:
-    registry = CollectorRegistry()
-    assert Metrics(registry).render() == generate_latest(registry)
+def test_the_page_is_that_of_its_registry() -> None:
+    metrics = Metrics()
+    assert metrics.render() == generate_latest(metrics.registry)
 
 
 def test_the_process_is_described_and_refreshed() -> None:

@@ -24,21 +24,17 @@ class Columns(Protocol):
 
     def column(self, key: tuple[object, ...]) -> FloatArray:
         """The column of ``key``: (function, signal), (function, signal, window in seconds), ("signal", name) …"""
-        ...
 
     def previous(self, signal: str) -> FloatArray:
         """The value one sample before, NaN if that is more than 10 minutes old."""
-        ...
 
     def at_this_speed(self, ratio: FloatArray) -> FloatArray:
         """``ratio`` of the load to its median, where the well runs at another speed than that of its median: to the
         nearest load that is possible at this speed."""
-        ...
 
     def within(self, site: int, yes: Callable[[], BoolArray], window_us: int) -> BoolArray:
         """Whether what ``yes`` gives was true at any row of the last ``window_us``. ``site`` numbers the use in the
         rule set; ``yes`` is called once a batch."""
-        ...
 
 
 Numeric = Callable[[Columns], FloatArray]

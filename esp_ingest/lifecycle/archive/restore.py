@@ -2,7 +2,6 @@
 no harm."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
@@ -22,17 +21,6 @@ from esp_ingest.lifecycle.errors import LifecycleError, Reason
 from esp_ingest.lifecycle.tables import TABLE_NAMES, Table
 
 _PAGE_ROWS, _PAGE_BYTES = 500, 262_144  # about 100 kB of telemetry a statement
-
-
-@dataclass(frozen=True)
-class Restored:
-    """What was restored of a day: ``archived`` rows are in the archive (of that well), and ``inserted`` of them were
-    not in the database before."""
-
-    table: str
-    day: date
-    archived: int
-    inserted: int
 
 
 class _Array:
@@ -68,9 +56,10 @@ class _ArrayDumper(Dumper):
 
 def restore_day(
     days: Days, storage: Storage, origin: Origin, table: Table, day: date, well: str | None, into: str | None
-) -> Restored:
+) -> int:
     """Copy one archived day into its table, or into the table ``into``: either all of it or nothing. The day is read
-    back and compared with its manifest before any row is written. Raises LifecycleError and psycopg.Error."""
+    back and compared with its manifest before any row is written. Returns how many rows were not there before. Raises
+    LifecycleError and psycopg.Error."""
     found = verify.read_manifest(storage, origin, table, day)
     if found is None:
         raise LifecycleError(
@@ -82,15 +71,14 @@ def restore_day(
     rows = _of_well(columns, archived_rows(storage, found, table, day, columns), well)
     arrays = sql.SQL(", ").join([sql.SQL("%b")] * len(columns))
     statement = days.statement("lifecycle_restore", table, target=target, columns=identifiers(columns), arrays=arrays)
-    read = inserted = 0
+    inserted = 0
     with days.connection.transaction(), days.connection.cursor() as cursor:
         cursor.adapters.register_dumper(_Array, _ArrayDumper)
         for page in pages(rows, _PAGE_ROWS, _PAGE_BYTES):
             of_each = zip(columns, zip(*page, strict=True), strict=True)
             cursor.execute(statement, [_Array(column, list(values)) for column, values in of_each])
-            read += len(page)
             inserted += cursor.rowcount
-    return Restored(table.name, day, read, inserted)
+    return inserted
 
 
 def make_table(days: Days, table: Table, into: str) -> None:
