@@ -359,3 +359,17 @@ def test_wells_with_the_same_settings_share_them_and_a_place_given_up_is_not_she
     engine.forget(["C"])
     assert engine._slot("D") == slots[2]
     assert not any(settings.shelved_us)
+
+
+def test_a_well_that_was_forgotten_and_comes_again_has_a_slot_of_its_own() -> None:
+    engine, fleet = Engine(rule_set()), Fleet(2)
+    first, second = fleet.step(), fleet.step()
+    engine.accept(engine.evaluate(first))
+    engine.forget(first.wells[:1])
+    other = Fleet(1, prefix="other-").step()
+    engine.accept(engine.evaluate(second))
+    engine.accept(engine.evaluate(other))
+
+    assert sorted(engine.wells()) == sorted([*first.wells, *other.wells])
+    assert engine.newest_us(first.wells[0]) == second.timestamp_us[0]
+    assert engine.newest_us(other.wells[0]) == other.timestamp_us[0]

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from esp_ingest.diagnostics.engine.baseline_plan import Plan, Pushes, folded_many, folded_one
+from esp_ingest.diagnostics.engine.baseline_plan import Lines, Plan, Pushes, folded_many, folded_one
 from esp_ingest.diagnostics.engine.buckets import (
     BUCKET_US,
     Key,
@@ -28,6 +28,7 @@ from esp_ingest.diagnostics.engine.buckets import (
     appended,
     as_index,
     median,
+    median_of_own,
 )
 from esp_ingest.diagnostics.engine.features import Features, OnDemand
 from esp_ingest.diagnostics.engine.held_baseline import HeldBaseline
@@ -246,14 +247,15 @@ class Baselines:
         self._look_for_steps(plan, plan.pushes, slots, which, ordinal)
         if plan.cut_us is not None:
             return
-        places = self._needed if runs.single else list(range(means.shape[0]))
-        medians = self._long_medians(slots, which, ordinal, means, places)
+        if not runs.single:
+            count = self._state["long_count"][slots]
+            plan.pushes.lines = Lines(self._state["long"], slots, count, which, ordinal, means)
+        medians = self._long_medians(plan.pushes, slots)
         self._moved(plan.pushes, runs.slots[well], medians)
         hours = np.minimum(number + 1, _LONG) / 2
         habits = self._end_days(runs, plan.pushes, medians)
-        rows = [*(self._median_rows[place] for place in places), self.row[HOURS]]
-        plan.features.before = partial(self._median_before, runs)
-        plan.features.change(rows, run, np.concatenate([medians[places], hours[None]]))
+        rows = [*(self._median_rows[place] for place in self._needed), self.row[HOURS]]
+        plan.features.change(rows, run, np.concatenate([medians[self._needed], hours[None]]))
         if habits is not None:
             plan.features.change(self._habit_rows, run[habits[0]], habits[1])
         if plan.pushes.steps:
@@ -299,33 +301,19 @@ class Baselines:
             return np.asarray(means[moved, nth - _LONG], np.float64)
         return np.asarray(self._state["long"][moved, number % _LONG, slots[nth]], np.float64)
 
-    def _long_medians(
-        self, slots: Slots, which: Slots, ordinal: Slots, means: FloatArray, places: Sequence[int]
-    ) -> FloatArray:
-        """Running medians (medians, pushes) after each push, of those at ``places``. ``which``: the place in ``slots``
-        of a push's well."""
-        state = self._state
-        count = state["long_count"][slots]
-        out = np.full_like(means, np.nan)
-        if which.shape[0] == slots.shape[0]:
-            at, index = count % _LONG, as_index(slots)
-            for place in places:
-                window = np.ascontiguousarray(state["long"][place][:, index].T)
-                window[which, at] = means[place]
-                out[place] = median(window, _KNOWN)
+    def _long_medians(self, pushes: Pushes, slots: Slots) -> FloatArray:
+        """Running medians (medians, pushes) after each push, of those that are needed. ``slots``: of the wells."""
+        out = np.full_like(pushes.means, np.nan)
+        if pushes.lines is not None:
+            for place in self._needed:
+                out[place] = pushes.lines.medians(place, _KNOWN)
             return out
-        # A line a well: its ring, oldest first, then its pushes of this batch.
-        back = ((count + np.arange(_LONG)[:, None]) % _LONG).astype(np.intp)
-        sizes = np.bincount(which, minlength=slots.shape[0])
-        base = np.cumsum(sizes + _LONG) - (sizes + _LONG)
-        ring = base + np.arange(_LONG)[:, None]
-        position = base[which] + _LONG + ordinal
-        line = np.empty(int(sizes.sum()) + _LONG * slots.shape[0], np.float32)  # as the rings and the means are
-        windows = np.lib.stride_tricks.sliding_window_view(line, _LONG)
-        for place in places:
-            line[ring] = state["long"][place][back, slots]
-            line[position] = means[place]
-            out[place] = median(windows[position - _LONG + 1], _KNOWN)
+        # One push a well.
+        well, at, index = np.arange(slots.shape[0]), pushes.number % _LONG, as_index(slots)
+        for place in self._needed:
+            window = np.ascontiguousarray(self._state["long"][place][:, index].T)
+            window[well, at] = pushes.means[place]
+            out[place] = median_of_own(window, _KNOWN)
         return out
 
     def _end_days(self, runs: Runs, pushes: Pushes, medians: FloatArray) -> tuple[Slots, FloatArray] | None:
@@ -335,7 +323,10 @@ class Baselines:
         if not self._habits or not (ends.size or pushes.steps):
             return None
         state = self._state
-        wells = np.unique(pushes.well[[*ends, *(step.at for step in pushes.steps)]])
+        # Not np.unique(), which would load numpy.ma in the middle of a batch.
+        is_changed = np.zeros(runs.slots.shape[0], np.bool_)
+        is_changed[pushes.well[[*ends, *(step.at for step in pushes.steps)]]] = True
+        wells = np.flatnonzero(is_changed)
         pushes.day_slots = slots = runs.slots[wells]
         pushes.days = days = state["days"][:, :, slots]
         places, habits = [], []
@@ -391,7 +382,9 @@ class Baselines:
         """A feature by run that is made on demand, once the batch is written."""
         key = self._on_demand.key_of(row)
         if key[0] == "median":
-            make = partial(self._median_of, runs, key)
+            if plan.pushes is not None and plan.pushes.lines is not None:
+                return self._median_by_run(journal, runs, plan.features, plan.pushes, plan.pushes.lines, row)
+            make = partial(self._median_of, key, runs.index)
         elif runs.single:
             make = partial(self._windows.read, runs, plan, key)
         else:
@@ -399,14 +392,27 @@ class Baselines:
         values = self._on_demand.by_well(row, runs.index, make, journal)
         return values if runs.single else np.asarray(values[runs.well])
 
-    def _median_before(self, runs: Runs, row: int) -> FloatArray:
-        """A median by well that is made on demand, as it stands in the state."""
+    def _median_by_run(
+        self, journal: Journal, runs: Runs, features: Features, pushes: Pushes, lines: Lines, row: int
+    ) -> FloatArray:
+        """A median by run that is made on demand, if half-hours of the batch change it between two runs of a well."""
         key = self._on_demand.key_of(row)
-        return self._on_demand.by_well(row, runs.index, partial(self._median_of, runs, key), None)
-
-    def _median_of(self, runs: Runs, key: Key) -> FloatArray:
         place = self._medians.index(str(key[1]))
-        return median(np.ascontiguousarray(self._state["long"][place][:, runs.index].T), _KNOWN)
+        after = lines.medians(place, _KNOWN)
+        for step in pushes.steps:
+            after[step.at] = median(step.ring[place], _KNOWN)
+        before = np.empty(runs.slots.shape[0])
+        is_pushed = np.zeros(before.shape[0], np.bool_)
+        is_pushed[pushes.well] = True
+        before[is_pushed] = lines.medians_before(place, _KNOWN)
+        if not is_pushed.all():
+            slots = runs.slots[~is_pushed]
+            before[~is_pushed] = self._on_demand.by_well(row, slots, partial(self._median_of, key, slots), journal)
+        return features.along(self.row[HOURS], after, before)
+
+    def _median_of(self, key: Key, index: Any) -> FloatArray:
+        place = self._medians.index(str(key[1]))
+        return median(self._state["long"][place][:, index].T, _KNOWN)
 
     def _commit_pushes(self, journal: Journal, runs: Runs, pushes: Pushes) -> None:
         state = self._state

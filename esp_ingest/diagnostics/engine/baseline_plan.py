@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from esp_ingest.diagnostics.engine.buckets import Past, Runs, Slots, added
+from esp_ingest.diagnostics.engine.buckets import Past, Runs, Slots, added, median_of_own
 from esp_ingest.diagnostics.engine.features import Features
 from esp_ingest.diagnostics.engine.own_days import OwnPlan
 from esp_ingest.diagnostics.engine.slow_trends import SlowPlan
@@ -60,6 +60,50 @@ class Pushes:
     day_slots: Slots | None = None  # of the wells of which a day ended or the speed changed, with their days
     days: FloatArray | None = None  # (habits, 7, these wells)
     steps: list[SpeedStep] = field(default_factory=list)
+    lines: "Lines | None" = None  # if the batch has several runs of a well
+
+
+class Lines:
+    """What running medians are made of, a line a well and signal: the ring of its half-hours as it was before the
+    batch, oldest first, then its pushes of this batch. ``long`` (medians, 48, slots) is that ring, ``count`` (wells,)
+    how many pushes came before, ``which`` the place in ``slots`` of a push's well, ``ordinal`` its place among the
+    pushes of its well."""
+
+    def __init__(self, long: Array, slots: Slots, count: IntArray, which: Slots, ordinal: Slots, means: FloatArray):
+        self._size = size = long.shape[1]
+        sizes = np.bincount(which, minlength=slots.shape[0]) + size
+        self._base = np.cumsum(sizes) - sizes
+        self._after = self._base[which] + ordinal + 1
+        back = (count + np.arange(size)[:, None]) % size
+        self._lines = np.empty((long.shape[0], int(sizes.sum())), np.float32)  # as the rings and the means are
+        self._lines[:, self._base + np.arange(size)[:, None]] = long[:, back, slots]
+        self._lines[:, self._after + size - 1] = means
+        # Two pushes of a well that follow each other share all their half-hours but one each.
+        is_second = ordinal % 2 == 1
+        self._pair = np.cumsum(~is_second) - 1
+        self._shared = self._after[~is_second] + 1
+        self._single = self._after + np.where(is_second, size - 1, 0)
+
+    def medians(self, place: int, least: int) -> FloatArray:
+        """Of the signal ``place`` after each push, (pushes,); see :func:`median`."""
+        line, size = self._lines[place], self._size
+        if np.isnan(line).any():
+            return median_of_own(_windows(line, size)[self._after], least)
+        shared = _windows(line, size - 1)[self._shared]
+        shared.sort(axis=-1)
+        # The single one has its place before, between or after the three in the middle of the 47 others.
+        low, middle, high = (shared[:, at][self._pair] for at in range(size // 2 - 2, size // 2 + 1))
+        single = line[self._single]
+        below = np.minimum(np.maximum(single, low), middle).astype(np.float64)
+        return np.asarray((below + np.minimum(np.maximum(single, middle), high)) / 2)
+
+    def medians_before(self, place: int, least: int) -> FloatArray:
+        """Of the signal ``place`` before the batch, (wells,)."""
+        return median_of_own(_windows(self._lines[place], self._size)[self._base], least)
+
+
+def _windows(line: Array, size: int) -> Array:
+    return np.lib.stride_tricks.sliding_window_view(line, size)
 
 
 # Of groups of closings of one half-hour: their last closings, whether they are over, their sums and counts by signal,

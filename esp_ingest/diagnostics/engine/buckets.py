@@ -94,15 +94,17 @@ class Past:
         self._in_step = bool((first == first[0]).all())
         back = (first[:1] if self._in_step else first) - np.arange(1, RING)[:, None]
         self._at = (back % RING).astype(np.intp)
-        tags = self._ring(state["ring_tag"], BACK)
-        self._unknown = [tag != bucket for tag, bucket in zip(tags, back, strict=True)]
-        self._is_unknown = [bool(some.any()) for some in self._unknown]
         if runs.single:
+            tags = self._ring(state["ring_tag"], BACK)
+            self._unknown = [tag != bucket for tag, bucket in zip(tags, back, strict=True)]
+            self._is_unknown = [bool(some.any()) for some in self._unknown]
             # What just closed is one of the buckets back, if it is near enough; the rest is in the state's ring.
             self._near: Any = np.flatnonzero(self._gap <= BACK)
             is_all = self._near.shape[0] == runs.slots.shape[0] and bool((self._gap == self._gap[0]).all())
             self._closes = int(self._gap[0]) - 1 if is_all and self._in_step else -1
             return
+        unknown = state["ring_tag"][self._at, runs.slots] != back
+        self._missing = np.nonzero(unknown) if unknown.any() else None
         # A line a well: 15 buckets before its first run, then its runs, at their distance in time.
         ahead = np.zeros(runs.well.shape[0], np.intp)
         ahead[1:] = np.minimum(np.diff(runs.bucket), RING)
@@ -130,7 +132,9 @@ class Past:
         """Windows of ``key`` are made of ``ring`` (16, slots) as it is before the batch is written, and of ``closed``
         (closings,): what closes now, as precise as the ring."""
         if not self._runs.single:
-            ring = np.array(self._ring(ring, BACK))
+            ring = ring[self._at, self._runs.slots]
+            if self._missing is not None:
+                ring[self._missing] = missing
         self._sources[key] = ring, closed, missing
 
     def window(self, key: object, k: int) -> Window:
@@ -161,7 +165,7 @@ class Past:
 
     def _of_line(self, _: int, old: Array, closed: Array | None, missing: float) -> Window:
         line = np.full(self._size, missing, old.dtype)
-        line[self._base] = np.where(np.stack(self._unknown), missing, old) if any(self._is_unknown) else old
+        line[self._base] = old
         if closed is not None:
             line[self._position] = closed[self._near]
         return [line[BACK - ago : self._size + 1 - ago] for ago in range(1, RING)]
@@ -184,9 +188,9 @@ def windowed(function: str, past: Window, k: int) -> FloatArray:
 
 
 def as_index(slots: Slots) -> Any:
-    """``slots``, as a slice if they follow each other: a fleet that reports whole."""
+    """``slots``, which rise strictly, as a slice if they follow each other: a fleet that reports whole."""
     count = slots.shape[0]
-    if count and slots[-1] - slots[0] + 1 == count and (np.diff(slots) == 1).all():
+    if count and slots[-1] - slots[0] + 1 == count:
         return slice(int(slots[0]), int(slots[0]) + count)
     return slots
 
@@ -220,8 +224,13 @@ def added(start: Array, to: Slots, values: Array) -> Array:
 def median(values: Array, least: int) -> FloatArray:
     """Median over the last axis without NaN, in double precision; NaN where fewer than ``least`` values are there.
     (…, k) → (…)"""
+    return median_of_own(np.array(values, order="C"), least)
+
+
+def median_of_own(values: Array, least: int) -> FloatArray:
+    """As :func:`median`, of contiguous ``values`` that nobody else reads: they are sorted in place."""
     size = values.shape[-1]
-    ordered = np.array(values, order="C").reshape(-1, size)
+    ordered = values.reshape(-1, size)
     if ordered.size == 0:
         return np.full(values.shape[:-1], np.nan)
     ordered.sort(axis=-1)  # NaN last

@@ -20,7 +20,7 @@ import numpy as np
 from esp_ingest.diagnostics.alarm import Occurrence
 from esp_ingest.diagnostics.engine import stops
 from esp_ingest.diagnostics.engine.baseline import HELD, Baselines
-from esp_ingest.diagnostics.engine.buckets import Key
+from esp_ingest.diagnostics.engine.buckets import Key, Slots
 from esp_ingest.diagnostics.engine.columns import BatchColumns, Rows, grouped
 from esp_ingest.diagnostics.engine.common_stops import FACT, CommonStops, limits_from
 from esp_ingest.diagnostics.engine.facts import facts_of, historical, keys_of, pick
@@ -79,6 +79,7 @@ class Engine:
         self._names = [*SIGNAL_NAMES, *rules.extra_signals]
         self._slots: dict[str, int] = {}
         self._wells: list[str] = []
+        self._placed: tuple[list[str], Slots] | None = None  # wells of the batch before, and their slots
         self.elsewhere: Counter[tuple[str, str]] = Counter()  # open at wells that are not here, for the gauge
         self._journal = Journal()
         self._in_flight = 0
@@ -267,10 +268,7 @@ class Engine:
         return cut_us
 
     def _rows(self, readings: Readings) -> Rows:
-        try:
-            slot_of = np.fromiter(map(self._slots.__getitem__, readings.wells), np.intp, len(readings.wells))
-        except KeyError:  # a new well
-            slot_of = np.array([self._slot(well) for well in readings.wells], np.intp)
+        slot_of = self._slots_of(readings.wells)
         slot = slot_of[readings.well_index] if len(readings) else np.empty(0, np.intp)
         t, received = readings.timestamp_us, readings.received_us
         marked = historical(readings.extra) if readings.extra else []
@@ -312,6 +310,16 @@ class Engine:
         return found
 
     # -- wells
+
+    def _slots_of(self, wells: Sequence[str]) -> Slots:
+        """The slot of each of ``wells``. A fleet names the same ones in each batch, which spares looking them up."""
+        if self._placed is None or self._placed[0] != wells:
+            try:
+                slots = np.fromiter(map(self._slots.__getitem__, wells), np.intp, len(wells))
+            except KeyError:  # a new well
+                slots = np.array([self._slot(well) for well in wells], np.intp)
+            self._placed = list(wells), slots
+        return self._placed[1]
 
     def _slot(self, well: str) -> int:
         slot = self._slots.get(well)
@@ -424,6 +432,7 @@ class Engine:
         if self._in_flight:
             raise RuntimeError("a batch is in flight")
         slots = {self._slots.pop(well) for well in wells if well in self._slots}
+        self._placed = None
         for opened in (self._occurrences.open, self._occurrences.silent):
             for key in [key for key in opened if key[1] in slots]:
                 gone = opened.pop(key)

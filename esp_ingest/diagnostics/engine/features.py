@@ -32,9 +32,8 @@ class Features:
         self._closings: dict[int, tuple[FloatArray, FloatArray]] = {}  # (closings,), and what stood before (wells,)
         self._changes: dict[int, tuple[_Change, int]] = {}
         self._is_committed = False
-        # What makes the rows beyond those of the state, by run, and what they were before the batch, by well.
+        # What makes the rows beyond those of the state, by run.
         self.read: Callable[[int], FloatArray] | None = None
-        self.before: Callable[[int], FloatArray] | None = None
 
     # -- reading
 
@@ -42,7 +41,7 @@ class Features:
         """The feature ``row`` by run, (runs,); not to be changed."""
         made = self._made.get(row)
         if made is None:
-            is_kept = row < self._state.shape[0] or row in self._changes
+            is_kept = row < self._state.shape[0]
             made = self._made[row] = self._make(row) if is_kept or self.read is None else self.read(row)
         return made
 
@@ -92,12 +91,15 @@ class Features:
             begins = np.zeros(place.shape[0], np.intp)  # the run of the newest change, or the well's first one
             begins[runs.first], begins[run] = runs.first, run
             place = place[np.maximum.accumulate(begins)]
-        kept = self._state.shape[0]
-        before = [self._before(row) if row < kept or self.before is None else self.before(row) for row in rows]
-        change = _Change(np.concatenate([values, before], axis=1), place, count)
+        change = _Change(np.concatenate([values, [self._before(row) for row in rows]], axis=1), place, count)
         for nth, row in enumerate(rows):
             self._changes[row] = change, nth
             self._made.pop(row, None)
+
+    def along(self, row: int, values: FloatArray, before: FloatArray) -> FloatArray:
+        """By run, (runs,): ``values`` (changes,) from where the feature ``row`` changed, ``before`` (wells,) there."""
+        change, _ = self._changes[row]
+        return np.asarray(np.append(values, before)[change.place])
 
     def _before(self, row: int) -> FloatArray:
         """What the state has of the wells. With one run a well, nobody asks for it once it is overwritten."""
@@ -110,8 +112,6 @@ class Features:
         for row, (values, _) in self._closings.items():
             journal.put(self._state[row], runs.closers, values[runs.last_closing])
         for row, (change, nth) in self._changes.items():
-            if row >= self._state.shape[0]:
-                continue
             place = change.place[runs.last]
             some = np.flatnonzero(place < change.count)
             index = runs.index if some.shape[0] == place.shape[0] else runs.slots[some]
@@ -121,7 +121,7 @@ class Features:
     def release(self) -> None:
         """Nobody reads any more. What makes features refers to the batch, and the batch to this: a cycle, whose arrays
         the garbage collector, which counts objects and not bytes, would leave for thousands of batches."""
-        self.read = self.before = None
+        self.read = None
 
 
 class OnDemand:

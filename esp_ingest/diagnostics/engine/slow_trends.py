@@ -255,8 +255,7 @@ def _judged(part: _Trends) -> dict[str, FloatArray]:
     rises = np.abs(np.count_nonzero(rise > 0, axis=1) - np.count_nonzero(rise < 0, axis=1))
     z = np.maximum(rises - 1, 0) / np.sqrt(n * (n - 1) * (2 * n + 5) / 18)
     confidence = _erf(z / math.sqrt(2))
-    smooth = np.sort(np.stack([y[:, :-2], y[:, 1:-1], y[:, 2:]]), axis=0)[1]  # a single bad point is no step
-    steps = np.fmax.reduce(np.abs(np.diff(smooth, axis=1)), axis=1)
+    steps = np.fmax.reduce(np.abs(np.diff(smoothed(y), axis=1)), axis=1)
     confidence[steps > _STEP_SHARE * np.abs(newest - start)] = 0.0
     confidence[(n < _LEAST_POINTS) | np.isnan(newest) | np.isnan(start)] = np.nan
     rate = _slope(y, part.minutes * 60.0, part.known) / start
@@ -264,10 +263,18 @@ def _judged(part: _Trends) -> dict[str, FloatArray]:
     return {"slow_ratio": newest / start, "slow_rate": rate, "slow_confidence": confidence}
 
 
+def smoothed(y: FloatArray) -> FloatArray:
+    """The median of each point and its neighbours, where NaN counts as the greatest: a single bad point is no step."""
+    a, b, c = y[:, :-2], y[:, 1:-1], y[:, 2:]
+    return np.maximum(np.fmin(a, b), np.fmin(np.maximum(a, b), c))
+
+
 def _slope(y: FloatArray, seconds: FloatArray, known: npt.NDArray[np.int8]) -> FloatArray:
     """Median slope over pairs of points half of the series apart, (signals, wells); NaN with fewer than two points."""
     out = np.full((y.shape[0], y.shape[2]), np.nan)
-    for count in np.unique(known[known > 1]).tolist():
+    for count in np.flatnonzero(np.bincount(known)).tolist():
+        if count < 2:
+            continue
         wells = np.flatnonzero(known == count)
         apart = count // 2
         rise = y[:, : count - apart, wells] - y[:, apart:count, wells]

@@ -16,8 +16,9 @@ from esp_ingest.diagnostics.engine.buckets import (
     Key,
     Past,
     Runs,
+    Window,
     as_index,
-    median,
+    median_of_own,
     variation,
     windowed,
 )
@@ -81,8 +82,8 @@ class HourWindows:
         """Buckets close: compute what is needed of each of them."""
         past = plan.past = self.past(runs, plan)
         features, row = plan.features, self._row
-        dt = [past.at_closings(column) for column in past.window("dt", _INTERVAL_BUCKETS)]
-        features.close(row[INTERVAL], median(np.stack(dt, axis=-1), _LEAST_INTERVALS))
+        intervals = [past.at_closings(column) for column in past.window("dt", _INTERVAL_BUCKETS)]
+        features.close(row[INTERVAL], usual_interval(intervals))
         for key in self._daily:
             values = past.at_closings(self._windowed(past, key))
             features.close(row[key], self._scaled(key, values, features.at_closings))
@@ -133,3 +134,17 @@ class HourWindows:
             journal.put(state["ring_sum"][nth], index, plan.closed_sums[place, some])
             journal.put(state["ring_n"][nth], index, plan.closed_counts[place, some])
             journal.put(state["ring_square"][nth], index, plan.closed_squares[nth, some])
+
+
+def usual_interval(window: Window) -> FloatArray:
+    """The median of the columns. Wells mostly report evenly: what more than half of the columns have is the median."""
+    newest = window[0]
+    alike = np.ones(newest.shape[0], np.int8)
+    for column in window[1:]:
+        alike += column == newest
+    others = np.flatnonzero(alike <= len(window) // 2)
+    if not others.size:
+        return newest
+    out = newest.copy()
+    out[others] = median_of_own(np.stack([column[others] for column in window], axis=-1), _LEAST_INTERVALS)
+    return out
