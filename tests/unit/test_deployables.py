@@ -270,7 +270,8 @@ def instructions(name: str = "Dockerfile") -> list[tuple[str, str]]:
 def test_the_image_is_pinned_locked_and_does_not_run_as_root() -> None:
     steps = instructions()
     base = next(rest for step, rest in steps if step == "ARG")
-    assert re.fullmatch(r"PYTHON=python:3\.\d+-slim-\w+", base), "a tag that names Python and Debian"
+    pinned = r"PYTHON=python:3\.\d+-slim-\w+@sha256:[0-9a-f]{64}"
+    assert re.fullmatch(pinned, base), "a tag that names Python and Debian, and a digest"
     assert [step for step, _ in steps].count("FROM") == 2
     last_stage = steps[max(at for at, (step, _) in enumerate(steps) if step == "FROM") :]
     assert [rest for step, rest in last_stage if step == "USER"] == [f"{USER_ID}:{USER_ID}"]
