@@ -86,6 +86,18 @@ def test_short_drops_of_uneven_depth_are_within_the_habit(seed: int) -> None:
     assert len(alarms_after(rows, 5)) <= 4
 
 
+def test_the_flow_of_a_well_that_slugs_falls_with_its_load() -> None:
+    """A flow meter had each drop called low flow."""
+    given = readings(load(8))
+    flow = given.values[SIGNAL_ROW["flow_rate"]]
+    flow[:] = 900 * load(8, depth=0.6)
+    rows = seen(given)
+    assert alarms_after(rows, 1.1) == []
+    assert "back_pressure" not in {row.diagnosis for row in rows}
+    flow[7 * DAY + 40 :] = 500.0  # with the load as ever
+    assert "low_flow" in {name for name, _ in alarms_after(seen(given), 7)}
+
+
 @pytest.mark.parametrize("every", [2, 3, 6, 12])
 def test_a_habit_is_known_at_slower_samples(every: int) -> None:
     """Samples of 10 minutes to an hour: there may be no other than the newest in 15 minutes."""
