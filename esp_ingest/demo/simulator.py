@@ -16,6 +16,7 @@ import numpy as np
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 
+from esp_ingest.config.sentences import nearest
 from esp_ingest.config.settings import ConfigError, MqttSettings, Settings
 from esp_ingest.demo.fleet import Fault, FaultName, Fleet
 from esp_ingest.demo.stop import Stop
@@ -24,7 +25,7 @@ from esp_ingest.interfaces import Clock
 from esp_ingest.model import SIGNAL_NAMES, Readings
 from esp_ingest.mqtt.client_setup import new_tls_context
 from esp_ingest.service.clock import SystemClock
-from esp_ingest.service.text import closest, rfc3339
+from esp_ingest.service.text import rfc3339
 from esp_ingest.telemetry import csv_recording as replay
 from esp_ingest.telemetry.timestamps import parse_rfc3339
 
@@ -128,9 +129,7 @@ def assign_faults(names: Sequence[str], wells: int, after_seconds: float) -> lis
     known = [fault.value for fault in FaultName]
     for name in names:
         if name not in known:
-            close = closest(name, known)
-            hint = f"did you mean {close}?" if close else f"known are {', '.join(known)}."
-            raise ConfigError(f"{name} is not a fault: {hint}")
+            raise ConfigError(f"{name} is not a fault{nearest(name, known)}")
     return [Fault(FaultName(name), place % wells, after_seconds) for place, name in enumerate(names)]
 
 

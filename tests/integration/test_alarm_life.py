@@ -43,7 +43,12 @@ class Well:
         self.start()
 
     def start(self) -> None:
-        self.run = Run(self.database, self.clock, lambda: self.rules, publish=True)
+        self.run = Run(self.database, self.clock, self.load_rules, publish=True)
+
+    def load_rules(self) -> rules.RuleSet:
+        if isinstance(self.rules, rules.RulesError):
+            raise self.rules
+        return self.rules
 
     def kill(self) -> None:
         self.run.close()
@@ -289,11 +294,7 @@ def test_rules_read_again_go_on_where_the_old_ones_were(well: Well) -> None:
 
 def test_a_bad_file_leaves_the_rules_in_force(well: Well) -> None:
     well.send(QUIET, 2)
-
-    def broken() -> rules.RuleSet:
-        raise rules.RulesError("rules.toml: rules.vibration: when: is missing.")
-
-    well.run.service._load_rules = broken
+    well.rules = rules.RulesError("rules.toml: rules.vibration: when: is missing.")
     well.run.service.ask_reload()
     well.send(SHAKING, 3)
     assert well.states == ["unacknowledged"]

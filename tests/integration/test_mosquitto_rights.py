@@ -1,5 +1,6 @@
 """Who may do what at the broker: the shipped acl, and the alternative that binds client ids to users."""
 
+import logging
 import os
 import re
 import time
@@ -86,6 +87,11 @@ def new_daemon(broker: Mosquitto, metrics: Metrics | None = None) -> MqttSource:
     return source
 
 
+def has_found_its_session(caplog: pytest.LogCaptureFixture) -> bool:
+    """Whether the newest connection of a daemon found its session at the broker."""
+    return [record for record in caplog.records if record.msg == "mqtt connected"][-1].session_present
+
+
 def payloads_of(source: MqttSource, count: int) -> list[bytes]:
     return [each.payload for each in taken_of(source, count)]
 
@@ -114,7 +120,10 @@ def test_readers_write_no_telemetry_not_even_of_a_well_called_like_them(mosquitt
     daemon.close()
 
 
-def test_a_controller_cannot_take_the_session_of_the_daemon(two_listeners: TwoListeners) -> None:
+def test_a_controller_cannot_take_the_session_of_the_daemon(
+    two_listeners: TwoListeners, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     broker = two_listeners
     new_daemon(broker).close()
     well = Client(broker, broker.controllers_port, "W1", "", clean=True)
@@ -127,7 +136,7 @@ def test_a_controller_cannot_take_the_session_of_the_daemon(two_listeners: TwoLi
     well.publish("esp/W1/telemetry")
     well.close()
     daemon = new_daemon(broker)
-    assert daemon._link.session_present
+    assert has_found_its_session(caplog)
     assert payloads_of(daemon, 2) == [PAYLOAD, PAYLOAD]
     daemon.close()
 
@@ -140,7 +149,10 @@ def test_no_listener_takes_the_users_of_the_other(two_listeners: TwoListeners) -
         client.close()
 
 
-def test_with_two_listeners_the_queue_of_an_absent_daemon_outlives_the_broker(two_listeners: TwoListeners) -> None:
+def test_with_two_listeners_the_queue_of_an_absent_daemon_outlives_the_broker(
+    two_listeners: TwoListeners, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     broker = two_listeners
     new_daemon(broker).close()
     for _ in range(2):
@@ -149,7 +161,7 @@ def test_with_two_listeners_the_queue_of_an_absent_daemon_outlives_the_broker(tw
         well.close()
         broker.restart()
     daemon = new_daemon(broker)
-    assert daemon._link.session_present
+    assert has_found_its_session(caplog)
     assert payloads_of(daemon, 2) == [PAYLOAD, PAYLOAD]
     daemon.close()
 

@@ -20,7 +20,7 @@ from esp_ingest.api.access.throttle import FREE_FAILURES, LONGEST_WAIT_SECONDS, 
 from esp_ingest.api.monitor import figures_of
 from esp_ingest.api.reads import telemetry as reader
 from esp_ingest.api.reads.fleet import Well, gathered, running
-from esp_ingest.api.reads.live import MOST_ITEMS, Event, Feed, wants
+from esp_ingest.api.reads.live import MOST_ITEMS, Event, Feed, Ring, wants
 from esp_ingest.api.wire import answers, cursors, ranges, units
 from esp_ingest.api.wire.problems import Problem, answer
 from esp_ingest.config.load import load
@@ -339,28 +339,27 @@ def test_each_503_says_when_to_come_again_and_nothing_else_does() -> None:
 
 
 class TestTheRing:
-    @pytest.fixture
-    def feed(self) -> Feed:
-        return Feed(SimpleNamespace(), SimpleNamespace(), FakeClock(), 900.0)  # type: ignore[arg-type]
-
     @given(st.lists(st.integers(1, 700), max_size=400), st.integers(0, 400))
     def test_a_watcher_gets_all_or_is_told(self, sizes: list[int], seen: int) -> None:
-        feed = Feed(SimpleNamespace(), SimpleNamespace(), FakeClock(), 900.0)  # type: ignore[arg-type]
+        ring = Ring()
         for size in sizes:
-            feed._tell("readings", b"[", [("W", b"1")] * size)
-        position = feed.after(f"{feed.generation}-{seen}")
+            ring.add("readings", b"[", [("W", b"1")] * size)
+        position = ring.after(f"{ring.generation}-{seen}")
         if position is None:
-            assert seen > len(sizes) or feed._oldest() > seen + 1
+            assert seen > len(sizes) or ring.oldest > seen + 1
         else:
-            found = feed.events(position)
+            found = ring.events(position)
             assert found is not None
             assert [event.number for event in found] == list(range(seen + 1, len(sizes) + 1))
-        assert feed._items <= max(MOST_ITEMS, max(sizes, default=0))
-        assert feed._items == sum(len(event.items) for event in feed._ring)
+        assert ring.items <= max(MOST_ITEMS, max(sizes, default=0))
+        held = ring.events(ring.oldest)
+        assert held is not None
+        assert ring.items == sum(len(event.items) for event in held)
 
     @pytest.mark.parametrize("last", ["", "-", "x-1", "1", "-1", "{g}-99", "{g}-", "{g}-1e3", "{g}-" + "9" * 40])
-    def test_what_is_no_place_in_it(self, feed: Feed, last: str) -> None:
-        assert feed.after(last.replace("{g}", feed.generation)) is None
+    def test_what_is_no_place_in_it(self, last: str) -> None:
+        ring = Ring()
+        assert ring.after(last.replace("{g}", ring.generation)) is None
 
     def test_frames_are_made_once_for_equal_filters(self) -> None:
         event = Event(7, "readings", b'{"rows":[', [("A-1", b'["A-1"]'), ("B-1", b'["B-1"]')])

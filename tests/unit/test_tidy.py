@@ -63,19 +63,15 @@ SQL = re.compile(
 # The numbers go down; a higher one needs a reason that is as good.
 PAHO = "the test stands for paho, or looks whether a part of paho's that the client relies on is still there"
 PRIVATE_NAMES = {
-    "tests/integration/test_alarm_life.py": (
-        2,
-        "a rules file that breaks, an action not heard of yet",
-    ),
+    "tests/integration/test_alarm_life.py": (1, "an action not heard of yet"),
     "tests/integration/test_diagnostics_follower.py": (3, "kill -9: its connections end, and nothing is written"),
     "tests/integration/test_diagnostics_restart.py": (7, "bounds that take a million rows to reach; what is held"),
     "tests/integration/test_lifecycle_trouble.py": (4, "a reading comes between two statements of one transaction"),
-    "tests/integration/test_mosquitto_rights.py": (2, "what the broker said in CONNACK"),
     "tests/integration/test_mqtt_mosquitto.py": (6, "a socket that breaks as with kill -9; what is still to be sent"),
     "tests/integration/test_schema_migrate.py": (1, "an extension that cannot be created, where it can"),
     "tests/property/test_fuzz.py": (1, "whether CONNACK was among random bytes"),
     "tests/support/mqtt_clients.py": (3, PAHO),
-    "tests/unit/test_api_parts.py": (7, "that memory is bounded, in parts whose size nobody else asks for"),
+    "tests/unit/test_api_parts.py": (2, "that memory is bounded, in parts whose size nobody else asks for"),
     "tests/unit/test_cli.py": (4, "argparse names its subcommands nowhere else"),
     "tests/unit/test_decode.py": (2, "an error of ours in the fast way alone; what is remembered is bounded"),
     "tests/unit/test_diagnostics_engine.py": (2, "an error of ours in one rule, and in a tick"),

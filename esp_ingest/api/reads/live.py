@@ -91,8 +91,48 @@ class Event:
         return found
 
 
+class Ring:
+    """The newest events, numbered from 1. ``generation`` names this ring: what came before another one is not known to
+    it. ``position`` is the number that the next event will have, ``items`` how many are held."""
+
+    def __init__(self) -> None:
+        self.generation = secrets.token_hex(4)
+        self.position = 1
+        self.items = 0
+        self._events: deque[Event] = deque()
+
+    @property
+    def oldest(self) -> int:
+        """The number of the first event that is still here."""
+        return self._events[0].number if self._events else self.position
+
+    def add(self, kind: str, head: bytes, items: list[tuple[str, bytes]]) -> None:
+        """An event more. The oldest go when there are too many events or items."""
+        self._events.append(Event(self.position, kind, head, items))
+        self.position += 1
+        self.items += len(items)
+        while len(self._events) > MOST_EVENTS or (self.items > MOST_ITEMS and len(self._events) > 1):
+            self.items -= len(self._events.popleft().items)
+
+    def after(self, last_event_id: str) -> int | None:
+        """The position of a client that has seen every event up to this one; None if the ring no longer holds what
+        follows, or never did."""
+        generation, _, number = last_event_id.partition("-")
+        if generation != self.generation or not number.isdecimal() or len(number) > 15:
+            return None
+        position = int(number) + 1
+        return position if self.oldest <= position <= self.position else None
+
+    def events(self, position: int) -> list[Event] | None:
+        """The events from this position on; None if not all of them are here any more."""
+        if position < self.oldest:
+            return None
+        return [self._events[at] for at in range(position - self.oldest, len(self._events))]
+
+
 class Feed:
-    """The stream of changes in this process. To be used in the event loop."""
+    """The stream of changes in this process. To be used in the event loop. ``ring`` holds the events; another takes its
+    place where what comes cannot be put behind what was."""
 
     def __init__(self, database: Database, monitor: Monitor, clock: Clock, silent_after_seconds: float) -> None:
         self._silent_after_seconds = silent_after_seconds
@@ -107,13 +147,10 @@ class Feed:
         self._clear()
 
     def _clear(self) -> None:
-        """Begin anew: what comes cannot be put behind what was."""
-        self.generation = secrets.token_hex(4)
+        """Begin anew."""
+        self.ring = Ring()
         self.primed = asyncio.Event()
         self.changed = asyncio.Event()
-        self._ring: deque[Event] = deque()
-        self._items = 0
-        self._next = 1
         self._newest: dict[str, datetime] = {}
         self._received: datetime | None = None
         self._overlap = timedelta(seconds=30)
@@ -128,11 +165,6 @@ class Feed:
         """How many clients watch now."""
         return self._watchers
 
-    @property
-    def position(self) -> int:
-        """The number that the next event will have."""
-        return self._next
-
     def join(self) -> None:
         """A client begins to watch."""
         self._watchers += 1
@@ -145,28 +177,9 @@ class Feed:
         self._watchers -= 1
         self._idle_since = self._clock.monotonic()
 
-    def after(self, last_event_id: str) -> int | None:
-        """The position of a client that has seen every event up to this one; None if the ring no longer holds what
-        follows, or never did."""
-        generation, _, number = last_event_id.partition("-")
-        if generation != self.generation or not number.isdecimal() or len(number) > 15:
-            return None
-        position = int(number) + 1
-        return position if self._oldest() <= position <= self._next else None
-
-    def events(self, position: int) -> list[Event] | None:
-        """The events from this position on; None if the ring no longer holds all of them."""
-        oldest = self._oldest()
-        if position < oldest:
-            return None
-        return [self._ring[at] for at in range(position - oldest, len(self._ring))]
-
     def health(self) -> dict[str, Any]:
         """The health of the database and of the daemon, as last seen."""
         return self._health
-
-    def _oldest(self) -> int:
-        return self._ring[0].number if self._ring else self._next
 
     # -- The loop.
 
@@ -273,11 +286,7 @@ class Feed:
             self._tell(kind, head, items[start : start + _ITEMS_AN_EVENT])
 
     def _tell(self, kind: str, head: bytes, items: list[tuple[str, bytes]]) -> None:
-        self._ring.append(Event(self._next, kind, head, items))
-        self._next += 1
-        self._items += len(items)
-        while len(self._ring) > MOST_EVENTS or (self._items > MOST_ITEMS and len(self._ring) > 1):
-            self._items -= len(self._ring.popleft().items)
+        self.ring.add(kind, head, items)
         self.changed.set()
         self.changed = asyncio.Event()
 

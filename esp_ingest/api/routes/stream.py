@@ -114,28 +114,28 @@ class EventStream(Response):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PRIME_SECONDS):
                 await feed.primed.wait()
-        position = None if self._last_event_id is None else feed.after(self._last_event_id)
-        generation = feed.generation
+        ring = feed.ring
+        position = None if self._last_event_id is None else ring.after(self._last_event_id)
         if position is None:
-            position = feed.position
+            position = ring.position
             kind = "hello" if self._last_event_id is None else "reset"
             await _sent(send, _RETRY + self._greeting(kind, position - 1))
         else:
             await _sent(send, _RETRY + b": resumed\n\n")
         look_at = self._now() + PING_SECONDS
-        while not gone.done() and not feed.stopping and feed.generation == generation:
+        while not gone.done() and not feed.stopping and feed.ring is ring:
             if self._now() >= look_at:
                 if not await self._still_welcome():
                     return
                 await _sent(send, b": ping\n\n")
                 look_at = self._now() + PING_SECONDS
             changed = feed.changed
-            events = feed.events(position)
+            events = ring.events(position)
             if events is None:  # fell out of the ring
                 raise TimeoutError
             if events:
                 position = events[-1].number + 1
-                frames = b"".join(event.frame(generation, self._key, self._wanted) for event in events)
+                frames = b"".join(event.frame(ring.generation, self._key, self._wanted) for event in events)
                 if frames:
                     await _sent(send, frames)
                 continue
@@ -150,7 +150,7 @@ class EventStream(Response):
         """It has an id, so that whoever is cut off before the first event can come back to this place."""
         data: dict[str, Any] = self._feed.health() if kind == "hello" else {"reason": "what was missed is not known"}
         return (
-            f"event: {kind}\nid: {self._feed.generation}-{number}\ndata: ".encode()
+            f"event: {kind}\nid: {self._feed.ring.generation}-{number}\ndata: ".encode()
             + msgspec.json.encode(data)
             + b"\n\n"
         )

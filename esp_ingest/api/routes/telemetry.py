@@ -1,6 +1,5 @@
 """/api/v1/wells/{well_id}/telemetry."""
 
-import difflib
 from datetime import datetime, timedelta
 from typing import Annotated
 
@@ -18,7 +17,7 @@ from esp_ingest.api.wire.schema import answers
 from esp_ingest.api.wire.units import System, convert_rows, unit
 from esp_ingest.api.wire.units import units as units_of
 from esp_ingest.model import SIGNAL_NAMES
-from esp_ingest.service.text import rfc3339_of
+from esp_ingest.service.text import closest, rfc3339_of
 
 router = APIRouter(prefix="/api/v1", tags=["telemetry"])
 
@@ -122,8 +121,8 @@ def _signals(given: list[str] | None) -> list[str]:
     names = [name.strip() for each in given or () for name in each.split(",") if name.strip()]
     for name in names:
         if name not in SIGNAL_NAMES:
-            close = difflib.get_close_matches(name, SIGNAL_NAMES, n=1)
-            hint = f"did you mean {close[0]}?" if close else "/api/v1/signals lists them."
+            close = closest(name, SIGNAL_NAMES)
+            hint = f"did you mean {close}?" if close else "/api/v1/signals lists them."
             raise invalid("signals", f"There is no signal {name[:100]!r}: {hint}")
     return list(dict.fromkeys(names)) or list(SIGNAL_NAMES)
 
