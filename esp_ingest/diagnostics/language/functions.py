@@ -13,7 +13,7 @@ import numpy as np
 
 from esp_ingest.diagnostics.language.evaluation import Columns
 from esp_ingest.diagnostics.language.units import NAMED, NONE, SECOND, Unit
-from esp_ingest.model import FloatArray
+from esp_ingest.model import MIN_FREQUENCY_HZ, FloatArray
 
 WINDOWS_SECONDS = tuple(300 * k for k in range(1, 13))  # the windows that a function may take: 5, 10, 15 … 60 minutes
 
@@ -282,11 +282,9 @@ class Derived:
     evaluate: Callable[[FloatArray, FloatArray], FloatArray]
 
 
-_LEAST_FREQUENCY_HZ = 5.0  # below it a drive is stopped or ramping, and A/f² says nothing
-
-
 def _current_load(current: FloatArray, frequency: FloatArray) -> FloatArray:
-    return current / np.where(frequency > _LEAST_FREQUENCY_HZ, frequency * frequency, np.nan)
+    """Of a drive that is stopped or ramping A/f² says nothing."""
+    return current / np.where(frequency > MIN_FREQUENCY_HZ, frequency * frequency, np.nan)
 
 
 DERIVED: dict[str, Derived] = {
