@@ -121,6 +121,14 @@ def test_getting_worse_week_by_week_is_an_alarm() -> None:
     assert hours(worse) >= 14 * 24
 
 
+def test_getting_worse_by_a_third_each_week_is_an_alarm_and_a_steady_habit_is_none() -> None:
+    """No week had twice the drops of the one before."""
+    worse = seen(readings(np.concatenate([load(drops, days=7, seed=drops) for drops in (4, 6, 8, 10)] + [load(10, 2)])))
+    assert [27 < hours(row) / 24 < 30 for row in worse if row.diagnosis == "slugging_worse"] == [True]
+    steady = seen(readings(load(8, days=30)))
+    assert "slugging_worse" not in {row.diagnosis for row in steady}
+
+
 @pytest.mark.parametrize(
     ("what", "depth", "samples"), [("deeper than ever", 0.55, 6), ("longer than ever", 0.7, 15), ("both", 0.6, 18)]
 )

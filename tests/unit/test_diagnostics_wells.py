@@ -241,6 +241,17 @@ def test_a_longer_series_of_an_older_version_is_put_back_from_its_newest() -> No
     assert np.isnan(newer["ring"][0, :, after]).all()
 
 
+def test_a_shorter_series_of_an_older_version_is_the_newest_part() -> None:
+    older, newer = WellArrays(), WellArrays()
+    older.add("days", np.float64, np.nan, ["x"], (2,), newest_first=True)
+    newer.add("days", np.float64, np.nan, ["x"], (3,), newest_first=True)
+    before, after = older.new_slot(), newer.new_slot()
+    older["days"][:, :, before] = [[1, 2]]
+    newer.restore(after, older.export([before])[0])
+    assert newer["days"][0, :2, after].tolist() == [1, 2]
+    assert np.isnan(newer["days"][0, 2, after])
+
+
 def test_what_can_be_made_again_is_in_no_checkpoint() -> None:
     arrays = WellArrays()
     arrays.add("ring", np.float64, np.nan, ["x"])

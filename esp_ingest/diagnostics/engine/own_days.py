@@ -3,7 +3,7 @@
 A well that slugs or hunts drops its load several times a day and recovers by itself. Fixed limits would report each of
 these drops, so here the well's own days are the measure. Each closed 5-minute bucket of settled running gives a few
 quantities. The extreme of each day of running (48 settled half-hours, as for the habits of baseline.py) is kept for 5
-days, and the number of drops for 14. The usual value is the median of the last 5 days, so that a day or two of trouble
+days, and the number of drops for 28. The usual value is the median of the last 5 days, so that a day or two of trouble
 do not become a habit. Until five days are known, those that are decide: a well that drops several times on its first
 day has shown what it does.
 
@@ -31,7 +31,7 @@ _HEALTHY, _LOW = 0.9, 0.8  # of the running median
 # and the next drop of the same depth would look deeper than usual.
 MEAN_BUCKETS = 3
 _USUAL_DAYS = 5
-_WEEK = 7
+_WEEK, _WEEKS = 7, 4
 _HABITUAL_DROPS = 3.0  # on the median day
 # What is usual: its function → the function whose daily extreme it is made of, and which extreme.
 _USUAL: dict[str, tuple[str, Any]] = {
@@ -40,16 +40,16 @@ _USUAL: dict[str, tuple[str, Any]] = {
     "usual_cv": ("cv", np.fmax),
     "usual_fall": ("trend", np.fmin),
 }
-KEPT_BY_DAY = (*_USUAL, "low_time", "drops", "drops_trend")  # read no window of 5-minute means
+KEPT_BY_DAY = (*_USUAL, "low_time", "drops", "drops_trend", "drops_rise")  # read no window of 5-minute means
 EACH_CLOSING = ("low", "low_time")  # what each closed bucket makes; the others change with a day that ends
-_OF_DROPS = ("drops", "drops_trend", "usual_low", "usual_low_time", "low_time")
+_OF_DROPS = ("drops", "drops_trend", "drops_rise", "usual_low", "usual_low_time", "low_time")
 
 
 @dataclass(slots=True)
 class OwnPlan:
     """The changes that a batch makes, for the wells of the batch in which a bucket closed: ``healthy_us``,
     ``excursion`` and ``drops`` are (signals, wells), ``extreme`` is (quantities, wells). If a day ended: the wells
-    ``day_slots`` of such days, with their ``days`` (quantities, 5, wells) and ``drop_days`` (signals, 14, wells)."""
+    ``day_slots`` of such days, with their ``days`` (quantities, 5, wells) and ``drop_days`` (signals, 28, wells)."""
 
     healthy_us: IntArray
     excursion: Array
@@ -79,7 +79,7 @@ class OwnDays:
         state.add("day_drops", np.float64, 0.0, self._dropping)
         state.add("day_extreme", np.float64, np.nan, names)
         state.add("own_days", np.float64, np.nan, names, (_USUAL_DAYS,), newest_first=True)
-        state.add("own_drops", np.float64, np.nan, self._dropping, (2 * _WEEK,))
+        state.add("own_drops", np.float64, np.nan, self._dropping, (_WEEKS * _WEEK,), newest_first=True)
 
     def lows(self) -> list[str]:
         """The signals whose 15-minute mean is read by a rule."""
@@ -194,9 +194,10 @@ class OwnDays:
             recent = _median_of(drop_days[at, :_USUAL_DAYS])
             habitual[name] = recent >= _HABITUAL_DROPS
             made[self._row.get(("drops", name), -1)] = recent
-            week, before = (_median_of(part, _WEEK) for part in (drop_days[at, :_WEEK], drop_days[at, _WEEK:]))
-            trend = np.where(before >= _HABITUAL_DROPS, week / before, np.nan)
-            made[self._row.get(("drops_trend", name), -1)] = trend
+            weeks = [_median_of(drop_days[at, ago * _WEEK : (ago + 1) * _WEEK], _WEEK) for ago in range(_WEEKS)]
+            for function, before in (("drops_trend", weeks[1]), ("drops_rise", weeks[-1])):
+                rise = np.where(before >= _HABITUAL_DROPS, weeks[0] / before, np.nan)
+                made[self._row.get((function, name), -1)] = rise
         for key, usual in zip(self._usual, _median_of(days), strict=True):
             if key[0] in _OF_DROPS:
                 made[self._row[key]] = np.where(habitual[str(key[1])], usual, np.nan)

@@ -65,9 +65,9 @@ class WellArrays:
         newest_first: bool = False,
         is_cache: bool = False,
     ) -> None:
-        """``shape`` and labels stand before the axis of wells: (len(labels), *shape, wells). ``newest_first``: if an
-        older version exported a longer series, the first part of it is put back. ``is_cache``: it can be made of other
-        arrays again, so it is not exported."""
+        """``shape`` and labels stand before the axis of wells: (len(labels), *shape, wells). ``newest_first``: if
+        another version exported a longer series, the first part of it is put back; a shorter one is the first part.
+        ``is_cache``: it can be made of other arrays again, so it is not exported."""
         full = (*((len(labels),) if labels is not None else ()), *shape)
         names = [_plain(label) for label in labels] if labels is not None else None
         self._specs[name] = _Spec(names, full, dtype, fill, newest_first, is_cache)
@@ -173,7 +173,9 @@ class WellArrays:
             rest = spec.shape[1:]
             rows = np.frombuffer(data, dtype)
             if spec.newest_first and labels and rows.size % len(labels) == 0:
-                rows = rows.reshape(len(labels), -1)[:, : rest[0]].ravel()
+                series = rows.reshape(len(labels), -1)[:, : rest[0]]
+                missing = np.full((len(labels), rest[0] - series.shape[1]), spec.fill, series.dtype)
+                rows = np.concatenate([series, missing], axis=1).ravel()
             if not labels or rows.size != len(labels) * int(np.prod(rest, dtype=np.int64)):
                 continue
             rows = rows.reshape((len(labels), *rest))

@@ -164,6 +164,13 @@ FUNCTIONS: dict[str, Function] = {
         unit=_no_unit,
         needs=_MEANS | _MEDIAN,
     ),
+    "drops_rise": Function(
+        Form.SIGNAL,
+        "median drops a day of the last 7 days of running ÷ that of 3 weeks before; known where that was at least 3",
+        "the drops of {0} this week ÷ those of three weeks before",
+        unit=_no_unit,
+        needs=_MEANS | _MEDIAN,
+    ),
     "slow_ratio": Function(
         Form.SIGNAL,
         "median of the last 3 days of running ÷ that of the first 9 at this speed, moved to equal speed",
