@@ -280,23 +280,40 @@ done
 """
 
 
+_DSN_OF = "$(sed -n s/^LoadCredential=database_dsn://p /etc/systemd/system/%s.service)"
+_A_DRILL = "INSERT INTO backup_drills (seconds, problem, days, rows) VALUES (1, 'none', 0, 0)"
+_AS_UNIT = f"ESP_INGEST_DATABASE__DSN_FILE={_DSN_OF} /opt/esp-ingest/bin/esp-ingest"
+
+
 def test_a_host_with_systemd(tmp_path: Path, server: Postgres15) -> None:
     """On /etc, /opt, /usr and /var of its own; pip asks PyPI."""
     database = server.create_database("esp")
-    owner = f"postgresql://esp_ingest_owner@127.0.0.1:{server.port}/esp"
-    given = environment(server, None, tmp_path) | {"OWNER_DSN": owner, "MQTT_PASSWORD": "secret"}
+    logins = {
+        role: f"postgresql://{role}@127.0.0.1:{server.port}/esp"
+        for role in ("esp_ingest_owner", "esp_ingest", "esp_ingest_api")
+    }
+    given = environment(server, None, tmp_path) | {
+        "OWNER_DSN": logins["esp_ingest_owner"],
+        "SUPERUSER_DSN": database.dsn,
+        "MQTT_PASSWORD": "secret",
+    }
     terminal = Terminal(tmp_path, given, {"systemctl": _SYSTEMCTL})
     for page in ("config/backup", "config/systemd"):
         assert (terminal.folder / page).is_dir()
     seen = terminal.run(
         [
-            f"psql {database.dsn} -f sql/roles/owner.sql",
-            *commands_of("docs/operations.md", 0, 1),
+            *commands_of("docs/operations.md", 0),
+            'psql "$SUPERUSER_DSN" -f sql/roles/api.sql',
+            *commands_of("docs/operations.md", 1),
             *commands_of("docs/lifecycle.md", 0),
             *commands_of("docs/backup.md", 0),
+            # What each unit logs in with is enough for what it runs.
+            f"({_AS_UNIT % 'esp-ingest'} check || :) | grep '^schema *ok'",  # there is no broker
+            f"{_AS_UNIT % 'esp-ingest-lifecycle'} lifecycle run --once",
+            f'psql "$(cat {_DSN_OF % "esp-ingest-drill"})" -c "{_A_DRILL}"',
             "ls -l /etc/esp-ingest/secrets /etc/pgbackrest",
         ],
-        {f'"postgresql://{role}:…@127.0.0.1/esp"': owner for role in ("esp_ingest", "esp_ingest_api")},
+        {f'"postgresql://{role}:…@127.0.0.1/esp"': login for role, login in logins.items()},
         before="mkdir -p /etc/postgresql/17/main/conf.d",
         own_root=True,
         timeout_seconds=600,

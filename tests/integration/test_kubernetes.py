@@ -100,7 +100,7 @@ def test_every_pod_is_locked_down(overlay: str) -> None:
         assert {mount["name"] for mount in container["volumeMounts"]} >= {each["name"] for each in pod["volumes"]}
         is_backup = "backup" in name or "drill" in name
         assert (pod["securityContext"]["runAsUser"] == USER_ID) == (not is_backup)
-        if not is_backup:
+        if not is_backup or "drill" in name:
             assert {"name": "OPENBLAS_NUM_THREADS", "value": "1"} in container["env"]
 
 
@@ -166,6 +166,15 @@ def test_what_the_pods_set_is_a_setting(overlay: str, tmp_path: Path, monkeypatc
                     each["name"], str(tmp_path / "secret") if value.startswith("/run/secrets") else value
                 )
     load()  # an unknown variable would raise
+
+
+def test_who_changes_tables_or_notes_a_drill_logs_in_as_their_owner() -> None:
+    for name in (f"esp-ingest-migrate-{__version__}", "esp-ingest-lifecycle", "esp-ingest-drill"):
+        (container,) = pods("full")[name]["spec"]["containers"]
+        values = {each["name"]: each.get("value") for each in container["env"]}
+        assert str(values["ESP_INGEST_DATABASE__DSN"]).startswith("postgresql://esp_ingest_owner@")
+        mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
+        assert str(Path(str(values["ESP_INGEST_DATABASE__PASSWORD_FILE"])).parent) in mounts
 
 
 def test_migrate_is_a_job_with_credentials_of_its_own() -> None:
