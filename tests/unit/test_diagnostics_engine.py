@@ -378,6 +378,22 @@ def test_a_latched_alarm_holds_back_what_it_causes(well: Well) -> None:
     assert [row.state for row in well.rows("underload")] == ["suppressed"]
 
 
+@pytest.mark.parametrize("minutes", [10, 30, 60])
+def test_a_well_of_slow_samples_falls_silent_and_its_stop_is_graded(minutes: int) -> None:
+    """Fewer than three samples an hour said nothing of the usual interval: such a well was never stale."""
+    well = Well(step_us=minutes * MINUTE)
+    well.send(20 * 60 // minutes)
+    well.send(4, motor_current=32.0)
+    well.send(2, **STOPPED)
+    assert well.rows("trip")[-1].severity is Severity.HIGH
+    last = well.t - well.step_us
+    well.t += 20 * well.step_us
+    well.send(1)
+    (row,) = well.rows("stale_well")
+    assert row.raised_us == last + 3 * well.step_us
+    assert row.severity is Severity.HIGH
+
+
 def losing_flow(well: Well, minutes_of_rise: int = 30, **changes: float) -> None:
     """Load at 85 % while the intake warms by 24 °F, then two hours of it."""
     steps = minutes_of_rise // 5

@@ -28,6 +28,7 @@ from esp_ingest.model import FloatArray
 
 INTERVAL: Key = ("interval",)  # usual time between readings, µs: median of the 5-minute means of the last hour
 _INTERVAL_BUCKETS, _LEAST_INTERVALS = 12, 3
+_SLOW_US = 1_200_000_000  # at samples that are further apart, an hour never has the least: the newest interval counts
 
 
 class HourWindows:
@@ -83,7 +84,9 @@ class HourWindows:
         past = plan.past = self.past(runs, plan)
         features, row = plan.features, self._row
         intervals = [past.at_closings(column) for column in past.window("dt", _INTERVAL_BUCKETS)]
-        features.close(row[INTERVAL], usual_interval(intervals))
+        interval = usual_interval(intervals)
+        slow = np.isnan(interval) & (plan.mean_dt > _SLOW_US)
+        features.close(row[INTERVAL], np.where(slow, plan.mean_dt, interval) if slow.any() else interval)
         for key in self._daily:
             values = past.at_closings(self._windowed(past, key))
             features.close(row[key], self._scaled(key, values, features.at_closings))
