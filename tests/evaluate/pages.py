@@ -25,6 +25,7 @@ _GROUPS = (
             "gas_interference",
             "slugging",
             "slugging_worse",
+            "hunting",
             "pump_off",
             "low_flow",
             "high_gor",

@@ -182,6 +182,18 @@ def test_current_that_hunts_by_habit_is_not_called_gas_every_hour() -> None:
     assert hours(louder[-1]) >= 7 * 24
 
 
+def test_what_has_become_usual_is_said_and_not_forgotten() -> None:
+    """From the third day on hunting is the habit: the alarm is over, and an entry stands."""
+    at = np.arange(DAYS * DAY)
+    rows = seen(readings(np.where(at > 2 * DAY, 1 + 0.16 * np.sin(at * 2 * np.pi / 4.4), load(0))))
+    (entry,) = [row for row in rows if row.diagnosis == "hunting"]
+    assert (entry.severity, entry.cleared_us) == (Severity.LOW, None)
+    (gas,) = [row for row in rows if row.diagnosis == "gas_interference"]
+    assert gas.cleared_us is not None
+    assert entry.raised_us <= gas.cleared_us
+    assert "hunting" not in {row.diagnosis for row in seen(readings(load(8)))}, "that is slugging"
+
+
 STORY = readings(np.concatenate([load(5, days=4), load(7, days=4, depth=0.62, seed=3)]))
 
 
