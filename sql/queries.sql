@@ -136,9 +136,13 @@ VALUES (%s, %s, %s, %s, %s, %s);
 SELECT 1;
 
 -- name: copy_telemetry
--- Fresh readings, straight into the table. The columns are TELEMETRY_COLUMNS of esp_ingest/store/write/copy_format.py.
-COPY esp_telemetry ("timestamp", received_at, :signals, well_id, extra, quality)
-FROM STDIN (FORMAT binary);
+-- Fresh readings, straight into the table. Which columns, esp_ingest/store/write/copy_format.py says.
+COPY esp_telemetry ({columns}) FROM STDIN (FORMAT binary);
+
+-- name: columns_with_default
+-- Signals and texts that somebody gave a default: where no reading of a batch has one of them, it is sent all the same.
+SELECT attname::text FROM pg_attribute
+WHERE attrelid = to_regclass('esp_telemetry') AND atthasdef AND NOT attisdropped;
 
 -- name: create_staging
 -- Where suspect rows wait for ON CONFLICT, which COPY does not know. Kept for the life of the connection: creating it in
@@ -158,9 +162,8 @@ CREATE TEMPORARY TABLE esp_ingest_staging (
 ) ON COMMIT DROP;
 
 -- name: copy_staging
--- Suspect readings; the same columns as copy_telemetry.
-COPY esp_ingest_staging ("timestamp", received_at, :signals, well_id, extra, quality)
-FROM STDIN (FORMAT binary);
+-- Suspect readings, as by copy_telemetry.
+COPY esp_ingest_staging ({columns}) FROM STDIN (FORMAT binary);
 
 -- name: insert_staged
 -- The first one stored stays. Without a conflict target: an index that an operator added counts as well.

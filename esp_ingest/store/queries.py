@@ -44,6 +44,12 @@ def composed(name: str, **names: sql.Composable) -> sql.Composed:
     return sql.SQL(query(name).decode()).format(**names)
 
 
+@cache
+def copy_of(name: str, columns: tuple[str, ...]) -> bytes:
+    """The COPY called ``name``, of these columns."""
+    return composed(name, columns=sql.SQL(", ").join(map(sql.Identifier, columns))).as_bytes(None)
+
+
 def _columns_of_signals(form: str) -> str:
     if form == "as_excluded":
         return ", ".join(f"{name} = excluded.{name}" for name in SIGNAL_NAMES)

@@ -102,6 +102,16 @@ class TestValues:
             assert [None if bit is None else bytes(bit) for bit in bits] == sent
         assert len(stored) == rows
 
+    def test_what_no_controller_sent_is_absent_whatever_default_a_column_has(self, plain: Database, make: Make) -> None:
+        plain.run("ALTER TABLE esp_telemetry ALTER drive_voltage SET DEFAULT 480, ALTER quality SET DEFAULT '{}'")
+        store = make(plain)
+        with store.begin(readings([("w1", 0)]), []) as write:
+            store.prepare(following := readings([("w1", 1)]))
+            write.finish([], [])
+        store.write(following, [], [])
+        store.write(readings([("w1", 1), ("w1", 2)]), [], [])  # one through the staging table
+        assert plain.all("SELECT drive_voltage, quality, extra FROM esp_telemetry") == [(None, None, None)] * 3
+
 
 class TestDuplicates:
     def test_after_a_restart_the_whole_batch_goes_through_the_staging_table(

@@ -20,6 +20,7 @@ from esp_ingest.store.write.copy_format import (
     TELEMETRY_COLUMNS,
     TRAILER,
     Buffer,
+    TelemetryStream,
     digest_of,
     rejects_stream,
     storable,
@@ -33,6 +34,13 @@ _values = st.one_of(st.just(math.nan), st.floats(allow_nan=False, width=64), st.
 _json = st.dictionaries(
     st.text(st.characters(exclude_categories=["Cs"])), st.integers() | st.text('aé€😀\\"'), max_size=3
 )
+
+
+def rows_of(stream: TelemetryStream) -> list[dict[str, bytes | None]]:
+    """Each row with a value, or None, for each column of the table: what is not sent is NULL there."""
+    assert [name for name in TELEMETRY_COLUMNS if name in stream.columns] == list(stream.columns)
+    absent = dict.fromkeys(TELEMETRY_COLUMNS)
+    return [absent | dict(zip(stream.columns, fields, strict=True)) for fields in fields_of(stream.pieces)]
 
 
 def fields_of(stream: list[Buffer]) -> list[list[bytes | None]]:
@@ -83,7 +91,7 @@ def some_readings(draw: st.DrawFn) -> Readings:
     )
 
 
-def expected(readings: Readings, row: int) -> list[bytes | None]:
+def expected(readings: Readings, row: int) -> dict[str, bytes | None]:
     values = readings.values[:, row].tolist()
     signals = [None if math.isnan(value) else struct.pack(">d", value) for value in values]
     texts = (readings.extra.get(row), readings.quality.get(row))
@@ -91,22 +99,32 @@ def expected(readings: Readings, row: int) -> list[bytes | None]:
     times = [
         struct.pack(">q", int(at[row]) - POSTGRES_EPOCH_US) for at in (readings.timestamp_us, readings.received_us)
     ]
-    return [*times, *signals, readings.well_of(row).encode(), *jsons]
+    return dict(zip(TELEMETRY_COLUMNS, [*times, *signals, readings.well_of(row).encode(), *jsons], strict=True))
 
 
 @given(some_readings(), st.data())
 def test_every_row_is_there_to_the_last_bit(readings: Readings, data: st.DataObject) -> None:
     every = list(range(len(readings)))
-    assert fields_of(telemetry_stream(readings)) == [expected(readings, row) for row in every]
+    assert rows_of(telemetry_stream(readings)) == [expected(readings, row) for row in every]
     some = data.draw(st.lists(st.sampled_from(every)))
-    stream = telemetry_stream(readings, np.array(some, np.intp))
-    assert fields_of(stream) == [expected(readings, row) for row in some]
+    always = data.draw(st.sets(st.sampled_from(TELEMETRY_COLUMNS)))
+    stream = telemetry_stream(readings, np.array(some, np.intp), always)
+    assert rows_of(stream) == [expected(readings, row) for row in some]
+    assert always <= set(stream.columns)
+
+
+@given(some_readings())
+def test_no_column_is_sent_that_no_row_has_a_value_for(readings: Readings) -> None:
+    stream = telemetry_stream(readings)
+    rows = rows_of(stream)
+    for name in stream.columns:
+        if name not in ("extra", "quality"):  # these two go together
+            assert any(row[name] is not None for row in rows)
 
 
 @given(some_readings())
 def test_it_is_what_psycopg_would_send(readings: Readings) -> None:
-    for row, fields in enumerate(fields_of(telemetry_stream(readings))):
-        named = dict(zip(TELEMETRY_COLUMNS, fields, strict=True))
+    for row, named in enumerate(rows_of(telemetry_stream(readings))):
         assert named["timestamp"] == dumped(at_us(int(readings.timestamp_us[row])))
         assert named["received_at"] == dumped(at_us(int(readings.received_us[row])))
         assert named["well_id"] == dumped(readings.well_of(row))
@@ -155,7 +173,7 @@ def test_storable_text_can_be_stored_and_good_text_is_left_alone(text: str) -> N
 
 
 def test_an_empty_batch_is_an_empty_stream() -> None:
-    assert telemetry_stream(Readings.empty()) == [HEADER, TRAILER]
+    assert telemetry_stream(Readings.empty()).pieces == [HEADER, TRAILER]
     assert fields_of(rejects_stream([])) == []
 
 

@@ -108,8 +108,6 @@ class TestQueries:
     @pytest.mark.parametrize(
         ("name", "columns"),
         [
-            ("copy_telemetry", TELEMETRY_COLUMNS),
-            ("copy_staging", TELEMETRY_COLUMNS),
             ("insert_staged", TELEMETRY_COLUMNS),
             ("copy_staging_rejects", REJECT_COLUMNS),
             ("insert_staged_rejects", REJECT_COLUMNS[:-1]),

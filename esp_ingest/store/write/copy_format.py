@@ -6,10 +6,10 @@ count of fields, then for each a 32-bit length (-1 for NULL) and the value, all 
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,6 @@ HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)  # signature, no flags, no header exte
 TRAILER = b"\xff\xff"
 POSTGRES_EPOCH_US = 946_684_800_000_000  # 2000-01-01, where timestamptz counts from
 
-# The order in which telemetry_buffer writes; the column lists in sql/queries.sql follow it (a test compares them).
 TELEMETRY_COLUMNS = ("timestamp", "received_at", *SIGNAL_NAMES, "well_id", "extra", "quality")
 REJECT_COLUMNS = (
     "received_at", "digest", "item", "topic", "topic_bytes", "reason", "detail", "payload", "redelivered", "connection",
@@ -33,10 +32,17 @@ JSONB_VERSION = b"\x01"
 _NULL = b"\xff\xff\xff\xff"
 
 
-def telemetry_stream(readings: Readings, rows: _Rows | None = None) -> list[Buffer]:
-    """The readings at ``rows`` (None: all), in that order, as one complete COPY stream of TELEMETRY_COLUMNS.
+class TelemetryStream(NamedTuple):
+    """A complete COPY stream: the columns it writes, and its bytes in pieces, to be sent one after the other (joining
+    them would copy a megabyte for nothing)."""
 
-    In pieces, to be sent one after the other: joining them would copy a megabyte for nothing.
+    columns: tuple[str, ...]
+    pieces: list[Buffer]
+
+
+def telemetry_stream(readings: Readings, rows: _Rows | None = None, always: Container[str] = ()) -> TelemetryStream:
+    """The readings at ``rows`` (None: all), in that order. Of TELEMETRY_COLUMNS those that one of them has a value for,
+    and those in ``always``: each NULL that is not sent saves the database some 20 ns.
 
     NaN becomes NULL; every other float64 keeps its bits. Text is encoded as it is, so that what the database cannot
     hold (a lone surrogate, a NUL) is refused by the database, where the writer finds the row at fault."""
@@ -49,11 +55,11 @@ def telemetry_stream(readings: Readings, rows: _Rows | None = None) -> list[Buff
         timestamp_us, received_us = readings.timestamp_us, readings.received_us
         json_rows = [(row, row) for row in sorted(readings.extra.keys() | readings.quality.keys())]
     if len(timestamp_us) == 0:
-        return [HEADER, TRAILER]
+        return TelemetryStream(TELEMETRY_COLUMNS, [HEADER, TRAILER])
 
     wells = _padded(readings.wells)
     present: npt.NDArray[np.bool_] = ~np.isnan(values)
-    layout = _Layout.of(present, wells.texts.dtype)
+    layout = _Layout.of(present, wells.texts.dtype, has_json=bool(json_rows), always=always)
     lines: Any = layout.blank(len(timestamp_us))
     lines["timestamp"] = timestamp_us - POSTGRES_EPOCH_US
     lines["received_at"] = received_us - POSTGRES_EPOCH_US
@@ -66,25 +72,33 @@ def telemetry_stream(readings: Readings, rows: _Rows | None = None) -> list[Buff
     lines["well_id"] = wells.texts[well_index]
 
     mask = layout.mask(present, lengths, [place for place, _ in json_rows])
+    body = lines.view(np.uint8)
     if mask is None:
-        return [HEADER, lines.view(np.uint8).data, TRAILER]
-    body = lines.view(np.uint8).reshape(mask.shape)[mask].data
-    return [HEADER, *_splice(body, mask, json_rows, readings), TRAILER]
+        return TelemetryStream(layout.columns, [HEADER, body.data, TRAILER])
+    spliced = _splice(body.reshape(mask.shape)[mask].data, mask, json_rows, readings)
+    return TelemetryStream(layout.columns, [HEADER, *spliced, TRAILER])
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where each field stands in a line. A signal that nobody sent in this batch is a NULL of four bytes; ``mixed``
-    ones were sent by some."""
+    """Where each field stands in a line of ``columns``. Of the signals that are ``named`` there, those ``sent`` have a
+    value in some row, ``mixed`` ones not in all; of another stands a NULL of four bytes in each line."""
 
     dtype: np.dtype[np.void]
+    columns: tuple[str, ...]
+    named: list[int]
     sent: list[int]
     mixed: list[int]
+    has_json: bool
 
     @staticmethod
-    def of(present: npt.NDArray[np.bool_], well_type: np.dtype[Any]) -> "_Layout":
+    def of(
+        present: npt.NDArray[np.bool_], well_type: np.dtype[Any], *, has_json: bool, always: Container[str]
+    ) -> "_Layout":
         counts: list[int] = np.count_nonzero(present, axis=1).tolist()
         sent = [signal for signal, count in enumerate(counts) if count]
+        named = [signal for signal, name in enumerate(SIGNAL_NAMES) if counts[signal] or name in always]
+        has_json = has_json or "extra" in always or "quality" in always
         fields: list[tuple[str, Any]] = [
             ("fields", ">i2"),
             ("timestamp_length", ">i4"),
@@ -92,21 +106,27 @@ class _Layout:
             ("received_length", ">i4"),
             ("received_at", ">i8"),
         ]
-        for signal in range(len(SIGNAL_NAMES)):
+        for signal in named:
             fields.append((f"length{signal}", ">i4"))
             if counts[signal]:
                 fields.append((f"value{signal}", ">f8"))
-        fields += [("well_length", ">i4"), ("well_id", well_type), ("json", ">i8")]
-        return _Layout(np.dtype(fields), sent, [signal for signal in sent if counts[signal] < present.shape[1]])
+        fields += [("well_length", ">i4"), ("well_id", well_type)]
+        columns = ["timestamp", "received_at", *(SIGNAL_NAMES[signal] for signal in named), "well_id"]
+        if has_json:
+            fields.append(("json", ">i8"))
+            columns += ["extra", "quality"]
+        mixed = [signal for signal in sent if counts[signal] < present.shape[1]]
+        return _Layout(np.dtype(fields), tuple(columns), named, sent, mixed, has_json)
 
     def blank(self, count: int) -> npt.NDArray[Any]:
         """``count`` lines with what is the same in all of them."""
         line: Any = np.zeros((), self.dtype)
-        line["fields"] = len(TELEMETRY_COLUMNS)
+        line["fields"] = len(self.columns)
         line["timestamp_length"] = line["received_length"] = 8
-        for signal in range(len(SIGNAL_NAMES)):
+        for signal in self.named:
             line[f"length{signal}"] = 8 if signal in self.sent else -1
-        line["json"] = -1  # two NULLs
+        if self.has_json:
+            line["json"] = -1  # two NULLs
         return np.frombuffer(bytearray(line.tobytes()) * count, self.dtype)  # a third of what np.full takes
 
     def mask(
@@ -122,7 +142,8 @@ class _Layout:
             mask[:, self._bytes(f"value{signal}")] = present[signal][:, None]
         if ragged:
             mask[:, self._bytes("well_id")] = np.arange(width) < well_lengths[:, None]
-        mask[json_rows, self._bytes("json")] = False
+        if json_rows:
+            mask[json_rows, self._bytes("json")] = False
         return mask
 
     def _bytes(self, field: str) -> slice:

@@ -15,7 +15,7 @@ import psycopg
 from esp_ingest.interfaces import Clock
 from esp_ingest.model import SIGNALS, Readings
 from esp_ingest.store.connection import Connection, is_pooled, only_row, staging
-from esp_ingest.store.queries import query
+from esp_ingest.store.queries import copy_of, query
 from esp_ingest.store.write.copy_format import telemetry_stream
 
 log = logging.getLogger(__name__)
@@ -165,8 +165,9 @@ class WellNewest:
             connection.execute(query("lock_well_newest_to_refresh" if refreshes else "lock_well_newest"))
         if self.waiting:
             connection.execute(staging(connection, "create_staging"))
-            with connection.cursor() as cursor, cursor.copy(query("copy_staging")) as copy:
-                for piece in telemetry_stream(self._remembered(slots)):
+            stream = telemetry_stream(self._remembered(slots))
+            with connection.cursor() as cursor, cursor.copy(copy_of("copy_staging", stream.columns)) as copy:
+                for piece in stream.pieces:
                     copy.write(piece)
             if unsure:
                 connection.execute(query("stage_newest_of_wells"), (unsure,))

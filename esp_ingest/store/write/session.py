@@ -13,7 +13,7 @@ from esp_ingest.store.connection import Connection
 
 
 class WriterSession:
-    """For one thread. ``is_new`` is called after each connect.
+    """For one thread. ``is_new`` is called with each new connection, whose transaction is undone then.
 
     ``schema_ok`` belongs to :meth:`PostgresStore.ping`; it ends with the connection."""
 
@@ -21,7 +21,7 @@ class WriterSession:
         self,
         settings: DatabaseSettings,
         connect: Callable[[DatabaseSettings], Connection],
-        is_new: Callable[[], None],
+        is_new: Callable[[Connection], None],
     ) -> None:
         self._settings = settings
         self._connect = connect
@@ -49,8 +49,8 @@ class WriterSession:
         try:
             if not self._settings.skip_init:
                 refuse_unless_ok(connection, schema.check_version)
+            self._is_new(connection)
             connection.rollback()
-            self._is_new()
         except psycopg.Error as error:
             connection.close()
             raise sqlstate.unavailable(error) from None

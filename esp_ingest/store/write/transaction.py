@@ -1,7 +1,7 @@
 """The statements of one transaction on one rung of the write ladder."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -15,9 +15,9 @@ from esp_ingest.interfaces import Refusal, StoreUnavailable
 from esp_ingest.model import NOTHING_ARRIVED, Arrival, Checkpoint, DiagnosticRow, Readings, Reject, at_us
 from esp_ingest.store import sqlstate
 from esp_ingest.store.connection import Connection, staging
-from esp_ingest.store.queries import query
+from esp_ingest.store.queries import copy_of, query
 from esp_ingest.store.sqlstate import Verdict
-from esp_ingest.store.write.copy_format import Buffer, telemetry_stream
+from esp_ingest.store.write.copy_format import TelemetryStream, telemetry_stream
 from esp_ingest.store.write.findings import write_diagnostics
 from esp_ingest.store.write.high_water import HighWaterMarks, first_of_each
 from esp_ingest.store.write.redelivery import RejectWriter
@@ -113,27 +113,29 @@ class Prepared:
 
     readings: Readings
     first: npt.NDArray[np.bool_] | None
-    stream: list[Buffer] | None
+    stream: TelemetryStream | None
 
     @staticmethod
-    def of(readings: Readings, marks: HighWaterMarks) -> "Prepared":
-        """What can be known of them by these marks."""
+    def of(readings: Readings, means: "Means") -> "Prepared":
+        """What can be known of them beforehand."""
         first = first_of_each(readings)
-        direct = first is None and bool(marks.fresh(readings).all())
-        return Prepared(readings, first, telemetry_stream(readings) if direct else None)
+        direct = first is None and bool(means.marks.fresh(readings).all())
+        return Prepared(readings, first, telemetry_stream(readings, always=means.defaults) if direct else None)
 
 
 @dataclass(frozen=True, slots=True)
 class Means:
     """What every transaction of a store works with. ``publish``: changes of occurrences go to the outbox as well.
     ``topic_root`` is the first level of the topic that is put down for a reading which the database refused. ``beat``
-    is called between the steps of what takes long."""
+    is called between the steps of what takes long. ``defaults``: the columns of esp_telemetry that have one, which must
+    not stand in for a value that no controller sent."""
 
     marks: HighWaterMarks
     rejects: RejectWriter
     topic_root: str
     publish: bool
     beat: Callable[[], None]
+    defaults: set[str] = field(default_factory=set)
 
 
 class Transaction:
@@ -215,16 +217,18 @@ class Transaction:
         """What no mark speaks against goes straight into the table, the rest through the staging table after it."""
         readings = self.readings
         if prepared is None or prepared.readings is not readings:
-            prepared = Prepared.of(readings, self._means.marks)
+            prepared = Prepared.of(readings, self._means)
         first, fresh = prepared.first, self._means.marks.fresh(readings)
         direct = fresh if first is None else first & fresh
         self.direct = np.flatnonzero(direct)
         if len(self.direct) == len(readings):
-            self._open_copy("copy_telemetry", prepared.stream or telemetry_stream(readings), len(readings))
+            stream = prepared.stream or telemetry_stream(readings, always=self._means.defaults)
+            self._open_copy("copy_telemetry", stream, len(readings))
             return
         suspect = np.flatnonzero(~direct)
         if len(self.direct):
-            self._open_copy("copy_telemetry", telemetry_stream(readings, self.direct), len(self.direct))
+            stream = telemetry_stream(readings, self.direct, self._means.defaults)
+            self._open_copy("copy_telemetry", stream, len(self.direct))
             self._staged = suspect
         else:
             self._send_to_staging(suspect)
@@ -319,18 +323,18 @@ class Transaction:
         self._tally.duplicates += len(rows) - new - len(conflicts)
         self._tally.refused += [conflicting_reading(readings, row, self._means.topic_root) for row in conflicts]
 
-    def _copied(self, name: str, stream: Iterable[Buffer], count: int) -> int:
+    def _copied(self, name: str, stream: TelemetryStream, count: int) -> int:
         """Run a whole COPY of ``count`` rows; see :meth:`_taken`."""
-        with self._cursor.copy(query(name)) as copy:
-            for piece in stream:
+        with self._cursor.copy(copy_of(name, stream.columns)) as copy:
+            for piece in stream.pieces:
                 copy.write(piece)
         return self._taken(count)
 
-    def _open_copy(self, name: str, stream: Iterable[Buffer], count: int) -> None:
+    def _open_copy(self, name: str, stream: TelemetryStream, count: int) -> None:
         """Begin a COPY and send ``stream``, of ``count`` rows."""
-        copy = self._copy.enter_context(self._cursor.copy(query(name)))
+        copy = self._copy.enter_context(self._cursor.copy(copy_of(name, stream.columns)))
         self._copied_rows = count
-        for piece in stream:
+        for piece in stream.pieces:
             copy.write(piece)
 
     def _end_copy(self) -> int:

@@ -76,7 +76,7 @@ class PostgresStore(Store):
         self._settings = settings
         self._newest = newest
         self._presence = presence
-        self._session = WriterSession(settings, connect, self._reconnected)
+        self._session = WriterSession(settings, connect, self._connected)
         self._means = Means(HighWaterMarks(), rejects or RejectWriter(), topic_root, publish, beat)
         self._ladder = Ladder(self._session, self._means, newest)
         self._prepared: Prepared | None = None  # of the readings that come next
@@ -134,7 +134,7 @@ class PostgresStore(Store):
     def prepare(self, readings: Readings) -> None:
         """See interfaces.Store: the COPY stream, where all of them can be expected to go directly."""
         if len(readings) and (self._prepared is None or self._prepared.readings is not readings):
-            self._prepared = Prepared.of(readings, self._means.marks)
+            self._prepared = Prepared.of(readings, self._means)
 
     def ping(self) -> None:
         """See interfaces.Store. Unless ``database.skip_init`` says not to, what would keep this connection from storing
@@ -189,7 +189,9 @@ class PostgresStore(Store):
         """Close the connection; a later write opens another."""
         self._session.close()
 
-    def _reconnected(self) -> None:
+    def _connected(self, connection: Connection) -> None:
+        self._means.defaults.clear()
+        self._means.defaults.update(name for (name,) in connection.execute(query("columns_with_default")))
         if self._newest is not None:
             self._newest.reconnected()
 
