@@ -83,6 +83,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="shorter, and fewer sizes")
     parser.add_argument("--core-share", type=float, default=0.2, help="of each member, in cores")
+    parser.add_argument("--per-message", type=int, default=1, help="readings a message that members get, 300 at most")
     parser.add_argument("--against", type=Path, metavar="FOLDER", help="another checkout, to be measured in turn")
     parser.add_argument("--output", type=Path, help="append the tables to this file")
     options = parser.parse_args()

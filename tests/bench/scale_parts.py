@@ -150,15 +150,19 @@ def _loaded(database: Database, rows: int) -> Iterator[None]:
 
 def members(options: argparse.Namespace, folder: Path, say: Say) -> Iterator[str]:
     """1, 2 and 4 daemons of one share group, each with a share of a core of its own."""
-    share = options.core_share
-    yield f"| members, {share:g} of a core each | readings/s | ÷ one member | CPU µs a reading, each | load before |"
+    share, per_message = options.core_share, options.per_message
+    title = f"members, {share:g} of a core each, {per_message} a message"
+    yield f"| {title} | readings/s | ÷ one member | CPU µs a reading, each | load before |"
     yield "|---|---|---|---|---|"
     one = 0.0
     for count in (1, 2, 4):
         rounds = 100 if options.quick else 300
+        if per_message > 1:
+            rounds *= 3  # as long, since each costs less
+        shape = Shape("members", wells=1_000, rounds=rounds, per_message=per_message)
         with start_postgres() as server:
             first_us = _now_us() - (rounds + 10) * 1_000_000
-            workload = generate(Shape("members", wells=1_000, rounds=rounds), folder / f"members-{count}", first_us)
+            workload = generate(shape, folder / f"members-{count}", first_us)
             found = _shared(server, workload, count, share)
         one = one or found[0]
         each = ", ".join(f"{cost:.1f}" for cost in found[1])
