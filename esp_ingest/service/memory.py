@@ -15,7 +15,7 @@ LEAST_BASE_BYTES = 100 * MIB  # interpreter, libraries and code, once a connecti
 MESSAGE_BYTES = 400  # Python objects around a small message
 # Of a payload while it is taken apart and written, for each of its bytes; measured at most 25, with 4 MB of quotes.
 DECODE_FACTOR = 28
-WELL_BYTES = 7_808  # arrays of a well with the rules that ship
+WELL_BYTES = 7_936  # arrays of a well with the rules that ship
 OPEN_BYTES = 2_048  # two open occurrences, and a well's entries in dictionaries
 NAMES_BYTES = 64 * MIB  # topics and high-water marks, both bounded by number
 CLIENT_BYTES = 16_384
