@@ -140,7 +140,7 @@ SELECT 1;
 COPY esp_telemetry ({columns}) FROM STDIN (FORMAT binary);
 
 -- name: columns_with_default
--- Signals and texts that somebody gave a default: where no reading of a batch has one of them, it is sent all the same.
+-- Columns that somebody gave a default: where no reading of a batch has a value for one, it is sent all the same, as NULL.
 SELECT attname::text FROM pg_attribute
 WHERE attrelid = to_regclass('esp_telemetry') AND atthasdef AND NOT attisdropped;
 

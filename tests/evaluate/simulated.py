@@ -4,14 +4,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from esp_ingest.demo.fleet import DEFAULT_START_US, Fault, FaultName, Fleet
 from esp_ingest.diagnostics.dry_run import DryRun
 from esp_ingest.diagnostics.language import rules_file
 from esp_ingest.diagnostics.language.rules import RuleSet
 from esp_ingest.model import DiagnosticRow, Readings, Severity
 from esp_ingest.resources import config_file
+from esp_ingest.telemetry.joining import stacked
 
 MINUTE_US = 60_000_000
 SEEDS = (1, 2, 3, 4, 5)
@@ -172,17 +171,7 @@ def in_batches(blocks: Iterator[Readings], rows: int = 5_000) -> Iterator[Readin
     for block in blocks:
         held.append(block)
         if sum(len(each) for each in held) >= rows:
-            yield _joined(held)
+            yield stacked(held)
             held = []
     if held:
-        yield _joined(held)
-
-
-def _joined(blocks: list[Readings]) -> Readings:
-    return Readings(
-        wells=blocks[0].wells,
-        well_index=np.concatenate([block.well_index for block in blocks]),
-        timestamp_us=np.concatenate([block.timestamp_us for block in blocks]),
-        received_us=np.concatenate([block.received_us for block in blocks]),
-        values=np.concatenate([block.values for block in blocks], axis=1),
-    )
+        yield stacked(held)

@@ -112,6 +112,15 @@ class TestValues:
         store.write(readings([("w1", 1), ("w1", 2)]), [], [])  # one through the staging table
         assert plain.all("SELECT drive_voltage, quality, extra FROM esp_telemetry") == [(None, None, None)] * 3
 
+    def test_what_was_prepared_before_a_column_got_its_default_is_absent_too(self, plain: Database, make: Make) -> None:
+        store = make(plain)
+        store.write(readings([("w1", 0)]), [], [])
+        store.prepare(following := readings([("w1", 1)]))
+        plain.run("ALTER TABLE esp_telemetry ALTER drive_voltage SET DEFAULT 480")
+        store.close()  # the next connection finds the default
+        store.write(following, [], [])
+        assert plain.all("SELECT drive_voltage FROM esp_telemetry") == [(None,)] * 2
+
 
 class TestDuplicates:
     def test_after_a_restart_the_whole_batch_goes_through_the_staging_table(

@@ -127,8 +127,8 @@ class Prepared:
 class Means:
     """What every transaction of a store works with. ``publish``: changes of occurrences go to the outbox as well.
     ``topic_root`` is the first level of the topic that is put down for a reading which the database refused. ``beat``
-    is called between the steps of what takes long. ``defaults``: the columns of esp_telemetry that have one, which must
-    not stand in for a value that no controller sent."""
+    is called between the steps of what takes long. ``defaults``: the TELEMETRY_COLUMNS that somebody gave one,
+    which must not stand in for a value that no controller sent."""
 
     marks: HighWaterMarks
     rejects: RejectWriter
@@ -222,7 +222,9 @@ class Transaction:
         direct = fresh if first is None else first & fresh
         self.direct = np.flatnonzero(direct)
         if len(self.direct) == len(readings):
-            stream = prepared.stream or telemetry_stream(readings, always=self._means.defaults)
+            stream, defaults = prepared.stream, self._means.defaults
+            if stream is None or not defaults.issubset(stream.columns):  # prepared for another connection
+                stream = telemetry_stream(readings, always=defaults)
             self._open_copy("copy_telemetry", stream, len(readings))
             return
         suspect = np.flatnonzero(~direct)

@@ -29,6 +29,7 @@ from esp_ingest.store import schema, sqlstate
 from esp_ingest.store.connection import Connection, connect
 from esp_ingest.store.presence import Presence
 from esp_ingest.store.queries import query
+from esp_ingest.store.write.copy_format import TELEMETRY_COLUMNS
 from esp_ingest.store.write.high_water import HighWaterMarks
 from esp_ingest.store.write.newest import WellNewest
 from esp_ingest.store.write.redelivery import RejectWriter
@@ -190,8 +191,9 @@ class PostgresStore(Store):
         self._session.close()
 
     def _connected(self, connection: Connection) -> None:
+        found = {name for (name,) in connection.execute(query("columns_with_default"))}
         self._means.defaults.clear()
-        self._means.defaults.update(name for (name,) in connection.execute(query("columns_with_default")))
+        self._means.defaults.update(found.intersection(TELEMETRY_COLUMNS))
         if self._newest is not None:
             self._newest.reconnected()
 
