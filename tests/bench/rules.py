@@ -13,13 +13,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-import numpy as np
-
 from esp_ingest.demo.fleet import Fleet
 from esp_ingest.diagnostics.engine.engine import Engine
 from esp_ingest.diagnostics.language import rules_file
 from esp_ingest.model import SIGNAL_ROW, Readings
 from esp_ingest.resources import config_file
+from esp_ingest.telemetry.joining import stacked
 from tests.evaluate import pages
 
 BUDGET_US = 1.5
@@ -90,13 +89,7 @@ def _batches(shape: Shape, start_us: int, count: int) -> Iterator[Readings]:
 
 
 def _joined(samples: list[Readings], underloaded: int) -> Readings:
-    readings = Readings(
-        wells=samples[0].wells,
-        well_index=np.concatenate([each.well_index for each in samples]),
-        timestamp_us=np.concatenate([each.timestamp_us for each in samples]),
-        received_us=np.concatenate([each.received_us for each in samples]),
-        values=np.concatenate([each.values for each in samples], axis=1),
-    )
+    readings = stacked(samples)
     readings.values[SIGNAL_ROW["motor_current"], readings.well_index < underloaded] *= 0.7
     return readings
 
