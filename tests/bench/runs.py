@@ -21,7 +21,7 @@ from tests.bench.competitors import Competitor
 from tests.bench.probes import HttpWatch
 from tests.bench.processes import Machine, MemoryWatch, cpu_seconds
 from tests.bench.publisher import connect
-from tests.bench.servers import PUBLISHER, Broker, Reference, copy_rows, fingerprint, fresh_database
+from tests.bench.servers import OF_A_RUN, PUBLISHER, Broker, Reference, copy_rows, fingerprint, fresh_database
 from tests.bench.workload import Mark, Workload, encode_length
 from tests.support.brokers import DAEMON
 from tests.support.databases import Database, NativeTimescale
@@ -31,10 +31,11 @@ _ROOT = Path(__file__).parent.parent.parent
 _READY_SECONDS = 60.0
 _SETTLE_SECONDS = 0.5  # for the last acknowledgements
 _COPY_ROWS = 5_000
+_PROBED = "SELECT 1 FROM esp_telemetry WHERE well_id = 'PROBE' AND timestamp >= %s LIMIT 1"
 _LATENCIES = (
     "SELECT percentile_cont(ARRAY[0.5, 0.99]) WITHIN GROUP (ORDER BY "
     "extract(epoch FROM pg_xact_commit_timestamp(xmin) - received_at)) FROM esp_telemetry "
-    "WHERE well_id LIKE 'ESP-%' AND timestamp >= '{since}'"
+    f"WHERE {OF_A_RUN} AND timestamp >= '{{since}}'"
 )
 # In its first readings a well is new to the rules, which costs the daemon many times what a later one does. In a minute
 # of 10 000 wells at 1 Hz these and the queue behind them are more than one reading in a hundred, so the p99 of the
@@ -44,7 +45,7 @@ STEADY = f"without the first {NEW_ROUNDS} readings of each well, in which it is 
 _COMMITS = (
     "SELECT substr(well_id, 5)::int, (extract(epoch FROM timestamp) * 1000000)::bigint, "
     "(extract(epoch FROM pg_xact_commit_timestamp(xmin)) * 1000000)::bigint FROM esp_telemetry "
-    "WHERE well_id LIKE 'ESP-%'"
+    f"WHERE {OF_A_RUN}"
 )
 
 
@@ -117,12 +118,13 @@ def stream(
     number: int,
     rate: float = 0.0,
     beside: Callable[[Database], AbstractContextManager[None]] | None = None,
+    into: Database | None = None,
 ) -> Measured:
     """Publisher and consumer side by side. The clock runs from the first byte published to the last commit. ``beside``
-    is what else uses the database meanwhile."""
+    is what else uses the database meanwhile; ``into`` is a database to write to, in place of a new one."""
     mark = _mark_for(competitor, workload)
     measured = Measured(case, competitor.name, number, mark.items, mark.readings, load_before=os.getloadavg()[0])
-    with parts(server, competitor) as (broker, database), running(competitor, broker, database) as process:
+    with parts(server, competitor, into) as (broker, database), running(competitor, broker, database) as process:
         await_row_of_a_probe(broker, database, process)
         http = HttpWatch(broker.http_port if competitor.answers_http else 0)
         others = beside(database) if beside else contextlib.nullcontext()
@@ -255,13 +257,17 @@ def _mark_for(competitor: Competitor, workload: Workload) -> Mark:
 
 
 @contextlib.contextmanager
-def parts(server: NativeTimescale, competitor: Competitor) -> Iterator[tuple[Broker, Database]]:
-    database = fresh_database(server, received_at_default=not competitor.writes_received_at)
+def parts(
+    server: NativeTimescale, competitor: Competitor, into: Database | None = None
+) -> Iterator[tuple[Broker, Database]]:
+    """A broker of its own, and ``into``, which is kept, or else a new database, which is dropped."""
+    database = into or fresh_database(server, received_at_default=not competitor.writes_received_at)
     try:
         with Broker(_scratch()) as broker:
             yield broker, database
     finally:
-        server.drop_database(database)
+        if not into:
+            server.drop_database(database)
 
 
 def _scratch() -> Path:
@@ -292,6 +298,7 @@ def running(competitor: Competitor, broker: Broker, database: Database) -> Itera
 def await_row_of_a_probe(broker: Broker, database: Database, process: subprocess.Popen[bytes]) -> None:
     """Wait until a reading published now and then arrives in the table: session, subscription and COPY all stand."""
     deadline = time.monotonic() + _READY_SECONDS
+    began = datetime.now(UTC) - timedelta(seconds=1)  # payloads carry whole milliseconds
     with (
         connect(broker.port, "bench-probe", PUBLISHER, broker.password_of(PUBLISHER)) as sock,
         database.connect() as connection,
@@ -303,7 +310,7 @@ def await_row_of_a_probe(broker: Broker, database: Database, process: subprocess
             sock.sendall(b"\x32" + encode_length(len(body)) + body)
             for _ in range(20):
                 time.sleep(0.05)
-                if connection.execute("SELECT 1 FROM esp_telemetry LIMIT 1").fetchone():
+                if connection.execute(_PROBED, (began,)).fetchone():
                     time.sleep(1.0)  # earlier probes, which only a persistent session would hold, come in meanwhile
                     return
                 if process.poll() is not None:
@@ -385,15 +392,13 @@ def _there(connection: psycopg.Connection[tuple[object, ...]], well: str, moment
 
 
 def count(connection: psycopg.Connection[tuple[object, ...]]) -> int:
-    found = connection.execute("SELECT count(*) FROM esp_telemetry WHERE well_id LIKE 'ESP-%'").fetchone()
+    found = connection.execute(f"SELECT count(*) FROM esp_telemetry WHERE {OF_A_RUN}".encode()).fetchone()
     assert found is not None
     return int(str(found[0]))
 
 
 def last_commit(database: Database) -> float:
-    query = (
-        "SELECT max(extract(epoch FROM pg_xact_commit_timestamp(xmin))) FROM esp_telemetry WHERE well_id LIKE 'ESP-%'"
-    )
+    query = f"SELECT max(extract(epoch FROM pg_xact_commit_timestamp(xmin))) FROM esp_telemetry WHERE {OF_A_RUN}"
     return float(database.value(query))
 
 

@@ -3,13 +3,13 @@
 import argparse
 import contextlib
 import os
+import statistics
 import subprocess
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from tests.bench import runs
 from tests.bench.competitors import DAEMON, Competitor
 from tests.bench.processes import cpu_seconds, rss_bytes
 from tests.bench.runs import PublisherProcess
-from tests.bench.servers import Broker, Reference, start_postgres
+from tests.bench.servers import OF_A_RUN, Broker, Reference, fresh_database, start_postgres
 from tests.bench.workload import Mark, Shape, Workload, generate
 from tests.support.databases import Database, NativeTimescale
 
@@ -29,7 +29,7 @@ _LOAD = (
     "INSERT INTO esp_telemetry (well_id, timestamp, received_at, flow_rate, pip, motor_current, motor_temp, vibration, "
     "vsd_frequency, gor) SELECT 'OLD-' || well, at, at, 900.5, 1900.5, 50.25, 200.5, 0.25, 60.5, 300.5 "
     "FROM generate_series(1, 5000) well, "
-    "generate_series(now() - interval '20 hours', now() - interval '20 hours' + {seconds} * interval '1 second', "
+    "generate_series(now() - interval '7 hours', now() - interval '7 hours' + {seconds} * interval '1 second', "
     "interval '1 second') at"
 )
 
@@ -120,32 +120,51 @@ def _await_ready(port: int) -> None:
 
 
 def rows(options: argparse.Namespace, folder: Path, say: Say) -> Iterator[str]:
-    """As fast as the broker takes it, into a table that holds more and more."""
-    yield "| rows before | items/s | consumer µs | database µs | load before |"
-    yield "|---|---|---|---|---|"
-    for count in (0, 10**6) if options.quick else (10**6, 10**8):
+    """As fast as the broker takes it, into tables that hold few and many rows, in turn: both servers stand all the
+    time, as only runs within one round can be compared on a machine that changes its speed."""
+    yield "| round | rows before | items/s | consumer µs | database µs | load before |"
+    yield "|---|---|---|---|---|---|"
+    counts = (0, 10**6) if options.quick else (10**6, 10**8)
+    rates: dict[int, list[float]] = {count: [] for count in counts}
+    with contextlib.ExitStack() as stack:
+        servers = {count: stack.enter_context(start_postgres()) for count in counts}
+        references = {count: Reference(server) for count, server in servers.items()}
+        databases = {count: _loaded(server, count, say) for count, server in servers.items()}
+        seconds = 100 if options.quick else 500
+        first_us = _now_us() - 3_600_000_000
         for number in range(options.runs):
-            with start_postgres() as server:
-                rounds = 100 if options.quick else 500
-                first_us = _now_us() - (rounds + 100) * 1_000_000
-                workload = generate(Shape("rows", wells=1_000, rounds=rounds), folder / "rows", first_us)
-                beside = partial(_loaded, rows=count)
-                reference = Reference(server)
-                found = runs.stream(server, reference, "rows", DAEMON, workload, number, beside=beside)
-            parts = f"{found.cpu_us('consumer'):.1f} | {found.cpu_us('database'):.1f}"
-            row = f"| {count:,} | {found.rate:,.0f} | {parts} | {found.load_before:.1f} |"
-            say(f"rows: {row}")
-            yield row
+            workload = generate(Shape("rows", wells=1_000, rounds=seconds), folder / f"rows-{number}", first_us)
+            first_us += (seconds + 1) * 1_000_000  # later than all that a database knows of its wells
+            for count in counts if number % 2 == 0 else counts[::-1]:
+                server, reference, database = servers[count], references[count], databases[count]
+                found = runs.stream(server, reference, "rows", DAEMON, workload, number, into=database)
+                database.run(f"DELETE FROM esp_telemetry WHERE {OF_A_RUN}")
+                database.run("CHECKPOINT")
+                rates[count].append(found.rate)
+                parts = f"{found.cpu_us('consumer'):.1f} | {found.cpu_us('database'):.1f}"
+                row = f"| {number + 1} | {count:,} | {found.rate:,.0f} | {parts} | {found.load_before:.1f} |"
+                say(f"rows: {row}")
+                yield row
+    few, many = (rates[count] for count in counts)
+    ratios = sorted(more / less for less, more in zip(few, many, strict=True))
+    yield ""
+    yield (
+        f"Rate with {counts[1]:,} rows ÷ rate with {counts[0]:,} in the same round: median "
+        f"{statistics.median(ratios):.2f}, {ratios[0]:.2f}–{ratios[-1]:.2f}"
+    )
 
 
-@contextlib.contextmanager
-def _loaded(database: Database, rows: int) -> Iterator[None]:
-    """So many rows of other wells, of the same day, and nothing that the server still has to do for them."""
+def _loaded(server: NativeTimescale, rows: int, say: Say) -> Database:
+    """A database with so many rows of other wells, of the hours before, and nothing that the server still has to do for
+    them."""
+    began = time.monotonic()
+    database = fresh_database(server, received_at_default=False)
     if rows:
         database.run(_LOAD.format(seconds=rows // 5_000 - 1))
         database.run("VACUUM (FREEZE, ANALYZE) esp_telemetry")
         database.run("CHECKPOINT")
-    yield
+    say(f"rows: {rows:,} loaded in {time.monotonic() - began:.0f} s")
+    return database
 
 
 def members(options: argparse.Namespace, folder: Path, say: Say) -> Iterator[str]:

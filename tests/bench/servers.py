@@ -27,10 +27,11 @@ PUBLISHER = "bench-publisher"
 # One connection publishes for a thousand wells: the shipped rules let a controller write to its own topic only.
 _PUBLISHER_ACL = f"\nuser {PUBLISHER}\ntopic write esp/+/telemetry\n"
 _COPY = f"COPY {{table}} ({', '.join(COLUMNS)}) FROM STDIN (FORMAT BINARY)"
+OF_A_RUN = "well_id >= 'ESP-' AND well_id < 'ESP.'"  # as a range, which an index finds; see also workload.py
 _FINGERPRINT = (
     "SELECT count(*), coalesce(sum(hashtextextended(ROW(well_id, extract(epoch FROM timestamp), flow_rate, pip, "
     "motor_current, motor_temp, vibration, vsd_frequency, gor, {rest})::text, 0)::numeric), 0) "
-    "FROM {table} WHERE well_id LIKE 'ESP-%'"
+    f"FROM {{table}} WHERE {OF_A_RUN}"
 )
 _REST = (
     "discharge_pressure, wellhead_pressure, casing_pressure, intake_temp, leakage_current, drive_voltage, "
