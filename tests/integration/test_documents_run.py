@@ -40,7 +40,11 @@ ELSEWHERE = [
     (r"make (setup|lint types unit|test)$", "it is the suite itself", ".ci/test.sh"),
     (r"make demo", "a minute each", "tests/integration/test_demo.py"),
     (r"make evaluate", "needs recordings", "tests/integration/test_evaluation.py"),
-    (r"pip install pre-commit", "another program's; what its hooks call is looked at", "tests/unit/test_audit.py"),
+    (
+        r"pip install pre-commit",
+        "another program's; its hooks are looked at",
+        "tests/integration/test_audit.py",
+    ),
     (r"pip install \.$", "half a minute", "tests/integration/test_wheel.py"),
     (r"apt-get install", "the machine has it, by the same command", ".ci/parts.sh"),
     (r"docker run", "needs a Docker engine; the command in it is run below", "tests/integration/test_documents_run.py"),

@@ -1,10 +1,12 @@
 """The files that ship beside the code, and the programs that check them."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +21,17 @@ RUNBOOKS = ROOT / "docs/runbooks"
 def text_of(name: str) -> str:
     """A file of the checkout."""
     return (ROOT / name).read_text(encoding="utf-8")
+
+
+def panels(board: str) -> list[dict[str, Any]]:
+    """Of a board for Grafana."""
+    found: list[dict[str, Any]] = json.loads(text_of(f"config/grafana/{board}.json"))["panels"]
+    return found
+
+
+def expressions() -> list[str]:
+    """Every query of the operators' board."""
+    return [target["expr"] for panel in panels("esp-ingest") for target in panel.get("targets", ())]
 
 
 def linter(name: str, package: str) -> str:

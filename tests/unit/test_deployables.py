@@ -4,15 +4,9 @@ promtool comes with Debian's package prometheus, systemd-analyze with systemd; t
 on the machines that build this, so the Dockerfile and the compose file are checked for what must hold in them.
 """
 
-import contextlib
 import json
 import re
 import subprocess
-import threading
-import time
-import urllib.parse
-import urllib.request
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,8 +17,18 @@ import yaml
 from esp_ingest import cli
 from esp_ingest.config.load import load
 from esp_ingest.service.metrics import ApiMetrics, LifecycleMetrics, Metrics
-from tests.support.databases import free_port
-from tests.support.shipped import CONFIG, ROOT, RUNBOOKS, existing_names, linter, metric_names, passes, text_of
+from tests.support.shipped import (
+    CONFIG,
+    ROOT,
+    RUNBOOKS,
+    existing_names,
+    expressions,
+    linter,
+    metric_names,
+    panels,
+    passes,
+    text_of,
+)
 
 USER_ID = 10_001
 
@@ -42,15 +46,6 @@ def test_links_between_the_documents_lead_somewhere() -> None:
 # -- Grafana.
 
 BOARDS = ("esp-ingest", "esp-ingest-wells")
-
-
-def panels(board: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(text_of(f"config/grafana/{board}.json"))["panels"]
-    return found
-
-
-def expressions() -> list[str]:
-    return [target["expr"] for panel in panels("esp-ingest") for target in panel.get("targets", ())]
 
 
 def test_the_board_shows_every_metric_and_none_that_does_not_exist() -> None:
@@ -76,73 +71,6 @@ def test_the_boards_panels_do_not_overlap(board: str) -> None:
         assert place["x"] + place["w"] <= 24
         assert not cells & taken, panel["title"]
         taken |= cells
-
-
-class _Pages(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        sets = {"/daemon": Metrics, "/api": ApiMetrics, "/lifecycle": LifecycleMetrics}
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(sets[self.path]().render())
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-def test_each_query_of_the_board_runs_in_a_real_prometheus(tmp_path: Path) -> None:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Pages)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    target = f"127.0.0.1:{server.server_port}"
-    jobs = [
-        {"job_name": name, "metrics_path": f"/{name}", "static_configs": [{"targets": [target]}]}
-        for name in ("daemon", "api", "lifecycle")
-    ]
-    (tmp_path / "prometheus.yml").write_text(
-        yaml.safe_dump({"global": {"scrape_interval": "1s", "scrape_timeout": "1s"}, "scrape_configs": jobs})
-    )
-    port = free_port()
-    process = subprocess.Popen(
-        [
-            linter("prometheus", "prometheus"),
-            f"--config.file={tmp_path}/prometheus.yml",
-            f"--storage.tsdb.path={tmp_path}/data",
-            f"--web.listen-address=127.0.0.1:{port}",
-        ],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-    def ask(expression: str) -> list[Any]:
-        query = urllib.parse.urlencode({"query": expression})
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/query?{query}", timeout=10) as answer:
-            found: list[Any] = json.load(answer)["data"]["result"]
-        return found
-
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            with contextlib.suppress(OSError):
-                if len(ask("count_over_time(esp_ingest_build_info[1m]) >= 2")) == 3:
-                    break
-            assert time.monotonic() < deadline, "nothing was scraped"
-            time.sleep(0.1)
-        # Series that their owner makes, with labels that are not known from the start.
-        later = {
-            info.name
-            for each in (Metrics().catalogue, LifecycleMetrics().catalogue)
-            for info in each
-            if set(info.labels) & {"broker", "certificate", "diagnosis", "loop", "job"}
-        }
-        for expression in expressions():
-            asked = expression.replace("$__rate_interval", "1m").replace("$instance", ".*")
-            found = ask(asked)
-            if not metric_names(expression) & later and "histogram_quantile" not in expression:
-                assert found, f"no data: {asked}"
-    finally:
-        process.terminate()
-        process.wait(10)
-        server.shutdown()
-        server.server_close()
 
 
 # -- systemd.

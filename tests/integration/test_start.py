@@ -1,4 +1,4 @@
-"""What a start says about its surroundings, and with which exit code: spool folders and ports."""
+"""What a start says about its surroundings, and with which exit code: spool folders, ports and settings."""
 
 import json
 import os
@@ -15,6 +15,7 @@ from esp_ingest.commands import check
 from esp_ingest.config.load import load
 from esp_ingest.model import Delivery
 from esp_ingest.store.spool.spool import Spool
+from tests.support.databases import free_port
 
 LEFT = [Delivery(b"esp/W1/telemetry", b"{}", 1, 1, 1, 1_700_000_000_000_000)]
 
@@ -101,3 +102,43 @@ def test_a_senseless_time_is_refused_before_connecting(action: str, flag: str) -
     found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
     assert found.returncode == 2, found.stderr
     assert "yesterday" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "code", "says"),
+    [
+        ("DATABASE__DSN", "hunter2", 2, "database.dsn is not a connection string"),
+        ("DIAGNOSTICS__RULES_FILE", "/nowhere/rules.toml", 2, "The rules file /nowhere/rules.toml cannot be read"),
+        ("SPOOL__PATH", "/dev/null/spool", 2, "The spool folder /dev/null/spool cannot be used"),
+    ],
+)
+def test_a_daemon_that_cannot_start_says_why_and_not_that_it_started(
+    tmp_path: Path, setting: str, value: str, code: int, says: str
+) -> None:
+    chosen = {"SPOOL__PATH": str(tmp_path), "HTTP__PORT": "0", setting: value}
+    environment = {"PATH": "/usr/bin:/bin"} | {f"ESP_INGEST_{name}": text for name, text in chosen.items()}
+    command = [sys.executable, "-m", "esp_ingest", "run"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert '"started"' not in done.stdout
+    assert done.returncode == code
+
+
+def test_check_says_it_in_lines_and_nothing_beside(tmp_path: Path) -> None:
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "ESP_INGEST_DATABASE__DSN": "hunter2",
+        "ESP_INGEST_MQTT__PORT": str(free_port()),
+        "ESP_INGEST_MQTT__CONNECT_TIMEOUT_SECONDS": "1",
+        "ESP_INGEST_SPOOL__PATH": "/dev/null/spool",
+    }
+    command = [sys.executable, "-m", "esp_ingest", "check"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
+    assert done.stderr == ""
+    assert done.returncode == 2
+    lines = {line.split()[0]: line for line in done.stdout.splitlines()}
+    assert lines["configuration"].split()[1] == "FAIL"
+    assert "a writable folder" in lines["spool"]
+    assert lines["rules"].split()[1] == "ok"
+    assert "hunter2" not in done.stdout
