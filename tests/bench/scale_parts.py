@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import signal
 import statistics
 import subprocess
 import time
@@ -191,8 +192,9 @@ def members(options: argparse.Namespace, folder: Path, say: Say) -> Iterator[str
 
 
 def _shared(server: NativeTimescale, workload: Workload, count: int, share: float) -> tuple[float, list[float]]:
-    """(readings a second, CPU µs a reading of each member). The limits are set once all are ready, so that start-up is
-    not in it; one more than is needed is published at once, and waits at the broker."""
+    """(readings a second, CPU µs a reading of each member). The limits are set once all are ready, and the members are
+    held while everything is published and dealt: the clock begins when they go on, and start-up and publishing, which
+    cost this machine's cores as well, are not in it."""
     mark = workload.whole
     with contextlib.ExitStack() as stack:
         broker, database = stack.enter_context(runs.parts(server, DAEMON))
@@ -207,15 +209,22 @@ def _shared(server: NativeTimescale, workload: Workload, count: int, share: floa
             _await_ready(broker.http_port + number)
         for process in processes:
             stack.enter_context(limited(process.pid, share))
-        before = [cpu_seconds(process.pid) for process in processes]
-        with PublisherProcess(workload, mark, broker, 0.0) as publisher, database.connect() as connection:
-            report = publisher.go()
+            process.send_signal(signal.SIGSTOP)
+        try:
+            with PublisherProcess(workload, mark, broker, 0.0) as publisher:
+                publisher.go()
+            before = [cpu_seconds(process.pid) for process in processes]
+        finally:
+            began = time.time()
+            for process in processes:
+                process.send_signal(signal.SIGCONT)
+        with database.connect() as connection:
             deadline = time.monotonic() + 300
             while (stored := runs.count(connection)) < mark.readings:
                 if time.monotonic() > deadline:
                     raise runs.Failed(f"stored {stored} of {mark.readings}")
                 time.sleep(0.2)
-        seconds = runs.last_commit(database) - report.began
+        seconds = runs.last_commit(database) - began
         spent = [cpu_seconds(process.pid) - used for process, used in zip(processes, before, strict=True)]
         return mark.readings / seconds, [each * 1e6 * count / mark.readings for each in spent]
 
