@@ -10,7 +10,7 @@ Everything here but :meth:`ask_reload` is called by the writer's thread.
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain, filterfalse, islice
 
 import numpy as np
 
@@ -189,7 +189,7 @@ class DiagnosticsService:
                 self._dirty.pop(checkpoint.well_id, None)
                 self._unsaved.pop(checkpoint.well_id, None)
                 self._parting.pop(checkpoint.well_id, None)
-        self._dirty.update(dict.fromkeys(diagnosis.wells))
+        self._dirty.update(dict.fromkeys(filterfalse(self._dirty.__contains__, diagnosis.wells)))
 
     def discard(self, diagnosis: Diagnosis) -> None:
         """Nothing of it was stored."""

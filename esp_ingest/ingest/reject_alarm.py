@@ -1,5 +1,7 @@
 """Whether so much is rejected that somebody should look."""
 
+from collections import deque
+
 from esp_ingest.config.settings import ServiceSettings
 from esp_ingest.interfaces import Clock
 
@@ -14,7 +16,8 @@ class RejectAlarm:
         self._settings = settings
         self._clock = clock
         self._consecutive = 0
-        self._window: list[tuple[float, int, int]] = []
+        self._window: deque[tuple[float, int, int]] = deque()
+        self._total = self._rejected = 0  # items of the window
         self.is_raised = False
 
     def note(self, accepted: int, rejected: int) -> int | None:
@@ -22,19 +25,21 @@ class RejectAlarm:
         if accepted + rejected == 0:
             return None
         self._consecutive = 0 if accepted else self._consecutive + rejected
-        self._window.append((self._clock.monotonic(), accepted, rejected))
+        self._window.append((self._clock.monotonic(), accepted + rejected, rejected))
+        self._total += accepted + rejected
+        self._rejected += rejected
         return self.look()
 
     def look(self) -> int:
         """1 while the alarm stands, 0 when not: also when nothing has come for a minute."""
         since = self._clock.monotonic() - self._WINDOW_SECONDS
         while self._window and self._window[0][0] < since:
-            self._window.pop(0)
+            _, total, rejected = self._window.popleft()
+            self._total -= total
+            self._rejected -= rejected
         if not self._window:
             self._consecutive = 0
-        total = sum(a + r for _, a, r in self._window)
-        rejected = sum(r for _, _, r in self._window)
         in_a_row = self._consecutive >= self._settings.reject_alarm_consecutive
-        many = total >= self._LEAST_ITEMS and rejected >= self._settings.reject_alarm_ratio * total
+        many = self._total >= self._LEAST_ITEMS and self._rejected >= self._settings.reject_alarm_ratio * self._total
         self.is_raised = in_a_row or many
         return int(self.is_raised)

@@ -169,15 +169,22 @@ class Decoder:
 
     def _name_wells(self, batch: DecodeBatch) -> None:
         topics = list(dict.fromkeys(batch.topics))
-        wells = [self._well_of(topic) for topic in topics]
-        if None in wells:
+        wells = list(map(self._wells.get, topics))
+        impossible = 0
+        if not all(wells):  # a topic is new, or impossible
+            wells = [self._well_of(topic) for topic in topics]
+            impossible = wells.count(None)
+        if impossible:
             topics = sorted(topics, key=lambda topic: self._well_of(topic) is None)  # stable: impossible ones last
             wells = [self._well_of(topic) for topic in topics]
-        place = {topic: at for at, topic in enumerate(topics)}
         batch.wells = [well or "" for well in wells]
-        batch.valid_wells = len(wells) - wells.count(None)
+        batch.valid_wells = len(wells) - impossible
+        if len(topics) == len(batch.topics) and not impossible:  # a message a well, in this order
+            batch.delivery_well = np.arange(len(topics), dtype=np.int32)
+            return
+        place = {topic: at for at, topic in enumerate(topics)}
         batch.delivery_well = np.fromiter(map(place.__getitem__, batch.topics), np.int32, len(batch.topics))
-        if batch.valid_wells < len(wells):
+        if impossible:
             batch.doubt |= batch.delivery_well >= batch.valid_wells
 
     def _well_of(self, topic: bytes) -> str | None:

@@ -58,6 +58,7 @@ class WellNewest:
 
     def _forget(self) -> None:
         self._slot_of: dict[str, int] = {}
+        self._wells: list[str] = []  # by slot: to list the keys takes milliseconds with 100 000 of them
         self._timestamp_us = np.empty(0, np.int64)
         self._received_us = np.empty(0, np.int64)
         self._values = np.empty((len(SIGNALS), 0), np.float64)
@@ -119,7 +120,10 @@ class WellNewest:
             unsure = self._unsure | {well for well, slot in slot_of.items() if self._changed[slot]}
             self._forget()
             slot_of, self._unsure = self._slot_of, unsure
+        known = len(slot_of)
         slots = np.array([slot_of.setdefault(well, len(slot_of)) for well in wells], np.intp)
+        if len(slot_of) > known:
+            self._wells += dict.fromkeys(wells[at] for at in np.flatnonzero(slots >= known).tolist())
         more = len(slot_of) - len(self._timestamp_us)
         if more > 0:
             more += len(slot_of) // 2
@@ -191,12 +195,11 @@ class WellNewest:
 
     def _remembered(self, slots: npt.NDArray[np.intp]) -> Readings:
         """The wells at ``slots``, one reading each."""
-        wells = list(self._slot_of)
         extra, quality = (
             {at: kept[slot] for at, slot in enumerate(slots.tolist()) if slot in kept} for kept in self._texts
         )
         return Readings(
-            wells=[wells[slot] for slot in slots.tolist()],
+            wells=[self._wells[slot] for slot in slots.tolist()],
             well_index=np.arange(len(slots), dtype=np.int32),
             timestamp_us=self._timestamp_us[slots],
             received_us=self._received_us[slots],
