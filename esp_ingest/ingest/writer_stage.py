@@ -247,7 +247,7 @@ class Stage:
             self._ping()
         self._store.idle()
         self.maintain()
-        return min(max(self._next_ping - now, 0.05), 1.0)
+        return min(max(self._next_ping - now, self._outage.seconds_to_next(), 0.05), 1.0)
 
     def maintain(self) -> None:
         """What the diagnostics do between batches. Silence means nothing while readings wait in the spool."""
