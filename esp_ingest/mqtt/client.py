@@ -97,7 +97,7 @@ class BulkClient(paho.Client):
         self._discard_bytes = 0
         self.new_tls_context: Callable[[], ssl.SSLContext] | None = None  # at each connection: files may be renewed
         self.read_error: OSError | None = None  # what ended the last connection, if a read did
-        self.last_read_bytes = 0  # what the last read of this client brought
+        self.last_read_bytes = 0  # what the last turn of reading brought
         # Merely set, this keeps paho from writing to the socket in the thread that queues a packet.
         self.on_socket_register_write = _leave_writing_to_the_loop
 
@@ -226,6 +226,7 @@ class BulkClient(paho.Client):
         return wrapped
 
     def _packet_read(self) -> MQTTErrorCode:
+        self.last_read_bytes = 0
         for _ in range(READS_PER_TURN):
             try:
                 data = self._sock_recv(RECV_BYTES)
@@ -237,7 +238,7 @@ class BulkClient(paho.Client):
                 return MQTTErrorCode.MQTT_ERR_CONN_LOST
             if not data:
                 return MQTTErrorCode.MQTT_ERR_CONN_LOST
-            self.last_read_bytes = len(data)
+            self.last_read_bytes += len(data)
             with self._msgtime_mutex:
                 self._last_bytes_received = paho.time_func()
             outcome = self._feed(data)

@@ -41,10 +41,13 @@ TURN_SECONDS = 1.0
 # Measured with one reading a message: 14 → 7 µs of CPU a reading with 3 ms. With 50 a message 5 ms cost a fifth of the
 # rate (170 000 beside 210 000 readings/s): what gathers meanwhile no longer fits the processor's cache.
 GATHER_SECONDS = 0.003
-# After a read that brought little, so that a turn brings enough. 10 000 messages a second are 20 KB in 8 ms; a batch
-# is cut less often than that, so what is gathered would wait anyway.
+# After a read that brought little, so that a turn brings enough; a batch is cut less often than that, so what is
+# gathered would wait anyway. In a stream of such reads a turn costs as much as its messages: with 10 000 a second the
+# thread takes a sixth less CPU with 16 ms, in which 33 KB come, than with 8 ms, and with 24 ms no less than that.
 GATHER_LITTLE_SECONDS = 0.008
-LITTLE_BYTES = 32_768
+GATHER_STREAM_SECONDS = 0.016
+LITTLE_BYTES = 49_152
+STREAM_BYTES_A_SECOND = 262_144  # 1 300 messages a second: below it the thread does next to nothing either way
 CLOSE_SECONDS = 4.0
 SILENT_CLOSES_BEFORE_FALLBACK = 2
 FLAPPING_CONNECTIONS = 2  # so many short-lived ones in a row
@@ -63,6 +66,16 @@ class _Link:
     is_answered: bool = False  # SUBACK is here, whatever it says
     is_contested: bool = False
     end: str = ""  # why it ended, one sentence
+
+
+def gather_seconds(size: int, seconds: float) -> float:
+    """How long to wait between "readable" and reading, after a read that brought ``size`` bytes, ``seconds`` after the
+    one before: until LITTLE_BYTES are here if they go on coming as they came, within bounds."""
+    if size >= LITTLE_BYTES:
+        return GATHER_SECONDS
+    if size <= STREAM_BYTES_A_SECOND * seconds:
+        return GATHER_LITTLE_SECONDS
+    return min(max(LITTLE_BYTES * seconds / size, GATHER_SECONDS), GATHER_STREAM_SECONDS)
 
 
 class Network(ABC):
@@ -251,6 +264,7 @@ class Network(ABC):
         poll = select.poll()
         fd, wake_fd = opened.fileno(), waker.fileno()
         poll.register(wake_fd, select.POLLIN)
+        gather, read_at = GATHER_LITTLE_SECONDS, self._last_turn
         while client.socket() is not None:
             self._is_paused = is_paused = link.is_answered and self.is_full()
             reading = select.POLLRDHUP if is_paused else select.POLLIN
@@ -269,13 +283,14 @@ class Network(ABC):
                 client.excuse_silence()
             elif is_readable:
                 if not has_pending:
-                    is_little = client.last_read_bytes < LITTLE_BYTES
-                    self._clock.sleep(GATHER_LITTLE_SECONDS if is_little else GATHER_SECONDS)
+                    self._clock.sleep(gather)
                 client.loop_read()
             if client.want_write():
                 client.loop_write()
             client.loop_misc()
             self._do_what_is_due(client, link)
+            if is_readable and not is_paused:
+                gather, read_at = gather_seconds(client.last_read_bytes, self._last_turn - read_at), self._last_turn
 
     def _seconds_to_next(self, link: _Link) -> float:
         due = min(link.deadline, self._subscription.next_attempt) - self._last_turn

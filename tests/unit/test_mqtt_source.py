@@ -342,6 +342,23 @@ def test_what_comes_in_small_pieces_is_gathered_for_longer_than_what_comes_in_la
         source.close()
 
 
+@pytest.mark.parametrize(
+    ("size", "seconds", "gathered"),
+    [
+        (0, 0.0, network.GATHER_LITTLE_SECONDS),
+        (200, 1.0, network.GATHER_LITTLE_SECONDS),  # a message now and then
+        (2_000, 0.008, network.GATHER_LITTLE_SECONDS),  # 1 200 messages a second
+        (16_400, 0.008, network.GATHER_STREAM_SECONDS),  # 10 000
+        (32_800, 0.016, network.GATHER_STREAM_SECONDS),  # and they go on
+        (40_000, 0.008, 0.00983),  # 24 000: so that LITTLE_BYTES come
+        (40_000, 0.002, network.GATHER_SECONDS),
+        (network.LITTLE_BYTES, 1.0, network.GATHER_SECONDS),  # a burst
+    ],
+)
+def test_the_faster_bytes_come_the_sooner_they_are_read(size: int, seconds: float, gathered: float) -> None:
+    assert network.gather_seconds(size, seconds) == pytest.approx(gathered, rel=1e-3)
+
+
 def test_a_session_taken_over_is_said_and_not_fought_for(broker: FakeBroker, new_source: SourceFactory) -> None:
     source = new_source(client_id="twin", reconnect_min_seconds=0.01, reconnect_max_seconds=0.8)
     until(lambda: source.subscribed)
