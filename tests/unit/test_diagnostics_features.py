@@ -104,7 +104,7 @@ def test_running_medians_of_several_pushes_are_those_of_each_ring_after_its_push
             for nth, mean in enumerate(means[place, which == at]):
                 ring[(count[at] + nth) % 48] = mean
                 expected.append(median(ring, 12))
-        np.testing.assert_array_equal(lines.medians(place, 12), expected)
+        np.testing.assert_array_equal(lines.medians([place], 12)[0], expected)
 
 
 def test_the_usual_interval_is_the_median_of_what_is_known_of_at_least_three_buckets() -> None:
@@ -117,7 +117,7 @@ def test_the_usual_interval_is_the_median_of_what_is_known_of_at_least_three_buc
     window[:, known == 0] = 1.0
 
     expected = np.where((known >= 3) | (known == 0), np.nanmedian(window, axis=0), np.nan)
-    np.testing.assert_array_equal(usual_interval(list(window)), expected)
+    np.testing.assert_array_equal(usual_interval(list(window), np.asarray), expected)
 
 
 def test_a_point_that_is_smoothed_is_the_middle_one_of_three_and_what_is_missing_is_the_greatest() -> None:

@@ -134,11 +134,15 @@ class Baselines:
         if not runs.opening.size:
             return plan
         state, index = self._state, runs.index
-        plan.closed_sums = runs.before(plan.sums, state["sum"][:, index])
-        plan.closed_counts = runs.before(plan.counts, state["n"][:, index])
+        sums, counts, squared = state["sum"][:, index], state["n"][:, index], self._square_place
+        plan.closed_sums = runs.before(plan.sums[squared], sums[squared])
+        plan.closed_counts = runs.before(plan.counts[squared], counts[squared])
         plan.closed_squares = runs.before(plan.squares, state["square"][:, index])
         pace = runs.before(plan.pace, state["pace"][:, index])
-        plan.means = plan.closed_sums / plan.closed_counts  # 0/0 is NaN: nothing measured
+        if runs.single:  # 0/0 is NaN: nothing measured
+            plan.means = runs.before(plan.sums, sums) / runs.before(plan.counts, counts)
+        else:
+            plan.means = runs.before(plan.sums / plan.counts, sums / counts)
         plan.mean_dt = pace[1] / pace[0]
         settled = (runs.before(running[runs.ends], state["running"][index]) == 1) & (
             runs.before(start_us[runs.ends], state["start_us"][index]) <= runs.closed * BUCKET_US - SETTLE_US
@@ -170,7 +174,7 @@ class Baselines:
         there = ~np.isnan(values)
         weights = np.where(there, values, 0.0)
         some = weights[self._square_place]
-        goes_on = runs.continuing.all()
+        goes_on, continues = runs.continuing.all(), runs.continuing.any()
         parts: list[Any] = []
         each = (
             ("sum", weights),
@@ -180,11 +184,14 @@ class Baselines:
         )
         for name, what in each:
             before = state[name][:, runs.index]
+            if not continues and what.shape[1] == runs.well.shape[0]:
+                parts.append(what + before.dtype.type(0))
+                continue
             if goes_on and runs.single:
                 start = before if what.shape == before.shape else before.copy()
             else:
                 start = np.zeros((what.shape[0], runs.well.shape[0]), before.dtype)
-                if runs.continuing.any():
+                if continues:
                     start[:, runs.first[runs.continuing]] = before[:, runs.continuing]
             parts.append(added(start, run, what))
         sums, counts, squares, pace = parts
@@ -305,8 +312,7 @@ class Baselines:
         """Running medians (medians, pushes) after each push, of those that are needed. ``slots``: of the wells."""
         out = np.full_like(pushes.means, np.nan)
         if pushes.lines is not None:
-            for place in self._needed:
-                out[place] = pushes.lines.medians(place, _KNOWN)
+            out[self._needed] = pushes.lines.medians(self._needed, _KNOWN)
             return out
         # One push a well.
         well, at, index = np.arange(slots.shape[0]), pushes.number % _LONG, as_index(slots)
@@ -398,7 +404,7 @@ class Baselines:
         """A median by run that is made on demand, if half-hours of the batch change it between two runs of a well."""
         key = self._on_demand.key_of(row)
         place = self._medians.index(str(key[1]))
-        after = lines.medians(place, _KNOWN)
+        after = lines.medians([place], _KNOWN)[0]
         for step in pushes.steps:
             after[step.at] = median(step.ring[place], _KNOWN)
         before = np.empty(runs.slots.shape[0])

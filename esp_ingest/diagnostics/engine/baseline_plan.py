@@ -1,5 +1,6 @@
 """What a batch makes of the baselines, computed whole before any state is written."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,26 +85,40 @@ class Lines:
         self._shared = self._after[~is_second] + 1
         self._single = self._after + np.where(is_second, size - 1, 0)
 
-    def medians(self, place: int, least: int) -> FloatArray:
-        """Of the signal ``place`` after each push, (pushes,); see :func:`median`."""
-        line, size = self._lines[place], self._size
-        if np.isnan(line).any():
-            return median_of_own(_windows(line, size)[self._after], least)
-        shared = _windows(line, size - 1)[self._shared]
+    def medians(self, places: Sequence[int], least: int) -> FloatArray:
+        """Of the signals at ``places`` after each push, (places, pushes); see :func:`median`."""
+        lines = self._lines[places]
+        unknown = np.isnan(lines).any(axis=1)
+        if not unknown.any():
+            return self._medians_of_whole(lines)
+        out = np.empty((len(places), self._after.shape[0]))
+        out[unknown] = median_of_own(_windows(lines[unknown], self._size)[:, self._after], least)
+        if not unknown.all():
+            out[~unknown] = self._medians_of_whole(lines[~unknown])
+        return out
+
+    def _medians_of_whole(self, lines: Array) -> FloatArray:
+        """After each push, of ``lines`` without NaN."""
+        size = self._size
+        shared = _windows(lines, size - 1)[:, self._shared]
         shared.sort(axis=-1)
         # The single one has its place before, between or after the three in the middle of the 47 others.
-        low, middle, high = (shared[:, at][self._pair] for at in range(size // 2 - 2, size // 2 + 1))
-        single = line[self._single]
+        low, middle, high = (shared[..., at].take(self._pair, axis=1) for at in range(size // 2 - 2, size // 2 + 1))
+        single = lines.take(self._single, axis=1)
         below = np.minimum(np.maximum(single, low), middle).astype(np.float64)
         return np.asarray((below + np.minimum(np.maximum(single, middle), high)) / 2)
 
     def medians_before(self, place: int, least: int) -> FloatArray:
         """Of the signal ``place`` before the batch, (wells,)."""
-        return median_of_own(_windows(self._lines[place], self._size)[self._base], least)
+        return median_of_own(_windows(self._lines[[place]], self._size)[0, self._base], least)
 
 
-def _windows(line: Array, size: int) -> Array:
-    return np.lib.stride_tricks.sliding_window_view(line, size)
+def _windows(lines: Array, size: int) -> Array:
+    """(lines, n, size): the n windows of each of ``lines``, which nobody else has, as one view of them. It is what
+    sliding_window_view() gives, which takes longer than the sorting of a window."""
+    along = lines.strides[1]
+    shape = lines.shape[0], lines.shape[1] - size + 1, size
+    return np.ndarray(shape, lines.dtype, lines, 0, (lines.strides[0], along, along))
 
 
 # Of groups of closings of one half-hour: their last closings, whether they are over, their sums and counts by signal,
@@ -128,11 +143,17 @@ def folded_many(state: WellArrays, runs: Runs, over: BoolArray, part: FloatArray
     of_state = runs.new[starts]
     slots = runs.closing_slot[starts[of_state]]
     sums = np.zeros((part.shape[0], starts.shape[0]))
-    counts = np.zeros(sums.shape, np.int32)
+    counts = np.zeros(sums.shape, np.int32)  # of buckets, up to 6
     sums[:, of_state], counts[:, of_state] = state["half_sum"][:, slots], state["half_n"][:, slots]
-    if there.any():
-        sums = added(sums, group, np.where(there, part, 0.0))
-        counts = added(counts, group, there)
     ends = np.append(starts[1:], group.shape[0]) - 1
+    # Mostly each signal counts in each bucket, and there is nothing to add up but how many buckets there are.
+    is_whole = there.all(axis=1)
+    if is_whole.all():
+        sums = added(sums, group, part)
+        counts += ends - starts + 1
+    elif there.any():
+        sums = added(sums, group, np.where(there, part, 0.0))
+        counts[is_whole] += ends - starts + 1
+        counts[~is_whole] = added(counts[~is_whole], group, there[~is_whole])
     last = np.append(np.flatnonzero(of_state)[1:], starts.shape[0]) - 1
     return ends, over[ends], sums, counts, last

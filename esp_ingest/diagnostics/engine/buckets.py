@@ -195,20 +195,21 @@ def as_index(slots: Slots) -> Any:
     return slots
 
 
-def appended(rings: FloatArray, new: BoolArray, values: FloatArray) -> tuple[FloatArray, FloatArray]:
+def appended(rings: Array, new: BoolArray, values: Array, told: Slots | None = None) -> tuple[Array, Array]:
     """``rings`` (rows, k, wells), newest first, to which ``values`` (rows, n) are appended one after the other, well
-    after well, ``new`` for the first of each well: the rings after each of them, (rows, k, n), and after the last of
-    each well."""
+    after well, ``new`` for the first of each well: the rings after each of them, (rows, k, n), or after those at the
+    places ``told``, and after the last of each well."""
     k, wells = rings.shape[1:]
-    which, first = np.cumsum(new) - 1, np.flatnonzero(new)
+    which, first = new.cumsum() - 1, np.flatnonzero(new)
     base = first + k * np.arange(wells)  # a line a well: its ring, oldest first, then its values
-    line = np.empty((rings.shape[0], values.shape[1] + k * wells))
+    line = np.empty((rings.shape[0], values.shape[1] + k * wells), rings.dtype)
     back = np.arange(k)[:, None]
     line[:, base + k - 1 - back] = rings
     position = np.arange(which.shape[0]) + k * (which + 1)
     line[:, position] = values
-    after: FloatArray = line[:, position - back]
-    return after, after[:, :, np.append(first[1:], which.shape[0]) - 1]
+    last = position[np.append(first[1:], which.shape[0]) - 1]
+    after = position if told is None else position[told]
+    return line.take(after - back, axis=1), line.take(last - back, axis=1)
 
 
 def added(start: Array, to: Slots, values: Array) -> Array:

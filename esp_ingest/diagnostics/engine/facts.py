@@ -40,7 +40,7 @@ def facts_of(
         "since_start": lambda: np.where(running.start_us == NEVER, np.inf, (t - running.start_us) / 1e6),
         "since_stop": lambda: np.where(running.stop_us == NEVER, np.inf, (t - running.stop_us) / 1e6),
         "ran_before_stop": lambda: _ran_before_stop(running),
-        "starts_in_24h": lambda: _count([t - start_us <= _DAY_US for start_us in running.starts], len(rows)),
+        "starts_in_24h": lambda: _starts_in_a_day(t, running.starts),
         "stopped_before_start": lambda: np.where(running.stopped_for < 0, np.inf, running.stopped_for / 1e6),
         "failed_signals": lambda: _count(list(measured.failed.values()), len(rows)),
         "frozen_for": lambda: np.maximum.reduce([np.zeros(len(rows)), *frozen.values()]),
@@ -65,6 +65,14 @@ def _clock_behind(rows: Rows, last_us: IntArray, last_received_us: IntArray) -> 
     arrived_us = rows.received - rows.shifted(rows.received, last_received_us)
     in_step = (step_us < -NEVER // 2) & (arrived_us >= _PACE * step_us)
     return np.where(in_step, -((rows.t - rows.received) / 1e6), 0.0)
+
+
+def _starts_in_a_day(t: IntArray, starts: Array) -> FloatArray:
+    """``starts`` (3, n), newest first: if none is the newest within a day, none is."""
+    newest = t - starts[0] <= _DAY_US
+    if not np.count_nonzero(newest):
+        return np.zeros(t.shape[0])
+    return _count([newest, *(t - start_us <= _DAY_US for start_us in starts[1:])], t.shape[0])
 
 
 def _count(masks: list[BoolArray], count: int) -> FloatArray:

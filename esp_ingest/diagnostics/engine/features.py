@@ -8,19 +8,31 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from esp_ingest.diagnostics.engine.buckets import Key, Runs, Slots
+from esp_ingest.diagnostics.engine.buckets import Key, Runs, Slots, as_index
 from esp_ingest.diagnostics.engine.well_state import Array, Index, Journal, WellArrays
 from esp_ingest.model import FloatArray
 
 
 @dataclass(slots=True)
 class _Change:
-    """Values of some rows, each from a run on up to the next one of the same well. ``values`` (rows, changes + wells)
-    ends with what stood before the batch; ``place`` (runs,) is which of them is in force. ``count``: of the changes."""
+    """Values of some ``rows``, each from a run on up to the next one of the same well. ``values`` (rows, changes +
+    wells) ends with what stood before the batch; ``place`` is which of them is in force in each stretch of runs, and
+    ``begins`` with which run that begins. ``count``: of the changes; ``runs``: of all runs."""
 
+    rows: list[int]
     values: FloatArray
     place: Slots
+    begins: Slots
     count: int
+    runs: int
+
+    def by_run(self, values: FloatArray) -> FloatArray:
+        """``values`` (changes + wells,), each in force where that of ``place`` is, (runs,)."""
+        return values[self.place].repeat(np.diff(self.begins, append=self.runs))
+
+    def at(self, run: Slots) -> Slots:
+        """Which of the values are in force during each of ``run``."""
+        return self.place[self.begins.searchsorted(run, side="right") - 1]
 
 
 class Features:
@@ -54,7 +66,7 @@ class Features:
         """The feature ``row`` during ``run``."""
         change, nth = self._changes.get(row, (None, 0))
         if change is not None:
-            return float(change.values[nth, change.place[run]])
+            return float(change.values[nth, change.at(np.array([run]))[0]])
         if row in self._made or row in self._closings or row >= self._state.shape[0]:
             return float(self.of(row)[run])
         return float(self._state[row, self._runs.slots[self._runs.well[run]]])
@@ -70,7 +82,7 @@ class Features:
             return out
         change, nth = self._changes.get(row, (None, 0))
         if change is not None:
-            return np.asarray(change.values[nth][change.place])
+            return change.by_run(change.values[nth])
         before = self._state[row, runs.index]
         return before if runs.single else np.asarray(before[runs.well])
 
@@ -87,11 +99,11 @@ class Features:
         runs, rows, count = self._runs, list(rows), run.shape[0]
         place = count + runs.well
         place[run] = np.arange(count)
-        if not runs.single:
-            begins = np.zeros(place.shape[0], np.intp)  # the run of the newest change, or the well's first one
-            begins[runs.first], begins[run] = runs.first, run
-            place = place[np.maximum.accumulate(begins)]
-        change = _Change(np.concatenate([values, [self._before(row) for row in rows]], axis=1), place, count)
+        is_begin = np.zeros(place.shape[0], np.bool_)
+        is_begin[runs.first] = is_begin[run] = True
+        begins = np.flatnonzero(is_begin)
+        before = self._state[_rows_at(rows, runs.index)]
+        change = _Change(rows, np.concatenate([values, before], axis=1), place[begins], begins, count, place.shape[0])
         for nth, row in enumerate(rows):
             self._changes[row] = change, nth
             self._made.pop(row, None)
@@ -99,7 +111,7 @@ class Features:
     def along(self, row: int, values: FloatArray, before: FloatArray) -> FloatArray:
         """By run, (runs,): ``values`` (changes,) from where the feature ``row`` changed, ``before`` (wells,) there."""
         change, _ = self._changes[row]
-        return np.asarray(np.append(values, before)[change.place])
+        return change.by_run(np.concatenate([values, before]))
 
     def _before(self, row: int) -> FloatArray:
         """What the state has of the wells. With one run a well, nobody asks for it once it is overwritten."""
@@ -111,17 +123,25 @@ class Features:
         runs = self._runs
         for row, (values, _) in self._closings.items():
             journal.put(self._state[row], runs.closers, values[runs.last_closing])
-        for row, (change, nth) in self._changes.items():
-            place = change.place[runs.last]
+        for change in {id(change): change for change, _ in self._changes.values()}.values():
+            nths = [nth for nth, row in enumerate(change.rows) if self._changes[row][0] is change]
+            rows, values = change.rows, change.values
+            if len(nths) < len(rows):
+                rows, values = [rows[nth] for nth in nths], values[nths]
+            place = change.at(runs.last)
             some = np.flatnonzero(place < change.count)
-            index = runs.index if some.shape[0] == place.shape[0] else runs.slots[some]
-            journal.put(self._state[row], index, change.values[nth][place[some]])
+            journal.put(self._state, _rows_at(rows, as_index(runs.slots[some])), values.take(place[some], axis=1))
         self._is_committed = True
 
     def release(self) -> None:
         """Nobody reads any more. What makes features refers to the batch, and the batch to this: a cycle, whose arrays
         the garbage collector, which counts objects and not bytes, would leave for thousands of batches."""
         self.read = None
+
+
+def _rows_at(rows: list[int], index: Index) -> Index:
+    """The index of ``rows`` at each of ``index``, slots or a slice of them."""
+    return (rows, index) if isinstance(index, slice) else (np.array(rows)[:, None], index)
 
 
 class OnDemand:

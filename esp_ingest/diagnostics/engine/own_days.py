@@ -247,8 +247,17 @@ def _source(key: Key) -> Key:
 def _carried(flag: BoolArray, values: Array, before: Array, first: Slots, which: Slots) -> Array:
     """For each closing, the value at the newest flagged closing of the same well so far; if there is none yet, the
     value in ``before`` (wells,)."""
-    newest = np.maximum.accumulate(np.where(flag, np.arange(flag.shape[0]), -1))
-    return np.where(newest >= first[which], values[newest], before[which])
+    out = values.copy()
+    others = np.flatnonzero(~flag)
+    if others.size:
+        flagged = np.flatnonzero(flag)
+        well = which[others]
+        if flagged.size:
+            newest = flagged[np.maximum(flagged.searchsorted(others) - 1, 0)]
+            out[others] = np.where((newest < others) & (newest >= first[well]), values[newest], before[well])
+        else:
+            out[others] = before[well]
+    return out
 
 
 def _median_of(days: FloatArray, least: int = 1) -> FloatArray:

@@ -3,6 +3,7 @@
 Each step takes columns and state and gives columns; all of it is vectorised over the batch, whatever its shape.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -205,23 +206,25 @@ class SignalState:
         if not sent:
             return {}
         state, which = self._state, np.array([FREEZABLE.index(name) for name in sent])
-        value, old = (np.stack([measured.seen[name][of] for name in sent]) for of in (0, 2))
-        changed = value != rows.shifted(value, old)
-        if any(times_us[name] is not rows.t for name in sent):
-            changed &= np.stack([times_us[name] for name in sent]) == rows.t
+        changed = self._changed(rows, [measured.seen[name] for name in sent])
         index = (which, rows.index) if isinstance(rows.index, slice) else (which[:, None], rows.slots)
         old_moved_us, n_old = np.array(state["moved_us"][index]), np.array(state["moved_n"][index])
-        newest, found = rows.latest(changed)
         if rows.single:
             counts = np.where(changed, 0, n_old + 1)
+            newest_moved_us = np.where(changed, rows.t, old_moved_us)
+            journal.put_over(state["moved_n"], index, n_old, counts)
         else:
-            counts = np.where(found, rows.at - newest, rows.at - rows.first + 1 + np.take(n_old, rows.group, axis=1))
-        newest_moved_us = np.where(rows.newest(found), rows.t[rows.newest(newest)], old_moved_us)
+            unmoved = _Unmoved(rows, changed, n_old)
+            counts = unmoved.counts
+            newest_moved_us = np.where(unmoved.has_moved, rows.t[unmoved.moved], old_moved_us)
+            journal.put_over(state["moved_n"], index, n_old, unmoved.newest)
         journal.put_over(state["moved_us"], index, old_moved_us, newest_moved_us)
-        journal.put_over(state["moved_n"], index, n_old, rows.newest(counts))
-        still = counts >= FROZEN_SAMPLES
-        if not still.any():
+        if not (counts >= FROZEN_SAMPLES).any():
             return {}
+        newest, found = rows.latest(changed)
+        if not rows.single:
+            counts = np.where(found, rows.at - newest, rows.at - rows.first + 1 + np.take(n_old, rows.group, axis=1))
+        still = counts >= FROZEN_SAMPLES
         moved_us = np.where(found, rows.t[newest], np.take(old_moved_us, rows.group, axis=1))
         held = np.stack([measured.held[name] for name in sent])
         still &= (moved_us.max(axis=0) > moved_us) & (held != 0) & ~np.isnan(held)
@@ -232,6 +235,45 @@ class SignalState:
                 if (out[name] >= DISTRUST_SECONDS).any():
                     measured.usable[name] = np.where(out[name] >= DISTRUST_SECONDS, np.nan, measured.usable[name])
         return out
+
+    @staticmethod
+    def _changed(rows: Rows, seen: Sequence[Seen]) -> BoolArray:
+        """By signal of ``seen`` (signals, n): the row has another value of it than the row before."""
+        changed = np.empty((len(seen), len(rows)), np.bool_)
+        for (value, when_us, old, _), out in zip(seen, changed, strict=True):
+            if rows.single:
+                np.not_equal(value, old, out=out)
+            else:
+                np.not_equal(value[1:], value[:-1], out=out[1:])
+                out[rows.starts] = value[rows.starts] != old
+            if when_us is not rows.t:
+                out &= when_us == rows.t
+        return changed
+
+
+class _Unmoved:
+    """Rows in which a signal has not changed, which are few. ``counts``: how many samples it has not moved for, by such
+    row. By signal and well, (signals, wells): ``newest``, the count at the last row; ``has_moved``, whether it has in
+    this batch, and then in the row ``moved`` at last. ``before`` (signals, wells): the count before the batch."""
+
+    def __init__(self, rows: Rows, changed: BoolArray, before: Array) -> None:
+        signal, at = np.nonzero(~changed)
+        first, group = rows.first[at], rows.group[at]
+        begins = np.ones(at.shape[0], np.bool_)
+        begins[1:] = (at[1:] != at[:-1] + 1) | (signal[1:] != signal[:-1]) | (first[1:] != first[:-1])
+        begin = at[np.flatnonzero(begins)[begins.cumsum() - 1]]
+        is_first = begin == first
+        self.counts = at - begin + 1
+        self.counts += np.where(is_first, before[signal, group], 0)
+        self.newest = np.zeros(before.shape, before.dtype)
+        self.has_moved = np.ones(before.shape, np.bool_)
+        self.moved = np.empty(before.shape, np.intp)
+        self.moved[:] = rows.last
+        newest = np.flatnonzero(at == rows.last[group])
+        place = signal[newest], group[newest]
+        self.newest[place] = self.counts[newest]
+        self.has_moved[place] = ~is_first[newest]
+        self.moved[place] = np.maximum(begin[newest] - 1, 0)
 
 
 def _is_pumping(held: dict[str, FloatArray]) -> BoolArray:

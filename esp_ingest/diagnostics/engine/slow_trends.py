@@ -25,9 +25,10 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
-from esp_ingest.diagnostics.engine.buckets import BUCKET_US, Key, Runs, Slots, added, median
+from esp_ingest.diagnostics.engine.buckets import BUCKET_US, Key, Runs, Slots, added, appended, median
 from esp_ingest.diagnostics.engine.features import Features
 from esp_ingest.diagnostics.engine.well_state import Array, Journal, WellArrays
+from esp_ingest.diagnostics.language.evaluation import BoolArray
 from esp_ingest.model import FloatArray, IntArray
 
 FUNCTIONS = ("slow_ratio", "slow_rate", "slow_confidence")
@@ -44,13 +45,14 @@ _AWAY_POINTS = 3
 _PAUSE_MINUTES = 14 * 1_440
 _STEP_SHARE = 0.5
 _OLDER, _NEWER = np.triu_indices(_POINTS, 1)[::-1]  # the newest point is the first
-_WELLS_AT_ONCE = 256  # bounds the memory of a fleet whose points fall together
+_POINTS_AT_ONCE = 256  # bounds the memory of a fleet whose points fall together
 
 
 @dataclass(slots=True)
 class SlowPlan:
     """What a batch makes of the trends, for the wells with closed half-hours (``slots``): half-hours so far, and sum
-    and count of the open block. If a block was closed: the wells of ``block_slots`` with everything that is kept."""
+    and count of the open block. If a block was closed: the wells of ``block_slots`` with their ``blocks``, and
+    ``trends`` if some point was completed."""
 
     slots: Slots
     halves: IntArray
@@ -138,11 +140,19 @@ class SlowTrends:
     def _close(
         self, runs: Runs, features: Features, plan: SlowPlan, at: Slots, block: IntArray, values: FloatArray
     ) -> None:
-        """Blocks with ``values`` (signals, blocks) are over at the closings ``at``: a point of each well at a time."""
-        state, run = self._state, runs.opening[at]
-        wells, which = np.unique(runs.closing_well[at], return_inverse=True)
-        slots = plan.block_slots = runs.slots[wells]
+        """Blocks with ``values`` (signals, blocks) are over at the closings ``at``; some of them complete a point."""
+        state, run, well = self._state, runs.opening[at], runs.closing_well[at]
+        new = np.ones(at.shape[0], np.bool_)
+        np.not_equal(well[1:], well[:-1], out=new[1:])
+        last = np.append(new[1:], True)
+        slots = plan.block_slots = runs.slots[well[new]]
+        ago, some = np.arange(_BLOCKS)[:, None], np.arange(slots.shape[0])
         blocks = plan.blocks = state["slow_blocks"][:, :, slots]
+        done = np.flatnonzero(block % _BLOCKS == _BLOCKS - 1)
+        after, newest = appended(blocks[:, (block[new] - 1 - ago) % _BLOCKS, some], new, values, done)
+        blocks[:, (block[last] - ago) % _BLOCKS, some] = newest
+        if not done.size:
+            return
         plan.trends = trends = _Trends(
             state["slow_points"][:, :, slots],
             state["slow_minutes"][:, slots],
@@ -150,39 +160,63 @@ class SlowTrends:
             state["slow_start"][:, slots],
             state["slow_away"][slots],
         )
-        point = block // _BLOCKS
-        rank = point - point[np.searchsorted(which, np.arange(wells.shape[0]))][which]
-        minutes = (runs.closed[at] + 1) * (BUCKET_US // 60_000_000)
-        known: list[tuple[Slots, _Trends]] = []
+        which = (np.cumsum(new) - 1)[done]
+        minutes = (runs.closed[at[done]] + 1) * (BUCKET_US // 60_000_000)
         made: list[tuple[Slots, FloatArray]] = []
-        for turn in range(int(rank.max()) + 1):
-            some = np.flatnonzero(rank == turn)
-            blocks[:, (block[some] % _BLOCKS).astype(np.intp), which[some]] = values[:, some]
-            done = some[block[some] % _BLOCKS == _BLOCKS - 1]
-            for part in (done[k : k + _WELLS_AT_ONCE] for k in range(0, done.shape[0], _WELLS_AT_ONCE)):
-                known.append((part, self._add(trends, which[part], blocks, minutes[part])))
-                if sum(each.shape[0] for each, _ in known) >= _WELLS_AT_ONCE:
-                    made.append(self._told(known))
-        if known:
-            made.append(self._told(known))
-        if made:
-            points = np.concatenate([each for each, _ in made])
-            features.change([row for row, *_ in self._rows], run[points], np.concatenate([v for _, v in made], axis=1))
+        for begin in range(0, done.shape[0], _POINTS_AT_ONCE):
+            part = slice(begin, begin + _POINTS_AT_ONCE)
+            known = self._add(trends, which[part], after[:, :, part], minutes[part])
+            made.append(self._told([(run[done[part]][points], each) for points, each in known]))
+        runs_told, told = (np.concatenate(each, axis=-1) for each in zip(*made, strict=True))
+        features.change([row for row, *_ in self._rows], runs_told, told)
 
     def _told(self, known: list[tuple[Slots, _Trends]]) -> tuple[Slots, FloatArray]:
-        """The points ``known``, and what is known of the signals after each of them, (features, points). The list is
-        emptied."""
-        parts, trends = zip(*known, strict=True)
-        known.clear()
+        """The runs from which on points are ``known``, and what is known of the signals after each of these,
+        (features, points)."""
+        runs, trends = zip(*known, strict=True)
         made = _judged(_joined(trends))
-        return np.concatenate(parts), np.array([made[function][signal] for _, function, signal in self._rows])
+        return np.concatenate(runs), np.array([made[function][signal] for _, function, signal in self._rows])
 
-    def _add(self, trends: _Trends, wells: Slots, blocks: Array, minutes: IntArray) -> _Trends:
-        """One more point of each of ``wells``: what is kept of them after it."""
-        value = median(blocks[:, :, wells].swapaxes(1, 2).astype(np.float64), _LEAST_BLOCKS)
+    def _add(self, trends: _Trends, which: Slots, blocks: Array, minutes: IntArray) -> list[tuple[Slots, _Trends]]:
+        """Points, well after well and in order, each made of its ``blocks`` (signals, 12, points): what is kept of
+        their wells, which are at the places ``which`` in ``trends``, after each of them."""
+        value = median(blocks.swapaxes(1, 2).astype(np.float64), _LEAST_BLOCKS)
         speed = value[self._speed]
         scale = np.where(np.isnan(speed), 1.0, speed) ** self._power
         value = (value / scale).astype(np.float32)
+        new = np.ones(which.shape[0], np.bool_)
+        np.not_equal(which[1:], which[:-1], out=new[1:])
+        ordinal = np.arange(which.shape[0])
+        if new.all():
+            return [(ordinal, self._add_one(trends, which, value, minutes))]
+        first = np.flatnonzero(new)
+        ordinal -= first[np.cumsum(new) - 1]
+        steady = self._add_steady(trends, which, value, minutes, new, ordinal)
+        if steady is not None:
+            return [(np.arange(which.shape[0]), steady)]
+        turns = [np.flatnonzero(ordinal == turn) for turn in range(int(ordinal.max()) + 1)]
+        return [(some, self._add_one(trends, which[some], value[:, some], minutes[some])) for some in turns]
+
+    def _add_steady(
+        self, trends: _Trends, which: Slots, value: Array, minutes: IntArray, new: BoolArray, ordinal: Slots
+    ) -> _Trends | None:
+        """All points at once, which can be done if each is at the speed of its well's start and no start is set, as it
+        mostly is; None if it is not. ``new`` for the first point of a well, ``ordinal``: the how manieth of it."""
+        some = which[new]
+        start, known = trends.start[:, which], trends.known[which] + ordinal
+        moved = np.abs(value[self._speed] - start[self._speed]) > _SAME_SPEED_HZ
+        points, newest_points = appended(trends.points[:, :, some], new, value)
+        times, newest_times = appended(trends.minutes[None, :, some], new, minutes[None])
+        paused = (known > 0) & (minutes - times[0, 1] > _PAUSE_MINUTES)
+        if moved.any() or paused.any() or _start_due(points, start, self._speed).any():
+            return None
+        known = np.minimum(known + 1, _POINTS).astype(np.int8)
+        trends.points[:, :, some], trends.minutes[:, some] = newest_points, newest_times[0]
+        trends.known[some], trends.away[some] = known[np.append(new[1:], True)], 0
+        return _Trends(points, times[0], known, start, np.zeros(which.shape[0], np.int8))
+
+    def _add_one(self, trends: _Trends, wells: Slots, value: Array, minutes: IntArray) -> _Trends:
+        """One more point of each of ``wells``, ``value`` (signals, wells): what is kept of them after it."""
         part = _Trends(
             trends.points[:, :, wells],
             trends.minutes[:, wells],
@@ -213,9 +247,10 @@ class SlowTrends:
         journal.put(state["slow_sum"], (slice(None), plan.slots), plan.sums)
         journal.put(state["slow_count"], (slice(None), plan.slots), plan.counts)
         trends, slots = plan.trends, plan.block_slots
+        if slots is not None:
+            journal.put(state["slow_blocks"], (slice(None), slice(None), slots), plan.blocks)
         if trends is None:
             return
-        journal.put(state["slow_blocks"], (slice(None), slice(None), slots), plan.blocks)
         journal.put(state["slow_points"], (slice(None), slice(None), slots), trends.points)
         journal.put(state["slow_minutes"], (slice(None), slots), trends.minutes)
         journal.put(state["slow_start"], (slice(None), slots), trends.start)
@@ -231,16 +266,27 @@ def slow_keys(columns: Iterable[Key]) -> list[Key]:
 
 def _set_start(part: _Trends, speed: int) -> None:
     """The speed of the first point and the median of the first three of each other signal are the start."""
-    there = (~np.isnan(part.points)).sum(axis=1)
-    due = np.isnan(part.start) & (there == _START_POINTS)
-    due[speed] = np.isnan(part.start[speed]) & (there[speed] >= 1)
+    due = _start_due(part.points, part.start, speed)
     if due.any():
         signal, well = np.nonzero(due)
         part.start[signal, well] = median(part.points[signal, :, well], 1)
 
 
+def _start_due(points: Array, start: Array, speed: int) -> BoolArray:
+    """(signals, wells): there is no start yet, and enough ``points`` (signals, 24, wells) to set it."""
+    none = np.isnan(start)
+    if not none.any():
+        return none
+    there = (~np.isnan(points)).sum(axis=1)
+    due = none & (there == _START_POINTS)
+    due[speed] = none[speed] & (there[speed] >= 1)
+    return np.asarray(due)
+
+
 def _joined(parts: Sequence[_Trends]) -> _Trends:
     """The wells of all ``parts``, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
     names = [field.name for field in fields(_Trends)]
     return _Trends(*(np.concatenate([getattr(part, name) for part in parts], axis=-1) for name in names))
 

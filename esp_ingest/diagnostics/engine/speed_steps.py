@@ -90,9 +90,12 @@ class SpeedSteps:
         out = np.empty((_AGO, which.shape[0]))
         out[0] = means
         for ago in range(1, _AGO):
-            out[ago] = ring[(count + ordinal - ago) % _AGO, halves.slots[which]]
-            here = np.flatnonzero(ordinal >= ago)
-            out[ago, here] = means[here - ago]
+            out[ago, ago:] = means[:-ago]
+        # The first ones of a well in the batch look back into its ring.
+        early = np.flatnonzero(ordinal < _AGO - 1)
+        back = np.arange(1, _AGO)[:, None]
+        kept = ring[(count[early] + ordinal[early] - back) % _AGO, halves.slots[which[early]]]
+        out[1:, early] = np.where(ordinal[early] < back, kept, out[1:, early])
         return out
 
     def commit(self, journal: Journal, halves: HalfHours) -> None:

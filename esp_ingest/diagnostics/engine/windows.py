@@ -23,7 +23,7 @@ from esp_ingest.diagnostics.engine.buckets import (
     windowed,
 )
 from esp_ingest.diagnostics.engine.own_days import MEAN_BUCKETS, low_mean
-from esp_ingest.diagnostics.engine.well_state import NEVER, Journal, WellArrays
+from esp_ingest.diagnostics.engine.well_state import NEVER, Array, Journal, WellArrays
 from esp_ingest.model import FloatArray
 
 INTERVAL: Key = ("interval",)  # usual time between readings, µs: median of the 5-minute means of the last hour
@@ -52,7 +52,6 @@ class HourWindows:
         self._lows = lows
         self._ringed, self._squares = ringed, squares
         self._ring_place = [signals.index(name) for name in ringed]
-        self._square_place = [signals.index(name) for name in squares]
         state.add("ring_tag", np.int64, NEVER, shape=(RING,))
         state.add("ring_dt", np.float64, np.nan, shape=(RING,))
         state.add("ring_mean", np.float32, np.nan, ringed, (RING,))  # no gauge has more than seven digits
@@ -73,8 +72,7 @@ class HourWindows:
         for at, name in enumerate(self._squares):
             closed: list[Any] = [None] * 3
             if plan is not None:
-                place = self._square_place[at]
-                closed = [plan.closed_counts[place], plan.closed_sums[place], plan.closed_squares[at]]
+                closed = [plan.closed_counts[at], plan.closed_sums[at], plan.closed_squares[at]]
             for ring, values in zip(("n", "sum", "square"), closed, strict=True):
                 past.add((ring, name), state[f"ring_{ring}"][at], values, 0.0)
         return past
@@ -83,8 +81,7 @@ class HourWindows:
         """Buckets close: compute what is needed of each of them."""
         past = plan.past = self.past(runs, plan)
         features, row = plan.features, self._row
-        intervals = [past.at_closings(column) for column in past.window("dt", _INTERVAL_BUCKETS)]
-        interval = usual_interval(intervals)
+        interval = usual_interval(past.window("dt", _INTERVAL_BUCKETS), past.at_closings)
         slow = np.isnan(interval) & (plan.mean_dt > _SLOW_US)
         features.close(row[INTERVAL], np.where(slow, plan.mean_dt, interval) if slow.any() else interval)
         for key in self._daily:
@@ -131,23 +128,24 @@ class HourWindows:
             index = (int(at[0]), as_index(slots))
         journal.put(state["ring_tag"], index, closed)
         journal.put(state["ring_dt"], index, plan.mean_dt[some])
-        for nth, place in enumerate(self._ring_place):
-            journal.put(state["ring_mean"][nth], index, plan.means[place, some])
-        for nth, place in enumerate(self._square_place):
-            journal.put(state["ring_sum"][nth], index, plan.closed_sums[place, some])
-            journal.put(state["ring_n"][nth], index, plan.closed_counts[place, some])
-            journal.put(state["ring_square"][nth], index, plan.closed_squares[nth, some])
+        each = (slice(None), *index)
+        journal.put(state["ring_mean"], each, plan.means[:, some][self._ring_place])
+        journal.put(state["ring_sum"], each, plan.closed_sums[:, some])
+        journal.put(state["ring_n"], each, plan.closed_counts[:, some])
+        journal.put(state["ring_square"], each, plan.closed_squares[:, some])
 
 
-def usual_interval(window: Window) -> FloatArray:
-    """The median of the columns. Wells mostly report evenly: what more than half of the columns have is the median."""
+def usual_interval(window: Window, at_closings: Callable[[Array], Array]) -> FloatArray:
+    """The median of the columns, at the closings. Wells mostly report evenly: what more than half of the columns have
+    is the median."""
     newest = window[0]
     alike = np.ones(newest.shape[0], np.int8)
     for column in window[1:]:
         alike += column == newest
-    others = np.flatnonzero(alike <= len(window) // 2)
-    if not others.size:
-        return newest
-    out = newest.copy()
-    out[others] = median_of_own(np.stack([column[others] for column in window], axis=-1), _LEAST_INTERVALS)
+    others = np.flatnonzero(at_closings(alike) <= len(window) // 2)
+    out = at_closings(newest)
+    if others.size:
+        out = out.copy()
+        others_of = [at_closings(column)[others] for column in window]
+        out[others] = median_of_own(np.stack(others_of, axis=-1), _LEAST_INTERVALS)
     return out
