@@ -5,6 +5,7 @@ Unix epoch in UTC (``*_us``): exact, and the unit of PostgreSQL's timestamptz.
 """
 
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -171,6 +172,53 @@ class Reject:
     redelivered: int = 0
     connection: int = -1
     packet_id: int = 0
+
+
+class Wells(list[str]):
+    """Names of wells, and the numbers that their decoder has given them: ``numbers`` (n,) are places in ``register``,
+    the names by number. Whoever knows something of a well finds it by the number (:class:`PlacesByNumber`), many times
+    faster than by name where there are many wells. A list that is made of this one has no numbers."""
+
+    __slots__ = ("numbers", "register")
+
+    def __init__(self, names: Iterable[str], numbers: npt.NDArray[np.intp], register: list[str]) -> None:
+        super().__init__(names)
+        self.numbers = numbers
+        self.register = register
+
+
+class PlacesByNumber:
+    """Where wells stand in somebody's arrays, by number: a cache before a dictionary of names, which forgets all when
+    the decoder begins another register."""
+
+    def __init__(self) -> None:
+        self._register: list[str] | None = None
+        self._places = np.empty(0, np.intp)
+
+    def of(self, wells: Sequence[str]) -> npt.NDArray[np.intp] | None:
+        """The place of each of ``wells``, (n,); None where one has none here, or they have no numbers."""
+        if not isinstance(wells, Wells) or not wells or wells.register is not self._register:
+            return None
+        if wells.numbers.max() >= self._places.shape[0]:
+            return None
+        places = self._places[wells.numbers]
+        return places if places.min() >= 0 else None
+
+    def keep(
+        self, wells: Sequence[str], places: npt.NDArray[np.intp], at: npt.NDArray[np.integer] | None = None
+    ) -> None:
+        """From now on these are the ``places`` of ``wells``, or of those of them that stand ``at`` there."""
+        if not isinstance(wells, Wells):
+            return
+        if wells.register is not self._register:
+            self._register, self._places = wells.register, np.empty(0, np.intp)
+        if (more := len(wells.register) - self._places.shape[0]) > 0:
+            self._places = np.append(self._places, np.full(more + len(wells.register) // 2, -1, np.intp))
+        self._places[wells.numbers if at is None else wells.numbers[at]] = places
+
+    def forget(self) -> None:
+        """Some places are no longer right."""
+        self._register = None
 
 
 @dataclass(slots=True)

@@ -65,7 +65,6 @@ _Message = msgspec.defstruct(
 )
 _BLANK = _Message()
 
-_MAX_CACHED_TOPICS = 200_000  # as many as there are high-water marks: with one topic more all are read anew each round
 _LONGEST_CACHED_TOPIC = 256  # no well has a longer one, and a topic may have 64 KiB
 _SMALL_BYTES = 1024  # what is smaller cannot hold enough items to matter
 _TOGETHER_BYTES = 2_097_152  # what is read in bulk at once: its objects take up to 25 times that
@@ -78,12 +77,14 @@ DECODE_BYTES_PER_PAYLOAD_BYTE = 20
 
 
 class Decoder:
-    """Decodes batches. It holds compiled decoders and a bounded cache of topics; not for two threads at once.
+    """Decodes batches. It holds compiled decoders and remembers ``max_topics``, by default as many as there are
+    high-water marks: with one more all are read anew each round. Not for two threads at once.
 
     ``fallbacks`` counts batches that the bulk way could not read and that were read exactly throughout: 0, or there
     is a fault in this program, worth a warning."""
 
-    def __init__(self, settings: TelemetrySettings, topic_root: str) -> None:
+    def __init__(self, settings: TelemetrySettings, topic_root: str, *, max_topics: int = 200_000) -> None:
+        self._max_topics = max_topics
         self._max_payload_bytes = settings.max_payload_bytes
         self._max_reading_bytes = settings.max_reading_bytes
         self._max_depth = settings.max_depth
@@ -98,7 +99,8 @@ class Decoder:
         self._encode = msgspec.json.Encoder().encode
         self._topic = re.compile(rb"%s/(%s)/telemetry" % (re.escape(topic_root.encode()), WELL_ID_PATTERN.encode()))
         self._topic_shape = f"{topic_root}/{{well_id}}/telemetry"
-        self._wells: dict[bytes, str | None] = {}
+        self._number_of: dict[bytes, int] = {}  # by topic, a place in the register
+        self._register = [""]  # wells by number, 0 for topics that are impossible
         self.fallbacks = 0
 
     def decode(self, deliveries: Sequence[Delivery]) -> Decoded:
@@ -115,7 +117,7 @@ class Decoder:
     def _decode_run(self, run: Sequence[Delivery]) -> Decoded:
         """What slices.runs() cut: small messages together, or one that is large."""
         first = run[0]
-        if len(first.payload) > slices.SLICE_BYTES and self._well_of(first.topic) is not None:
+        if len(first.payload) > slices.SLICE_BYTES and self._topic.fullmatch(first.topic):
             return self._decode_large(first)
         return self._decode_together(DecodeBatch(run))
 
@@ -169,16 +171,20 @@ class Decoder:
 
     def _name_wells(self, batch: DecodeBatch) -> None:
         topics = list(dict.fromkeys(batch.topics))
-        wells = list(map(self._wells.get, topics))
+        numbers = np.fromiter(map(self._number_of.get, topics, repeat(0)), np.intp, len(topics))
         impossible = 0
-        if not all(wells):  # a topic is new, or impossible
-            wells = [self._well_of(topic) for topic in topics]
-            impossible = wells.count(None)
+        if not numbers.all():  # a topic is new, or impossible
+            new = sum(topic not in self._number_of for topic in topics)
+            if len(self._number_of) + new > self._max_topics:
+                self._number_of, self._register = {}, [""]
+            numbers = np.array([self._number(topic) for topic in topics], np.intp)
+            impossible = len(topics) - int(np.count_nonzero(numbers))
         if impossible:
-            topics = sorted(topics, key=lambda topic: self._well_of(topic) is None)  # stable: impossible ones last
-            wells = [self._well_of(topic) for topic in topics]
-        batch.wells = [well or "" for well in wells]
-        batch.valid_wells = len(wells) - impossible
+            order = np.argsort(numbers == 0, kind="stable")  # impossible ones last
+            topics, numbers = [topics[at] for at in order.tolist()], numbers[order]
+        batch.wells = list(map(self._register.__getitem__, numbers.tolist()))
+        batch.numbers, batch.register = numbers, self._register
+        batch.valid_wells = len(topics) - impossible
         if len(topics) == len(batch.topics) and not impossible:  # a message a well, in this order
             batch.delivery_well = np.arange(len(topics), dtype=np.int32)
             return
@@ -187,17 +193,17 @@ class Decoder:
         if impossible:
             batch.doubt |= batch.delivery_well >= batch.valid_wells
 
-    def _well_of(self, topic: bytes) -> str | None:
-        try:
-            return self._wells[topic]
-        except KeyError:
-            if len(self._wells) >= _MAX_CACHED_TOPICS:
-                self._wells.clear()
+    def _number(self, topic: bytes) -> int:
+        """The number of the topic's well, 0 for an impossible topic."""
+        number = self._number_of.get(topic)
+        if number is None:
             match = self._topic.fullmatch(topic)
-            well = match.group(1).decode("ascii") if match else None
-            if len(topic) <= _LONGEST_CACHED_TOPIC:
-                self._wells[topic] = well
-            return well
+            number = len(self._register) if match else 0
+            if match:
+                self._register.append(match.group(1).decode("ascii"))
+            if match or len(topic) <= _LONGEST_CACHED_TOPIC:
+                self._number_of[topic] = number
+        return number
 
     def _read_structs(self, batch: DecodeBatch) -> None:
         """Fills ``rows`` with a struct an item and ``source`` with each row's delivery; doubts what msgspec refuses."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from esp_ingest.model import SIGNAL_NAMES, Delivery, FloatArray, IntArray, Readings
+from esp_ingest.model import SIGNAL_NAMES, Delivery, FloatArray, IntArray, Readings, Wells
 from esp_ingest.telemetry.exact import BadItems, ExactReading
 
 Bools = npt.NDArray[np.bool_]
@@ -29,6 +29,8 @@ class DecodeBatch:
         self.received_us: IntArray = np.array(received, np.int64)  # (m,)
         self.doubt: Bools = np.zeros(len(deliveries), np.bool_)  # (m,) deliveries to be read exactly, as a whole
         self.wells: list[str] = []  # "" stands for an impossible topic
+        self.numbers: Places = np.empty(0, np.intp)  # of the wells, places in ``register``: see model.Wells
+        self.register: list[str] = []
         self.delivery_well: npt.NDArray[np.int32] = np.empty(0, np.int32)  # (m,)
         self.valid_wells = 0  # impossible topics come last in wells
         self.rows: list[Any] = []  # (n,) structs
@@ -56,7 +58,7 @@ class DecodeBatch:
     def readings(self) -> Readings:
         """The rows as they were read, each in its place."""
         return Readings(
-            wells=self.wells[: self.valid_wells],
+            wells=Wells(self.wells[: self.valid_wells], self.numbers[: self.valid_wells], self.register),
             well_index=self.well_index,
             timestamp_us=self.timestamp_us,
             received_us=self.row_received_us(),

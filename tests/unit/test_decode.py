@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from esp_ingest.config.settings import TelemetrySettings
-from esp_ingest.model import SIGNAL_NAMES, SIGNAL_ROW, Decoded, Delivery, RejectReason, cut_off
+from esp_ingest.model import SIGNAL_NAMES, SIGNAL_ROW, Decoded, Delivery, RejectReason, Wells, cut_off
 from esp_ingest.telemetry.decode import Decoder
 from esp_ingest.telemetry.timestamps import NO_TIME, lacks_offset, parse_column, parse_rfc3339
 
@@ -422,4 +424,18 @@ def test_topics_that_no_well_has_are_not_remembered_at_any_length() -> None:
     decoder = Decoder(TelemetrySettings(), "esp")
     message = Delivery(b"esp/" + b"w" * 60_000 + b"/telemetry", b"{}", 1, 1, 1, 0)
     assert [each.reason for each in decoder.decode([message]).rejects] == ["invalid_topic"]
-    assert sum(map(len, decoder._wells)) < 1_000
+    assert sum(map(len, decoder._number_of)) < 1_000
+
+
+@given(st.lists(st.lists(st.sampled_from([b"a", b"b", b"c", b"d", b"e", b"!"]), min_size=1, max_size=6), max_size=8))
+def test_a_number_means_one_well_for_as_long_as_its_register_lasts(batches: list[list[bytes]]) -> None:
+    """However many topics come: the register begins anew before it has more than it may."""
+    decoder = Decoder(TelemetrySettings(), "esp", max_topics=4)
+    for names in batches:
+        topics = [b"esp/%b/telemetry" % name for name in names]
+        decoded = decoder.decode([Delivery(topic, b'{%s,"pip":1}' % TIME, 1, 1, 1, NOW_US) for topic in topics])
+        wells, rows = decoded.readings.wells, range(len(decoded.readings))
+        assert isinstance(wells, Wells)
+        assert [wells.register[number] for number in wells.numbers] == wells
+        assert [decoded.readings.well_of(row) for row in rows] == [name.decode() for name in names if name != b"!"]
+        assert len(wells.register) <= 1 + max(4, *(len(set(each)) for each in batches))

@@ -1,6 +1,7 @@
 """The parts of the store that need no database: marks, queries, connection strings, names of migrations."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from pydantic import SecretStr
 
 from esp_ingest.config.settings import DatabaseSettings
 from esp_ingest.interfaces import StoreUnavailable
-from esp_ingest.model import Readings
+from esp_ingest.model import Readings, Wells
 from esp_ingest.resources import sql_folder
 from esp_ingest.store import schema
 from esp_ingest.store.capabilities import Capabilities, SchemaError
@@ -67,6 +68,31 @@ class TestMarks:
                 known.raise_to([("c", 1), ("f", 2)])
                 plain |= {well: max(at, plain.get(well, -1)) for well, at in (("c", 1), ("f", 2))}
         assert len(known) == len(plain)
+
+    @given(
+        st.lists(st.tuples(st.booleans(), st.lists(st.sampled_from("abcde"), unique=True, max_size=5)), max_size=12),
+        st.sampled_from([4, 100]),
+    )
+    def test_wells_with_numbers_have_the_marks_of_wells_without(
+        self, batches: list[tuple[bool, list[str]]], max_wells: int
+    ) -> None:
+        """Also where the decoder begins another register, in which a number means another well, and where marks are
+        forgotten: then there may be no mark, but no wrong one."""
+        known, plain = HighWaterMarks(max_wells=max_wells), dict[str, int]()
+        register = [""]
+        for at, (anew, names) in enumerate(batches):
+            register = [""] if anew else register
+            register += [name for name in names if name not in register]
+            batch = readings([(name, at % 3) for name in names])
+            numbers = np.array([register.index(name) for name in batch.wells], np.intp)
+            batch = replace(batch, wells=Wells(batch.wells, numbers, register))
+            times = [at % 3] * len(names)
+            fresh = known.fresh(batch).tolist()
+            expected = [time > plain.get(name, -1) for name, time in zip(names, times, strict=True)]
+            assert fresh == expected or (max_wells == 4 and all(map(int.__ge__, fresh, expected)))
+            known.committed(batch)
+            assert not known.fresh(batch).any() or max_wells == 4
+            plain |= {name: max(time, plain.get(name, -1)) for name, time in zip(names, times, strict=True)}
 
     def test_memory_is_bounded(self) -> None:
         known = HighWaterMarks(max_wells=10)

@@ -35,7 +35,7 @@ from esp_ingest.diagnostics.engine.well_settings import WellSettings
 from esp_ingest.diagnostics.engine.well_state import NEVER, Exported, Journal, WellArrays
 from esp_ingest.diagnostics.language.evaluation import BoolArray
 from esp_ingest.diagnostics.language.rules import RuleSet
-from esp_ingest.model import SIGNAL_NAMES, DiagnosticRow, FloatArray, Readings
+from esp_ingest.model import SIGNAL_NAMES, DiagnosticRow, FloatArray, PlacesByNumber, Readings
 
 if TYPE_CHECKING:
     from esp_ingest.service.metrics import Metrics
@@ -79,7 +79,7 @@ class Engine:
         self._names = [*SIGNAL_NAMES, *rules.extra_signals]
         self._slots: dict[str, int] = {}
         self._wells: list[str] = []
-        self._placed: tuple[list[str], Slots] | None = None  # wells of the batch before, and their slots
+        self._by_number = PlacesByNumber()
         self.elsewhere: Counter[tuple[str, str]] = Counter()  # open at wells that are not here, for the gauge
         self._journal = Journal()
         self._in_flight = 0
@@ -312,14 +312,12 @@ class Engine:
     # -- wells
 
     def _slots_of(self, wells: Sequence[str]) -> Slots:
-        """The slot of each of ``wells``. A fleet names the same ones in each batch, which spares looking them up."""
-        if self._placed is None or self._placed[0] != wells:
-            try:
-                slots = np.fromiter(map(self._slots.__getitem__, wells), np.intp, len(wells))
-            except KeyError:  # a new well
-                slots = np.array([self._slot(well) for well in wells], np.intp)
-            self._placed = list(wells), slots
-        return self._placed[1]
+        """The slot of each of ``wells``; a new one gets its slot."""
+        slots = self._by_number.of(wells)
+        if slots is None:
+            slots = np.array([self._slot(well) for well in wells], np.intp)
+            self._by_number.keep(wells, slots)
+        return slots
 
     def _slot(self, well: str) -> int:
         slot = self._slots.get(well)
@@ -432,7 +430,7 @@ class Engine:
         if self._in_flight:
             raise RuntimeError("a batch is in flight")
         slots = {self._slots.pop(well) for well in wells if well in self._slots}
-        self._placed = None
+        self._by_number.forget()
         for opened in (self._occurrences.open, self._occurrences.silent):
             for key in [key for key in opened if key[1] in slots]:
                 gone = opened.pop(key)

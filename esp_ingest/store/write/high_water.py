@@ -4,16 +4,14 @@ Nothing here decides whether a row is stored twice, the primary key does. A wron
 ends with a duplicate key and the batch goes through the staging table; too high, and fresh rows take the slower way.
 """
 
-from collections import deque
 from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
 
-from esp_ingest.model import Readings
+from esp_ingest.model import PlacesByNumber, Readings
 
 _NEVER = np.iinfo(np.int64).min
-_BATCHES = 4  # a batch is prepared while the one before is being written
 
 
 class HighWaterMarks:
@@ -27,20 +25,19 @@ class HighWaterMarks:
     def _forget(self) -> None:
         self._place_of: dict[str, int] = {}
         self._newest = np.full(1, _NEVER, np.int64)
-        # Wells of a batch and their places: what fresh() has found out serves it again, and committed() later.
-        self._found: deque[tuple[list[str], npt.NDArray[np.intp]]] = deque(maxlen=_BATCHES)
+        self._by_number = PlacesByNumber()
 
     def __len__(self) -> int:
         return len(self._place_of)
 
     def fresh(self, readings: Readings) -> npt.NDArray[np.bool_]:
         """Which readings are newer than all that is known to be stored of their well; (n,)."""
-        places = self._found_of(readings)
+        places = self._by_number.of(readings.wells)
         if places is None:
             get = self._place_of.get
             places = np.array([get(well, 0) for well in readings.wells], np.intp)
             if places.all():
-                self._found.append((readings.wells, places))
+                self._by_number.keep(readings.wells, places)
         newer: npt.NDArray[np.bool_] = readings.timestamp_us > self._newest[places][readings.well_index]
         return newer
 
@@ -48,15 +45,12 @@ class HighWaterMarks:
         """These are stored now."""
         if len(readings) == 0:
             return
-        places = self._found_of(readings)
+        places = self._by_number.of(readings.wells)
         if places is None:
             present = np.unique(readings.well_index)
             places = np.zeros(len(readings.wells), np.intp)
             places[present] = self._places([readings.wells[at] for at in present.tolist()])
         np.maximum.at(self._newest, places[readings.well_index], readings.timestamp_us)
-
-    def _found_of(self, readings: Readings) -> npt.NDArray[np.intp] | None:
-        return next((places for wells, places in self._found if wells is readings.wells), None)
 
     def raise_to(self, found: Iterable[tuple[str, int]]) -> None:
         """The database holds readings up to these timestamps (µs)."""

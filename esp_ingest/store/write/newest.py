@@ -13,7 +13,7 @@ import numpy.typing as npt
 import psycopg
 
 from esp_ingest.interfaces import Clock
-from esp_ingest.model import SIGNALS, Readings
+from esp_ingest.model import SIGNALS, PlacesByNumber, Readings
 from esp_ingest.store.connection import Connection, is_pooled, only_row, staging
 from esp_ingest.store.queries import copy_of, query
 from esp_ingest.store.write.copy_format import telemetry_stream
@@ -58,6 +58,7 @@ class WellNewest:
 
     def _forget(self) -> None:
         self._slot_of: dict[str, int] = {}
+        self._by_number = PlacesByNumber()
         self._wells: list[str] = []  # by slot: to list the keys takes milliseconds with 100 000 of them
         self._timestamp_us = np.empty(0, np.int64)
         self._received_us = np.empty(0, np.int64)
@@ -99,7 +100,13 @@ class WellNewest:
         newest = np.full(len(readings.wells), _NEVER, np.int64)
         np.maximum.at(newest, readings.well_index[rows], readings.timestamp_us[rows])
         rows = rows[readings.timestamp_us[rows] == newest[readings.well_index[rows]]]
-        slots = self._slots([readings.wells[at] for at in readings.well_index[rows].tolist()])
+        well = readings.well_index[rows]
+        known = self._by_number.of(readings.wells)
+        if known is not None:
+            slots = known[well]
+        else:
+            slots = self._slots([readings.wells[at] for at in well.tolist()])
+            self._by_number.keep(readings.wells, slots, well)
         is_newer = readings.timestamp_us[rows] > self._timestamp_us[slots]
         rows, slots = rows[is_newer], slots[is_newer]
         self._timestamp_us[slots] = readings.timestamp_us[rows]
