@@ -98,6 +98,7 @@ class BulkClient(paho.Client):
         self.new_tls_context: Callable[[], ssl.SSLContext] | None = None  # at each connection: files may be renewed
         self.read_error: OSError | None = None  # what ended the last connection, if a read did
         self.last_read_bytes = 0  # what the last turn of reading brought
+        self.has_read_all = True  # in that turn; False: more was there, most likely
         # Merely set, this keeps paho from writing to the socket in the thread that queues a packet.
         self.on_socket_register_write = _leave_writing_to_the_loop
 
@@ -226,7 +227,7 @@ class BulkClient(paho.Client):
         return wrapped
 
     def _packet_read(self) -> MQTTErrorCode:
-        self.last_read_bytes = 0
+        self.last_read_bytes, self.has_read_all = 0, True
         for _ in range(READS_PER_TURN):
             try:
                 data = self._sock_recv(RECV_BYTES)
@@ -245,7 +246,9 @@ class BulkClient(paho.Client):
             if outcome != MQTTErrorCode.MQTT_ERR_SUCCESS or self._sock is None:
                 return outcome
             if type(self._sock) is socket.socket:
+                self.has_read_all = len(data) < RECV_BYTES
                 return MQTTErrorCode.MQTT_ERR_AGAIN  # poll() tells of what is left
+        self.has_read_all = False
         return MQTTErrorCode.MQTT_ERR_SUCCESS
 
     def _feed(self, data: bytes) -> MQTTErrorCode:

@@ -12,11 +12,20 @@ from esp_ingest.mqtt.client import MOST_PACKET_BYTES, BulkClient
 from tests.support.fake_clock import FakeClock
 
 
+class _OtherSocket(socket.socket):
+    """Not of Python's own class, as that of TLS."""
+
+
 class ReadingClient:
-    """Connected as far as it knows; ``feed`` hands it bytes as the socket would."""
+    """Connected as far as it knows; ``feed`` hands it bytes as the socket would. ``several_reads`` a turn, as of TLS."""
 
     def __init__(
-        self, *, is_mqtt5: bool = True, is_accepted: bool = True, max_packet_bytes: int = MOST_PACKET_BYTES
+        self,
+        *,
+        is_mqtt5: bool = True,
+        is_accepted: bool = True,
+        max_packet_bytes: int = MOST_PACKET_BYTES,
+        several_reads: bool = False,
     ) -> None:
         self.deliveries: list[Delivery] = []
         self.chunks = 0
@@ -25,7 +34,7 @@ class ReadingClient:
         ours, self._theirs = socket.socketpair()
         ours.setblocking(False)
         self._theirs.setblocking(False)
-        self.client._sock = ours
+        self.client._sock = _OtherSocket(fileno=ours.detach()) if several_reads else ours
         self.client.connection = 1
         if is_accepted:
             self.client._state = _ConnectionState.MQTT_CS_CONNECTED
@@ -49,6 +58,10 @@ class ReadingClient:
             if not self.is_open:
                 break
         return outcome
+
+    def put(self, data: bytes) -> None:
+        """Send, and let nothing be read yet."""
+        self._theirs.sendall(data)
 
     def hang_up(self) -> None:
         """Close the broker's end."""

@@ -148,6 +148,20 @@ def test_a_huge_message_in_pieces_is_joined_once(monkeypatch: pytest.MonkeyPatch
         assert keeps == 1
 
 
+@pytest.mark.parametrize(("several_reads", "has_read_all"), [(False, [False, False, True]), (True, [False, True])])
+def test_a_turn_says_whether_it_has_read_all(
+    monkeypatch: pytest.MonkeyPatch, several_reads: bool, has_read_all: list[bool]
+) -> None:
+    monkeypatch.setattr("esp_ingest.mqtt.client.RECV_BYTES", 1_000)
+    monkeypatch.setattr("esp_ingest.mqtt.client.READS_PER_TURN", 2)
+    with ReadingClient(several_reads=several_reads) as reading:
+        reading.put(publish(TOPIC, bytes(2_500)))
+        for expected in has_read_all:
+            reading.client.loop_read()
+            assert reading.client.has_read_all == expected
+        assert len(reading.deliveries) == 1
+
+
 def test_packets_of_paho_in_between_keep_their_place() -> None:
     with ReadingClient() as reading:
         seen: list[tuple[str, int]] = []

@@ -342,6 +342,29 @@ def test_what_comes_in_small_pieces_is_gathered_for_longer_than_what_comes_in_la
         source.close()
 
 
+def test_after_a_turn_that_left_something_unread_nothing_is_waited_for(
+    broker: FakeBroker, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("esp_ingest.mqtt.client.RECV_BYTES", 2_000)
+    slept: list[float] = []
+
+    class Noting(SystemClock):
+        def sleep(self, seconds: float) -> None:
+            slept.append(seconds)
+            super().sleep(seconds)
+
+    source = MqttSource(mqtt(broker), Noting(), metrics)
+    source.start()
+    try:
+        until(lambda: source.subscribed)
+        at = len(slept)
+        broker.connection().send(publish(b"esp/w/telemetry", b"x" * 200_000))
+        until(lambda: source.take(10, 1_000_000, 0.05))
+        assert 1 <= len(slept) - at < 20, "a hundred reads, of which few found the socket empty"
+    finally:
+        source.close()
+
+
 @pytest.mark.parametrize(
     ("size", "seconds", "gathered"),
     [
