@@ -17,7 +17,8 @@ class _OtherSocket(socket.socket):
 
 
 class ReadingClient:
-    """Connected as far as it knows; ``feed`` hands it bytes as the socket would. ``several_reads`` a turn, as of TLS."""
+    """Connected as far as it knows; ``feed`` hands it bytes as the socket would. ``several_reads``: a turn, as of
+    TLS."""
 
     def __init__(
         self,
