@@ -137,6 +137,8 @@ EXAMPLES: dict[str, Example] = {
     ),
     "gas_interference": Example(("motor_current", "vsd_frequency"), changes={"motor_current": hunting}),
     "slugging": Example(("motor_current",), changes={"motor_current": slugs}, hours=5 * 24.0),
+    "slugging_begun": Example(("motor_current",), changes={"motor_current": slugs}, onset_hours=48.0, hours=96.0),
+    "slugging_spell": Example(("motor_current",), changes={"motor_current": slugs}, onset_hours=48.0, hours=96.0),
     "hunting": Example(("motor_current",), changes={"motor_current": hunting}, hours=4 * 24.0),
     "slugging_worse": Example(("motor_current",), changes={"motor_current": more_slugs}, hours=21 * 24.0),
     "pump_off": Example(("motor_current", "pip", "flow_rate"), FaultName.PUMP_OFF),

@@ -21,13 +21,14 @@ from tests.evaluate.recorded import (
 )
 
 ANOTHER_SPEED = "at another speed than its median, where the load is compared with what that speed can make of it"
+SERIES = "one of a series of drops, which slugging_begun and slugging_spell tell"
 PROTECTIVE = ("underload", "gas_lock", "no_flow", "pump_off", "start_without_flow")
 # Standing pieces of rules.toml that variants replace.
 _BEYOND = 'deeper = "95 %", longer = "150 %"'
 _UNDERLOAD = (
     f'parameters = {{ load = "80 %", {_BEYOND} }}\non_delay = "10 min"\noff_delay = "60 min"\ndeadband = "5 %"\n'
 )
-_HUNTING = 'parameters = { hunting = "8 %", more = "125 %" }\noff_delay = "60 min"\n'
+_HUNTING = 'parameters = { hunting = "8 %", more = "125 %" }\non_delay = "10 min"\noff_delay = "60 min"\n'
 _LOCK = 'load_without_flow = "65 %"'
 
 
@@ -217,6 +218,7 @@ def agreements() -> Iterator[Agreement]:
             ("shorter than the on-delay of 10 minutes", _quick_underload("settled")),
             ("in the hour after a start", _quick_underload("running")),
         ],
+        told_by=("slugging_begun", "slugging_spell"),
     )
     yield _explained(
         "CURRENT_HUNTING",
@@ -250,6 +252,7 @@ def _explained(
     plain: Played,
     variants: Sequence[tuple[str, RuleSet]],
     held_back: bool = False,
+    told_by: tuple[str, ...] = (),
 ) -> Agreement:
     times = [at for name, at, _ in derived_events() if name == event]
     left = [at for at in times if not _covered(plain, ours, at, held_back=False)]
@@ -257,6 +260,8 @@ def _explained(
     why: Counter[str] = Counter()
     if held_back:
         left = _account(why, "suppressed: a graver alarm stood", plain, ours, left)
+    if told_by:
+        left = _account(why, SERIES, plain, told_by, left)
     for reason, rule_set in variants:
         left = _account(why, reason, played(ESP01, rule_set), ours, left)
     left = _account(why, ANOTHER_SPEED, plain, ("speed_step",), left)

@@ -24,6 +24,8 @@ _GROUPS = (
             "start_without_flow",
             "gas_interference",
             "slugging",
+            "slugging_begun",
+            "slugging_spell",
             "slugging_worse",
             "hunting",
             "pump_off",

@@ -92,7 +92,8 @@ def each_well() -> Iterator[str]:
         "Not all is blind: underload, gas_lock and gas_interference were drawn on the whole of A before its days were "
         "parted, and for no_flow the rise of 10 °F was looked at over all of both wells. The figures of slugging and "
         "slugging_worse were chosen with all of A and B in view: what the second parts say of these is weaker than it "
-        "reads."
+        "reads. Those of slugging_begun and slugging_spell, and the delay of gas_interference, were chosen on the "
+        "first parts and on simulated wells."
     )
     yield ""
     yield "### Each rule at each well: the lift over chance of a stop within 24 hours"

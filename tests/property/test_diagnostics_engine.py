@@ -262,6 +262,7 @@ def test_the_stories_raise_most_rules() -> None:
     # more wells (test_diagnostics_common_stops.py), or days and weeks of data (test_diagnostics_habit.py, …_slow.py).
     assert missing <= {
         "current_imbalance", "clock_skew", "blocked_intake", "slugging", "slugging_worse", "frequency_tag", "upthrust",
+        "slugging_begun", "slugging_spell",
         "common_stop", "new_habit", "pump_wear", "scale_or_sand", "inflow_decline", "insulation_decline", "gauge_drift",
     }  # fmt: skip
 

@@ -173,6 +173,6 @@ def test_choose_refuses(text: str, complaint: str) -> None:
 def test_each_function_that_reads_a_running_median_says_that_it_needs_one() -> None:
     medians = {name for name, function in FUNCTIONS.items() if Need.MEDIAN in function.needs}
     own = {"low", "low_time", "usual_low", "usual_low_time", "usual_fall", "drops", "drops_trend", "drops_rise"}
-    own |= {"slow_ratio", "slow_rate", "slow_confidence"}
+    own |= {"recent_drops", "slow_ratio", "slow_rate", "slow_confidence"}
     assert medians == {"median", "ratio", "deviation", "habit", "habit_ratio", "trend", *own}
     assert all(Need.MEANS in function.needs for function in FUNCTIONS.values() if function.form is Form.WINDOW)

@@ -9,6 +9,7 @@ from esp_ingest.resources import config_file
 # The diagnoses of DIAGNOSTICS.md, all of them.
 DIAGNOSES = {
     "early_restart", "failed_start", "speed_step", "underload", "no_flow", "slugging", "slugging_worse", "hunting",
+    "slugging_begun", "slugging_spell",
     "gas_interference", "gas_lock", "pump_off", "dead_head", "tubing_leak", "broken_shaft",
     "blocked_intake", "solids", "overload", "motor_hot", "motor_heating", "vibration", "frequency_deviation",
     "low_flow", "high_gor", "trip", "common_stop", "planned_stop", "cycling", "gauge_dropout", "gauge_failure",

@@ -212,6 +212,19 @@ def appended(rings: Array, new: BoolArray, values: Array, told: Slots | None = N
     return line.take(after - back, axis=1), line.take(last - back, axis=1)
 
 
+def rings_at(
+    runs: Runs, closings: Slots, before: Array, at: Slots | None = None, after: FloatArray | None = None
+) -> FloatArray:
+    """Rings (rows, k, closings) as they are at the ``closings``: ``before`` (rows, k, slots), or what the newest change
+    of the same well up to there made of them; changes ``at`` closings, in order, with the rings ``after`` each."""
+    out = before[:, :, runs.closing_slot[closings]].astype(np.float64)
+    if at is not None and after is not None:
+        nth = np.searchsorted(at, closings, side="right") - 1
+        some = (nth >= 0) & (runs.closing_well[at[nth]] == runs.closing_well[closings])
+        out[:, :, some] = after[:, :, nth[some]]
+    return out
+
+
 def added(start: Array, to: Slots, values: Array) -> Array:
     """``start`` (rows, k), contiguous, with ``values`` (rows, n) added at ``to`` (n,), one after the other."""
     if start.shape == values.shape:  # each in its own place

@@ -1,6 +1,6 @@
 """What an occurrence says: one sentence of what was seen, against what, since when, what it means and what to do."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -66,12 +66,13 @@ def sentence(
     since_us: int,
     signals: str,
     well: str,
-    trend: str = "",
+    words: Mapping[str, str] | None = None,
 ) -> str:
-    """The message of an occurrence: ``value`` and ``threshold`` in base units."""
+    """The message of an occurrence: ``value`` and ``threshold`` in base units, ``words`` by their place in it."""
     unit = step.condition.headline.unit if step.condition.headline else NONE
     told, limit = amount(value, unit), amount(threshold, unit)
-    seen = step.rule.seen.format(value=told, threshold=limit, signals=signals, well=well, duration=told, trend=trend)
+    others = {"trend": "", "drops": "", **(words or {})}
+    seen = step.rule.seen.format(value=told, threshold=limit, signals=signals, well=well, duration=told, **others)
     return compose(well, seen, since_us, step.rule)
 
 

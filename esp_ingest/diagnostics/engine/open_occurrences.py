@@ -104,7 +104,7 @@ class OpenOccurrences:
                 since,
                 self._signals_at(batch, rule, row),
                 well,
-                self._trend_at(batch, rule, row),
+                self._words_at(batch, rule, row),
             ),
             actions_json=as_json(list(rule.actions)),
             snapshot_json=self._snapshot(batch, rule, row),
@@ -115,16 +115,16 @@ class OpenOccurrences:
 
     def again(self, batch: BatchContext, step: RuleStep, row: int) -> None:
         """The condition came back at ``row`` before the open occurrence was over: it counts once more, and a message
-        that tells a trend tells the present one."""
+        that tells a trend or drops tells the present ones."""
         slot = int(batch.rows.slot[row])
         occurrence = self.open.get((step.index, slot))
         if occurrence is None:
             return
         occurrence = occurrence.again()
-        if "{trend}" in step.rule.seen:
+        if "{trend}" in step.rule.seen or "{drops}" in step.rule.seen:
             value, threshold = told_of(step, batch, row)
-            signals, trend = self._signals_at(batch, step.rule, row), self._trend_at(batch, step.rule, row)
-            message = sentence(step, value, threshold, occurrence.raised_us, signals, occurrence.well_id, trend)
+            signals, words = self._signals_at(batch, step.rule, row), self._words_at(batch, step.rule, row)
+            message = sentence(step, value, threshold, occurrence.raised_us, signals, occurrence.well_id, words)
             occurrence = replace(occurrence, value=value, threshold=threshold, message=message)
         self.store(step.index, slot, occurrence, at_us=int(batch.rows.t[row]))
 
@@ -214,6 +214,27 @@ class OpenOccurrences:
         if ("fact", "gauge_dropped") in keys:
             return ", ".join(name for name in GAUGE if batch.measured.seen[name][1][row] != NEVER)
         return ""
+
+    def _words_at(self, batch: BatchContext, rule: Rule, row: int) -> dict[str, str]:
+        """What the message of ``rule`` says of trends and drops, by its place there."""
+        words = {}
+        if "{trend}" in rule.seen:
+            words["trend"] = self._trend_at(batch, rule, row)
+        if "{drops}" in rule.seen:
+            words["drops"] = self._drops_at(batch, row)
+        return words
+
+    def _drops_at(self, batch: BatchContext, row: int) -> str:
+        """For people: how low and for how long the motor load usually drops."""
+        features, run, place = batch.running.features, batch.running.run[row], self._baselines.row
+        usual = [
+            features.one(place[function, "current_load"], run) if (function, "current_load") in place else float("nan")
+            for function in ("usual_low", "usual_low_time")
+        ]
+        low, seconds = map(number_of, usual)
+        if low is None or seconds is None:
+            return "how low and how long is not known"
+        return f"down to {100 * low:.0f} % and for up to {span(seconds)}"
 
     def _trend_at(self, batch: BatchContext, rule: Rule, row: int) -> str:
         """For people: the slow trend that ``rule`` reads, else how the drops of this week stand to the week before."""

@@ -5,23 +5,35 @@ these drops, so here the well's own days are the measure. Each closed 5-minute b
 quantities. The extreme of each day of running (48 settled half-hours, as for the habits of baseline.py) is kept for 5
 days, and the number of drops for 28. The usual value is the median of the last 5 days, so that a day or two of trouble
 do not become a habit. Until five days are known, those that are decide: a well that drops several times on its first
-day has shown what it does.
+day has shown what it does. While drops follow each other on a well without the habit, their own extremes count
+(recent_drops.py).
 
 A drop is a fall of the 5-minute mean from at least 90 % of its running median to below 80 %. How low and how long drops
-usually are is known only if the median day has at least 3 of them. Otherwise the well has no habit of dropping, and the
-limits apply as they are.
+usually are is known only if the median day has at least 3 of them, or while drops follow each other. Otherwise the well
+has no habit of dropping, and the limits apply as they are.
 
 The result depends only on the sequence of closed buckets, not on how the readings were cut into batches: extremes
 and counts can be combined in any order, and sums are made strictly in order."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from esp_ingest.diagnostics.engine.buckets import BUCKET_US, Key, Runs, Slots, Window, appended, median, present
+from esp_ingest.diagnostics.engine.buckets import (
+    BUCKET_US,
+    Key,
+    Runs,
+    Slots,
+    Window,
+    appended,
+    median,
+    present,
+    rings_at,
+)
 from esp_ingest.diagnostics.engine.features import Features
+from esp_ingest.diagnostics.engine.recent_drops import RecentDrops, RecentPlan
 from esp_ingest.diagnostics.engine.well_state import NEVER, Array, Journal, WellArrays
 from esp_ingest.diagnostics.language.evaluation import BoolArray
 from esp_ingest.model import FloatArray, IntArray
@@ -40,9 +52,17 @@ _USUAL: dict[str, tuple[str, Any]] = {
     "usual_cv": ("cv", np.fmax),
     "usual_fall": ("trend", np.fmin),
 }
-KEPT_BY_DAY = (*_USUAL, "low_time", "drops", "drops_trend", "drops_rise")  # read no window of 5-minute means
+KEPT_BY_DAY = (
+    *_USUAL,
+    "low_time",
+    "drops",
+    "drops_trend",
+    "drops_rise",
+    "recent_drops",
+)  # read no window of 5-minute means
 EACH_CLOSING = ("low", "low_time")  # what each closed bucket makes; the others change with a day that ends
-_OF_DROPS = ("drops", "drops_trend", "drops_rise", "usual_low", "usual_low_time", "low_time")
+_OF_DROPS = ("drops", "drops_trend", "drops_rise", "recent_drops", "usual_low", "usual_low_time", "low_time")
+_LOAD = "current_load"  # whose drops vary the other signals too
 
 
 @dataclass(slots=True)
@@ -55,9 +75,18 @@ class OwnPlan:
     excursion: Array
     drops: FloatArray
     extreme: FloatArray
+    recent: dict[str, RecentPlan | None]  # by signal
     day_slots: Slots | None = None
     days: FloatArray | None = None
     drop_days: FloatArray | None = None
+
+
+class _Ended(NamedTuple):
+    """The closings ``at`` which days end, with the rings ``days`` and ``drop_days`` after each of them."""
+
+    at: Slots
+    days: FloatArray
+    drop_days: FloatArray
 
 
 class OwnDays:
@@ -78,8 +107,18 @@ class OwnDays:
         state.add("excursion", np.int8, 1, self._dropping)
         state.add("day_drops", np.float64, 0.0, self._dropping)
         state.add("day_extreme", np.float64, np.nan, names)
-        state.add("own_days", np.float64, np.nan, names, (_USUAL_DAYS,), newest_first=True)
-        state.add("own_drops", np.float64, np.nan, self._dropping, (_WEEKS * _WEEK,), newest_first=True)
+        state.add("own_days", np.float32, np.nan, names, (_USUAL_DAYS,), newest_first=True)
+        state.add("own_drops", np.float32, np.nan, self._dropping, (_WEEKS * _WEEK,), newest_first=True)
+        # By signal, the places of the usual quantities that its newest drops tell.
+        self._places = {
+            name: [at for at, key in enumerate(self._usual) if _is_told(key, name)] for name in self._dropping
+        }
+        self._recent = {name: self._recent_of(name, names, places) for name, places in self._places.items()}
+
+    def _recent_of(self, signal: str, names: list[str], places: list[int]) -> RecentDrops:
+        kept = [names[at] for at in places]
+        ufuncs, sources = [self._extremes[at] for at in places], [self._sources[at] for at in places]
+        return RecentDrops(self._state, signal, kept, ufuncs, sources)
 
     def lows(self) -> list[str]:
         """The signals whose 15-minute mean is read by a rule."""
@@ -106,6 +145,7 @@ class OwnDays:
         groups[1:] |= day[1:] != day[:-1]
         starts = np.flatnonzero(groups)
         healthy, excursion, drops = [], [], []
+        recent: dict[str, RecentPlan | None] = {}
         for at, name in enumerate(self._dropping):
             share = means[name] / features.at_closings(self._row["median", name])
             code = np.where(~settled | ~(share < _HEALTHY), 1, np.where(share < _LOW, -1, 0)).astype(np.int8)
@@ -122,17 +162,13 @@ class OwnDays:
             onset = ((now == -1) & (previous == 1)).astype(np.float64)
             healthy.append(since[last])
             excursion.append(now[last])
+            recovers = settled & (share >= _HEALTHY)
+            recent[name] = self._recent[name].plan(runs, features, settled, recovers, previous, now)
             drops.append(onset if runs.lone else np.add.reduceat(onset, starts))  # whole numbers: exact in any order
-        return self._days(
-            runs,
-            features,
-            settled,
-            groups,
-            starts,
-            last,
-            ended,
-            OwnPlan(np.array(healthy, np.int64), np.array(excursion, np.int8), np.array(drops), np.empty(0)),
-        )
+        plan = OwnPlan(np.array(healthy, np.int64), np.array(excursion, np.int8), np.array(drops), np.empty(0), recent)
+        ends = self._days(runs, features, settled, groups, starts, last, ended, plan)
+        self._tell(runs, features, plan, ends)
+        return plan
 
     def _days(
         self,
@@ -144,7 +180,7 @@ class OwnDays:
         last: Slots,
         ended: BoolArray,
         plan: OwnPlan,
-    ) -> OwnPlan:
+    ) -> "_Ended | None":
         """Find the extremes of each day that the batch touches. Days that ended become part of what is usual."""
         state = self._state
         extreme = np.empty((len(self._usual), starts.shape[0]))
@@ -166,28 +202,59 @@ class OwnDays:
         over = ended[ends]
         newest: Any = slice(None) if runs.lone else (np.cumsum(groups) - 1)[last]  # the last group of each well
         plan.extreme, plan.drops = extreme[:, newest], drops[:, newest]
-        if over.any():
-            plan.extreme = np.where(over[newest], np.nan, plan.extreme)
-            plan.drops = np.where(over[newest], 0.0, plan.drops)
-            self._end(runs, features, plan, ends[over], extreme[:, over], drops[:, over])
-        return plan
+        if not over.any():
+            return None
+        plan.extreme = np.where(over[newest], np.nan, plan.extreme)
+        plan.drops = np.where(over[newest], 0.0, plan.drops)
+        return self._end(runs, plan, ends[over], extreme[:, over], drops[:, over])
 
-    def _end(
-        self, runs: Runs, features: Features, plan: OwnPlan, at: Slots, extreme: FloatArray, drops: FloatArray
-    ) -> None:
+    def _end(self, runs: Runs, plan: OwnPlan, at: Slots, extreme: FloatArray, drops: FloatArray) -> "_Ended":
         """Append the days that end at the closings ``at`` to the rings of days, newest first."""
         state = self._state
         well = runs.closing_well[at]
         new = np.ones(well.shape[0], np.bool_)
         np.not_equal(well[1:], well[:-1], out=new[1:])
         slots = plan.day_slots = runs.slots[well[new]]
+        extreme = extreme.astype(np.float32).astype(np.float64)  # as the ring keeps them
         days, plan.days = appended(state["own_days"][:, :, slots], new, extreme)
         drop_days, plan.drop_days = appended(state["own_drops"][:, :, slots], new, drops)
+        return _Ended(at, days, drop_days)
+
+    def _tell(self, runs: Runs, features: Features, plan: OwnPlan, ended: "_Ended | None") -> None:
+        """What is usual changes where a day ends, and at each closing of a well of which recent drops count: there are
+        few such wells, and drops cease to count as time goes by."""
+        told = np.zeros(runs.closing_well.shape[0], np.bool_)
+        for name, recent in plan.recent.items():
+            counts = features.at_closings(self._row["recent_drops", name]) > 0
+            if recent is not None and recent.at.size:
+                has_dropped = np.zeros(runs.slots.shape[0], np.bool_)
+                has_dropped[runs.closing_well[recent.at]] = True
+                told |= has_dropped[runs.closing_well]
+            told |= counts
+        if ended is not None:
+            told[ended.at] = True
+        at = np.flatnonzero(told)
+        if not at.size:
+            return
+        state = self._state
+        days, drop_days = rings_at(runs, at, state["own_days"]), rings_at(runs, at, state["own_drops"])
+        if ended is not None:
+            days = rings_at(runs, at, state["own_days"], ended.at, ended.days)
+            drop_days = rings_at(runs, at, state["own_drops"], ended.at, ended.drop_days)
         made = self._made(days, drop_days)
+        for name, recent in plan.recent.items():
+            count, extremes = self._recent[name].at(runs, recent, at)
+            made[self._row["recent_drops", name]] = count
+            for place, extreme in zip(self._places[name], extremes, strict=True):
+                row, key = self._row[self._usual[place]], self._usual[place]
+                if key[0] in _OF_DROPS:
+                    made[row] = np.where(np.isnan(made[row]), extreme, made[row])
+                else:
+                    made[row] = self._extremes[place](made[row], extreme)
         features.change(made, runs.opening[at], np.array(list(made.values())))
 
     def _made(self, days: FloatArray, drop_days: FloatArray) -> dict[int, FloatArray]:
-        """The features by row, each (wells,), computed from the days of these wells, newest day first."""
+        """The features by row, each (places,), computed from the days at these places, newest day first."""
         made: dict[int, FloatArray] = {}
         habitual = {}
         for at, name in enumerate(self._dropping):
@@ -214,6 +281,9 @@ class OwnDays:
             journal.put(state["healthy_us"], (slice(None), slots), plan.healthy_us)
             journal.put(state["excursion"], (slice(None), slots), plan.excursion)
             journal.put(state["day_drops"], (slice(None), slots), plan.drops)
+        for name, recent in plan.recent.items():
+            if recent is not None:
+                self._recent[name].commit(journal, recent)
         if self._usual:
             journal.put(state["day_extreme"], (slice(None), slots), plan.extreme)
         if plan.day_slots is not None:
@@ -228,16 +298,24 @@ def is_own(key: Key) -> bool:
 
 def sources_of(key: Key) -> list[Key]:
     """The other columns that the column ``key`` is computed from."""
-    if key[0] in _USUAL:
-        found = [_source(key)]
-        return found if key[0] not in _OF_DROPS else [*found, ("median", key[1])]
-    return [("median", key[1])] if is_own(key) else []
+    if not is_own(key):
+        return []
+    found: list[Key] = [_source(key)] if key[0] in _USUAL else []
+    if key[0] in _OF_DROPS:
+        found.append(("recent_drops", key[1]))
+    return found if key[0] in ("usual_cv", "usual_fall") else [*found, ("median", key[1])]
 
 
 def low_mean(window: Window) -> FloatArray:
     """The mean of the newest 15 minutes of a ``window`` of 5-minute means. NaN if none of them is there."""
     total, count = present(window[:MEAN_BUCKETS])
     return total / count  # 0/0 is NaN
+
+
+def _is_told(key: Key, signal: str) -> bool:
+    """Whether the drops of ``signal`` tell what is usual of the quantity ``key``: its own, and those that vary as the
+    load drops."""
+    return key[1] == signal if key[0] in _OF_DROPS else signal == _LOAD
 
 
 def _source(key: Key) -> Key:

@@ -157,6 +157,13 @@ FUNCTIONS: dict[str, Function] = {
         unit=lambda _: NAMED["drops"],
         needs=_MEANS | _MEDIAN,
     ),
+    "recent_drops": Function(
+        Form.SIGNAL,
+        "drops in a row that recovered by themselves, each within 12 h of the one before; 0 after 12 h without one",
+        "the number of drops of {0} in a row",
+        unit=lambda _: NAMED["drops"],
+        needs=_MEANS | _MEDIAN,
+    ),
     "drops_trend": Function(
         Form.SIGNAL,
         "median drops a day of the last 7 days of running ÷ that of the 7 before; known where that was at least 3",

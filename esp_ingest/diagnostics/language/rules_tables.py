@@ -73,7 +73,7 @@ def _deadband(value: Any) -> str:
 
 def _template(text: str) -> str:
     try:
-        text.format(value="", threshold="", signals="", well="", duration="", trend="")
+        text.format(value="", threshold="", signals="", well="", duration="", trend="", drops="")
     except (KeyError, IndexError, ValueError) as error:
         raise ValueError(
             f"{error} is not a placeholder (known: value, threshold, signals, well, duration, trend)"
