@@ -95,7 +95,7 @@ def bare_app(**options: Any) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        generate_unique_id_function=_operation_id,
+        generate_unique_id_function=lambda route: route.name,
         **options,
     )
     problems.install(app)
@@ -129,10 +129,6 @@ def _parts(settings: Settings, clock: Clock) -> Api:
         metrics=metrics,
         limits=HardLimits(settings.telemetry),
     )
-
-
-def _operation_id(route: APIRoute) -> str:
-    return route.name
 
 
 def _with_whole_examples(schema: dict[str, Any]) -> dict[str, Any]:

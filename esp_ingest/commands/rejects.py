@@ -87,11 +87,15 @@ def _list(connection: Connection, which: RejectFilter, limit: int) -> Iterator[s
     yield f"{len(found)} rejects{more}"
 
 
-def _show(connection: Connection, reject_id: str) -> Iterator[str]:
+def _find(connection: Connection, reject_id: str) -> StoredReject | None:
     try:
-        found = stored_rejects.show_reject(connection, reject_id)
+        return stored_rejects.show_reject(connection, reject_id)
     except ValueError as error:
         raise ConfigError(f"{error}.") from None
+
+
+def _show(connection: Connection, reject_id: str) -> Iterator[str]:
+    found = _find(connection, reject_id)
     if found is None:
         raise LookupError(f"There is no reject {reject_id}: take an id from `esp-ingest rejects list`.")
     reject = found.reject
@@ -128,10 +132,7 @@ def _chosen(connection: Connection, which: RejectFilter, reject_id: str | None) 
     if reject_id is None:
         yield from stored_rejects.pending_rejects(connection, which)
         return
-    try:
-        found = stored_rejects.show_reject(connection, reject_id)
-    except ValueError as error:
-        raise ConfigError(f"{error}.") from None
+    found = _find(connection, reject_id)
     if found is not None and found.replayed_us is None:
         yield found
 

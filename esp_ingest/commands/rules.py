@@ -421,8 +421,6 @@ def _summary(dry_run: DryRun) -> str:
     rows, seen = dry_run.occurrences(), len(dry_run.seen())
     held = f", {len(rows) - seen} more suppressed" if len(rows) > seen else ""
     late = f", {dry_run.late} readings late or doubled" if dry_run.late else ""
-    return f"{seen} occurrences{held} in {dry_run.readings} readings of {_wells(len(dry_run.engine.wells()))}{late}"
-
-
-def _wells(count: int) -> str:
-    return "1 well" if count == 1 else f"{count} wells"
+    wells = len(dry_run.engine.wells())
+    where = "1 well" if wells == 1 else f"{wells} wells"
+    return f"{seen} occurrences{held} in {dry_run.readings} readings of {where}{late}"

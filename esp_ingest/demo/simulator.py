@@ -91,7 +91,7 @@ def run_simulate(settings: Settings, arguments: argparse.Namespace, clock: Clock
     """The command. Returns 0 when every message was acknowledged; raises SimulatorError, ReplayError or ConfigError.
 
     Reads from ``arguments``: wells, rate (Hz), duration (s), fault (list of names), fault_after (s), seed, csv, speed,
-    keep_timestamps, malformed, duplicates, late, future; and, if there, odd and all_signals."""
+    keep_timestamps, malformed, duplicates, late, future; and, if there, odd."""
     with Stop() as stop:  # from here on Ctrl-C is answered with totals, while connecting too
         return _simulate(settings, arguments, clock or SystemClock(), stop)
 
@@ -109,8 +109,7 @@ def _simulate(settings: Settings, arguments: argparse.Namespace, clock: Clock, s
         faults = assign_faults(arguments.fault, arguments.wells, arguments.fault_after)
         fleet = Fleet(arguments.wells, arguments.seed, 1 / arguments.rate, faults, clock.now_us())
         samples = max(1, round(arguments.duration * arguments.rate))
-        signals = SIGNAL_NAMES if getattr(arguments, "all_signals", False) else CONTROLLER_SIGNALS
-        messages = fleet_messages(fleet, samples, root, signals)
+        messages = fleet_messages(fleet, samples, root)
         print(
             f"{arguments.wells} wells, {arguments.rate:g} Hz, {arguments.duration:g} s to {settings.mqtt.host}:"
             f"{settings.mqtt.port}"

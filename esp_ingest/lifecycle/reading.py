@@ -100,7 +100,7 @@ def restore_days(settings: Settings, wanted: Wanted, report: Report) -> int:
     with opened(settings) as (days, storage, origin):
         if wanted.into is not None:
             restore.make_table(days, table, wanted.into)
-        for day in restore.archived_days(storage, table, wanted.first, wanted.last):
+        for day in sorted(day for day in storage.days(table.name) if wanted.first <= day <= wanted.last):
             inserted = restore.restore_day(days, storage, origin, table, day, wanted.well, wanted.into)
             done += 1
             report("restored", {"table": table.name, "day": str(day), "rows": inserted})

@@ -178,11 +178,6 @@ def _compare(table: Table, day: date, content: Content, proven: Mapping[date, Co
         )
 
 
-def _parts(name: str) -> tuple[str, ...]:
-    """The schema and the table in a name as TimescaleDB prints it."""
-    return tuple(part.strip('"') for part in name.split("."))
-
-
 def drop_empty_chunks(days: Days, table: Table, chunks: Sequence[Chunk], first_kept: date) -> None:
     """Drop the chunks before ``first_kept`` from which every row has been deleted."""
     for chunk in chunks:
@@ -201,5 +196,5 @@ def _drop_if_empty(days: Days, table: Table, chunk: Chunk) -> None:
 
 def _lock(days: Days, chunk: Chunk) -> None:
     """Until the end of the transaction nobody writes to it."""
-    name = sql.SQL(".").join(sql.Identifier(part) for part in _parts(chunk.name))
+    name = sql.Identifier(*(part.strip('"') for part in chunk.name.split(".")))  # schema and table, quoted if need be
     days.connection.execute(composed("lifecycle_lock_relation", relation=name))

@@ -233,10 +233,6 @@ class Repeated:
         """It has failed and not ended."""
         return self._since is not None
 
-    def seconds(self, now: float) -> float:
-        """How long it has been failing, 0 when it is not."""
-        return 0.0 if self._since is None else max(0.0, now - self._since)
-
     def failed(self, now: float, reason: str, **fields: object) -> bool:
         """It failed (again). Returns whether a line was written."""
         if self._since is None:
@@ -264,5 +260,6 @@ class Repeated:
         return True
 
     def _tell(self, level: int, event: str, now: float, **fields: object) -> None:
-        known = {"failures": self.failures, "failing_seconds": round(self.seconds(now), 3)}
+        assert self._since is not None
+        known = {"failures": self.failures, "failing_seconds": round(max(0.0, now - self._since), 3)}
         self._logger.log(level, event, extra=known | fields)

@@ -79,6 +79,6 @@ def test_a_server_that_ends_is_told_from_one_that_refuses(
 ) -> None:
     (tmp_path / "postgres.log").write_text("LOG: here\n2026-11-26 UTC [1] FATAL:  no WAL\n")
     servers.append(Server(tmp_path, says))
-    instance = Instance(tmp_path, tmp_path, tmp_path, cast(GuardedProcess, servers[0]))
+    instance = Instance(tmp_path, tmp_path, cast(GuardedProcess, servers[0]))
     with pytest.raises(BackupError, match=sentence):
-        instance.await_ready(LIVE, 30.0, FakeClock(), lambda: None)
+        instance.await_ready(LIVE, 30.0, FakeClock())

@@ -117,15 +117,10 @@ def key_id(kind: bytes, content: bytes) -> str:
     return hashlib.sha256(b"esp-ingest key id " + kind + content).hexdigest()[:16]
 
 
-def state_folder(settings: Settings) -> Path:
-    """The folder in which this program keeps its own state: the one that holds the spool."""
-    return settings.spool.folder().parent
-
-
 def _own_key(settings: Settings) -> Path:
-    """The path of the secret in the state folder. If several processes start at once they agree on one: the first to
-    link it wins."""
-    path = state_folder(settings) / "api-key"
+    """The path of the secret, in the folder that holds the spool. If several processes start at once they agree on one:
+    the first to link it wins."""
+    path = settings.spool.folder().parent / "api-key"
     if path.exists():
         return path
     temporary = path.with_name(f"api-key.{secrets.token_hex(8)}")

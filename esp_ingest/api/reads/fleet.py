@@ -22,6 +22,7 @@ _SMALL_WELLS, _QUICK_SECONDS = 1_000, 0.03  # what is smaller or quicker is read
 _SHARE = 10.0  # a fleet that takes t seconds to read is shown for 10 t
 _LONGEST_SHOWN_SECONDS = 15.0
 _FREQUENCY, _CURRENT = SIGNAL_NAMES.index("vsd_frequency"), SIGNAL_NAMES.index("motor_current")
+_ALARM_FIELDS = ("diagnosis", "timestamp", "severity", "state", "value", "threshold", "message")
 _HELD_BACK = ("suppressed", "shelved", "out_of_service")
 
 
@@ -61,16 +62,7 @@ def running(values: tuple[float | None, ...]) -> State:
 
 def alarm(row: tuple[Any, ...]) -> dict[str, Any]:
     """A row of api_open_alarms as a dictionary, without the well's id."""
-    _, diagnosis, at, severity, state, value, threshold, message = row
-    return {
-        "diagnosis": diagnosis,
-        "timestamp": at,
-        "severity": severity,
-        "state": state,
-        "value": value,
-        "threshold": threshold,
-        "message": message,
-    }
+    return dict(zip(_ALARM_FIELDS, row[1:], strict=True))
 
 
 def gathered(newest: Iterable[tuple[Any, ...]], alarms: Iterable[tuple[Any, ...]]) -> list[Well]:

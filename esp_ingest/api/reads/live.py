@@ -140,7 +140,7 @@ class Feed:
         self._monitor = monitor
         self._clock = clock
         self._task: asyncio.Task[None] | None = None
-        self._watchers = 0
+        self.watchers = 0  # clients that watch now
         self._idle_since = 0.0
         self._trouble = Repeated(log, "the live feed cannot read the database", "the live feed reads again")
         self.stopping = False
@@ -156,30 +156,21 @@ class Feed:
         self._overlap = timedelta(seconds=30)
         self._open: dict[tuple[str, str, datetime], tuple[Any, ...]] | None = None
         self._action = 0
-        self._health: dict[str, Any] = {}
+        self.health: dict[str, Any] = {}  # of the database and of the daemon, as last seen
 
     # -- For watchers.
 
-    @property
-    def watchers(self) -> int:
-        """How many clients watch now."""
-        return self._watchers
-
     def join(self) -> None:
         """A client begins to watch."""
-        self._watchers += 1
+        self.watchers += 1
         if self._task is None or self._task.done():
             self._clear()
             self._task = asyncio.create_task(self._run())
 
     def leave(self) -> None:
         """A client has stopped watching."""
-        self._watchers -= 1
+        self.watchers -= 1
         self._idle_since = self._clock.monotonic()
-
-    def health(self) -> dict[str, Any]:
-        """The health of the database and of the daemon, as last seen."""
-        return self._health
 
     # -- The loop.
 
@@ -194,7 +185,7 @@ class Feed:
     async def _run(self) -> None:
         beat = 0
         before = 0.0  # what the last look took
-        while self._watchers or self._clock.monotonic() - self._idle_since < LINGER_SECONDS:
+        while self.watchers or self._clock.monotonic() - self._idle_since < LINGER_SECONDS:
             started = self._clock.monotonic()
             try:
                 is_first = self._open is None
@@ -207,7 +198,7 @@ class Feed:
                 self._trouble.failed(self._clock.monotonic(), repr(error))
                 database = "unavailable"
             took = self._clock.monotonic() - started
-            if beat % _MONITOR_BEATS == 0 or self._health.get("database") != database:
+            if beat % _MONITOR_BEATS == 0 or self.health.get("database") != database:
                 daemon = await self._monitor.daemon()
                 self._tell_health(
                     {"database": database, "daemon": {"status": daemon["status"], "checks": daemon["checks"]}}
@@ -277,9 +268,9 @@ class Feed:
         self._tell_in_parts("alarms", _ALARMS_HEAD, items)
 
     def _tell_health(self, health: dict[str, Any]) -> None:
-        if _without_ages(health) != _without_ages(self._health):
+        if _without_ages(health) != _without_ages(self.health):
             self._tell("health", b"", [("", msgspec.json.encode(health))])
-        self._health = health
+        self.health = health
 
     def _tell_in_parts(self, kind: str, head: bytes, items: list[tuple[str, bytes]]) -> None:
         for start in range(0, len(items), _ITEMS_AN_EVENT):

@@ -127,7 +127,7 @@ class TelemetryReader:
         width = bucket_width(last - first, max_points)
         aggregates = _fitting(kept, width)
         if aggregates is not None:
-            width = _whole(width, aggregates.width)
+            width = aggregates.width * math.ceil(width / aggregates.width)
         rows: Rows = []
         for piece, table in self._pieces(Range(first, min(asked.end, last + timedelta(microseconds=1))), aggregates):
             rows += await self._extremes(piece, width, table)
@@ -286,11 +286,6 @@ def _round_up(width: timedelta) -> timedelta:
         if seconds <= nice:
             return timedelta(seconds=nice)
     return timedelta(days=math.ceil(seconds / 86_400))
-
-
-def _whole(width: timedelta, own: timedelta) -> timedelta:
-    """The width as a whole number of a table's buckets."""
-    return own * math.ceil(width / own)
 
 
 def spelled(width: timedelta) -> str:

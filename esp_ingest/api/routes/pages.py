@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, FastAPI
 from fastapi.responses import FileResponse, Response
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Match, Mount
@@ -12,7 +12,7 @@ from starlette.types import Scope
 
 from esp_ingest.api.context import Parts
 from esp_ingest.api.wire import models
-from esp_ingest.api.wire.answers import fresh, respond
+from esp_ingest.api.wire.answers import fresh
 from esp_ingest.service.metrics import CONTENT_TYPE
 
 router = APIRouter(tags=["operations"])
@@ -77,15 +77,10 @@ async def docs() -> Response:
 
 
 def mount(app: FastAPI) -> None:
-    """Serve the files: /static for the page of the schema, and the console at / if it is installed. They are packed, as
-    they hold nothing secret; answers of the API are not."""
+    """Serve the files: /static for the page of the schema, and the console at /. They are packed, as they hold nothing
+    secret; answers of the API are not."""
     app.mount("/static", GZipMiddleware(StaticFiles(directory=STATIC)), name="static")
-    if (CONSOLE / "index.html").exists():
-        app.router.routes.append(
-            _ConsoleMount("/", GZipMiddleware(_Console(directory=CONSOLE, html=True)), name="console")
-        )
-    else:
-        app.add_api_route("/", _index, include_in_schema=False)
+    app.router.routes.append(_ConsoleMount("/", GZipMiddleware(_Console(directory=CONSOLE, html=True)), name="console"))
 
 
 class _ConsoleMount(Mount):
@@ -107,8 +102,3 @@ class _Console(StaticFiles):
         found = super().file_response(*args, **kwargs)
         found.headers["Cache-Control"] = "no-cache"
         return found
-
-
-async def _index(request: Request) -> Response:
-    """The answer at / if no console is installed."""
-    return respond(request, {"service": "esp-ingest api", "docs": "/docs", "schema": "/openapi.json"})

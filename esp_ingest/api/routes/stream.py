@@ -148,7 +148,7 @@ class EventStream(Response):
 
     def _greeting(self, kind: str, number: int) -> bytes:
         """It has an id, so that whoever is cut off before the first event can come back to this place."""
-        data: dict[str, Any] = self._feed.health() if kind == "hello" else {"reason": "what was missed is not known"}
+        data: dict[str, Any] = self._feed.health if kind == "hello" else {"reason": "what was missed is not known"}
         return (
             f"event: {kind}\nid: {self._feed.ring.generation}-{number}\ndata: ".encode()
             + msgspec.json.encode(data)

@@ -93,13 +93,6 @@ def make_table(days: Days, table: Table, into: str) -> None:
         raise LifecycleError(Reason.SCHEMA, f"--into {into} is not the name of a table.") from None
 
 
-def archived_days(storage: Storage, table: Table, first: date, last: date) -> Iterator[date]:
-    """The days from ``first`` to ``last`` for which the archive has a folder, oldest first."""
-    for day in sorted(storage.days(table.name)):
-        if first <= day <= last:
-            yield day
-
-
 def _of_well(columns: list[Column], rows: Iterator[Row], well: str | None) -> Iterator[Row]:
     if well is None:
         return rows

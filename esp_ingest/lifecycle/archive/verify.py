@@ -12,7 +12,6 @@ import pyarrow.compute as pc
 
 from esp_ingest.lifecycle.archive import files, manifest
 from esp_ingest.lifecycle.archive.checksum import Summing
-from esp_ingest.lifecycle.archive.columns import Column
 from esp_ingest.lifecycle.archive.manifest import Manifest, folder
 from esp_ingest.lifecycle.archive.storage import Storage
 from esp_ingest.lifecycle.days import Record
@@ -78,12 +77,10 @@ def refuse_newer(found: Manifest, record: Record | None) -> None:
         )
 
 
-def read_back(storage: Storage, found: Manifest, table: Table, day: date) -> list[Column]:
+def read_back(storage: Storage, found: Manifest, table: Table, day: date) -> None:
     """Read every file of the day and compare it with the manifest: size, SHA-256, rows, first and last time, and
-    checksum. All of it is read from the storage; one row group is in memory at a time. Returns the columns. Raises
-    LifecycleError."""
+    checksum. All of it is read from the storage; one row group is in memory at a time. Raises LifecycleError."""
     place = folder(table.name, day)
-    columns: list[Column] = []
     sums: Summing | None = None
     times: list[int] = []
     for file in found.files:
@@ -101,7 +98,6 @@ def read_back(storage: Storage, found: Manifest, table: Table, day: date) -> lis
         raise LifecycleError(
             Reason.DAMAGED, f"The times archived in {place} are not those of its manifest: restore it."
         )
-    return columns
 
 
 @contextlib.contextmanager

@@ -1,6 +1,5 @@
 """Compares a restored database with the manifests of the archive, day by day, by rows and checksum."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
 
@@ -28,7 +27,7 @@ class Compared:
     problems: list[str] = field(default_factory=list)
 
 
-def compare(days: Days, storage: Storage, origin: Origin, beat: Callable[[], None]) -> Compared:
+def compare(days: Days, storage: Storage, origin: Origin) -> Compared:
     """Compare every day that this database holds, or should hold, with its manifest. Makes scratch tables, so the
     database must be one that is thrown away. Raises LifecycleError if the archive cannot be read, and psycopg.Error."""
     found = Compared()
@@ -36,7 +35,6 @@ def compare(days: Days, storage: Storage, origin: Origin, beat: Callable[[], Non
         records = days.records(table)
         expected = {day for day, record in records.items() if record.version and record.dropped_at is None}
         for day in sorted(expected | set(days.held(table))):
-            beat()
             try:
                 rows = _compare_day(days, storage, origin, table, day, records.get(day))
             except LifecycleError as error:

@@ -80,7 +80,7 @@ def _drill(settings: Settings, folder: Path, clock: Clock, result: Result, repor
                 "backup.drill_folder."
             )
         begun = clock.monotonic()
-        pgbackrest.restore(settings.backup, backup, folder, clock, _nothing)
+        pgbackrest.restore(settings.backup, backup, folder, clock)
         report(
             f"restored backup {backup.label} of repository {backup.repository}, made {made:%Y-%m-%d %H:%M:%S} UTC, "
             f"{backup.bytes} bytes, in {clock.monotonic() - begun:.1f} s"
@@ -88,9 +88,9 @@ def _drill(settings: Settings, folder: Path, clock: Clock, result: Result, repor
         begun = clock.monotonic()
         fetch = pgbackrest.restore_command(settings.backup, backup, folder)
         with instance.started(binaries, folder, fetch) as copy:
-            copy.await_ready(settings.database, settings.backup.start_timeout_seconds, clock, _nothing)
+            copy.await_ready(settings.database, settings.backup.start_timeout_seconds, clock)
             taken = clock.monotonic() - begun
-            _look(settings, copy, backup, result)
+            _look(settings, copy, binaries, backup, result)
             report(f"started and replayed WAL to {result.recovered_at or 'the end of the backup'} in {taken:.1f} s")
             begun = clock.monotonic()
             found = _compared(settings, copy)
@@ -108,7 +108,7 @@ def _drill(settings: Settings, folder: Path, clock: Clock, result: Result, repor
         )
 
 
-def _look(settings: Settings, copy: Instance, backup: Backup, result: Result) -> None:
+def _look(settings: Settings, copy: Instance, binaries: Path, backup: Backup, result: Result) -> None:
     """Ask the copy what it recovered. Raises BackupError if WAL or a library is missing."""
     try:
         with psycopg.connect(copy.settings(settings.database).dsn.get_secret_value(), autocommit=True) as connection:
@@ -120,7 +120,7 @@ def _look(settings: Settings, copy: Instance, backup: Backup, result: Result) ->
         raise BackupError(f"The restored database cannot be read ({text}){hint}.") from None
     assert row is not None
     result.recovered_at, replayed = row
-    if extension is not None and not copy.has_library(extension[0]):
+    if extension is not None and not instance.has_timescaledb(binaries, extension[0]):
         raise BackupError(
             f"The backup needs TimescaleDB {extension[0]}, which is not installed here: install exactly that version."
         )
@@ -134,11 +134,7 @@ def _look(settings: Settings, copy: Instance, backup: Backup, result: Result) ->
 def _compared(settings: Settings, copy: Instance) -> compare.Compared:
     there = settings.model_copy(update={"database": copy.settings(settings.database)})
     with reading.opened(there) as (days, storage, origin):
-        return compare.compare(days, storage, origin, _nothing)
-
-
-def _nothing() -> None:
-    """No beat is needed: a drill is ended by the exception that a signal raises."""
+        return compare.compare(days, storage, origin)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -96,8 +96,7 @@ def programs(version: str, given: str) -> Path:
 class Instance:
     """PostgreSQL on ``folder``/data, reached through a socket that only this user can open."""
 
-    def __init__(self, binaries: Path, folder: Path, sockets: Path, guarded: GuardedProcess) -> None:
-        self._binaries = binaries
+    def __init__(self, folder: Path, sockets: Path, guarded: GuardedProcess) -> None:
         self._folder = folder
         self._sockets = sockets
         self._guarded = guarded
@@ -117,14 +116,11 @@ class Instance:
         place |= {"channel_binding": "disable", "target_session_attrs": "any"}
         return live.model_copy(update={"dsn": SecretStr(make_conninfo("", **place)), "password": SecretStr("")})
 
-    def await_ready(
-        self, live: DatabaseSettings, timeout_seconds: float, clock: Clock, beat: Callable[[], None]
-    ) -> None:
+    def await_ready(self, live: DatabaseSettings, timeout_seconds: float, clock: Clock) -> None:
         """Block until all WAL is replayed and the server answers. Raises BackupError."""
         info = self.settings(live).dsn.get_secret_value()
         deadline = clock.monotonic() + timeout_seconds
         while True:
-            beat()
             if self._guarded.poll() is not None:
                 raise BackupError(f"The restored database does not start: {self._said()}.")
             try:
@@ -140,10 +136,6 @@ class Instance:
                     "or make backups more often: there is less WAL to replay then."
                 )
             clock.sleep(_LOOK_SECONDS)
-
-    def has_library(self, version: str) -> bool:
-        """Whether this version of TimescaleDB is installed for these programs of PostgreSQL."""
-        return has_timescaledb(self._binaries, version)
 
     def _said(self) -> str:
         lines = (self._folder / "postgres.log").read_text(errors="replace").splitlines()
@@ -181,7 +173,7 @@ def started(binaries: Path, folder: Path, restore_command: str) -> Iterator[Inst
             command = [str(binaries / "postgres"), "-D", str(folder / "data"), *options]
             guarded = GuardedProcess(command, output=log, stop_signal=signal.SIGQUIT, grace_seconds=_STOP_SECONDS)
         try:
-            yield Instance(binaries, folder, sockets, guarded)
+            yield Instance(folder, sockets, guarded)
         finally:
             with undisturbed():
                 guarded.stop()  # an immediate shutdown: nothing of it is needed any more

@@ -5,7 +5,6 @@ import json
 import re
 import shlex
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,9 +81,9 @@ def _newest(stanzas: list[dict[str, Any]], settings: BackupSettings) -> Backup:
     )
 
 
-def restore(settings: BackupSettings, backup: Backup, folder: Path, clock: Clock, beat: Callable[[], None]) -> None:
+def restore(settings: BackupSettings, backup: Backup, folder: Path, clock: Clock) -> None:
     """Restore ``backup`` into ``folder``/data, with its tablespaces beside it. pgBackRest compares the checksum of
-    every file. Blocks, and calls ``beat`` meanwhile. Raises BackupError."""
+    every file. Blocks. Raises BackupError."""
     command = [
         *_command(settings, backup, folder),
         f"--set={backup.label}",
@@ -99,7 +98,6 @@ def restore(settings: BackupSettings, backup: Backup, folder: Path, clock: Clock
     output = folder / "restore.log"
     with output.open("wb") as file, GuardedProcess(command, output=file) as guarded:
         while (status := guarded.poll()) is None:
-            beat()
             clock.sleep(_LOOK_SECONDS)
     if status:
         said = _said(output.read_text(errors="replace"))
