@@ -49,8 +49,9 @@ of variables are not read alike: `docker --env-file` keeps the quotes that a she
 return at its end is taken off. Files of secrets are UTF-8, with or without a byte order mark; a line end behind the
 secret does not count. `esp-ingest check` tries the settings against broker and database.
 
-Across sections: `mqtt.receive_maximum` must be at least twice `batch.max_rows`, or a batch would never fill while
-another is written. [Operations](operations.md) tells how to size window and spool.
+Across sections: `mqtt.receive_maximum` must be at least twice `batch.max_rows` or `batch.max_messages`, whichever is
+less, or a batch would never fill while another is written. [Operations](operations.md) tells how to size window and
+spool.
 """
 
 _METRICS = f"""\

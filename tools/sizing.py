@@ -29,7 +29,7 @@ def sizes(arguments: argparse.Namespace) -> dict[str, tuple[float, str]]:
     rows = day * (plain_days + (arguments.days - plain_days) * share) * arguments.row_bytes
     kept = arguments.wells * (24 + 1) * settings.lifecycle.aggregates_days * AGGREGATE_BYTES
     packed = "" if share == 1 else f" + {arguments.days - plain_days:g} days x {share:g}"
-    window = max(2 * settings.batch.max_rows, rate * (settings.batch.max_age_seconds + 0.15) * 2)
+    window = max(2 * settings.batch.max_messages, rate * (settings.batch.max_age_seconds + 0.15) * 2)
     return {
         "readings a second": (rate, "wells x rate"),
         "bytes a second": (rate * arguments.payload_bytes, "readings a second x payload"),

@@ -168,7 +168,8 @@ def _refuse_bare_password(dsn: str) -> None:
 class BatchSettings(Section):
     """When a batch is cut: whichever bound is reached first."""
 
-    max_rows: int = Field(5_000, ge=1, le=1_000_000, description="readings in a batch")
+    max_rows: int = Field(10_000, ge=1, le=1_000_000, description="readings in a batch")
+    max_messages: int = Field(5_000, ge=1, le=1_000_000, description="messages in a batch")
     max_bytes: int = Field(4_194_304, ge=1_024, description="payload bytes in a batch, or one larger message")
     max_age_seconds: float = Field(0.25, gt=0, le=60, description="age of the oldest message in a batch")
     min_interval_seconds: float = Field(
@@ -475,10 +476,11 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.mqtt.receive_maximum < 2 * self.batch.max_rows:
+        if self.mqtt.receive_maximum < 2 * min(self.batch.max_rows, self.batch.max_messages):
             raise ValueError(
                 f"mqtt.receive_maximum ({self.mqtt.receive_maximum}) must be at least twice batch.max_rows "
-                f"({self.batch.max_rows}), or a batch never fills while another is written"
+                f"({self.batch.max_rows}) or batch.max_messages ({self.batch.max_messages}), whichever is less, or a "
+                "batch never fills while another is written"
             )
         least = min(self.telemetry.max_payload_bytes + PACKET_OVERHEAD_BYTES, 268_435_460)
         if self.mqtt.max_packet_bytes < least:

@@ -241,7 +241,9 @@ class OpenBatch:
         self.bytes = 0
         self._since = 0.0
         self._cut_at = now  # the batch before this one
-        self._rows_a_message = 1.0  # of those that came last, so that a batch of arrays ends near its bound
+        # Of those that came last, so that a batch of arrays ends near its bound.
+        self._rows_a_message = 1.0
+        self._bytes_a_row = 0.0
 
     def add(self, deliveries: list[Delivery], now: float) -> None:
         """Put these behind what is here already. The batch owns the list from now on."""
@@ -250,7 +252,7 @@ class OpenBatch:
             self.deliveries = deliveries
         else:
             self.deliveries += deliveries
-        rows_before = self._rows
+        rows_before, bytes_before = self._rows, self.bytes
         self._rows += len(deliveries)
         for delivery in deliveries:
             payload = delivery[1]
@@ -259,17 +261,31 @@ class OpenBatch:
                 self.bytes += len(delivery[0])
             if payload[:1] != b"{" and payload.lstrip(SPACE)[:1] == b"[":
                 self._rows += _most_items(payload) - 1
-        self._rows_a_message = max((self._rows - rows_before) / len(deliveries), 1.0)
+        rows = self._rows - rows_before
+        self._rows_a_message = max(rows / len(deliveries), 1.0)
+        self._bytes_a_row = (self.bytes - bytes_before) / rows
 
     @property
     def full(self) -> bool:
         """A bound is reached."""
-        return self._rows >= self._bounds.max_rows or self.bytes >= self._bounds.max_bytes
+        return (
+            self._rows >= self._most_rows
+            or len(self.deliveries) >= self._bounds.max_messages
+            or self.bytes >= self._bounds.max_bytes
+        )
 
     def room(self) -> tuple[int, int]:
         """(messages, bytes) that still fit, if messages go on as they came."""
-        rows = self._bounds.max_rows - self._rows
-        return max(int(rows / self._rows_a_message), 1), self._bounds.max_bytes - self.bytes
+        messages = int((self._most_rows - self._rows) / self._rows_a_message)
+        messages = min(messages, self._bounds.max_messages - len(self.deliveries))
+        return max(messages, 1), self._bounds.max_bytes - self.bytes
+
+    @property
+    def _most_rows(self) -> float:
+        """``max_rows``, or where readings are large fewer, down to half of it, so that two such batches fit into
+        ``max_bytes``: then one is decoded while the other is written."""
+        most, half = self._bounds.max_rows, self._bounds.max_rows / 2
+        return min(most, max(half, self._bounds.max_bytes / 2 / self._bytes_a_row)) if self._bytes_a_row else most
 
     def due(self, now: float, stage_is_busy: bool) -> bool:
         """Whether to cut it now. A stage without work gets what there is, but not so often that the cost of a

@@ -269,7 +269,7 @@ class Stage:
             return
         bounds = self._settings.batch
         try:
-            piece = self._backlog.oldest(bounds.max_rows, bounds.max_bytes)
+            piece = self._backlog.oldest(min(bounds.max_rows, bounds.max_messages), bounds.max_bytes)
             if piece.deliveries:
                 self._store_isolating(piece.deliveries, None, Outcome())
             self._backlog.discard(piece)

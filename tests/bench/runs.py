@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import psycopg
 
+from esp_ingest.config.settings import BatchSettings
 from tests.bench.competitors import Competitor
 from tests.bench.probes import HttpWatch
 from tests.bench.processes import Machine, MemoryWatch, cpu_seconds
@@ -30,7 +31,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ROOT = Path(__file__).parent.parent.parent
 _READY_SECONDS = 60.0
 _SETTLE_SECONDS = 0.5  # for the last acknowledgements
-_COPY_ROWS = 5_000
+_COPY_ROWS = BatchSettings().max_rows
 _PROBED = "SELECT 1 FROM esp_telemetry WHERE well_id = 'PROBE' AND timestamp >= %s LIMIT 1"
 _LATENCIES = (
     "SELECT percentile_cont(ARRAY[0.5, 0.99]) WITHIN GROUP (ORDER BY "
@@ -176,7 +177,8 @@ def backlog(
 
 
 def copy_limit(server: NativeTimescale, case: str, workload: Workload, number: int) -> Measured:
-    """The database alone: one connection, binary COPY of rows encoded beforehand, 5 000 a transaction."""
+    """The database alone: one connection, binary COPY of rows encoded beforehand, as many a transaction as the daemon
+    writes at most."""
     rows = workload.whole.readings
     measured = Measured(case, "limit: binary COPY", number, rows, rows, load_before=os.getloadavg()[0])
     database = fresh_database(server, received_at_default=False)

@@ -232,7 +232,7 @@ def test_mqtt_311_works_as_well(rig: Rig) -> None:
         ({"MQTT__PROT": "1"}, ("mqtt.prot", "mqtt.port")),
         ({"MQTT__PORT": "x"}, ("mqtt.port",)),
         ({"MQTTT__PORT": "1"}, ("MQTTT__PORT", "mqtt")),
-        ({"BATCH__MAX_ROWS": "60000"}, ("batch.max_rows", "mqtt.receive_maximum")),
+        ({"BATCH__MAX_ROWS": "60000", "BATCH__MAX_MESSAGES": "60000"}, ("batch.max_rows", "mqtt.receive_maximum")),
         ({"DATABASE__PASSWORD_FILE": "/does/not/exist"}, ("password_file",)),
     ],
 )

@@ -240,17 +240,35 @@ def test_the_alarm_ends_when_traffic_stops() -> None:
 
 
 def test_an_ordinary_backlog_counts_as_its_readings() -> None:
-    batch = OpenBatch(BatchSettings(), 0.0)
+    batch = OpenBatch(BatchSettings(max_rows=5_000), 0.0)
     item = b'{"timestamp":"2026-11-24T21:00:00.000Z","flow_rate":1000.5,"pip":2000,"motor_current":50,"gor":300}'
     batch.add([Delivery(b"esp/w/telemetry", b"[" + b",".join([item] * 50) + b"]", 1, 1, 1, 0)], now=0.0)
     assert batch.room()[0] == (5_000 - 50) // 50, "messages, if they go on as they came"
+
+
+def test_a_batch_is_cut_by_messages() -> None:
+    rig = Rig(max_messages=2)
+    rig.publish(5)
+    rig.pipeline.run_once()
+    rig.pipeline.run_once()
+    assert [len(batch.deliveries) for batch in rig.stage.submitted] == [2]
+
+
+@pytest.mark.parametrize(("item_bytes", "most_rows"), [(20, 1_000), (50, 1_000), (80, 625), (100, 500), (900, 500)])
+def test_batches_of_large_readings_are_smaller_so_that_two_fit_into_the_bytes(item_bytes: int, most_rows: int) -> None:
+    bounds = BatchSettings(max_rows=1_000, max_bytes=100_000)
+    batch = OpenBatch(bounds, 0.0)
+    payload = b"[" + b",".join([b'{"a":1}'.ljust(item_bytes - 1)] * 10) + b" "
+    batch.add([Delivery(b"esp/w/telemetry", payload, 1, 1, 1, 0)], now=0.0)
+    assert len(payload) == 10 * item_bytes + 1
+    assert batch.room()[0] == pytest.approx((most_rows - 10) / 10, abs=1)
 
 
 @pytest.mark.parametrize("item", [b"{}", b'{"\\u0074imestamp":1,"pip":1}', b'{"timestamp" :1,"pip":1}', b"0"])
 @pytest.mark.parametrize("before", [b"", b"\n "])
 def test_a_backlog_counts_as_the_rows_that_it_may_become(item: bytes, before: bytes) -> None:
     """However it is spelled: rows that are not counted are rows that no bound holds."""
-    batch = OpenBatch(BatchSettings(), 0.0)
+    batch = OpenBatch(BatchSettings(max_rows=5_000), 0.0)
     payload = before + b"[" + b",".join([item] * 100) + b"]"
     batch.add([Delivery(b"esp/w/telemetry", payload, 1, 1, 1, 0)], now=0.0)
     assert (5_000 - 200) // 200 <= batch.room()[0] <= (5_000 - 100) // 100
