@@ -88,7 +88,7 @@ class Rows:
 
     def of(self, state: Array) -> Array:
         """What ``state`` (…, slots) has of the well of each row, (…, n), a copy."""
-        return self.before(state) if self.single else np.take(state, self.slot, axis=-1)
+        return self.before(state) if self.single else _gathered(state, self.slot)
 
     def seen(self, state: Array) -> Array:
         """As :meth:`of`, but not to be changed: it may be a part of the state."""
@@ -104,8 +104,19 @@ class Rows:
         """What ``state`` (…, slots) has of the wells of the batch, (…, wells), a copy."""
         if isinstance(self.index, slice):
             return np.array(state[..., self.index])
-        # Not state[..., index]: that lays the columns out well by well, and rows of them are slow to read.
-        return np.asarray(np.take(state, self.index, axis=-1))
+        return _gathered(state, self.index)
+
+
+def _gathered(state: Array, slots: Slots) -> Array:
+    """``state`` (…, slots) at ``slots`` (n,), (…, n). Not state[..., slots]: that lays the columns out well by well, and
+    rows of them are slow to read. Row by row, since np.take() copies all of an array first that is not in one piece, as
+    those of the state are not: 1 ms a batch with 100 000 wells."""
+    if state.ndim == 1:
+        return np.asarray(state[slots])
+    out = np.empty((*state.shape[:-1], slots.shape[0]), state.dtype)
+    for row, to in zip(state, out, strict=True):
+        to[...] = _gathered(row, slots)
+    return out
 
 
 def grouped(slot: Slots, t: IntArray, received: IntArray, last_us: IntArray) -> Rows:
