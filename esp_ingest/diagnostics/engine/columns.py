@@ -108,9 +108,9 @@ class Rows:
 
 
 def _gathered(state: Array, slots: Slots) -> Array:
-    """``state`` (…, slots) at ``slots`` (n,), (…, n). Not state[..., slots]: that lays the columns out well by well, and
-    rows of them are slow to read. Row by row, since np.take() copies all of an array first that is not in one piece, as
-    those of the state are not: 1 ms a batch with 100 000 wells."""
+    """``state`` (…, slots) at ``slots`` (n,), as (…, n). Not state[..., slots]: that lays the columns out well by well,
+    and rows of them are slow to read. Row by row, since np.take() copies all of an array first that is not in one
+    piece, as those of the state are not: 1 ms a batch with 100 000 wells."""
     if state.ndim == 1:
         return np.asarray(state[slots])
     out = np.empty((*state.shape[:-1], slots.shape[0]), state.dtype)
