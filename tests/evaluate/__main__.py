@@ -15,7 +15,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 
-from tests.evaluate import operations, report, simulated, slow
+from tests.evaluate import onset, operations, report, simulated, slow
 from tests.evaluate.recorded import FOLDER
 
 
@@ -69,11 +69,17 @@ def _simulated(days: float, paste: bool) -> bool:
     cases = list(simulated.cases(using=rule_set))
     fleet = simulated.healthy(days=days)
     done = list(operations.every(using=rule_set))
+    begun = list(onset.every(using=rule_set))
     weeks, year = list(slow.every(using=rule_set)), slow.healthy(using=rule_set)
-    lines = [*report.confusion(cases, rule_set), *report.operations_told(done), *report.health(fleet)]
+    lines = [
+        *report.confusion(cases, rule_set),
+        *report.operations_told(done),
+        *report.onsets(begun),
+        *report.health(fleet),
+    ]
     _tables("simulated", [*lines, *report.slow_faults(weeks), *report.slow_health(year)], paste)
     at_peace = fleet.alarms_per_10_minutes <= 1 and not year.raised
-    wrong = [*(case.faults(rule_set) for case in cases), *(each.faults for each in (*done, *weeks))]
+    wrong = [*(case.faults(rule_set) for case in cases), *(each.faults for each in (*done, *begun, *weeks))]
     return at_peace and not any(wrong)
 
 

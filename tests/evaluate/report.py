@@ -8,7 +8,7 @@ from esp_ingest.commands.rules import told_exponent
 from esp_ingest.demo.fleet import FaultName
 from esp_ingest.diagnostics.language.rules import RuleSet
 from esp_ingest.model import Severity
-from tests.evaluate import judged, operations, slow, wells
+from tests.evaluate import judged, onset, operations, slow, wells
 from tests.evaluate.musts import Must
 from tests.evaluate.recorded import ESP01, ESP02, SAMPLES, played
 from tests.evaluate.simulated import EXPECTED, Case, Health
@@ -252,6 +252,20 @@ def operations_told(found: Sequence[operations.Judged]) -> Iterator[str]:
 
 
 # --- slow faults
+
+
+def onsets(found: Sequence[onset.Judged]) -> Iterator[str]:
+    """Slugging that begins at a well that was quiet."""
+    yield "### Slugging that begins after 30 quiet days, simulated at 1-minute and 5-minute samples"
+    rows: list[tuple[object, ...]] = []
+    for kind in dict.fromkeys(each.onset for each in found):
+        some = [each for each in found if each.onset is kind]
+        alarms, leads = [len(each.alarms) for each in some], [each.lead_minutes for each in some]
+        names = sorted({row.diagnosis for each in some for row in each.alarms})
+        warned = f"{min(leads):.0f} to {max(leads):.0f}" if kind.stops else "–"
+        rows.append((kind.name, len(some), f"{min(alarms)} to {max(alarms)}", kind.most, warned, ", ".join(names)))
+    header = ("what", "wells", "alarms in 3 days", "at most", "warned before the stop, min", "alarms")
+    yield from table(header, rows)
 
 
 def slow_faults(found: Sequence[slow.Found]) -> Iterator[str]:

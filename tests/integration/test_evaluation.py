@@ -8,7 +8,7 @@ from esp_ingest.demo.fleet import FaultName
 from esp_ingest.diagnostics.language import rules_file
 from esp_ingest.diagnostics.language.rules import RuleSet
 from esp_ingest.resources import config_file
-from tests.evaluate import judged, operations, pages, simulated, slow, wells
+from tests.evaluate import judged, onset, operations, pages, simulated, slow, wells
 from tests.evaluate.musts import Must, musts, no_worse
 from tests.evaluate.recorded import ESP01, ESP02, FOLDER, SAMPLES, STEADY, played, shipped_with
 from tests.evaluate.simulated import EXPECTED, INTERVALS, LIMITS, SEEDS
@@ -118,6 +118,19 @@ def test_each_operation_has_its_name_or_silence() -> None:
     found = list(operations.every(seeds=(1,)))
     assert {(each.operation.name, each.interval_seconds): each.faults for each in found if each.faults} == {}
     assert len(found) == len(operations.OPERATIONS) * len(operations.INTERVALS)
+
+
+def test_slugging_that_begins_is_a_few_alarms_and_a_stop_is_still_announced() -> None:
+    found = list(onset.every(seeds=(1, 2)))
+    assert {(each.onset.name, each.seed, each.interval_seconds): each.faults for each in found if each.faults} == {}
+    assert len(found) == len(onset.ONSETS) * 3 * 2
+    assert all(each.lead_minutes >= 30 for each in found if each.onset.stops)
+
+
+def test_slugging_that_nobody_recognises_is_seen() -> None:
+    """Without series each drop is an alarm: as if three did not suffice."""
+    deaf = changed('parameters = { often = "4 drops", said', 'parameters = { often = "400 drops", said')
+    assert "0 times said that it has begun" in onset.judged(onset.ONSETS[0], 1, 300.0, True, deaf).faults
 
 
 def test_an_operation_that_is_called_a_fault_is_seen() -> None:

@@ -234,7 +234,7 @@ class OpenOccurrences:
         low, seconds = map(number_of, usual)
         if low is None or seconds is None:
             return "how low and how long is not known"
-        return f"down to {100 * low:.0f} % and for up to {span(seconds)}"
+        return f"down to {100 * low:.0f} % and for some {span(seconds)}"
 
     def _trend_at(self, batch: BatchContext, rule: Rule, row: int) -> str:
         """For people: the slow trend that ``rule`` reads, else how the drops of this week stand to the week before."""

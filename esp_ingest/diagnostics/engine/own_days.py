@@ -62,6 +62,8 @@ KEPT_BY_DAY = (
 )  # read no window of 5-minute means
 EACH_CLOSING = ("low", "low_time")  # what each closed bucket makes; the others change with a day that ends
 _OF_DROPS = ("drops", "drops_trend", "drops_rise", "recent_drops", "usual_low", "usual_low_time", "low_time")
+# A series tells less than days do, and a drop that lasts may end in a stop: of its longest drop this share is usual.
+_LONGEST_SHARE = 0.8
 _LOAD = "current_load"  # whose drops vary the other signals too
 
 
@@ -248,6 +250,7 @@ class OwnDays:
             for place, extreme in zip(self._places[name], extremes, strict=True):
                 row, key = self._row[self._usual[place]], self._usual[place]
                 if key[0] in _OF_DROPS:
+                    extreme = _LONGEST_SHARE * extreme if key[0] == "usual_low_time" else extreme
                     made[row] = np.where(np.isnan(made[row]), extreme, made[row])
                 else:
                     made[row] = self._extremes[place](made[row], extreme)
