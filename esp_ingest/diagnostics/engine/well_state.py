@@ -141,9 +141,11 @@ class WellArrays:
             rows = np.ascontiguousarray(
                 self._arrays[name][..., columns].reshape(count, -1, len(slots)).transpose(2, 0, 1)
             )
-            has_value = (~np.isnan(rows) if spec.fill != spec.fill else rows != spec.fill).any(axis=2)
-            counts = has_value.sum(axis=1).tolist()
-            for at, some in enumerate(counts):
+            is_value = ~np.isnan(rows) if spec.fill != spec.fill else rows != spec.fill
+            if not np.count_nonzero(is_value):
+                continue
+            has_value = is_value.any(axis=2)
+            for at, some in enumerate(np.count_nonzero(has_value, axis=1).tolist()):
                 if not some:
                     continue
                 if spec.labels is None or some * _FEW > count:
