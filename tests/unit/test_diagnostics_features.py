@@ -97,14 +97,15 @@ def test_running_medians_of_several_pushes_are_those_of_each_ring_after_its_push
     lines = Lines(long, slots, count, which, ordinal, means)
 
     for place in (0, 1):
+        before, after = lines.medians([place], 12)
         expected = []
         for at, slot in enumerate(slots):
             ring = long[place, :, slot].copy()
-            assert median(ring, 12) == lines.medians_before(place, 12)[at]
+            assert median(ring, 12) == before[0, at]
             for nth, mean in enumerate(means[place, which == at]):
                 ring[(count[at] + nth) % 48] = mean
                 expected.append(median(ring, 12))
-        np.testing.assert_array_equal(lines.medians([place], 12)[0], expected)
+        np.testing.assert_array_equal(after[0], expected)
 
 
 def test_the_usual_interval_is_the_median_of_what_is_known_of_at_least_three_buckets() -> None:

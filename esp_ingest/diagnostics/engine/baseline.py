@@ -29,6 +29,7 @@ from esp_ingest.diagnostics.engine.buckets import (
     as_index,
     median,
     median_of_own,
+    until,
 )
 from esp_ingest.diagnostics.engine.features import Features, OnDemand
 from esp_ingest.diagnostics.engine.held_baseline import HeldBaseline
@@ -94,6 +95,9 @@ class Baselines:
         self._needed = [at for at, name in enumerate(self._medians) if name in needed]
         self._habit_rows = [self.row["habit", name] for name in self._habits]
         self._habit_of = [self._medians.index(name) for name in self._habits]
+        # Places of the medians that were read, of those that are made on demand: in this batch, and in the one before.
+        self._asked: set[int] = set()
+        self._asked_before: set[int] = set()
         self._state, self._held = state, held
         self._steps = SpeedSteps(state, self._medians)
         self._allocate(state, features)
@@ -150,7 +154,7 @@ class Baselines:
         self._fold(runs, plan, settled, t)
         self._windows.close(runs, plan)
         if self._own.is_used:
-            means = {name: plan.means[at] for name, at in self._place.items()}
+            means = {name: plan.means[self._place[name]] for name in self._own.dropping}
             plan.own = self._own.plan(runs, plan.features, means, settled, *self._days_of(runs, plan))
         return plan
 
@@ -235,7 +239,7 @@ class Baselines:
         new = np.ones(at.shape[0], np.bool_)
         new[1:] = slots[1:] != slots[:-1]
         learned, held, partly = self._held.learned(slots, end_us, new)
-        last = np.append(new[1:], True)
+        last = until(new, True)
         plan.held = slots[last], held[last]
         plan.features.change([self.row[HELD]], runs.opening[at], np.float64(_HALF_SECONDS) * held[None])
         return learned, partly
@@ -246,7 +250,9 @@ class Baselines:
         assert plan.halves is not None
         at, time_us, partly, means = at[half], time_us[half], partly[half], plan.halves.means[:, half]
         well, run = runs.closing_well[at], runs.opening[at]
-        slots, which, ordinal = _places(runs, at)
+        slots, which, ordinal = plan.halves.slots, plan.halves.which, plan.halves.ordinal
+        if half.shape[0] < which.shape[0]:
+            slots, which, ordinal = _places(runs, at)
         number = self._state["long_count"][runs.slots[well]] + ordinal
         for nth in np.flatnonzero(partly).tolist():
             means[self._steps.is_moved, nth] = self._kept(means, nth, int(number[nth]), int(ordinal[nth]), slots[which])
@@ -312,7 +318,7 @@ class Baselines:
         """Running medians (medians, pushes) after each push, of those that are needed. ``slots``: of the wells."""
         out = np.full_like(pushes.means, np.nan)
         if pushes.lines is not None:
-            out[self._needed] = pushes.lines.medians(self._needed, _KNOWN)
+            out[self._needed] = pushes.lines.medians(self._needed, _KNOWN)[1]
             return out
         # One push a well.
         well, at, index = np.arange(slots.shape[0]), pushes.number % _LONG, as_index(slots)
@@ -347,7 +353,7 @@ class Baselines:
             some, ago = np.searchsorted(wells, well[new]), np.arange(_DAYS)[:, None]
             rings = days[:, (day[new] - 1 - ago) % _DAYS, some]
             after, newest = appended(rings, new, medians[self._habit_of][:, ends])
-            days[:, (day[np.append(new[1:], True)] - ago) % _DAYS, some] = newest
+            days[:, (day[until(new, True)] - ago) % _DAYS, some] = newest
             places.append(ends)
             habits.append(median(after.transpose(0, 2, 1), 1))
         return np.concatenate(places), np.concatenate(habits, axis=1)
@@ -363,6 +369,7 @@ class Baselines:
         if not runs.continuing.all() or not runs.single:
             journal.put(state["bucket"], runs.index, runs.bucket[last])
         plan.features.commit(journal)
+        self._asked, self._asked_before = set(), self._asked
         plan.features.read = partial(self._read, journal, runs, plan)
         if not runs.opening.size:
             return
@@ -404,13 +411,17 @@ class Baselines:
         """A median by run that is made on demand, if half-hours of the batch change it between two runs of a well."""
         key = self._on_demand.key_of(row)
         place = self._medians.index(str(key[1]))
-        after = lines.medians([place], _KNOWN)[0]
+        self._asked.add(place)
+        if place not in pushes.medians:  # and, in one go, what was asked for in the batch before
+            places = sorted(self._asked | self._asked_before)
+            pushes.medians = dict(zip(places, zip(*lines.medians(places, _KNOWN), strict=True), strict=True))
+        before_pushes, after = pushes.medians[place]
         for step in pushes.steps:
             after[step.at] = median(step.ring[place], _KNOWN)
         before = np.empty(runs.slots.shape[0])
         is_pushed = np.zeros(before.shape[0], np.bool_)
         is_pushed[pushes.well] = True
-        before[is_pushed] = lines.medians_before(place, _KNOWN)
+        before[is_pushed] = before_pushes
         if not is_pushed.all():
             slots = runs.slots[~is_pushed]
             before[~is_pushed] = self._on_demand.by_well(row, slots, partial(self._median_of, key, slots), journal)

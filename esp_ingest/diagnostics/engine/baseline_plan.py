@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from esp_ingest.diagnostics.engine.buckets import Past, Runs, Slots, added, median_of_own
+from esp_ingest.diagnostics.engine.buckets import Past, Runs, Slots, added, median_of_own, until
 from esp_ingest.diagnostics.engine.features import Features
 from esp_ingest.diagnostics.engine.own_days import OwnPlan
 from esp_ingest.diagnostics.engine.slow_trends import SlowPlan
@@ -62,6 +62,10 @@ class Pushes:
     days: FloatArray | None = None  # (habits, 7, these wells)
     steps: list[SpeedStep] = field(default_factory=list)
     lines: "Lines | None" = None  # if the batch has several runs of a well
+    medians: dict[int, tuple[FloatArray, FloatArray]] = field(default_factory=dict)  # by place, made on demand
+
+
+_TOGETHER = 4  # medians that are made of one sorted series
 
 
 class Lines:
@@ -72,45 +76,63 @@ class Lines:
 
     def __init__(self, long: Array, slots: Slots, count: IntArray, which: Slots, ordinal: Slots, means: FloatArray):
         self._size = size = long.shape[1]
-        sizes = np.bincount(which, minlength=slots.shape[0]) + size
-        self._base = np.cumsum(sizes) - sizes
-        self._after = self._base[which] + ordinal + 1
+        pushes = np.bincount(which, minlength=slots.shape[0])
+        base = (pushes + size).cumsum() - (pushes + size)
         back = (count + np.arange(size)[:, None]) % size
-        self._lines = np.empty((long.shape[0], int(sizes.sum())), np.float32)  # as the rings and the means are
-        self._lines[:, self._base + np.arange(size)[:, None]] = long[:, back, slots]
-        self._lines[:, self._after + size - 1] = means
-        # Two pushes of a well that follow each other share all their half-hours but one each.
-        is_second = ordinal % 2 == 1
-        self._pair = np.cumsum(~is_second) - 1
-        self._shared = self._after[~is_second] + 1
-        self._single = self._after + np.where(is_second, size - 1, 0)
+        self._lines = np.empty((long.shape[0], int(pushes.sum()) + size * slots.shape[0]), np.float32)  # as the rings
+        self._lines[:, base + np.arange(size)[:, None]] = long[:, back, slots]
+        self._lines[:, base[which] + ordinal + size] = means
+        # Windows, well after well: the one before the batch, then that after each push.
+        first = (pushes + 1).cumsum() - (pushes + 1)
+        self._before, self._after = first, first[which] + ordinal + 1
+        nth = np.arange(which.shape[0] + slots.shape[0]) - first.repeat(pushes + 1)
+        self._begins = base.repeat(pushes + 1) + nth
+        # Windows of a well that follow each other share all their half-hours but three of each, or two, or one.
+        place = nth % _TOGETHER
+        leads = place == 0
+        self._group = leads.cumsum() - 1
+        self._shared = self._begins[leads] + _TOGETHER - 1
+        own = np.arange(_TOGETHER - 1)[:, None]
+        self._own = self._begins + own + np.where(own + place >= _TOGETHER - 1, size - _TOGETHER + 1, 0)
 
-    def medians(self, places: Sequence[int], least: int) -> FloatArray:
-        """Of the signals at ``places`` after each push, (places, pushes); see :func:`median`."""
+    def medians(self, places: Sequence[int], least: int) -> tuple[FloatArray, FloatArray]:
+        """Of the signals at ``places`` before the batch, (places, wells), and after each push, (places, pushes); see
+        :func:`median`."""
         lines = self._lines[places]
         unknown = np.isnan(lines).any(axis=1)
         if not unknown.any():
-            return self._medians_of_whole(lines)
-        out = np.empty((len(places), self._after.shape[0]))
-        out[unknown] = median_of_own(_windows(lines[unknown], self._size)[:, self._after], least)
-        if not unknown.all():
-            out[~unknown] = self._medians_of_whole(lines[~unknown])
-        return out
+            out = self._medians_of_whole(lines)
+        else:
+            out = np.empty((len(places), self._begins.shape[0]))
+            out[unknown] = median_of_own(_windows(lines[unknown], self._size)[:, self._begins], least)
+            if not unknown.all():
+                out[~unknown] = self._medians_of_whole(lines[~unknown])
+        return out[:, self._before], out[:, self._after]
 
     def _medians_of_whole(self, lines: Array) -> FloatArray:
-        """After each push, of ``lines`` without NaN."""
-        size = self._size
-        shared = _windows(lines, size - 1)[:, self._shared]
+        """Of all windows of ``lines`` without NaN."""
+        shared = _windows(lines, self._size - _TOGETHER + 1)[:, self._shared]
         shared.sort(axis=-1)
-        # The single one has its place before, between or after the three in the middle of the 47 others.
-        low, middle, high = (shared[..., at].take(self._pair, axis=1) for at in range(size // 2 - 2, size // 2 + 1))
-        single = lines.take(self._single, axis=1)
-        below = np.minimum(np.maximum(single, low), middle).astype(np.float64)
-        return np.asarray((below + np.minimum(np.maximum(single, middle), high)) / 2)
+        first, second, third = _in_order(*lines.take(self._own, axis=1).swapaxes(0, 1))
+        # The 24th and 25th of all 48. The nth of two sorted series is the least of the maxima of the nth of the one, of
+        # its (n − 1)th and the first of the other, and so on.
+        begin = self._size // 2 - _TOGETHER
+        near = [shared[..., at].take(self._group, axis=1) for at in range(begin, begin + _TOGETHER + 1)]
+        middle = [
+            np.minimum(
+                np.minimum(near[at + 3], np.maximum(near[at + 2], first)),
+                np.minimum(np.maximum(near[at + 1], second), np.maximum(near[at], third)),
+            )
+            for at in (0, 1)
+        ]
+        return np.asarray((middle[0].astype(np.float64) + middle[1]) / 2)
 
-    def medians_before(self, place: int, least: int) -> FloatArray:
-        """Of the signal ``place`` before the batch, (wells,)."""
-        return median_of_own(_windows(self._lines[[place]], self._size)[0, self._base], least)
+
+def _in_order(a: Array, b: Array, c: Array) -> tuple[Array, Array, Array]:
+    """The least, the middle and the greatest of three, element by element."""
+    low, high = np.minimum(a, b), np.maximum(a, b)
+    middle = np.minimum(high, c)
+    return np.minimum(low, middle), np.maximum(low, middle), np.maximum(high, c)
 
 
 def _windows(lines: Array, size: int) -> Array:
@@ -145,7 +167,7 @@ def folded_many(state: WellArrays, runs: Runs, over: BoolArray, part: FloatArray
     sums = np.zeros((part.shape[0], starts.shape[0]))
     counts = np.zeros(sums.shape, np.int32)  # of buckets, up to 6
     sums[:, of_state], counts[:, of_state] = state["half_sum"][:, slots], state["half_n"][:, slots]
-    ends = np.append(starts[1:], group.shape[0]) - 1
+    ends = until(starts, group.shape[0]) - 1
     # Mostly each signal counts in each bucket, and there is nothing to add up but how many buckets there are.
     is_whole = there.all(axis=1)
     if is_whole.all():
@@ -155,5 +177,5 @@ def folded_many(state: WellArrays, runs: Runs, over: BoolArray, part: FloatArray
         sums = added(sums, group, np.where(there, part, 0.0))
         counts[is_whole] += ends - starts + 1
         counts[~is_whole] = added(counts[~is_whole], group, there[~is_whole])
-    last = np.append(np.flatnonzero(of_state)[1:], starts.shape[0]) - 1
+    last = until(np.flatnonzero(of_state), starts.shape[0]) - 1
     return ends, over[ends], sums, counts, last

@@ -1,6 +1,8 @@
 """5-minute buckets of event time: which of them a batch touches and closes, and the closed ones of the last hour."""
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,9 +33,11 @@ class Runs:
         self.slots, self.well, self.bucket, self.begins = slots, well, bucket, begins
         self.index = as_index(slots)
         count = well.shape[0]
-        self.ends = np.append(begins[1:], rows).astype(np.intp) - 1
-        self.first = np.flatnonzero(np.diff(well, prepend=-1))
-        self.last = np.append(self.first[1:], count).astype(np.intp) - 1
+        self.ends = until(begins, rows) - 1
+        is_first = np.ones(count, np.bool_)
+        np.not_equal(well[1:], well[:-1], out=is_first[1:])
+        self.first = np.flatnonzero(is_first)
+        self.last = until(self.first, count) - 1
         before = state["bucket"][self.index].copy()
         self.continuing = before == bucket[self.first]
         self.single = count == slots.shape[0]
@@ -41,11 +45,11 @@ class Runs:
         opens[self.first] = ~self.continuing & (before != NEVER)
         self.opening = np.flatnonzero(opens)
         self.opening_index: Any = as_index(self.opening)
-        is_first = np.zeros(count, np.bool_)
-        is_first[self.first] = True
         self.of_state = is_first[self.opening]
+        self._from_state = np.flatnonzero(self.of_state)
         self.closing_well = well[self.opening]
         self.closing_slot = slots[self.closing_well]
+        self._from_well = self.closing_well[self._from_state]
         self.closed = self.before(bucket, before)
         self.new = np.empty(self.opening.shape[0], np.bool_)  # first closing of its well
         self.new[:1] = True
@@ -55,11 +59,11 @@ class Runs:
         self.closers: Any = self.index if closers == slots.shape[0] else self.closing_slot[self.new]
         self.last_closing: Any = slice(None)
         if not self.lone:
-            self.last_closing = np.append(np.flatnonzero(self.new)[1:], self.new.shape[0]) - 1
+            self.last_closing = until(np.flatnonzero(self.new), self.new.shape[0]) - 1
 
     def before(self, by_run: Array, by_well: Array) -> Array:
         """What belongs to the closed buckets: ``by_run`` (…, runs) in this batch, ``by_well`` (…, wells) before it."""
-        if self.of_state.all():
+        if self._from_state.shape[0] == self.opening.shape[0]:
             alike = self.closing_well.shape[0] == by_well.shape[-1]
             return np.array(by_well) if alike else np.take(by_well, self.closing_well, axis=-1)
         if isinstance(self.opening_index, slice):
@@ -68,13 +72,23 @@ class Runs:
             out[..., max(0, -begin) :] = by_run[..., max(0, begin) : end]
         else:
             out = np.take(by_run, self.opening - 1, axis=-1)
-        if self.of_state.any():
-            out[..., self.of_state] = by_well[..., self.closing_well[self.of_state]]
+        if self._from_state.shape[0]:
+            out[..., self._from_state] = by_well[..., self._from_well]
         return np.asarray(out)
 
 
 Window = list[FloatArray]  # a column for each bucket, newest first
-_Source = tuple[Array, Array | None, float]  # what is kept of closed buckets, what closes now, what stands for nothing
+
+
+@dataclass(slots=True)
+class _Source:
+    """What windows of some keys are made of: ``rings``, of the buckets that were closed before; what is ``closed`` now;
+    what is ``missing`` has this value. ``lines``: all of it, (keys, places), in a batch with several runs of a well."""
+
+    rings: Array
+    closed: Array | None
+    missing: float
+    lines: Array | None = None
 
 
 class Past:
@@ -86,7 +100,7 @@ class Past:
 
     def __init__(self, runs: Runs, state: WellArrays) -> None:
         self._runs = runs
-        self._sources: dict[object, _Source] = {}
+        self._sources: dict[object, tuple[_Source, int]] = {}  # by key, with its place
         self._windows: dict[object, Window] = {}
         self._gap = np.minimum(runs.bucket[runs.opening] - runs.closed, RING).astype(np.intp)
         first = runs.bucket if runs.single else runs.bucket[runs.first]
@@ -104,7 +118,7 @@ class Past:
             self._closes = int(self._gap[0]) - 1 if is_all and self._in_step else -1
             return
         unknown = state["ring_tag"][self._at, runs.slots] != back
-        self._missing = np.nonzero(unknown) if unknown.any() else None
+        self._missing: Any = np.nonzero(unknown) if unknown.any() else None
         # A line a well: 15 buckets before its first run, then its runs, at their distance in time.
         ahead = np.zeros(runs.well.shape[0], np.intp)
         ahead[1:] = np.minimum(np.diff(runs.bucket), RING)
@@ -116,11 +130,12 @@ class Past:
         self._size = int(length.sum())
         self._base = base + BACK - np.arange(1, RING)[:, None]
         begins = base[runs.well] + offset
-        self._begins, self._begins_of_closings = as_index(begins), as_index(begins[runs.opening])
+        wells = runs.slots.shape[0]
+        self._begins, self._begins_of_closings = as_blocks(begins, wells), as_blocks(begins[runs.opening], wells)
         self._near = np.flatnonzero(~runs.of_state | (self._gap <= BACK))
         if self._near.shape[0] == runs.opening.shape[0]:
             self._near = slice(None)
-        self._position = as_index((begins[runs.opening] + BACK - self._gap)[self._near])
+        self._position = as_blocks((begins[runs.opening] + BACK - self._gap)[self._near], wells)
 
     def _ring(self, ring: Array, k: int) -> list[Array]:
         """``k`` columns (wells,) of ``ring`` (16, slots), which are not to be changed."""
@@ -128,14 +143,15 @@ class Past:
             return [ring[at, self._runs.index] for at in self._at[:k, 0].tolist()]
         return list(ring[self._at[:k], self._runs.slots])
 
-    def add(self, key: object, ring: Array, closed: Array | None, missing: float = np.nan) -> None:
-        """Windows of ``key`` are made of ``ring`` (16, slots) as it is before the batch is written, and of ``closed``
-        (closings,): what closes now, as precise as the ring."""
+    def add(self, keys: Sequence[object], rings: Array, closed: Array | None, missing: float = np.nan) -> None:
+        """Windows of each of ``keys`` are made of its ring of ``rings`` (keys, 16, slots) as it is before the batch is
+        written, and of its ``closed`` (keys, closings): what closes now, as precise as the ring."""
         if not self._runs.single:
-            ring = ring[self._at, self._runs.slots]
+            rings = rings[:, self._at, self._runs.slots]
             if self._missing is not None:
-                ring[self._missing] = missing
-        self._sources[key] = ring, closed, missing
+                rings[(slice(None), *self._missing)] = missing
+        source = _Source(rings, closed, missing)
+        self._sources.update((key, (source, at)) for at, key in enumerate(keys))
 
     def window(self, key: object, k: int) -> Window:
         """The newest ``k`` buckets of ``key``."""
@@ -145,15 +161,16 @@ class Past:
             made = self._windows[key] = make(k, *self._sources[key])
         return made[:k]
 
-    def _of_ring(self, k: int, ring: Array, closed: Array | None, missing: float) -> Window:
+    def _of_ring(self, k: int, source: _Source, place: int) -> Window:
+        ring, missing = source.rings[place], source.missing
         old = [
             np.where(self._unknown[at], missing, column) if self._is_unknown[at] and at != self._closes else column
             for at, column in enumerate(self._ring(ring, k))
         ]
-        if closed is None or not self._near.size:
+        if source.closed is None or not self._near.size:
             return old
         # What lies between the closed bucket and the run is empty: the ring's tags say so.
-        closed = closed.astype(ring.dtype, copy=False)
+        closed = source.closed[place].astype(ring.dtype, copy=False)
         if self._closes >= 0:
             if self._closes < k:
                 old[self._closes] = closed
@@ -163,20 +180,24 @@ class Past:
         out[self._gap[near] - 1, self._runs.opening[near]] = closed[near]
         return list(out)
 
-    def _of_line(self, _: int, old: Array, closed: Array | None, missing: float) -> Window:
-        line = np.full(self._size, missing, old.dtype)
-        line[self._base] = old
-        if closed is not None:
-            line[self._position] = closed[self._near]
-        return [line[BACK - ago : self._size + 1 - ago] for ago in range(1, RING)]
+    def _of_line(self, k: int, source: _Source, place: int) -> Window:
+        if source.lines is None:
+            lines = source.lines = np.full((source.rings.shape[0], self._size), source.missing, source.rings.dtype)
+            lines[:, self._base] = source.rings
+            if source.closed is not None:
+                put(lines, self._position, source.closed[:, self._near])
+        line = source.lines[place]
+        wide = line.itemsize
+        # As line[BACK - ago : size + 1 - ago] for each bucket ago, in one go.
+        return list(np.ndarray((k, self._size - BACK + 1), line.dtype, line, (BACK - 1) * wide, (-wide, wide)))
 
     def at_runs(self, values: FloatArray) -> FloatArray:
         """Of ``values`` that were made of windows, those of the runs."""
-        return values if self._runs.single else values[self._begins]
+        return values if self._runs.single else taken(values, self._begins)
 
     def at_closings(self, values: FloatArray) -> FloatArray:
         """Of ``values`` that were made of windows, those of the runs before which a bucket closes."""
-        return np.asarray(values[self._runs.opening_index if self._runs.single else self._begins_of_closings])
+        return taken(values, self._runs.opening_index if self._runs.single else self._begins_of_closings)
 
 
 def windowed(function: str, past: Window, k: int) -> FloatArray:
@@ -187,12 +208,66 @@ def windowed(function: str, past: Window, k: int) -> FloatArray:
     return spread(past[:k]) if function == "spread" else latest(past, 0) - latest(past, k)
 
 
+def until(begins: Array, end: int) -> Array:
+    """Of stretches that begin at ``begins`` (k,), one after the other: where each of them ends, the last at ``end``."""
+    out = np.empty_like(begins)
+    out[:-1] = begins[1:]
+    out[-1:] = end
+    return out
+
+
 def as_index(slots: Slots) -> Any:
     """``slots``, which rise strictly, as a slice if they follow each other: a fleet that reports whole."""
     count = slots.shape[0]
     if count and slots[-1] - slots[0] + 1 == count:
         return slice(int(slots[0]), int(slots[0]) + count)
     return slots
+
+
+class Blocks(NamedTuple):
+    """Places in an array as ``blocks`` of ``size`` places that follow each other, the first at ``begin`` and each
+    ``apart`` from the one before. To copy blocks takes an eighth of the time that it takes to pick each element."""
+
+    begin: int
+    apart: int
+    blocks: int
+    size: int
+
+    def of(self, values: Array) -> Array:
+        """Those places of ``values`` (…, n), contiguous: (…, blocks, size), a view."""
+        wide = values.itemsize
+        shape = (*values.shape[:-1], self.blocks, self.size)
+        strides = (*values.strides[:-1], self.apart * wide, wide)
+        return np.ndarray(shape, values.dtype, values, self.begin * wide, strides)
+
+
+def as_blocks(places: Slots, wells: int) -> Any:
+    """``places``, which rise strictly, as :func:`as_index` or as a block for each of ``wells``, if they are that: wells
+    in step that a batch holds hours of."""
+    index = as_index(places)
+    count = places.shape[0]
+    if isinstance(index, slice) or wells < 2 or count % wells or count < 8 * wells:
+        return index
+    begins, size = places[:: count // wells], count // wells
+    apart = begins[1:] - begins[:-1]
+    if (apart != apart[0]).any() or (places[size - 1 :: size] - begins != size - 1).any():
+        return index
+    return Blocks(int(begins[0]), int(apart[0]), wells, size)
+
+
+def taken(values: Array, index: Any) -> Array:
+    """``values`` (n,), contiguous, at ``index``: a slice, blocks or places."""
+    if isinstance(index, Blocks):
+        return index.of(values).reshape(-1)
+    return np.asarray(values[index] if isinstance(index, slice) else values.take(index))
+
+
+def put(values: Array, index: Any, new: Array) -> None:
+    """``values[..., index] = new`` (…, n), ``values`` contiguous, where ``index`` is a slice, blocks or places."""
+    if isinstance(index, Blocks):
+        index.of(values)[...] = new.reshape(*new.shape[:-1], index.blocks, index.size)
+    else:
+        values[..., index] = new
 
 
 def appended(rings: Array, new: BoolArray, values: Array, told: Slots | None = None) -> tuple[Array, Array]:
@@ -207,7 +282,7 @@ def appended(rings: Array, new: BoolArray, values: Array, told: Slots | None = N
     line[:, base + k - 1 - back] = rings
     position = np.arange(which.shape[0]) + k * (which + 1)
     line[:, position] = values
-    last = position[np.append(first[1:], which.shape[0]) - 1]
+    last = position[until(first, which.shape[0]) - 1]
     after = position if told is None else position[told]
     return line.take(after - back, axis=1), line.take(last - back, axis=1)
 
@@ -248,15 +323,20 @@ def median_of_own(values: Array, least: int) -> FloatArray:
     if ordered.size == 0:
         return np.full(values.shape[:-1], np.nan)
     ordered.sort(axis=-1)  # NaN last
-    n: Any = size - int(np.count_nonzero(np.isnan(ordered[0])))
-    is_alike = (not n or not np.isnan(ordered[:, n - 1]).any()) and (n == size or np.isnan(ordered[:, n]).all())
+    n: Any = size
+    is_alike = not np.isnan(ordered[:, -1]).any()
+    if not is_alike:
+        n -= int(np.count_nonzero(np.isnan(ordered[0])))
+        is_alike = n < size and (not n or not np.isnan(ordered[:, n - 1]).any()) and bool(np.isnan(ordered[:, n]).all())
     if is_alike:  # as many values in each row: columns in place of gathers
         low, high = ordered[:, max(n - 1, 0) // 2], ordered[:, min(n // 2, size - 1)]
     else:
         n, rows = size - np.isnan(ordered).sum(axis=-1), np.arange(ordered.shape[0])
         low, high = ordered[rows, np.maximum(n - 1, 0) // 2], ordered[rows, np.minimum(n // 2, size - 1)]
     middle = (low.astype(np.float64) + high) / 2
-    return np.where(n >= least, middle, np.nan).reshape(values.shape[:-1])
+    if not is_alike or n < least:
+        middle = np.where(n >= least, middle, np.nan)
+    return middle.reshape(values.shape[:-1])
 
 
 def in_order(window: Window) -> FloatArray:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from esp_ingest.diagnostics.engine.buckets import Key, Slots, as_index
+from esp_ingest.diagnostics.engine.buckets import Key, Slots, as_index, until
 from esp_ingest.diagnostics.engine.features import Features
 from esp_ingest.diagnostics.engine.well_state import Array, Journal
 from esp_ingest.diagnostics.language.evaluation import BoolArray
@@ -44,10 +44,12 @@ class Rows:
     single: bool = field(init=False)
     index: Any = field(init=False)  # ``slots``, as a slice if they follow each other
     last: Slots = field(init=False)  # the last row of each group, (wells,)
+    counts: Slots = field(init=False)  # of rows of each group, (wells,)
 
     def __post_init__(self) -> None:
         self.index = as_index(self.slots)
         self.last = self.ends - 1
+        self.counts = self.ends - self.starts
         self.at = np.arange(self.t.shape[0])
         self.single = self.starts.shape[0] == self.t.shape[0]
 
@@ -60,6 +62,13 @@ class Rows:
         boundary = np.ones(slot.shape[0], np.bool_)
         np.not_equal(slot[1:], slot[:-1], out=boundary[1:])
         return _rows(self.source[kept], slot, self.t[kept], self.received[kept], boundary)
+
+    def take(self, received: Array, out: Array) -> None:
+        """Put what was ``received`` (…, readings) into ``out`` (…, n), in the order of the rows."""
+        if received.shape[-1] == len(self) and (self.source == self.at).all():
+            out[...] = received
+        else:
+            np.take(received, self.source, axis=-1, out=out, mode="clip")
 
     def latest(self, flag: BoolArray) -> tuple[Slots, BoolArray]:
         """(row, found): the newest row of the same well, up to and with each row, where ``flag`` holds."""
@@ -75,7 +84,7 @@ class Rows:
         if self.single:
             return np.where(flag, values, before)
         rows, found = self.latest(flag)
-        return np.where(found, values[rows], np.take(before, self.group, axis=-1))
+        return np.where(found, values[rows], self.spread(before))
 
     def shifted(self, values: Array, before: Array) -> Array:
         """The row before's value of ``values`` (…, n); ``before`` (…, wells) for a well's first row."""
@@ -88,7 +97,11 @@ class Rows:
 
     def of(self, state: Array) -> Array:
         """What ``state`` (…, slots) has of the well of each row, (…, n), a copy."""
-        return self.before(state) if self.single else _gathered(state, self.slot)
+        return self.spread(self.before(state))
+
+    def spread(self, by_well: Array) -> Array:
+        """``by_well`` (…, wells) at each row of the well, (…, n)."""
+        return by_well if self.single else by_well.repeat(self.counts, axis=-1)
 
     def seen(self, state: Array) -> Array:
         """As :meth:`of`, but not to be changed: it may be a part of the state."""
@@ -144,16 +157,18 @@ def grouped(slot: Slots, t: IntArray, received: IntArray, last_us: IntArray) -> 
 
 def _rows(source: Slots, slot: Slots, t: IntArray, received: IntArray, boundary: BoolArray) -> Rows:
     starts = np.flatnonzero(boundary)
-    group = np.cumsum(boundary) - 1
+    ends = until(starts, slot.shape[0])
+    counts, wells = ends - starts, np.arange(starts.shape[0])
+    is_single = starts.shape[0] == slot.shape[0]
     return Rows(
         source=source,
         slot=slot,
         t=t,
         received=received,
-        group=group,
-        first=starts[group],
+        group=wells if is_single else wells.repeat(counts),
+        first=starts if is_single else starts.repeat(counts),
         starts=starts,
-        ends=np.append(starts[1:], slot.shape[0]).astype(np.intp),
+        ends=ends,
         slots=slot[starts],
     )
 
@@ -257,8 +272,10 @@ class BatchColumns:
         return out
 
     def _measured(self, name: str) -> Any:
-        ages = [self.rows.t - self._seen[part][1] <= MEASURED_US for part in parts_of(name)]
-        return np.logical_and.reduce(ages).view(np.int8)
+        t = self.rows.t
+        times_us = [self._seen[part][1] for part in parts_of(name)]
+        ages = [t - time_us <= MEASURED_US for time_us in times_us if time_us is not t]  # with each reading: no age
+        return np.logical_and.reduce(ages).view(np.int8) if ages else np.ones(len(self.rows), np.int8)
 
     def within(self, site: int, yes: Callable[[], BoolArray], window_us: int) -> BoolArray:
         """Was what ``yes`` gives true at any row of the last ``window_us``, this one included?"""
@@ -270,16 +287,18 @@ class BatchColumns:
     def _within(self, site: int, yes: BoolArray, window_us: int) -> BoolArray:
         rows = self.rows
         before = self._within_us[site][rows.slots]
-        if not yes.any():
-            return np.asarray(rows.t - before[rows.group] <= window_us)
+        if not np.count_nonzero(yes):
+            if not rows.single and not (rows.t[rows.starts] - before <= window_us).any():  # of each well, the first row
+                return np.zeros(len(rows), np.bool_)
+            return np.asarray(rows.t - rows.spread(before) <= window_us)
         newest = rows.carry(yes, rows.t, before)
         self._journal.put(self._within_us, (site, rows.slots), newest[rows.last])
         return np.asarray(rows.t - newest <= window_us)
 
 
 def derived_or_sent(name: str, signals: dict[str, FloatArray]) -> FloatArray:
-    """The column of a signal as it was sent, or computed from its parts if it is a derived one."""
-    if name not in DERIVED:
-        return signals[name]
-    derived = DERIVED[name]
-    return derived.evaluate(*(signals[part] for part in derived.parts))
+    """The column of a signal as it was sent, or computed from its parts if it is a derived one, and kept."""
+    if name not in signals:
+        derived = DERIVED[name]
+        signals[name] = derived.evaluate(*(signals[part] for part in derived.parts))
+    return signals[name]

@@ -284,7 +284,7 @@ class Engine:
     def _values(self, readings: Readings, rows: Rows) -> FloatArray:
         sent, more = readings.values.shape[0], list(self.rules.extra_signals)
         values = np.empty((sent + len(more), len(rows)))
-        np.take(readings.values, rows.source, axis=1, out=values[:sent], mode="clip")
+        rows.take(readings.values, values[:sent])
         values[sent:] = np.nan
         if more and readings.extra:
             place = {int(source): at for at, source in enumerate(rows.source)}

@@ -16,19 +16,19 @@ from esp_ingest.model import FloatArray
 @dataclass(slots=True)
 class _Change:
     """Values of some ``rows``, each from a run on up to the next one of the same well. ``values`` (rows, changes +
-    wells) ends with what stood before the batch; ``place`` is which of them is in force in each stretch of runs, and
-    ``begins`` with which run that begins. ``count``: of the changes; ``runs``: of all runs."""
+    wells) ends with what stood before the batch; ``place`` is which of them is in force in each stretch of runs,
+    ``begins`` with which run that begins, and ``lengths`` how many runs it has. ``count``: of the changes."""
 
     rows: list[int]
     values: FloatArray
     place: Slots
     begins: Slots
+    lengths: Slots
     count: int
-    runs: int
 
     def by_run(self, values: FloatArray) -> FloatArray:
         """``values`` (changes + wells,), each in force where that of ``place`` is, (runs,)."""
-        return values[self.place].repeat(np.diff(self.begins, append=self.runs))
+        return values[self.place].repeat(self.lengths)
 
     def at(self, run: Slots) -> Slots:
         """Which of the values are in force during each of ``run``."""
@@ -42,7 +42,8 @@ class Features:
         self._state, self._runs = state, runs
         self._made: dict[int, FloatArray] = {}
         self._closings: dict[int, tuple[FloatArray, FloatArray]] = {}  # (closings,), and what stood before (wells,)
-        self._changes: dict[int, tuple[_Change, int]] = {}
+        self._changed: list[_Change] = []
+        self._changes: dict[int, tuple[_Change, int]] = {}  # by row, with its place among the rows of the change
         self._is_committed = False
         # What makes the rows beyond those of the state, by run.
         self.read: Callable[[int], FloatArray] | None = None
@@ -95,15 +96,20 @@ class Features:
 
     def change(self, rows: Iterable[int], run: Slots, values: FloatArray) -> None:
         """From each of the runs ``run`` (changes,) on, in any order, up to the next one of the same well, the features
-        ``rows`` are ``values`` (rows, changes). If a run stands there twice, the last one counts."""
+        ``rows`` are ``values`` (rows, changes). If a run stands there twice, the last one counts. A row changes in one
+        call a batch."""
         runs, rows, count = self._runs, list(rows), run.shape[0]
         place = count + runs.well
         place[run] = np.arange(count)
         is_begin = np.zeros(place.shape[0], np.bool_)
         is_begin[runs.first] = is_begin[run] = True
         begins = np.flatnonzero(is_begin)
-        before = self._state[_rows_at(rows, runs.index)]
-        change = _Change(rows, np.concatenate([values, before], axis=1), place[begins], begins, count, place.shape[0])
+        lengths = np.empty_like(begins)
+        np.subtract(begins[1:], begins[:-1], out=lengths[:-1])
+        lengths[-1] = place.shape[0] - begins[-1]
+        values = np.concatenate([values, self._state[_rows_at(rows, runs.index)]], axis=1)
+        change = _Change(rows, values, place[begins], begins, lengths, count)
+        self._changed.append(change)
         for nth, row in enumerate(rows):
             self._changes[row] = change, nth
             self._made.pop(row, None)
@@ -123,14 +129,11 @@ class Features:
         runs = self._runs
         for row, (values, _) in self._closings.items():
             journal.put(self._state[row], runs.closers, values[runs.last_closing])
-        for change in {id(change): change for change, _ in self._changes.values()}.values():
-            nths = [nth for nth, row in enumerate(change.rows) if self._changes[row][0] is change]
-            rows, values = change.rows, change.values
-            if len(nths) < len(rows):
-                rows, values = [rows[nth] for nth in nths], values[nths]
+        for change in self._changed:
             place = change.at(runs.last)
             some = np.flatnonzero(place < change.count)
-            journal.put(self._state, _rows_at(rows, as_index(runs.slots[some])), values.take(place[some], axis=1))
+            index = _rows_at(change.rows, as_index(runs.slots[some]))
+            journal.put(self._state, index, change.values.take(place[some], axis=1))
         self._is_committed = True
 
     def release(self) -> None:

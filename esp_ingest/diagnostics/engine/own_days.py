@@ -31,6 +31,7 @@ from esp_ingest.diagnostics.engine.buckets import (
     median,
     present,
     rings_at,
+    until,
 )
 from esp_ingest.diagnostics.engine.features import Features
 from esp_ingest.diagnostics.engine.recent_drops import RecentDrops, RecentPlan
@@ -93,7 +94,7 @@ class _Ended(NamedTuple):
 
 class OwnDays:
     """The days of all wells, kept in ``state``. ``keys`` are the features that are computed here, see
-    :func:`sources_of`."""
+    :func:`sources_of`. ``dropping``: the signals whose drops are counted."""
 
     def __init__(self, state: WellArrays, keys: Iterable[Key], row: dict[Key, int]) -> None:
         keys = sorted(keys, key=str)
@@ -101,19 +102,19 @@ class OwnDays:
         self._usual = [key for key in keys if key[0] in _USUAL]
         self._extremes = [_USUAL[str(key[0])][1] for key in self._usual]
         self._sources = [row[_source(key)] for key in self._usual]
-        self._dropping = sorted({str(key[1]) for key in keys if key[0] in _OF_DROPS})
+        self.dropping = sorted({str(key[1]) for key in keys if key[0] in _OF_DROPS})
         self._lows = sorted({str(key[1]) for key in keys if key[0] == "low"})
         self.is_used = bool(keys)
         names = ["|".join(map(str, key)) for key in self._usual]
-        state.add("healthy_us", np.int64, NEVER, self._dropping)
-        state.add("excursion", np.int8, 1, self._dropping)
-        state.add("day_drops", np.float64, 0.0, self._dropping)
+        state.add("healthy_us", np.int64, NEVER, self.dropping)
+        state.add("excursion", np.int8, 1, self.dropping)
+        state.add("day_drops", np.float64, 0.0, self.dropping)
         state.add("day_extreme", np.float64, np.nan, names)
         state.add("own_days", np.float32, np.nan, names, (_USUAL_DAYS,), newest_first=True)
-        state.add("own_drops", np.float32, np.nan, self._dropping, (_WEEKS * _WEEK,), newest_first=True)
+        state.add("own_drops", np.float32, np.nan, self.dropping, (_WEEKS * _WEEK,), newest_first=True)
         # By signal, the places of the usual quantities that its newest drops tell.
         self._places = {
-            name: [at for at, key in enumerate(self._usual) if _is_told(key, name)] for name in self._dropping
+            name: [at for at, key in enumerate(self._usual) if _is_told(key, name)] for name in self.dropping
         }
         self._recent = {name: self._recent_of(name, names, places) for name, places in self._places.items()}
 
@@ -136,19 +137,19 @@ class OwnDays:
         ended: BoolArray,
     ) -> OwnPlan:
         """What the closed buckets of a batch change. ``features`` are filled in. ``means`` are the
-        5-minute means by signal, (closings,). For each closing, ``settled`` says whether the well ran steadily,
-        ``day`` which of the well's days of running it belongs to, and ``ended`` whether it is the last one of that
-        day."""
+        5-minute means by signal of ``dropping``, (closings,). For each closing, ``settled`` says whether the well ran
+        steadily, ``day`` which of the well's days of running it belongs to, and ``ended`` whether it is the last one of
+        that day."""
         state, slots = self._state, runs.closing_slot
         first = np.flatnonzero(runs.new)
-        last = np.append(first[1:], runs.new.shape[0]) - 1
+        last = until(first, runs.new.shape[0]) - 1
         which = np.cumsum(runs.new) - 1
         groups = runs.new.copy()
         groups[1:] |= day[1:] != day[:-1]
         starts = np.flatnonzero(groups)
         healthy, excursion, drops = [], [], []
         recent: dict[str, RecentPlan | None] = {}
-        for at, name in enumerate(self._dropping):
+        for at, name in enumerate(self.dropping):
             share = means[name] / features.at_closings(self._row["median", name])
             code = np.where(~settled | ~(share < _HEALTHY), 1, np.where(share < _LOW, -1, 0)).astype(np.int8)
             end_us = (runs.closed + 1) * BUCKET_US
@@ -186,7 +187,7 @@ class OwnDays:
         """Find the extremes of each day that the batch touches. Days that ended become part of what is usual."""
         state = self._state
         extreme = np.empty((len(self._usual), starts.shape[0]))
-        drops = plan.drops.reshape(len(self._dropping), starts.shape[0])
+        drops = plan.drops.reshape(len(self.dropping), starts.shape[0])
         if runs.lone:
             for at, (ufunc, source) in enumerate(zip(self._extremes, self._sources, strict=True)):
                 values = np.where(settled, features.at_closings(source), np.nan)
@@ -200,7 +201,7 @@ class OwnDays:
                 extreme[at] = ufunc.reduceat(values, starts)
                 extreme[at, opens] = ufunc(extreme[at, opens], state["day_extreme"][at][slots])
             drops[:, opens] += state["day_drops"][:, slots]
-        ends = np.append(starts[1:], groups.shape[0]) - 1
+        ends = until(starts, groups.shape[0]) - 1
         over = ended[ends]
         newest: Any = slice(None) if runs.lone else (np.cumsum(groups) - 1)[last]  # the last group of each well
         plan.extreme, plan.drops = extreme[:, newest], drops[:, newest]
@@ -260,11 +261,11 @@ class OwnDays:
         """The features by row, each (places,), computed from the days at these places, newest day first."""
         made: dict[int, FloatArray] = {}
         habitual = {}
-        for at, name in enumerate(self._dropping):
+        for at, name in enumerate(self.dropping):
             recent = _median_of(drop_days[at, :_USUAL_DAYS])
             habitual[name] = recent >= _HABITUAL_DROPS
             made[self._row.get(("drops", name), -1)] = recent
-            weeks = [_median_of(drop_days[at, ago * _WEEK : (ago + 1) * _WEEK], _WEEK) for ago in range(_WEEKS)]
+            weeks = _median_of(drop_days[at].reshape(_WEEKS, _WEEK, -1), _WEEK)
             for function, before in (("drops_trend", weeks[1]), ("drops_rise", weeks[-1])):
                 rise = np.where(before >= _HABITUAL_DROPS, weeks[0] / before, np.nan)
                 made[self._row.get((function, name), -1)] = rise
@@ -280,7 +281,7 @@ class OwnDays:
         """Write the plan of a batch into the state."""
         state = self._state
         slots = runs.closers
-        if self._dropping:
+        if self.dropping:
             journal.put(state["healthy_us"], (slice(None), slots), plan.healthy_us)
             journal.put(state["excursion"], (slice(None), slots), plan.excursion)
             journal.put(state["day_drops"], (slice(None), slots), plan.drops)

@@ -145,6 +145,8 @@ class SignalState:
         failed = {}
         any_dropped = bool(dropped.any())
         for at, channel in enumerate((*self._names, PRESSURE_ORDER)):
+            if not (any_dropped or channel in bad or channel in self._ever_bad or channel == PRESSURE_ORDER):
+                continue
             lost = dropped if any_dropped else None
             if lost is not None and channel in GAUGE:
                 lost = lost & (seen[channel][1] != NEVER)  # what a well never sent cannot fail
@@ -223,9 +225,9 @@ class SignalState:
             return {}
         newest, found = rows.latest(changed)
         if not rows.single:
-            counts = np.where(found, rows.at - newest, rows.at - rows.first + 1 + np.take(n_old, rows.group, axis=1))
+            counts = np.where(found, rows.at - newest, rows.at - rows.first + 1 + rows.spread(n_old))
         still = counts >= FROZEN_SAMPLES
-        moved_us = np.where(found, rows.t[newest], np.take(old_moved_us, rows.group, axis=1))
+        moved_us = np.where(found, rows.t[newest], rows.spread(old_moved_us))
         held = np.stack([measured.held[name] for name in sent])
         still &= (moved_us.max(axis=0) > moved_us) & (held != 0) & ~np.isnan(held)
         out = {}
@@ -257,7 +259,7 @@ class _Unmoved:
     this batch, and then in the row ``moved`` at last. ``before`` (signals, wells): the count before the batch."""
 
     def __init__(self, rows: Rows, changed: BoolArray, before: Array) -> None:
-        signal, at = np.nonzero(~changed)
+        signal, at = np.divmod(np.flatnonzero(~changed), changed.shape[1])
         first, group = rows.first[at], rows.group[at]
         begins = np.ones(at.shape[0], np.bool_)
         begins[1:] = (at[1:] != at[:-1] + 1) | (signal[1:] != signal[:-1]) | (first[1:] != first[:-1])
@@ -358,7 +360,12 @@ class RunState:
 
     def _running(self, rows: Rows, usable: dict[str, FloatArray], median: FloatArray) -> Array:
         """1, 0, or −1 as long as nothing has told; what is not known stays as it was."""
-        running = _is_running(usable["vsd_frequency"], usable["motor_current"], median)
+        frequency, current = usable["vsd_frequency"], usable["motor_current"]
+        # A fleet that runs whole: no median asks for more than the greatest one does.
+        floor = MIN_LOAD * np.fmax.reduce(median)
+        if frequency.min() > MIN_FREQUENCY_HZ and current.min() > (floor if floor > 0 else 0.0):
+            return np.ones(len(rows), np.int8)
+        running = _is_running(frequency, current, median)
         known = running >= 0
         return running if known.all() else rows.carry(known, running, self._state["running"][rows.slots])
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
-from esp_ingest.diagnostics.engine.buckets import BUCKET_US, Key, Runs, Slots, added, appended, median
+from esp_ingest.diagnostics.engine.buckets import BUCKET_US, Key, Runs, Slots, added, appended, median, until
 from esp_ingest.diagnostics.engine.features import Features
 from esp_ingest.diagnostics.engine.well_state import Array, Journal, WellArrays
 from esp_ingest.diagnostics.language.evaluation import BoolArray
@@ -123,9 +123,9 @@ class SlowTrends:
         there = ~np.isnan(part)
         group = np.cumsum(begins) - 1
         sums, counts = added(sums, group, np.where(there, part, 0.0)), added(counts, group, there)
-        ends = np.append(starts[1:], at.shape[0]) - 1
+        ends = until(starts, at.shape[0]) - 1
         full = (number[ends] + 1) % _HALVES == 0
-        last = np.append(np.flatnonzero(new[starts])[1:], starts.shape[0]) - 1
+        last = until(np.flatnonzero(new[starts]), starts.shape[0]) - 1
         plan = SlowPlan(
             slots,
             number[ends][last] + 1,
@@ -144,7 +144,7 @@ class SlowTrends:
         state, run, well = self._state, runs.opening[at], runs.closing_well[at]
         new = np.ones(at.shape[0], np.bool_)
         np.not_equal(well[1:], well[:-1], out=new[1:])
-        last = np.append(new[1:], True)
+        last = until(new, True)
         slots = plan.block_slots = runs.slots[well[new]]
         ago, some = np.arange(_BLOCKS)[:, None], np.arange(slots.shape[0])
         blocks = plan.blocks = state["slow_blocks"][:, :, slots]
@@ -212,7 +212,7 @@ class SlowTrends:
             return None
         known = np.minimum(known + 1, _POINTS).astype(np.int8)
         trends.points[:, :, some], trends.minutes[:, some] = newest_points, newest_times[0]
-        trends.known[some], trends.away[some] = known[np.append(new[1:], True)], 0
+        trends.known[some], trends.away[some] = known[until(new, True)], 0
         return _Trends(points, times[0], known, start, np.zeros(which.shape[0], np.int8))
 
     def _add_one(self, trends: _Trends, wells: Slots, value: Array, minutes: IntArray) -> _Trends:

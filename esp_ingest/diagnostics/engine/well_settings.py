@@ -114,7 +114,8 @@ class WellSettings:
 
     def set_parameters(self, batch: BatchContext, rule: Rule) -> None:
         """Make the parameters of ``rule`` columns of the batch: scalars, or (n,) if wells have values of their own."""
-        batch.columns.set_parameters(self._parameters[rule.name])
+        if rule.parameters:
+            batch.columns.set_parameters(self._parameters[rule.name])
         own = self._own_parameters.get(rule.name)
         if own is None:
             return

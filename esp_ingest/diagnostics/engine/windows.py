@@ -19,6 +19,7 @@ from esp_ingest.diagnostics.engine.buckets import (
     Window,
     as_index,
     median_of_own,
+    until,
     variation,
     windowed,
 )
@@ -65,16 +66,14 @@ class HourWindows:
         """The buckets before each run, with those that ``plan`` closes; None if there are none. The state may be
         written afterwards."""
         state, past = self._state, Past(runs, self._state)
-        past.add("dt", state["ring_dt"], None if plan is None else plan.mean_dt)
-        for at, name in enumerate(self._ringed):
-            closes = None if plan is None else plan.means[self._ring_place[at]]
-            past.add(("mean", name), state["ring_mean"][at], closes)
-        for at, name in enumerate(self._squares):
-            closed: list[Any] = [None] * 3
-            if plan is not None:
-                closed = [plan.closed_counts[at], plan.closed_sums[at], plan.closed_squares[at]]
-            for ring, values in zip(("n", "sum", "square"), closed, strict=True):
-                past.add((ring, name), state[f"ring_{ring}"][at], values, 0.0)
+        means = dt = sums = counts = squares = None
+        if plan is not None:
+            means, dt = plan.means[self._ring_place], plan.mean_dt[None]
+            sums, counts, squares = plan.closed_sums, plan.closed_counts, plan.closed_squares
+        past.add(["dt"], state["ring_dt"][None], dt)
+        past.add([("mean", name) for name in self._ringed], state["ring_mean"], means)
+        for ring, closed in (("n", counts), ("sum", sums), ("square", squares)):
+            past.add([(ring, name) for name in self._squares], state[f"ring_{ring}"], closed, 0.0)
         return past
 
     def close(self, runs: Runs, plan: Plan) -> None:
@@ -119,7 +118,7 @@ class HourWindows:
         some: Any = slice(None)
         if not runs.single:
             recent = closed >= runs.bucket[runs.last][runs.closing_well] - RING
-            newest = np.append(runs.new[1:], True)
+            newest = until(runs.new, True)
             some = np.flatnonzero(recent | newest)
             closed, slots = closed[some], slots[some]
         at = (closed % RING).astype(np.intp)

@@ -431,9 +431,11 @@ class _Parser:
         """choose(condition, a, b): ``a`` where the condition is true, ``b`` where it is false, else not known."""
         chosen = self.condition()
         self._expect(",")
+        site = self.site
         first = self._sum()
         self._expect(",")
         second = self._sum()
+        is_lazy = self.site == site  # neither of the two remembers (within())
         if chosen.truth is None or first.number is None or second.number is None:
             raise ConditionError("choose() takes a condition and two quantities: choose(measured(gor), 80 %, 70 %)")
         if first.unit is None or second.unit is None or not first.unit.same_kind(second.unit):
@@ -441,6 +443,12 @@ class _Parser:
         truth, a, b = chosen.truth, first.number, second.number
 
         def choice(columns: Columns) -> FloatArray:
-            return np.where(truth.yes(columns), a(columns), np.where(truth.no(columns), b(columns), np.nan))
+            yes = truth.yes(columns)
+            if is_lazy and yes.all():
+                return a(columns)
+            no = truth.no(columns)
+            if is_lazy and no.all():
+                return b(columns)
+            return np.where(yes, a(columns), np.where(no, b(columns), np.nan))
 
         return _Node(first.unit, number=choice)
