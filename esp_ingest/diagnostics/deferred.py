@@ -20,7 +20,6 @@ log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 5.0
 _MOST_OF_THE_TIME = 10  # a try that took a second is followed by ten seconds without one
-_MOST_ROWS = 5_000  # about 2 kB each
 
 # What is tried, each by itself: what operators did, the states of wells, the work between batches, and writing.
 OPERATORS, STATES, ROUND, WRITE = "operators", "states", "round", "write"
@@ -30,10 +29,11 @@ class Deferred:
     """For one thread; :attr:`reason` may be read by others. ``wells`` maps each well that waits to the event time, µs,
     of the first of its readings that was not evaluated."""
 
-    def __init__(self, clock: Clock, metrics: Metrics, max_wells: int) -> None:
+    def __init__(self, clock: Clock, metrics: Metrics, max_wells: int, most_rows: int) -> None:
         self._clock = clock
         self._metrics = metrics
         self._max_wells = max_wells
+        self._most_rows = most_rows
         self._trouble: dict[str, tuple[str, float]] = {}  # what → why, and when it is tried again
         self._log = Repeated(
             log, "diagnostics wait, their tables refuse; readings are stored", "diagnostics are stored again"
@@ -55,7 +55,7 @@ class Deferred:
     @property
     def is_full(self) -> bool:
         """No more rows are to be kept."""
-        return len(self.rows) >= _MOST_ROWS
+        return len(self.rows) >= self._most_rows
 
     def failed(self, what: str, error: StoreUnavailable, begun: float) -> bool:
         """It has not worked. ``begun``: monotonic seconds at which it was tried. Returns whether that is new."""

@@ -39,8 +39,7 @@ _NEVER_US = -62_135_596_800_000_000  # the year 1
 _TICK_SECONDS = 5.0
 _GAUGES_SECONDS = 60.0
 _MOST_SCOPES_LOGGED = 5
-_EVICTED_AFTER_US = 3_600_000_000  # a well that sent within the hour keeps its place
-_EVICTED_AT_ONCE = 200  # a well that goes is 0.2 ms of CPU
+EVICTED_AT_ONCE = 200  # a well that goes is 0.2 ms of CPU
 _SLOW_SECONDS = 4.0
 _CATCH_UP_SECONDS = 0.2  # between two turns while wells wait to be evaluated
 _CAUGHT_UP_AT_ONCE = 5  # wells a turn, so that no batch waits long for 20 000 readings of each
@@ -62,7 +61,8 @@ class Diagnosis:
 class DiagnosticsService:
     """The stage's Diagnostics. ``load_rules`` is called again for a reload and may raise RulesError; ``listening``
     tells whether the broker would bring readings now, since only then does silence mean anything; ``replay_until``: up
-    to what was received when a well is restored, None for all that is in the table.
+    to what was received when a well is restored, None for all; ``kept_us``: a well that sent so lately keeps its place;
+    ``most_rows``, of about 2 kB, wait at most. ``engine`` judges the wells that are held: another one after a reload.
 
     ``readings_first``: what the tables of the diagnostics refuse waits (diagnostics/deferred.py), and the readings of
     the batch are stored without it. StoreUnavailable leaves :meth:`prepare` and :meth:`maintain` then only once for a
@@ -77,6 +77,8 @@ class DiagnosticsService:
         listening: Callable[[], bool] = lambda: True,
         replay_until: Callable[[], int | None] = lambda: None,
         max_wells: int = 1_000_000,
+        kept_us: int = 3_600_000_000,
+        most_rows: int = 5_000,
         readings_first: bool = True,
     ) -> None:
         self._load_rules = load_rules
@@ -86,15 +88,16 @@ class DiagnosticsService:
         self._listening = listening
         self._replay_until = replay_until
         self._max_wells = max_wells
+        self._kept_us = kept_us
         self._outside: frozenset[str] = frozenset()  # wells of the batch that comes for which there is no room
         self._readings_first = readings_first
-        self._deferred = Deferred(clock, metrics, max_wells)
+        self._deferred = Deferred(clock, metrics, max_wells, most_rows)
         self._holds = False  # the tables refused lately: nothing is written with the batch that comes
         self._all_known = False  # of the batch that comes
         self._full_log = Repeated(log, "diagnostics hold no more wells", "diagnostics have room for every well again")
         self._active = ActiveGauge(metrics)
-        self._engine = self._new_engine(load_rules())
-        self._active.show(self._engine)
+        self.engine = self._new_engine(load_rules())
+        self._active.show(self.engine)
         self._known: set[str] = set()
         self._dirty: dict[str, None] = {}  # wells by how long they have waited for a checkpoint
         self._unsaved: dict[str, None] = {}  # wells that have never had one: they come first
@@ -148,7 +151,7 @@ class DiagnosticsService:
             readings = self._defer(readings)
         checkpoints = [] if self._holds else self._due_checkpoints()
         with self._metrics.diagnostics_evaluate_seconds.time():
-            evaluation = self._engine.evaluate(readings)
+            evaluation = self.engine.evaluate(readings)
         return self._diagnosis(evaluation, checkpoints, readings.wells, begun)
 
     def _diagnosis(
@@ -173,7 +176,7 @@ class DiagnosticsService:
     def accept(self, diagnosis: Diagnosis, refusal: Refusal | None = None) -> None:
         """The transaction is committed, but for what was refused of this."""
         deferred = self._deferred
-        self._engine.accept(diagnosis.evaluation)
+        self.engine.accept(diagnosis.evaluation)
         for row in diagnosis.held:
             deferred.owe(row)
         if not diagnosis.held and (diagnosis.rows or diagnosis.checkpoints):
@@ -193,7 +196,7 @@ class DiagnosticsService:
 
     def discard(self, diagnosis: Diagnosis) -> None:
         """Nothing of it was stored."""
-        self._engine.discard(diagnosis.evaluation)
+        self.engine.discard(diagnosis.evaluation)
 
     # -- between batches
 
@@ -242,7 +245,7 @@ class DiagnosticsService:
         self._holds = False
         while (self._dirty or self._deferred.rows or self._parting) and not self._deferred.is_holding(WRITE):
             checkpoints = [*self._parting.values(), *self._checkpoints(list(islice(self._dirty, _MOST_AT_THE_END)))]
-            evaluation = self._engine.evaluate(Readings.empty())
+            evaluation = self.engine.evaluate(Readings.empty())
             yield self._diagnosis(evaluation, checkpoints, (), self._clock.monotonic())
 
     def try_again(self) -> None:
@@ -260,13 +263,13 @@ class DiagnosticsService:
 
     def _tick(self) -> Evaluation:
         # Of a well that waits to be evaluated the newest reading is not known, so it is not known to be silent.
-        waits = any(self._engine.newest_us(well) is not None for well in self._deferred.wells)
+        waits = any(self.engine.newest_us(well) is not None for well in self._deferred.wells)
         if waits or not self._listening():
             self._listening_since_us = None
-            return self._engine.evaluate(Readings.empty())
+            return self.engine.evaluate(Readings.empty())
         if self._listening_since_us is None:
             self._listening_since_us = self._clock.now_us()
-        return self._engine.tick(self._clock.now_us(), self._listening_since_us)
+        return self.engine.tick(self._clock.now_us(), self._listening_since_us)
 
     def _gather(self) -> None:
         """Wells that have a state and have not sent since the start: a few at a time, for silence is theirs to tell."""
@@ -286,7 +289,7 @@ class DiagnosticsService:
         self._active.look_elsewhere(self._store, self._known)
         if self._gathered_to is None:
             self._active.gathered()
-        self._active.show(self._engine)
+        self._active.show(self.engine)
         self._store.end_shelvings()
         stale, shelved, unacknowledged = self._store.alarm_gauges()
         self._metrics.diagnostics_stale.set(stale)
@@ -306,7 +309,7 @@ class DiagnosticsService:
         if now < self._next_follow:
             return
         if not self._limits_recorded:
-            rules = self._engine.rules
+            rules = self.engine.rules
             changed = self._store.record_limits(limit_scopes(rules), rules.path)
             if len(changed) > _MOST_SCOPES_LOGGED:  # the first start: alarm_limits_history tells which
                 log.info("limits recorded", extra={"scopes": len(changed), "rules": rules.path})
@@ -317,7 +320,7 @@ class DiagnosticsService:
             self._newest_action = self._store.newest_action()
         for action in self._store.actions_after(self._newest_action):
             if action.well_id in self._known:  # another well learns of it when it is restored
-                operators.obey(self._engine, self._deferred, action)
+                operators.obey(self.engine, self._deferred, action)
             self._newest_action = action.id
         self._next_follow = now + _TICK_SECONDS
 
@@ -339,8 +342,8 @@ class DiagnosticsService:
 
     def _checkpoints(self, wells: Sequence[str]) -> list[Checkpoint]:
         found = []
-        for well, state in self._engine.export(wells).items():
-            newest_us = self._engine.newest_us(well)
+        for well, state in self.engine.export(wells).items():
+            newest_us = self.engine.newest_us(well)
             if newest_us is not None:
                 found.append(Checkpoint(well, newest_us, state, self._inactive.as_json(well)))
             else:  # it has sent nothing live yet
@@ -365,31 +368,29 @@ class DiagnosticsService:
         self._metrics.diagnostics_wells.set(len(self._known))
         now = self._clock.monotonic()
         if self._outside:
-            limit = f"diagnostics.max_wells = {self._max_wells}"
-            self._full_log.failed(
-                now, f"{limit} are held and none has been silent for an hour", wells=len(self._outside)
-            )
+            why = f"diagnostics.max_wells = {self._max_wells} are held and none has been silent for an hour"
+            self._full_log.failed(now, why, wells=len(self._outside))
         elif self._full_log.active:
             self._full_log.ended(now)
 
     def _evict(self, count: int, needed: frozenset[str]) -> None:
         """Some of the longest silent wells go to their checkpoints, from which they come back with their next reading,
         as after a restart."""
-        before_us = self._clock.now_us() - _EVICTED_AFTER_US
-        silent = self._engine.longest_silent(min(count, _EVICTED_AT_ONCE) + len(needed), before_us)
-        gone = [well for well in silent if well in self._known and well not in needed][: min(count, _EVICTED_AT_ONCE)]
+        before_us = self._clock.now_us() - self._kept_us
+        silent = self.engine.longest_silent(min(count, EVICTED_AT_ONCE) + len(needed), before_us)
+        gone = [well for well in silent if well in self._known and well not in needed][: min(count, EVICTED_AT_ONCE)]
         if not gone:
             return
         changed = [well for well in gone if well in self._dirty]
         self._parting.update((each.well_id, each) for each in self._checkpoints(changed))
-        self._engine.forget(gone)
+        self.engine.forget(gone)
         self._active.is_complete = False
         self._known.difference_update(gone)
         for well in gone:
             self._dirty.pop(well, None)
             self._unsaved.pop(well, None)
         self._metrics.diagnostics_wells_evicted.inc(len(gone))
-        self._active.show(self._engine)
+        self._active.show(self.engine)
 
     # -- restore
 
@@ -399,25 +400,25 @@ class DiagnosticsService:
             some = wells[begin : begin + _RESTORED_AT_ONCE]
             self._restore_states(some)
             for shelf in self._store.shelves(some):
-                self._engine.shelve(shelf.well_id, shelf.diagnosis, shelf.until_us)
+                self.engine.shelve(shelf.well_id, shelf.diagnosis, shelf.until_us)
             self._replay(some)
-            operators.reconcile(self._engine, self._deferred, some, self._store.open_rows(some))
+            operators.reconcile(self.engine, self._deferred, some, self._store.open_rows(some))
             self._known.update(some)
             self._active.held(some)
             for well in some:
                 self._parting.pop(well, None)
                 self._deferred.restored(well)
-        self._active.show(self._engine)
+        self._active.show(self.engine)
 
     def _restore_states(self, wells: Sequence[str]) -> None:
-        fresh = [well for well in wells if self._engine.newest_us(well) is None]
+        fresh = [well for well in wells if self.engine.newest_us(well) is None]
         states = {each.well_id: each.state for each in self._store.states(fresh)}
         self._unsaved.update(dict.fromkeys(well for well in fresh if well not in states))
-        for well in self._engine.restore(states):
+        for well in self.engine.restore(states):
             log.error("diagnostic state cannot be read, the well starts anew", extra={"well_id": well})
 
     def _replay(self, wells: Sequence[str]) -> None:
-        newest = {well: self._engine.newest_us(well) for well in wells}
+        newest = {well: self.engine.newest_us(well) for well in wells}
         known = {well: at_us for well, at_us in newest.items() if at_us is not None}
         count = self._replay_after(known, _REPLAYED_ROWS)
         deferred = {well: at - 1 for well, at in self._deferred.wells.items() if well in newest and well not in known}
@@ -432,14 +433,14 @@ class DiagnosticsService:
         for page in self._store.readings_after(since_us, limit, self._replay_until()) if since_us else ():
             count += len(page)
             try:
-                evaluation = self._engine.evaluate(page)
+                evaluation = self.engine.evaluate(page)
             except Exception:  # as for a live batch: its readings are stored, and the rules go on after them
                 log.exception("diagnostics failed on a replay")
                 self._metrics.diagnostics_rule_failures.labels(diagnosis="engine").inc()
             else:
                 # Whatever a well has raised before it was restored is in the table; of one that was deferred it is not.
                 is_late = bool(self._deferred.wells) and not self._deferred.wells.keys().isdisjoint(page.wells)
-                self._engine.accept(evaluation, replayed=not is_late)
+                self.engine.accept(evaluation, replayed=not is_late)
                 for row in evaluation.rows:
                     if row.well_id in self._deferred.wells:
                         self._deferred.owe(row)
@@ -466,16 +467,16 @@ class DiagnosticsService:
             self._reload_asked = True
             raise
         # The old engine goes before the new one comes: both at once would be twice the memory.
-        states, opened = self._engine.export(), self._engine.open_occurrences()
-        self._engine = self._new_engine(rules)
-        self._engine.restore(states)
+        states, opened = self.engine.export(), self.engine.open_occurrences()
+        self.engine = self._new_engine(rules)
+        self.engine.restore(states)
         for shelf in shelves:
-            self._engine.shelve(shelf.well_id, shelf.diagnosis, shelf.until_us)
+            self.engine.shelve(shelf.well_id, shelf.diagnosis, shelf.until_us)
         self._limits_recorded = False
         for occurrence in opened:
-            if self._engine.open_at(occurrence.well_id, occurrence.diagnosis) is None:
-                operators.owe_end(self._engine, self._deferred, occurrence)
-        self._active.show(self._engine)
+            if self.engine.open_at(occurrence.well_id, occurrence.diagnosis) is None:
+                operators.owe_end(self.engine, self._deferred, occurrence)
+        self._active.show(self.engine)
         self._metrics.diagnostics_rules_disabled.set(0)
         self._metrics.diagnostics_reloads.labels(outcome="ok").inc()
         log.info("rules reloaded", extra={"rules": len(rules.rules), "path": rules.path})

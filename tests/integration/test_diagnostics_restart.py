@@ -6,11 +6,11 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from esp_ingest.diagnostics import deferred, service
 from esp_ingest.diagnostics.language.rules import RuleSet
 from esp_ingest.diagnostics.service import DiagnosticsService
 from esp_ingest.model import Readings
@@ -36,13 +36,13 @@ class Run:
         clock: FakeClock,
         load_rules: Callable[[], RuleSet] = lambda: LIMITED,
         publish: bool = False,
-        max_wells: int = 1_000,
+        **bounds: Any,
     ) -> None:
         self.clock = clock
         self.metrics = Metrics()
         self.store = PostgresStore(database.settings, publish=publish)
         self.reader = PostgresDiagnosticsStore(database.settings, publish=publish)
-        self.service = DiagnosticsService(load_rules, self.reader, clock, self.metrics, max_wells=max_wells)
+        self.service = DiagnosticsService(load_rules, self.reader, clock, self.metrics, **bounds)
 
     def process(self, batch: Readings) -> None:
         """As Stage does. The clock follows the data, so that a batch is what just came in."""
@@ -145,15 +145,13 @@ _BROKEN = {  # and what mends it
 @pytest.mark.parametrize("most_rows", [5_000, 3], ids=["", "more rows than may wait"])
 @pytest.mark.parametrize("broken", _BROKEN)
 def test_tables_of_the_diagnostics_that_refuse_for_a_while_change_no_row(
-    database: Database, monkeypatch: pytest.MonkeyPatch, broken: str, most_rows: int
+    database: Database, broken: str, most_rows: int
 ) -> None:
     """Twice: from before the first reading on, and later. Meanwhile no reading waits; afterwards every occurrence is
     there once, those that were raised and over meanwhile as well."""
-    monkeypatch.setattr(deferred, "_MOST_ROWS", most_rows)
     breaks, mends = _BROKEN[broken]
     readings = stream(31, 6, 500)
-    run = Run(database, FakeClock())
-    run.service._listening = lambda: False
+    run = Run(database, FakeClock(), listening=lambda: False, most_rows=most_rows)
     edges = np.linspace(0, len(readings), 41).astype(int)
     for number, (begin, stop) in enumerate(itertools.pairwise(edges)):
         if number in (0, 20):
@@ -170,7 +168,7 @@ def test_tables_of_the_diagnostics_that_refuse_for_a_while_change_no_row(
             run.clock.sleep(1)
     run.process(readings.select(np.arange(len(readings) - 1, len(readings))))  # a duplicate
     assert run.service.trouble is None
-    assert not run.service._deferred.wells
+    assert value_of(run.metrics.diagnostics_wells_waiting) == 0
     run.close()
     assert table(database) == expected(readings)
     assert value_of(run.metrics.diagnostics_rows_waiting) == value_of(run.metrics.diagnostics_refused) == 0
@@ -228,7 +226,7 @@ def test_a_verdict_outlives_a_kill_before_the_next_checkpoint(database: Database
     readings = stream(31, 6, 50)
     run = Run(database, FakeClock())
     run.process(readings)
-    opened = [(each.well_id, each.diagnosis, each.raised_us) for each in run.service._engine.open_occurrences()]
+    opened = [(each.well_id, each.diagnosis, each.raised_us) for each in run.service.engine.open_occurrences()]
     run.close()
     one, other, third = opened[:3]
     with database.connect() as connection:
@@ -242,18 +240,15 @@ def test_a_verdict_outlives_a_kill_before_the_next_checkpoint(database: Database
     later = readings.select(np.arange(len(readings) - 6, len(readings)))
     later.timestamp_us, later.received_us = later.timestamp_us + MINUTE_US, later.received_us + MINUTE_US
     again.service.prepare(later.wells)
-    found = {key: again.service._engine.open_at(*key[:2]) for key in (one, other, third)}
+    found = {key: again.service.engine.open_at(*key[:2]) for key in (one, other, third)}
     again.close()
     assert [each is not None and each.is_false for each in found.values()] == [True, False, False]
 
 
-def test_wells_that_give_up_their_place_come_back_as_they_were(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wells_that_give_up_their_place_come_back_as_they_were(database: Database) -> None:
     """Room for three wells of eight, two in a batch: all but one go and come back all the time, and no row differs."""
-    monkeypatch.setattr(service, "_EVICTED_AFTER_US", -(10**15))
     readings = stream(57, 8, 300)
-    run = Run(database, FakeClock(), max_wells=3)
+    run = Run(database, FakeClock(), max_wells=3, kept_us=-(10**15))
     step = len(readings) // 15
     for begin in range(0, len(readings), step):
         part = np.arange(begin, min(begin + step, len(readings)))
@@ -266,7 +261,7 @@ def test_wells_that_give_up_their_place_come_back_as_they_were(
                 batch.wells = wells
                 run.clock.sleep(5)
                 run.process(batch)
-                assert len(run.service._engine.wells()) <= 3
+                assert len(run.service.engine.wells()) <= 3
     run.close()
     assert value_of(run.metrics.diagnostics_wells_evicted) > 50
     assert value_of(run.metrics.diagnostics_readings_unjudged) == 0

@@ -17,6 +17,7 @@ from esp_ingest.mqtt.source import MqttSource
 from esp_ingest.service.clock import SystemClock
 from esp_ingest.service.metrics import Metrics
 from tests.support.brokers import Mosquitto, Publisher
+from tests.support.proxy import TcpProxy
 from tests.support.waiting import until
 
 TOPIC = "esp/W1/telemetry"
@@ -73,11 +74,26 @@ def well(mosquitto: Mosquitto) -> Iterator[Publisher]:
         yield publisher
 
 
-def crash(source: MqttSource) -> None:
+@pytest.fixture
+def cable(mosquitto: Mosquitto) -> Iterator[TcpProxy]:
+    """To the broker; for one source."""
+    with TcpProxy(mosquitto.host, mosquitto.port) as proxy:
+        yield proxy
+
+
+def crash(source: MqttSource, cable: TcpProxy) -> None:
     """As kill -9 looks to the broker: the socket closes without a DISCONNECT, and nothing is sent again."""
-    source._ending.set()
-    source._client.abort()
+    cable.stop("fin")
     source.close()
+    cable.start()
+
+
+def settle_for_sure(source: MqttSource, deliveries: list[Delivery], cable: TcpProxy) -> None:
+    """Return when the broker has the PUBACKs, of four bytes each."""
+    before = cable.bytes_up
+    source.settle(deliveries)
+    until(lambda: cable.bytes_up >= before + 4 * len(deliveries))
+    time.sleep(0.1)
 
 
 # -- Delivery.
@@ -110,14 +126,12 @@ def test_the_session_survives_a_restart_of_the_daemon(start: Start, well: Publis
     assert payloads(take(again, 500)) == numbered(500)
 
 
-def test_unsettled_messages_come_again_with_dup_after_a_crash(start: Start, well: Publisher) -> None:
-    first = start()
+def test_unsettled_messages_come_again_with_dup_after_a_crash(start: Start, well: Publisher, cable: TcpProxy) -> None:
+    first = start(port=cable.port)
     well.publish_many(TOPIC, numbered(100))
     taken = take(first, 100, settle=False)
-    first.settle(taken[:40])
-    until(lambda: not first._client.want_write())
-    time.sleep(0.1)
-    crash(first)
+    settle_for_sure(first, taken[:40], cable)
+    crash(first, cable)
     again = take(start(), 60)
     assert payloads(again) == numbered(60, 40)
     assert all(delivery.redelivered for delivery in again)
@@ -144,17 +158,17 @@ def test_each_qos_of_a_publisher(start: Start, well: Publisher, qos: int, protoc
 
 
 def test_a_subscription_at_qos_2_from_other_days_loses_nothing(
-    start: Start, mosquitto: Mosquitto, well: Publisher, monkeypatch: pytest.MonkeyPatch
+    start: Start, well: Publisher, cable: TcpProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Received at QoS 2, crashed before it was safe, received again; PUBREC and PUBCOMP give each slot back."""
     monkeypatch.setattr("esp_ingest.mqtt.subscription.QOS", 2)
-    first = start(receive_maximum=10)
+    first = start(port=cable.port, receive_maximum=10)
     well.publish_many(TOPIC, numbered(10), qos=2)
     taken = take(first, 10, settle=False)
     assert {delivery.qos for delivery in taken} == {2}
     first.settle(taken[:4])
     time.sleep(0.1)
-    crash(first)
+    crash(first, cable)
     second = start(receive_maximum=10)
     assert payloads(take(second, 6)) == numbered(6, 4)
     well.publish_many(TOPIC, numbered(100, 10), qos=2)
@@ -287,18 +301,16 @@ def test_a_second_daemon_with_the_same_id_is_not_fought_each_second(start: Start
     assert payloads(take(twins[1], 10)) == numbered(10)
 
 
-def test_acknowledgements_of_an_old_connection_free_nothing(
-    start: Start, well: Publisher, mosquitto: Mosquitto
-) -> None:
-    source = start()
+def test_acknowledgements_of_an_old_connection_free_nothing(start: Start, well: Publisher, cable: TcpProxy) -> None:
+    source = start(port=cable.port)
     well.publish_many(TOPIC, numbered(20))
     old = take(source, 20, settle=False)
-    source._client._sock.shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
+    cable.cut("fin")
     until(lambda: source.connection > old[0].connection and source.subscribed)
     assert source.settle(old) == 0
     again = take(source, 20, settle=False)
     assert payloads(again) == numbered(20)
-    crash(source)
+    crash(source, cable)
     assert len(take(start(), 20)) == 20, "the broker still held them all"
 
 
@@ -358,14 +370,12 @@ def test_starts_before_the_broker_and_connects_by_itself(start: Start, mosquitto
 
 
 def test_broker_killed_and_restarted_with_persistence(
-    start: Start, mosquitto: Mosquitto, well: Publisher, metrics: Metrics
+    start: Start, mosquitto: Mosquitto, well: Publisher, metrics: Metrics, cable: TcpProxy
 ) -> None:
-    source = start()
+    source = start(port=cable.port)
     well.publish_many(TOPIC, numbered(300))
     taken = take(source, 300, settle=False)
-    source.settle(taken[:100])
-    until(lambda: not source._client.want_write())
-    time.sleep(0.1)
+    settle_for_sure(source, taken[:100], cable)
     mosquitto.save()
     mosquitto.kill()
     until(lambda: not source.connected)

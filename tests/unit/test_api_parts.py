@@ -178,9 +178,17 @@ class TestThrottle:
 
     def test_memory_is_bounded(self) -> None:
         throttle = SignInThrottle(FakeClock(), 10)
-        for number in range(12_000):
+        for number in range(10):
+            throttle.wait("first", f"u{number % 2}")  # five failures of each, and all attempts of the minute
+        assert throttle.wait("first", "u0") > 0, "u0 has failed too often"
+        assert throttle.wait("first", "u2") > 0, "the address has had its attempts"
+        for number in range(10_000 - 1):
             throttle.wait(f"a{number}", "x")
-        assert max(len(throttle._failures), len(throttle._attempts)) <= 10_000
+        assert throttle.wait("first", "u2") > 0, "the oldest of 10 000 addresses"
+        for number in range(10_000):
+            throttle.wait(f"b{number}", "x")
+        assert throttle.wait("first", "u2") == 0, "the address is forgotten"
+        assert throttle.wait("first", "u0") == 0, "the failures are forgotten"
 
 
 class TestKeys:

@@ -1,5 +1,7 @@
 """The publisher between an outbox and a broker that are told what to do."""
 
+import itertools
+
 import pytest
 
 from esp_ingest.diagnostics.publisher import Publisher
@@ -7,6 +9,7 @@ from esp_ingest.model import Answer, Change
 from esp_ingest.service.metrics import Metrics
 from tests.support.fake_clock import FakeClock
 from tests.support.fake_publishing import FakeConnection, FakeOutbox, Sent
+from tests.support.waiting import until
 
 DENIED = Answer("the broker refused it: Not authorized")
 TOO_LARGE = Answer("a packet of 9 bytes is more than the broker's maximum packet size of 8", is_of_message=True)
@@ -187,9 +190,17 @@ def test_the_thread_looks_once_more_at_the_end() -> None:
 
 def test_a_mistake_of_ours_does_not_end_it(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     rig = Rig((1, "W1"))
-    monkeypatch.setattr(rig.broker, "publish", lambda *_: 1 / 0)
-    assert rig.publisher._guarded() > 1
-    assert "publishing failed" in caplog.text
+    tried: list[float] = []
+
+    def fails(*_: object) -> None:
+        tried.append(rig.clock.monotonic())
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(rig.broker, "publish", fails)
+    rig.publisher.start()
+    until(lambda: len(tried) >= 3)
     monkeypatch.undo()
-    rig.look()
+    rig.publisher.stop(5)
+    assert "publishing failed" in caplog.text
+    assert min(later - before for before, later in itertools.pairwise(tried)) > 1
     assert rig.left == []

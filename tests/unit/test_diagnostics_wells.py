@@ -100,10 +100,19 @@ class Daemon:
 
     @property
     def wells(self) -> set[str]:
-        return set(self.service._engine.wells())
+        return set(self.service.engine.wells())
 
     def count(self, name: str) -> float:
         return value_of(getattr(self.metrics, name))
+
+
+def checkpoints_at_the_end(daemon: Daemon) -> set[str]:
+    """Of which wells they are."""
+    written: set[str] = set()
+    for diagnosis in daemon.service.finish():
+        written |= {each.well_id for each in diagnosis.checkpoints}
+        daemon.service.accept(diagnosis)
+    return written
 
 
 def names(prefix: str, count: int) -> list[str]:
@@ -147,13 +156,13 @@ def test_more_wells_than_there_is_room_for_are_told_and_not_held(caplog: pytest.
     told = [record for record in caplog.records if record.message == "diagnostics hold no more wells"]
     assert len(told) == 1
     assert daemon.service._dirty.keys() <= daemon.wells
-    assert daemon.service._known == daemon.wells
+    assert checkpoints_at_the_end(daemon) == daemon.wells
 
 
 def test_silent_wells_give_up_their_place_and_come_back_from_their_checkpoint() -> None:
     daemon = Daemon(10)
     daemon.send(*names("old", 10))
-    newest = {well: daemon.service._engine.newest_us(well) for well in daemon.wells}
+    newest = {well: daemon.service.engine.newest_us(well) for well in daemon.wells}
     daemon.clock.sleep(1.5 * HOUR)
     daemon.send("old0", *names("new", 4))
     assert daemon.wells >= {"old0", *names("new", 4)}
@@ -164,7 +173,7 @@ def test_silent_wells_give_up_their_place_and_come_back_from_their_checkpoint() 
     daemon.clock.sleep(1.5 * HOUR)
     back = sorted(gone)[0]
     daemon.service.prepare([back])
-    assert daemon.service._engine.newest_us(back) == newest[back]
+    assert daemon.service.engine.newest_us(back) == newest[back]
 
 
 def test_a_batch_that_was_not_stored_keeps_the_checkpoints_of_those_who_went() -> None:
@@ -175,7 +184,7 @@ def test_a_batch_that_was_not_stored_keeps_the_checkpoints_of_those_who_went() -
     assert not daemon.database.kept
     daemon.send("c", "d")
     assert daemon.database.kept.keys() >= {"a", "b"}
-    assert not daemon.service._parting
+    assert checkpoints_at_the_end(daemon) == {"c", "d"}, "those of a and b are written"
 
 
 def test_a_restart_gathers_no_more_than_there_is_room_for() -> None:
@@ -326,7 +335,7 @@ def test_evicting_is_bounded_work() -> None:
     daemon.send(*names("w", 1_000))
     daemon.clock.sleep(2 * HOUR)
     daemon.send(*names("n", 900))
-    assert daemon.count("diagnostics_wells_evicted") == service._EVICTED_AT_ONCE
+    assert daemon.count("diagnostics_wells_evicted") == service.EVICTED_AT_ONCE
     assert len(daemon.wells) == 1_000
 
 
@@ -349,7 +358,10 @@ def test_the_gauge_counts_what_is_open_at_wells_that_have_not_sent_since_the_sta
     daemon.clock.sleep(66)
     daemon.service.maintain()
     assert shown("underload", "high") == 0
-    assert daemon.service._active.is_complete
+    daemon.database.open.append(("silent", "underload", "high"))
+    daemon.clock.sleep(66)
+    daemon.service.maintain()
+    assert shown("underload", "high") == 0, "nothing is open elsewhere: the table is not asked again"
 
 
 def test_wells_with_the_same_settings_share_them_and_a_place_given_up_is_not_shelved() -> None:
