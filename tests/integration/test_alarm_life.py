@@ -164,10 +164,12 @@ def test_a_reminder_takes_the_acknowledgement_back_and_is_published(well: Well) 
     assert well.states == ["acknowledged"]
 
 
-def test_an_acknowledgement_that_the_daemon_has_not_heard_of_is_not_overwritten(well: Well) -> None:
+def test_an_acknowledgement_that_the_daemon_has_not_heard_of_is_not_overwritten(
+    well: Well, monkeypatch: pytest.MonkeyPatch
+) -> None:
     well.send(QUIET, 2)
     well.send(SHAKING, 3)
-    well.run.service._next_follow = float("inf")
+    monkeypatch.setattr(well.run.reader, "actions_after", lambda newest: [])
     well.command("ack")
     well.send(QUIET, 15)
     assert well.states == ["normal"]

@@ -30,16 +30,13 @@ class Member:
         self.metrics = Metrics()
         self.store = PostgresStore(database.settings)
         self.feed = PostgresFeed(database.settings)
+        self.results = PostgresStore(database.settings)
+        self.read = PostgresDiagnosticsStore(database.settings)
         self.follower = Follower(
             lambda until: DiagnosticsService(
-                lambda: LIMITED,
-                PostgresDiagnosticsStore(database.settings),
-                clock,
-                self.metrics,
-                lambda: False,
-                replay_until=until,
+                lambda: LIMITED, self.read, clock, self.metrics, lambda: False, replay_until=until
             ),
-            PostgresStore(database.settings),
+            self.results,
             self.feed,
             clock,
             self.metrics,
@@ -49,9 +46,8 @@ class Member:
         """As a kill -9 would: its connections end, nothing is written."""
         self.store.close()
         self.feed.close()
-        self.follower._store.close()
-        if self.follower._service is not None:
-            self.follower._service.close()
+        self.results.close()
+        self.read.close()
 
 
 def until(clock: FakeClock, us: int) -> None:

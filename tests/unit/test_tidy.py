@@ -63,8 +63,6 @@ SQL = re.compile(
 # The numbers go down; a higher one needs a reason that is as good.
 PAHO = "the test stands for paho, or looks whether a part of paho's that the client relies on is still there"
 PRIVATE_NAMES = {
-    "tests/integration/test_alarm_life.py": (1, "an action not heard of yet"),
-    "tests/integration/test_diagnostics_follower.py": (3, "kill -9: its connections end, and nothing is written"),
     "tests/integration/test_schema_migrate.py": (1, "an extension that cannot be created, where it can"),
     "tests/property/test_fuzz.py": (1, "whether CONNACK was among random bytes"),
     "tests/support/mqtt_clients.py": (3, PAHO),
