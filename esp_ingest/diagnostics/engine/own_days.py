@@ -239,12 +239,7 @@ class OwnDays:
         at = np.flatnonzero(told)
         if not at.size:
             return
-        state = self._state
-        days, drop_days = rings_at(runs, at, state["own_days"]), rings_at(runs, at, state["own_drops"])
-        if ended is not None:
-            days = rings_at(runs, at, state["own_days"], ended.at, ended.days)
-            drop_days = rings_at(runs, at, state["own_drops"], ended.at, ended.drop_days)
-        made = self._made(days, drop_days)
+        made = self._made_of_days(runs, at, ended)
         for name, recent in plan.recent.items():
             count, extremes = self._recent[name].at(runs, recent, at)
             made[self._row["recent_drops", name]] = count
@@ -256,6 +251,23 @@ class OwnDays:
                 else:
                     made[row] = self._extremes[place](made[row], extreme)
         features.change(made, runs.opening[at], np.array(list(made.values())))
+
+    def _made_of_days(self, runs: Runs, at: Slots, ended: "_Ended | None") -> dict[int, FloatArray]:
+        """The features by row, each at the closings ``at``, as the days tell them. Between two days that end they stay
+        the same, so they are made of the first closing of each such stretch."""
+        ends = np.empty(0, np.intp) if ended is None else ended.at
+        well, days_before = runs.closing_well[at], ends.searchsorted(at, side="right")
+        begins = np.ones(at.shape[0], np.bool_)
+        begins[1:] = (well[1:] != well[:-1]) | (days_before[1:] != days_before[:-1])
+        first = np.flatnonzero(begins)
+        rings = [self._state[name] for name in ("own_days", "own_drops")]
+        changes = (None, None) if ended is None else (ended.days, ended.drop_days)
+        days, drop_days = (
+            rings_at(runs, at[first], ring, None if ended is None else ends, after)
+            for ring, after in zip(rings, changes, strict=True)
+        )
+        lengths = until(first, at.shape[0]) - first
+        return {row: values.repeat(lengths) for row, values in self._made(days, drop_days).items()}
 
     def _made(self, days: FloatArray, drop_days: FloatArray) -> dict[int, FloatArray]:
         """The features by row, each (places,), computed from the days at these places, newest day first."""
