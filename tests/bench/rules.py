@@ -13,10 +13,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
+import numpy as np
+
 from esp_ingest.demo.fleet import Fleet
 from esp_ingest.diagnostics.engine.engine import Engine
 from esp_ingest.diagnostics.language import rules_file
-from esp_ingest.model import SIGNAL_ROW, Readings
+from esp_ingest.model import SIGNAL_ROW, Readings, Wells
 from esp_ingest.resources import config_file
 from esp_ingest.telemetry.joining import stacked
 from tests.evaluate import pages
@@ -67,11 +69,14 @@ def measure(shape: Shape, batches: int = 30) -> Cost:
     # Enough for baselines, in 5-minute samples; then the shape's own interval, from there.
     warm = Fleet(shape.wells, interval_seconds=300.0, spread=False)
     start_us = 0
+    names = Wells(warm.wells, np.arange(shape.wells), warm.wells)  # with numbers, as they come from a decoder
     for readings in warm.run(_WARM_HOURS * 12):
+        readings.wells = names
         engine.accept(engine.evaluate(readings))
         start_us = int(readings.timestamp_us[-1]) + 1_000_000
     costs = []
     for readings in _batches(shape, start_us, batches):
+        readings.wells = names
         began = time.process_time()
         engine.accept(engine.evaluate(readings))
         costs.append((time.process_time() - began) * 1e6 / len(readings))
