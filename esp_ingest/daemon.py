@@ -228,8 +228,17 @@ class Daemon:
 
         settings = self._settings
         store = PostgresStore(settings.database, settings.mqtt.topic_root, publish=settings.diagnostics.publish)
-        feed = PostgresFeed(settings.database)
-        return Follower(self._new_service, store, feed, self._clock, self._metrics)
+        feed = PostgresFeed(settings.database, settings.mqtt.client_id)
+        return Follower(self._new_service, store, feed, self._clock, self._metrics, self._oldest_uncommitted_us)
+
+    def _oldest_uncommitted_us(self) -> int | None:
+        """When the oldest message was received that is in no commit yet, µs; None without one. From any thread.
+
+        The buffer is asked before the spool: what goes from one to the other is in both for a moment."""
+        now_us, age_seconds = self._clock.now_us(), self._source.oldest_unacked_seconds()
+        in_buffer_us = [now_us - round(age_seconds * 1e6)] if age_seconds else []
+        in_spool_us = None if self._spool is None else self._spool.oldest_us
+        return min([*in_buffer_us, *([] if in_spool_us is None else [in_spool_us])], default=None)
 
     def _build_publisher(self) -> "Publisher | None":
         settings = self._settings

@@ -213,6 +213,15 @@ class Feed(Protocol):
         """What was received after ``after_us`` and up to ``until_us``, oldest first, about ``limit`` readings. Without
         what was more than six days old on arrival: a backlog, which raises nothing live."""
 
+    def report(self, committed_us: int) -> None:
+        """What this daemon received before ``committed_us`` is committed. Whether it leads or not."""
+
+    def committed_by_others(self) -> Mapping[str, int]:
+        """What the other members reported last, µs, by their names."""
+
+    def forget(self, member: str | None = None) -> None:
+        """Nobody waits for ``member``, or for this daemon, until it reports again."""
+
     def close(self) -> None:
         """Let go of the lead."""
 

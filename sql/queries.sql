@@ -106,6 +106,7 @@ WITH needed (relation, privileges, is_for_readings) AS (
            ('diagnostics_cursor', '{SELECT,INSERT,UPDATE}', false),
            ('diagnostics_outbox', '{SELECT,INSERT,UPDATE,DELETE}', false),
            ('diagnostics_publisher', '{SELECT,INSERT,UPDATE}', false),
+           ('share_group_members', '{SELECT,INSERT,UPDATE,DELETE}', false),
            ('alarm_actions', '{SELECT}', false),
            ('alarm_shelves', '{SELECT}', false),
            ('alarm_limits_history', '{SELECT,INSERT}', false)
@@ -653,6 +654,19 @@ INSERT INTO diagnostics_cursor (received_at) VALUES (%s) ON CONFLICT DO NOTHING;
 -- name: move_cursor
 -- In the transaction of what was evaluated. Nothing is moved where another daemon has moved it meanwhile.
 UPDATE diagnostics_cursor SET received_at = %(to)s WHERE received_at = %(from)s;
+
+-- name: report_committed
+-- What a member received before this is committed.
+INSERT INTO share_group_members (member, committed_to) VALUES (%(member)s, %(to)s)
+ON CONFLICT (member) DO UPDATE SET committed_to = excluded.committed_to;
+
+-- name: committed_by_others
+-- How far the others have come.
+SELECT member, (extract(epoch FROM committed_to) * 1000000)::bigint FROM share_group_members WHERE member <> %s;
+
+-- name: forget_member
+-- Nobody waits for this member until it reports again.
+DELETE FROM share_group_members WHERE member = %s;
 
 -- name: received_between
 -- What was received after the cursor, all of the last microsecond included, so that the cursor can stand there. The bound

@@ -3,9 +3,13 @@
 Members receive a well's readings in turns, so none of them sees a well whole. The table does: the leader reads what was
 received a few seconds ago, in the order received, evaluates it, and writes results, checkpoints and its place in one
 transaction. Its place is also the fence: who finds that another has moved it, lets go.
+
+After an outage members empty their spools one faster than the other. So each reports how far it has committed what it
+received, and the leader goes no further than the last of them.
 """
 
 import logging
+import math
 from collections.abc import Callable
 
 from esp_ingest.diagnostics.language.rules import RulesError
@@ -18,7 +22,10 @@ from esp_ingest.service.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-LAG_US = 5_000_000  # what members commit later than this after receiving it (from their spools) is never evaluated
+LAG_US = 5_000_000
+SILENT_SECONDS = 60.0  # a member that has come no further for so long is no longer waited for
+_REPORT_SECONDS = 2.0
+_SLACK_US = 1_000_000  # between the receipt of a message and its being counted as uncommitted
 _MOST_READINGS = 10_000
 _LOOK_SECONDS = 0.5
 _STAND_BY_SECONDS = 2.0  # how often one that does not lead asks whether it may
@@ -35,7 +42,9 @@ class Follower:
         feed: Feed,
         clock: Clock,
         metrics: Metrics,
+        oldest_uncommitted_us: Callable[[], int | None],
     ) -> None:
+        """``oldest_uncommitted_us``: when the oldest message was received that this daemon has not committed."""
         self._build = build
         self._store = store
         self._feed = feed
@@ -43,6 +52,9 @@ class Follower:
         self._metrics = metrics
         self._service: DiagnosticsService | None = None  # there while this one leads
         self._cursor_us = 0
+        self._oldest_uncommitted_us = oldest_uncommitted_us
+        self._reported_at = -math.inf
+        self._others: dict[str, tuple[int, float]] = {}  # committed to, µs, and since when by the monotonic clock
         self._trouble = Repeated(log, "diagnostics cannot follow the table", "diagnostics follow the table again")
         self._thread = Background("follower", self._guarded, self._end, clock)
 
@@ -84,12 +96,18 @@ class Follower:
 
     def _follow(self) -> float:
         service = self._service or self._take_the_lead()
+        committed_us = self._report()
         if service is None:
             return _STAND_BY_SECONDS
-        readings = self._feed.received(self._cursor_us, self._clock.now_us() - LAG_US, _MOST_READINGS)
+        newest_us = self._clock.now_us() - LAG_US
+        until_us = int(min(newest_us, committed_us, self._committed_by_others_us()))
+        readings = Readings.empty()
+        if until_us > self._cursor_us:
+            readings = self._feed.received(self._cursor_us, until_us, _MOST_READINGS)
         if not len(readings):
-            self._metrics.diagnostics_behind_seconds.set(LAG_US / 1e6)
-            self._maintain(service)
+            self._metrics.diagnostics_behind_seconds.set((self._clock.now_us() - until_us) / 1e6)
+            if until_us == newest_us:  # or else wells would be called silent whose readings are still in a spool
+                self._maintain(service)
             return _LOOK_SECONDS
         service.prepare(readings.wells)
         to_us = int(readings.received_us[-1])
@@ -104,6 +122,32 @@ class Follower:
         self._cursor_us = to_us
         self._metrics.diagnostics_behind_seconds.set(self._behind_seconds())
         return 0.0 if len(readings) >= _MOST_READINGS else _LOOK_SECONDS
+
+    def _report(self) -> int:
+        """Let the others know up to when all that this member received is committed, µs, and return it."""
+        now, now_us = self._clock.monotonic(), self._clock.now_us()
+        oldest_us = self._oldest_uncommitted_us()
+        committed_us = (now_us if oldest_us is None else min(oldest_us, now_us)) - _SLACK_US
+        if now - self._reported_at >= _REPORT_SECONDS:
+            self._feed.report(committed_us)
+            self._reported_at = now
+        return committed_us
+
+    def _committed_by_others_us(self) -> float:
+        """How far the last of the others has come that is waited for, µs. One that does not move has ended without a
+        word, or cannot reach the database; what it commits later is stored and not evaluated."""
+        now, others = self._clock.monotonic(), {}
+        for member, committed_us in self._feed.committed_by_others().items():
+            known = self._others.get(member)
+            since = known[1] if known is not None and known[0] == committed_us else now
+            if now - since <= SILENT_SECONDS:
+                others[member] = (committed_us, since)
+                continue
+            fields = {"member": member, "silent_seconds": round(now - since)}
+            log.warning("a member of the share group comes no further and is not waited for", extra=fields)
+            self._feed.forget(member)
+        self._others = others
+        return min((committed_us for committed_us, _ in others.values()), default=math.inf)
 
     def _write(self, service: DiagnosticsService, diagnosis: Diagnosis, to_us: int) -> None:
         try:
@@ -140,6 +184,8 @@ class Follower:
         """Another may lead now; what this one remembers is in the checkpoints and the table."""
         service, self._service = self._service, None
         self._metrics.diagnostics_running.set(0)
+        self._others.clear()  # each is waited for anew once the database is back
+        self._reported_at = -math.inf
         self._feed.close()
         if service is not None:
             service.close()
@@ -163,6 +209,8 @@ class Follower:
             if service is not None:
                 for diagnosis in service.finish():
                     self._write(service, diagnosis, self._cursor_us)
+            if self._reported_at > -math.inf and self._oldest_uncommitted_us() is None:
+                self._feed.forget()
         except StoreUnavailable as error:
             log.warning("last checkpoints not written", extra={"reason": str(error)})
         finally:

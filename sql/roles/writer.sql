@@ -10,7 +10,7 @@ GRANT SELECT ON esp_ingest_migrations, alarm_actions, alarm_shelves TO esp_inges
 GRANT SELECT, INSERT ON esp_telemetry, ingest_rejects, alarm_limits_history TO esp_ingest;
 GRANT SELECT, INSERT, UPDATE ON diagnostic_results, diagnostic_state, diagnostics_cursor TO esp_ingest;
 GRANT SELECT, INSERT, UPDATE ON diagnostics_publisher TO esp_ingest;
-GRANT SELECT, INSERT, UPDATE, DELETE ON diagnostics_outbox TO esp_ingest;
+GRANT SELECT, INSERT, UPDATE, DELETE ON diagnostics_outbox, share_group_members TO esp_ingest;
 GRANT SELECT, INSERT, UPDATE ON mqtt_sessions TO esp_ingest;
 GRANT SELECT, INSERT, UPDATE, DELETE ON reject_origins TO esp_ingest;
 GRANT SELECT, INSERT, UPDATE, DELETE ON well_newest, well_newest_stale TO esp_ingest;  -- without: well_latest is slow

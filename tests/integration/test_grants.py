@@ -79,10 +79,14 @@ def test_the_documented_rights_are_enough_for_all_that_the_daemon_does(owner: Da
     assert sum(len(page) for page in diagnostics.readings_after({"w1": START_US - 1}, 10)) == 2
     diagnostics.close()
 
-    feed = PostgresFeed(daemon.settings)
+    feed = PostgresFeed(daemon.settings, "a")
     assert feed.lead()
     assert feed.cursor(START_US - 1) == START_US - 1
     assert len(feed.received(START_US - 1, START_US, 10)) == 2
+    feed.report(START_US)
+    feed.report(START_US + 1)
+    assert feed.committed_by_others() == {}
+    feed.forget()
     follower = PostgresStore(daemon.settings)
     follower.write(Readings.empty(), [], [], [], (START_US - 1, START_US))
     follower.close()

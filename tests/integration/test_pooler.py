@@ -134,15 +134,17 @@ def test_one_leads_and_the_lock_ends_with_it(postgres15: Database, pooler: Poole
     migrate(postgres15.settings)
     bouncer = pooler(postgres15, "transaction", 5)
     first, second, direct = (
-        PostgresFeed(bouncer.database.settings),
-        PostgresFeed(bouncer.database.settings),
-        PostgresFeed(postgres15.settings),
+        PostgresFeed(bouncer.database.settings, "first"),
+        PostgresFeed(bouncer.database.settings, "second"),
+        PostgresFeed(postgres15.settings, "direct"),
     )
     assert first.lead()
     for _ in range(3):
         assert not second.lead()
         assert not direct.lead()
         assert first.cursor(START_US) == START_US
+        second.report(START_US)
+        assert first.committed_by_others() == {"second": START_US}
         assert len(first.received(START_US, START_US + 1, 10)) == 0
     held = postgres15.all(
         "SELECT l.locktype, s.backend_xmin IS NULL FROM pg_locks l JOIN pg_stat_activity s USING (pid) "

@@ -25,8 +25,10 @@ class PostgresFeed(Feed):
     connection. There the lock is held by a transaction on a second connection, open for as long as this one leads and
     doing nothing else, so that it keeps neither tables nor old rows."""
 
-    def __init__(self, settings: DatabaseSettings) -> None:
+    def __init__(self, settings: DatabaseSettings, member: str) -> None:
+        """``member`` is what the others know this daemon by: its client id."""
         self._settings = settings
+        self._member = member
         self._connection: Connection | None = None
         self._lock: Connection | None = None  # behind a pooler, while this one leads
 
@@ -71,6 +73,19 @@ class PostgresFeed(Feed):
             return to_readings(rows) if rows else Readings.empty()
 
         return self._asked(ask)
+
+    def report(self, committed_us: int) -> None:
+        parameters = {"member": self._member, "to": at_us(committed_us)}
+        self._asked(lambda connection: connection.execute(query("report_committed"), parameters))
+
+    def committed_by_others(self) -> dict[str, int]:
+        rows = self._asked(
+            lambda connection: connection.execute(query("committed_by_others"), (self._member,)).fetchall()
+        )
+        return {member: int(committed_us) for member, committed_us in rows}
+
+    def forget(self, member: str | None = None) -> None:
+        self._asked(lambda connection: connection.execute(query("forget_member"), (member or self._member,)))
 
     def close(self) -> None:
         self._release()
