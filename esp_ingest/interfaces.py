@@ -219,8 +219,8 @@ class Feed(Protocol):
     def committed_by_others(self) -> Mapping[str, int]:
         """What the other members reported last, µs, by their names."""
 
-    def forget(self, member: str | None = None) -> None:
-        """Nobody waits for ``member``, or for this daemon, until it reports again."""
+    def withdraw(self) -> None:
+        """Nobody waits for this daemon until it reports again."""
 
     def close(self) -> None:
         """Let go of the lead."""

@@ -656,7 +656,10 @@ INSERT INTO diagnostics_cursor (received_at) VALUES (%s) ON CONFLICT DO NOTHING;
 UPDATE diagnostics_cursor SET received_at = %(to)s WHERE received_at = %(from)s;
 
 -- name: report_committed
--- What a member received before this is committed.
+-- What a member received before this is committed. Members that have been gone for a month are forgotten.
+WITH gone AS (
+    DELETE FROM share_group_members WHERE committed_to < %(to)s::timestamptz - INTERVAL '30 days' AND member <> %(member)s
+)
 INSERT INTO share_group_members (member, committed_to) VALUES (%(member)s, %(to)s)
 ON CONFLICT (member) DO UPDATE SET committed_to = excluded.committed_to;
 
@@ -664,7 +667,7 @@ ON CONFLICT (member) DO UPDATE SET committed_to = excluded.committed_to;
 -- How far the others have come.
 SELECT member, (extract(epoch FROM committed_to) * 1000000)::bigint FROM share_group_members WHERE member <> %s;
 
--- name: forget_member
+-- name: withdraw_member
 -- Nobody waits for this member until it reports again.
 DELETE FROM share_group_members WHERE member = %s;
 

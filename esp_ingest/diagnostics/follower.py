@@ -22,7 +22,7 @@ from esp_ingest.service.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-LAG_US = 5_000_000
+LAG_US = 5_000_000  # between receipt and commit where nothing holds a member up
 SILENT_SECONDS = 60.0  # a member that has come no further for so long is no longer waited for
 _REPORT_SECONDS = 2.0
 _SLACK_US = 1_000_000  # between the receipt of a message and its being counted as uncommitted
@@ -54,7 +54,9 @@ class Follower:
         self._cursor_us = 0
         self._oldest_uncommitted_us = oldest_uncommitted_us
         self._reported_at = -math.inf
-        self._others: dict[str, tuple[int, float]] = {}  # committed to, µs, and since when by the monotonic clock
+        # Of each member, "" for this one: committed to, µs, and since when, by the monotonic clock.
+        self._marks: dict[str, tuple[int, float]] = {}
+        self._silent: set[str] = set()  # members that are not waited for
         self._trouble = Repeated(log, "diagnostics cannot follow the table", "diagnostics follow the table again")
         self._thread = Background("follower", self._guarded, self._end, clock)
 
@@ -100,7 +102,7 @@ class Follower:
         if service is None:
             return _STAND_BY_SECONDS
         newest_us = self._clock.now_us() - LAG_US
-        until_us = int(min(newest_us, committed_us, self._committed_by_others_us()))
+        until_us = min([newest_us, *self._waited_for_us(committed_us)])
         readings = Readings.empty()
         if until_us > self._cursor_us:
             readings = self._feed.received(self._cursor_us, until_us, _MOST_READINGS)
@@ -133,21 +135,22 @@ class Follower:
             self._reported_at = now
         return committed_us
 
-    def _committed_by_others_us(self) -> float:
-        """How far the last of the others has come that is waited for, µs. One that does not move has ended without a
-        word, or cannot reach the database; what it commits later is stored and not evaluated."""
-        now, others = self._clock.monotonic(), {}
-        for member, committed_us in self._feed.committed_by_others().items():
-            known = self._others.get(member)
-            since = known[1] if known is not None and known[0] == committed_us else now
-            if now - since <= SILENT_SECONDS:
-                others[member] = (committed_us, since)
-                continue
-            fields = {"member": member, "silent_seconds": round(now - since)}
+    def _waited_for_us(self, committed_us: int) -> list[int]:
+        """How far the members have come that are waited for, µs; this one to ``committed_us``. A member that does not
+        move has ended without a word, or cannot write; what it commits later is stored and not evaluated, until it has
+        come further."""
+        now = self._clock.monotonic()
+        marks = {"": committed_us} | dict(self._feed.committed_by_others())
+        self._marks = {
+            member: known if (known := self._marks.get(member)) is not None and known[0] == to_us else (to_us, now)
+            for member, to_us in marks.items()
+        }
+        silent = {member for member, (_, since) in self._marks.items() if now - since > SILENT_SECONDS}
+        for member in silent - self._silent:
+            fields = {"member": member or "this one", "silent_seconds": round(now - self._marks[member][1])}
             log.warning("a member of the share group comes no further and is not waited for", extra=fields)
-            self._feed.forget(member)
-        self._others = others
-        return min((committed_us for committed_us, _ in others.values()), default=math.inf)
+        self._silent = silent
+        return [to_us for member, to_us in marks.items() if member not in silent]
 
     def _write(self, service: DiagnosticsService, diagnosis: Diagnosis, to_us: int) -> None:
         try:
@@ -184,7 +187,7 @@ class Follower:
         """Another may lead now; what this one remembers is in the checkpoints and the table."""
         service, self._service = self._service, None
         self._metrics.diagnostics_running.set(0)
-        self._others.clear()  # each is waited for anew once the database is back
+        self._marks, self._silent = {}, set()  # each is waited for anew once the database is back
         self._reported_at = -math.inf
         self._feed.close()
         if service is not None:
@@ -210,7 +213,7 @@ class Follower:
                 for diagnosis in service.finish():
                     self._write(service, diagnosis, self._cursor_us)
             if self._reported_at > -math.inf and self._oldest_uncommitted_us() is None:
-                self._feed.forget()
+                self._feed.withdraw()
         except StoreUnavailable as error:
             log.warning("last checkpoints not written", extra={"reason": str(error)})
         finally:

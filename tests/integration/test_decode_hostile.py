@@ -15,6 +15,7 @@ from esp_ingest.config.settings import TelemetrySettings
 from esp_ingest.service import memory
 from esp_ingest.telemetry import slices
 from esp_ingest.telemetry.decode import DECODE_BYTES_PER_PAYLOAD_BYTE, Decoder
+from tests.support.databases import unavailable
 from tests.support.shipped import ROOT
 from tests.unit.test_decode_large import deliver, reading
 
@@ -145,7 +146,7 @@ def measuring() -> Iterator["subprocess.Popen[str]"]:
     """Measures each kind that is written to it in a process of its own: freed memory that stays with one would hide a
     peak."""
     if not os.access("/proc/self/clear_refs", os.W_OK):
-        pytest.skip("this system does not let a process clear its peak of memory (/proc/self/clear_refs)")
+        unavailable("this system does not let a process clear its peak of memory (/proc/self/clear_refs)")
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", MEASURE], cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:
         yield process

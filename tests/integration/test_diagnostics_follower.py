@@ -1,5 +1,7 @@
 """In a share group one member follows the table: the same rows as one daemon that sees all, whoever leads."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -55,6 +57,12 @@ class Member:
 
 def until(clock: FakeClock, us: int) -> None:
     clock.step_wall((us - clock.now_us()) / 1e6)
+
+
+def shifted(readings: Readings) -> Readings:
+    """The same a day later."""
+    day = 86_400_000_000
+    return replace(readings, timestamp_us=readings.timestamp_us + day, received_us=readings.received_us + day)
 
 
 def look(members: list[Member]) -> None:
@@ -154,10 +162,41 @@ def test_a_member_that_comes_no_further_is_waited_for_a_minute(
     leader.follower.run_once()
     assert place(database) == readings.received_us[-1]
     assert "is not waited for" in caplog.text
-    assert dead.follower.run_once()  # it is back, and says so once it has come further
-    assert database.all("SELECT member FROM share_group_members ORDER BY 1") == [("dead",), ("leader",)]
+    dead.follower.run_once()  # it reports again, but has come no further
+    more = shifted(readings)
+    leader.store.write(more, [], [])
+    until(clock, int(more.received_us[-1]) + following.LAG_US)
+    leader.follower.run_once()
+    assert place(database) == more.received_us[-1]
+    dead.oldest_uncommitted_us = int(more.received_us[-1]) + 2_000_000
+    clock.advance(3)
+    dead.follower.run_once()
+    leader.store.write(shifted(more), [], [])
+    until(clock, int(shifted(more).received_us[-1]) + following.LAG_US)
+    leader.follower.run_once()
+    assert place(database) == more.received_us[-1], "it moves, so it is waited for again"
+    assert caplog.text.count("is not waited for") == 1
     for member in (leader, dead):
         member.kill()
+
+
+def test_a_leader_that_cannot_commit_what_it_holds_follows_the_others_after_a_minute(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    readings = stream(31, 2, 60)
+    clock = FakeClock(START_US)
+    leader = Member(database, clock)
+    leader.oldest_uncommitted_us = START_US
+    leader.follower.run_once()
+    leader.store.write(readings, [], [])
+    until(clock, int(readings.received_us[-1]) + following.LAG_US)
+    leader.follower.run_once()
+    assert place(database) < readings.received_us[0]
+    clock.advance(following.SILENT_SECONDS + 1)
+    leader.follower.run_once()
+    assert place(database) == readings.received_us[-1]
+    assert [record.member for record in caplog.records if hasattr(record, "member")] == ["this one"]
+    leader.kill()
 
 
 def test_nobody_waits_for_a_member_that_ended_with_everything_committed(database: Database) -> None:

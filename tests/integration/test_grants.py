@@ -86,7 +86,7 @@ def test_the_documented_rights_are_enough_for_all_that_the_daemon_does(owner: Da
     feed.report(START_US)
     feed.report(START_US + 1)
     assert feed.committed_by_others() == {}
-    feed.forget()
+    feed.withdraw()
     follower = PostgresStore(daemon.settings)
     follower.write(Readings.empty(), [], [], [], (START_US - 1, START_US))
     follower.close()

@@ -9,10 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from tests.support.api import ApiProcess
-from tests.support.brokers import Mosquitto
 from tests.support.databases import Database
 from tests.support.lifecycle_data import migrated
 from tests.support.rig import Process, Rig
@@ -49,15 +46,6 @@ def busy(pid: int, http_port: int | None = None) -> float:
         if found[-1] <= MOST_OF_A_PROCESSOR:
             return 0.0
     return min(found)
-
-
-@pytest.fixture
-def rig(tmp_path: Path, timescaledb_apache: Database, request: pytest.FixtureRequest) -> Iterator[Rig]:
-    with (
-        Mosquitto(tmp_path / "mosquitto") as broker,
-        Rig(tmp_path, broker, timescaledb_apache, request.node.name) as rig,
-    ):
-        yield rig
 
 
 @contextlib.contextmanager

@@ -8,27 +8,14 @@ import socket
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from esp_ingest.config.load import load
 from esp_ingest.workers import ALONE, surplus, worker_environment
-from tests.support.brokers import Mosquitto
-from tests.support.databases import Database, free_port
+from tests.support.databases import free_port
 from tests.support.rig import Process, Rig
 
 MESSAGES = 4_000
-
-
-@pytest.fixture
-def rig(tmp_path: Path, timescaledb_apache: Database, request: pytest.FixtureRequest) -> Iterator[Rig]:
-    with (
-        Mosquitto(tmp_path / "mosquitto") as broker,
-        Rig(tmp_path, broker, timescaledb_apache, request.node.name) as rig,
-    ):
-        yield rig
 
 
 def two_free_ports_in_a_row() -> int:

@@ -1,8 +1,11 @@
 """A story of readings through the engine, cut into batches, with restarts and discarded batches in between."""
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from esp_ingest.diagnostics.engine.engine import Engine
 from esp_ingest.diagnostics.language.rules import RuleSet
@@ -29,3 +32,18 @@ def played_in_cuts(
         engine.accept(evaluation)
         found.update({(row.well_id, row.diagnosis, row.raised_us): row for row in evaluation.rows})
     return found
+
+
+def any_cuts(story: Readings, examples: int = 8) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """For a test that takes ``cuts``, ``restarts`` and ``discards`` for played_in_cuts: it is run with any of them."""
+
+    def decorated(test: Callable[..., None]) -> Callable[..., None]:
+        number = st.integers(0, 25)
+        drawn = given(
+            cuts=st.lists(st.integers(0, len(story)), min_size=1, max_size=25),
+            restarts=st.sets(number, max_size=4),
+            discards=st.sets(number, max_size=4),
+        )
+        return settings(max_examples=examples, deadline=None)(drawn(test))
+
+    return decorated

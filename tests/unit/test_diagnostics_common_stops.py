@@ -2,15 +2,13 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from esp_ingest.diagnostics.dry_run import DryRun
 from esp_ingest.diagnostics.engine.engine import Engine
 from esp_ingest.diagnostics.language import rules_file
 from esp_ingest.model import SIGNAL_ROW, SIGNALS, DiagnosticRow, Readings, Severity
 from esp_ingest.resources import config_file
-from tests.support.cuts import played_in_cuts
+from tests.support.cuts import any_cuts, played_in_cuts
 
 MINUTE = 60_000_000
 START = 1_700_006_400_000_000
@@ -236,12 +234,7 @@ def test_it_is_the_same_a_reading_at_a_time() -> None:
     assert played_in_cuts(RULES, STORY, one_by_one, set(), set()) == WHOLE
 
 
-@settings(max_examples=25, deadline=None)
-@given(
-    cuts=st.lists(st.integers(0, len(STORY)), min_size=1, max_size=25),
-    restarts=st.sets(st.integers(0, 25), max_size=4),
-    discards=st.sets(st.integers(0, 25), max_size=4),
-)
+@any_cuts(STORY, 25)
 def test_it_is_the_same_however_readings_are_cut_into_batches(
     cuts: list[int], restarts: set[int], discards: set[int]
 ) -> None:

@@ -2,14 +2,12 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from esp_ingest.diagnostics.dry_run import DryRun
 from esp_ingest.diagnostics.language import rules_file
 from esp_ingest.model import SIGNAL_ROW, SIGNALS, DiagnosticRow, FloatArray, Readings, Severity
 from esp_ingest.resources import config_file
-from tests.support.cuts import played_in_cuts
+from tests.support.cuts import any_cuts, played_in_cuts
 
 MINUTE = 60_000_000
 START = 1_700_006_400_000_000
@@ -200,12 +198,7 @@ STORY = readings(np.concatenate([load(5, days=4), load(7, days=4, depth=0.62, se
 WHOLE = played_in_cuts(RULES, STORY, [], set(), set())
 
 
-@settings(max_examples=8, deadline=None)
-@given(
-    cuts=st.lists(st.integers(0, len(STORY)), min_size=1, max_size=25),
-    restarts=st.sets(st.integers(0, 25), max_size=4),
-    discards=st.sets(st.integers(0, 25), max_size=4),
-)
+@any_cuts(STORY)
 def test_a_habit_is_the_same_however_its_days_are_cut_into_batches(
     cuts: list[int], restarts: set[int], discards: set[int]
 ) -> None:

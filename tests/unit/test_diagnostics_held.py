@@ -2,8 +2,6 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from esp_ingest.demo.fleet import Fault, FaultName, Fleet
 from esp_ingest.diagnostics.dry_run import DryRun
@@ -12,7 +10,7 @@ from esp_ingest.diagnostics.language.rules import RuleSet
 from esp_ingest.diagnostics.operators import obey
 from esp_ingest.model import SIGNAL_ROW, AlarmAction, DiagnosticRow, Readings
 from tests.evaluate.simulated import in_batches, rule_set
-from tests.support.cuts import played_in_cuts
+from tests.support.cuts import any_cuts, played_in_cuts
 
 HOUR_US = 3_600_000_000
 RULES: RuleSet = rule_set()
@@ -131,12 +129,7 @@ STORY = stories()
 WHOLE = played_in_cuts(RULES, STORY, [], set(), set())
 
 
-@settings(max_examples=8, deadline=None)
-@given(
-    cuts=st.lists(st.integers(0, len(STORY)), min_size=1, max_size=25),
-    restarts=st.sets(st.integers(0, 25), max_size=4),
-    discards=st.sets(st.integers(0, 25), max_size=4),
-)
+@any_cuts(STORY)
 def test_what_is_held_is_the_same_however_readings_are_cut_into_batches(
     cuts: list[int], restarts: set[int], discards: set[int]
 ) -> None:

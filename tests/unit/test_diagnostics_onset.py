@@ -6,12 +6,10 @@ import zlib
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from esp_ingest.diagnostics.engine.engine import Engine
 from esp_ingest.model import SIGNAL_ROW, DiagnosticRow, FloatArray, Severity
-from tests.support.cuts import played_in_cuts
+from tests.support.cuts import any_cuts, played_in_cuts
 from tests.unit.test_diagnostics_habit import ALARMS, DAY, RULES, hours, load, readings, seen
 
 QUIET = 8  # days
@@ -107,12 +105,7 @@ STORY = readings(np.concatenate([begins(days=2, quiet=2), load(6, days=1, depth=
 WHOLE = played_in_cuts(RULES, STORY, [], set(), set())
 
 
-@settings(max_examples=8, deadline=None)
-@given(
-    cuts=st.lists(st.integers(0, len(STORY)), min_size=1, max_size=25),
-    restarts=st.sets(st.integers(0, 25), max_size=4),
-    discards=st.sets(st.integers(0, 25), max_size=4),
-)
+@any_cuts(STORY)
 def test_a_series_is_the_same_however_it_is_cut_into_batches(
     cuts: list[int], restarts: set[int], discards: set[int]
 ) -> None:

@@ -318,17 +318,23 @@ def test_a_broker_that_does_not_answer_subscribe_is_left(broker: FakeBroker, new
     assert "did not answer SUBSCRIBE in time" in source.last_error
 
 
+class NotingClock(SystemClock):
+    """Keeps what it was asked to sleep, seconds."""
+
+    def __init__(self) -> None:
+        self.slept: list[float] = []
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        super().sleep(seconds)
+
+
 def test_what_comes_in_small_pieces_is_gathered_for_longer_than_what_comes_in_large_ones(
     broker: FakeBroker, metrics: Metrics
 ) -> None:
-    slept: list[float] = []
-
-    class Noting(SystemClock):
-        def sleep(self, seconds: float) -> None:
-            slept.append(seconds)
-            super().sleep(seconds)
-
-    source = MqttSource(mqtt(broker), Noting(), metrics)
+    clock = NotingClock()
+    slept = clock.slept
+    source = MqttSource(mqtt(broker), clock, metrics)
     source.start()
     try:
         until(lambda: source.subscribed)
@@ -346,14 +352,9 @@ def test_after_a_turn_that_left_something_unread_nothing_is_waited_for(
     broker: FakeBroker, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("esp_ingest.mqtt.client.RECV_BYTES", 2_000)
-    slept: list[float] = []
-
-    class Noting(SystemClock):
-        def sleep(self, seconds: float) -> None:
-            slept.append(seconds)
-            super().sleep(seconds)
-
-    source = MqttSource(mqtt(broker), Noting(), metrics)
+    clock = NotingClock()
+    slept = clock.slept
+    source = MqttSource(mqtt(broker), clock, metrics)
     source.start()
     try:
         until(lambda: source.subscribed)

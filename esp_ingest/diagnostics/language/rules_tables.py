@@ -72,12 +72,11 @@ def _deadband(value: Any) -> str:
 
 
 def _template(text: str) -> str:
+    known = ("value", "threshold", "signals", "well", "duration", "trend", "drops")
     try:
-        text.format(value="", threshold="", signals="", well="", duration="", trend="", drops="")
+        text.format(**dict.fromkeys(known, ""))
     except (KeyError, IndexError, ValueError) as error:
-        raise ValueError(
-            f"{error} is not a placeholder (known: value, threshold, signals, well, duration, trend)"
-        ) from None
+        raise ValueError(f"{error} is not a placeholder (known: {', '.join(known)})") from None
     return text
 
 

@@ -84,8 +84,8 @@ class PostgresFeed(Feed):
         )
         return {member: int(committed_us) for member, committed_us in rows}
 
-    def forget(self, member: str | None = None) -> None:
-        self._asked(lambda connection: connection.execute(query("forget_member"), (member or self._member,)))
+    def withdraw(self) -> None:
+        self._asked(lambda connection: connection.execute(query("withdraw_member"), (self._member,)))
 
     def close(self) -> None:
         self._release()
